@@ -1,0 +1,83 @@
+"""A batch of sequences, checked and cut into chunks, before a method walks over it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fptt._checks import all_finite
+from fptt._losses import ChunkLoss
+from fptt._sequence import State, chunk_lengths, flatten_state
+
+
+class Chunk(NamedTuple):
+    """Chunk k of a batch: its inputs, in the layout in which they came, and its part of the targets."""
+
+    number: int
+    inputs: Tensor
+    part: Any
+    has_steps: bool
+
+
+class Chunking(NamedTuple):
+    """How a method cuts: K or the longest chunk, and the time dimension of inputs, targets of steps and masks."""
+
+    num_chunks: int | None
+    chunk_length: int | None
+    batch_first: bool
+
+    @property
+    def time_dim(self) -> int:
+        """Return 1 for batch-first tensors, else 0."""
+        return int(self.batch_first)
+
+    def time_major(self, tensor: Tensor) -> Tensor:
+        """Return a view with time in dim 0 and the batch in dim 1."""
+        return tensor.transpose(0, 1) if self.batch_first else tensor
+
+
+def cut_batch(inputs: Tensor, targets: Tensor, mask: Tensor | None, loss: ChunkLoss, chunking: Chunking) -> list[Chunk]:
+    """Return the chunks of a batch.
+
+    Raises:
+        ValueError: If inputs, targets or mask do not fit together, or there are fewer time steps than chunks.
+    """
+    if inputs.dim() < 2 or inputs.numel() == 0:
+        layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
+        raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
+    num_steps, batch_size = chunking.time_major(inputs).shape[:2]
+    lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
+    if mask is not None:
+        mask = _checked_mask(chunking.time_major(mask) if mask.dim() == 2 else mask, (num_steps, batch_size))
+    per_step = targets.dim() >= 2 and targets.shape[:2] == inputs.shape[:2]
+    time_major_targets = chunking.time_major(targets) if per_step else targets
+    parts = loss.split(time_major_targets, mask, lengths, batch_size)
+    has_steps = [True] * len(lengths)
+    if mask is not None:
+        has_steps = torch.stack([chunk.any() for chunk in mask.split(lengths)]).tolist()
+    pieces = zip(inputs.split(lengths, chunking.time_dim), parts, has_steps, strict=True)
+    return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
+
+
+def _checked_mask(mask: Tensor, expected: tuple[int, int]) -> Tensor:
+    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+        raise ValueError(f"mask must be boolean with T, B = {expected}, got {mask.dtype} of {tuple(mask.shape)}.")
+    if not mask.any():
+        raise ValueError("mask must have at least one real step, got none.")
+    return mask
+
+
+def check_inputs(chunks: list[Chunk], batch: int) -> None:
+    """Raise FloatingPointError, naming batch and chunk, if an input is NaN or Inf."""
+    for chunk in chunks:
+        if not all_finite(chunk.inputs):
+            raise FloatingPointError(
+                f"inputs hold NaN or Inf in chunk {chunk.number} of batch {batch}; no weight was changed."
+            )
+
+
+def check_same_state(given: State, returned: State) -> None:
+    """Raise ValueError unless the state that came back has the tensors and shapes of the one that went in."""
+    shapes = [[tuple(tensor.shape) for tensor in flatten_state(state)] for state in (given, returned)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"state must match the model's own, of shapes {shapes[1]}, got {shapes[0]}.")

@@ -1,0 +1,32 @@
+"""Checks of what a user passes in: each error names the argument, the value and what was expected."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ValueError unless the value is one of the named choices."""
+    if value not in tuple(choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless the value is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_unit_interval(name: str, value: float, *, closed: bool) -> None:
+    """Raise ValueError unless the value is in (0, 1], or in [0, 1) when `closed` is False."""
+    inside = isinstance(value, int | float) and (0 < value <= 1 if closed else 0 <= value < 1)
+    if not inside:
+        raise ValueError(f"{name} must be in {'(0, 1]' if closed else '[0, 1)'}, got {value!r}.")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds neither NaN nor Inf; always true for integers."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -1,0 +1,200 @@
+"""The three ways to train a recurrent network: BPTT, TBPTT and FPTT."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fptt._batch import Chunk
+from fptt._checks import check_positive
+from fptt._losses import ChunkLoss
+from fptt._method import Method
+from fptt._regularizer import Coupling, DynamicRegularizer, Form, PreviousGradient
+from fptt._sequence import State, detach
+
+
+class BPTT(Method):
+    """Back-propagate through the whole sequence and update once.
+
+    With `num_chunks` above 1 the loss stands at the end of each chunk, as for the other two, but the graph is not cut:
+    the control that separates the losses from the updates.
+
+    Args:
+        model, optimizer, loss: See `TBPTT`.
+        num_chunks: Number of chunk losses; 1 is plain BPTT.
+        **options: `max_norm`, `batch_first`, `check_finite`, `backward`; see `TBPTT`.
+
+    Example:
+        >>> model = nn.LSTM(3, 5)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> method = fptt.BPTT(model, optimizer, fptt.TerminalLoss(nn.functional.cross_entropy))
+        >>> method.train_batch(torch.randn(12, 4, 3), torch.tensor([0, 1, 2, 3])).updates
+        1
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, loss: ChunkLoss, *, num_chunks: int = 1, **options: Any
+    ) -> None:
+        super().__init__(model, optimizer, loss, num_chunks=num_chunks, **options)
+
+    def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
+        outputs, losses = [], []
+        for chunk in chunks:
+            output, loss, state = self._forward(chunk, state)
+            outputs.append(output.detach())
+            losses.append(loss)
+        norms = self._update(torch.stack(losses).mean(), chunks[-1])
+        for output, chunk in zip(outputs, chunks, strict=True):
+            self.loss.observe(output, chunk.part)
+        return [loss.detach() for loss in losses], norms, state
+
+
+class TBPTT(Method):
+    """Cut the sequence into chunks, back-propagate inside each, and update after each.
+
+    The state goes on from chunk to chunk, detached: memory is that of one chunk.
+
+    Args:
+        model: Called as `model(inputs, state) -> (outputs, state)`; state None is the model's own beginning.
+        optimizer: Any `torch.optim` optimizer over the model's parameters. Gains step hooks, until `close()`.
+        loss: A `TerminalLoss` or `SequenceLoss`.
+        num_chunks: K, the number of chunks of every sequence.
+        chunk_length: Longest chunk in time steps, instead of `num_chunks`.
+        **options: `max_norm` (clip the gradient inside `step()`), `batch_first` (inputs, outputs, targets of steps and
+            masks are (B, T, …)), `check_finite` (stop at NaN or Inf before a weight changes; True), `backward` (called
+            with each loss instead of `loss.backward()`, for example `fabric.backward`).
+
+    Example:
+        >>> model = nn.LSTM(3, 5)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> method = fptt.TBPTT(model, optimizer, fptt.SequenceLoss(nn.functional.mse_loss), chunk_length=5)
+        >>> method.train_batch(torch.randn(12, 4, 3), torch.zeros(12, 4, 5)).updates
+        3
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: ChunkLoss,
+        *,
+        num_chunks: int | None = None,
+        chunk_length: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, **options)
+
+    def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        for chunk in chunks:
+            output, loss, norm, state = self._learn(chunk, detach(state))
+            self.loss.observe(output, chunk.part)
+            losses.append(loss)
+            norms.extend(norm)
+        return losses, norms, state
+
+    def _learn(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, list[Tensor], State]:
+        """Learn one chunk from its incoming state; return outputs, loss, gradient norm if it stepped, next state."""
+        output, loss, next_state = self._forward(chunk, state)
+        norm = self._update(loss, chunk) if chunk.has_steps else []
+        return output.detach(), loss.detach(), norm, next_state
+
+
+class FPTT(TBPTT):
+    """TBPTT with FPTT's dynamic regularizer: every update also minds the losses of the chunks before.
+
+        W_{t+1} = W_t − η ∇(ℓ_t + R_t)(W_t),   R_t(W) = (α/2) ‖W − W̄_t − λ_t/(2α)‖²
+
+    (Kag & Saligrama 2021, Algorithm 1; see `DynamicRegularizer` for the recurrences of W̄ and λ, which go on from batch
+    to batch.) One chunk a time step is plain FPTT, K chunks are FPTT-K; K ≈ √T is said to work best.
+
+    Args:
+        model, optimizer, loss, num_chunks, chunk_length, **options: See `TBPTT`. `max_norm` clips the sum of loss
+            gradient and coupled penalty gradient.
+        alpha: Strength of the penalty, ≥ 0; 0 is exactly TBPTT.
+        beta, form, coupling, mu, previous_gradient: See `DynamicRegularizer`. A recomputed gradient costs a second
+            forward and backward pass a chunk, from the same incoming state and with the same random numbers.
+        regularizer: A `DynamicRegularizer` of your own over the optimizer's parameters, instead of these settings.
+
+    Example:
+        >>> model = nn.LSTM(3, 5)
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
+        >>> method = fptt.FPTT(model, optimizer, loss, num_chunks=4)
+        >>> result = method.train_batch(torch.randn(12, 4, 3), torch.tensor([0, 1, 2, 3]))
+        >>> result.updates, result.chunk_losses.shape
+        (4, torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: ChunkLoss,
+        *,
+        num_chunks: int | None = None,
+        chunk_length: int | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        form: Form = "paper",
+        coupling: Coupling = "decoupled",
+        mu: float = 1.0,
+        previous_gradient: PreviousGradient = "dual",
+        regularizer: DynamicRegularizer | None = None,
+        **options: Any,
+    ) -> None:
+        if alpha != 0:
+            check_positive("alpha", alpha)
+        if regularizer is None and alpha:
+            regularizer = DynamicRegularizer(
+                optimizer.param_groups,
+                alpha,
+                beta=beta,
+                form=form,
+                coupling=coupling,
+                mu=mu,
+                previous_gradient=previous_gradient,
+            )
+        self._regularizer = regularizer
+        super().__init__(model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, **options)
+
+    @property
+    def regularizer(self) -> DynamicRegularizer | None:
+        """The regularizer, or None when alpha is 0."""
+        return self._regularizer
+
+    def _learn(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, list[Tensor], State]:
+        regularizer = self._regularizer
+        if regularizer is None or regularizer.previous_gradient == "dual":
+            return super()._learn(chunk, state)
+        random_state = _random_state(chunk.inputs.device)
+        learned = super()._learn(chunk, state)
+        if learned[2]:
+            with _replay(random_state, chunk.inputs.device):
+                self._recompute_gradient(chunk, state, regularizer)
+        return learned
+
+    def _recompute_gradient(self, chunk: Chunk, state: State, regularizer: DynamicRegularizer) -> None:
+        """Advance the average with ∇ℓ_t(W_{t+1}), of the same chunk from the same incoming state."""
+        self.optimizer.zero_grad()
+        self.backward(self._forward(chunk, state)[1])
+        regularizer.update()
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+@contextmanager
+def _replay(random_state: Tensor, device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers again, for dropout, and go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(random_state, device)
+        else:
+            torch.set_rng_state(random_state)
+        yield

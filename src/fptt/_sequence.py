@@ -1,0 +1,167 @@
+"""Where a sequence is cut, and what happens to the recurrent state at the cut."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = Any
+"""Any nest of tensors (tuple, NamedTuple, list, dict), or None for the model's own initial state."""
+
+
+def chunk_lengths(length: int, num_chunks: int | None = None, chunk_length: int | None = None) -> list[int]:
+    """Split a number of time steps into chunks whose lengths differ by at most one.
+
+    A remainder is spread over the first chunks, so that no chunk is tiny. With `chunk_length` no chunk is longer than
+    asked: that bounds the memory.
+
+    Args:
+        length: Time steps in the sequence, T ≥ 1.
+        num_chunks: Number of chunks, 1 ≤ K ≤ T. Exactly one of `num_chunks` and `chunk_length` is given.
+        chunk_length: Longest chunk, in time steps, ≥ 1; more than T gives one chunk.
+
+    Returns:
+        The K lengths, which sum to `length`.
+
+    Raises:
+        ValueError: If both or neither are given, or one is out of range.
+
+    Example:
+        >>> fptt.chunk_lengths(784, num_chunks=10)
+        [79, 79, 79, 79, 78, 78, 78, 78, 78, 78]
+        >>> fptt.chunk_lengths(10, chunk_length=4)
+        [4, 3, 3]
+    """
+    check_chunking(num_chunks, chunk_length)
+    if length < 1:
+        raise ValueError(f"length must be at least 1 time step, got {length}.")
+    count = num_chunks if num_chunks is not None else -(-length // (chunk_length or 1))
+    if count > length:
+        raise ValueError(f"num_chunks must be at most the sequence length {length}, got {count}.")
+    base, remainder = divmod(length, count)
+    return [base + 1] * remainder + [base] * (count - remainder)
+
+
+def check_chunking(num_chunks: int | None, chunk_length: int | None) -> None:
+    """Raise ValueError unless exactly one of the two is given and is a positive integer."""
+    if (num_chunks is None) == (chunk_length is None):
+        raise ValueError(
+            "give exactly one of num_chunks and chunk_length, "
+            f"got num_chunks={num_chunks}, chunk_length={chunk_length}."
+        )
+    name, value = ("num_chunks", num_chunks) if num_chunks is not None else ("chunk_length", chunk_length)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def split_sequence(
+    *tensors: Tensor, num_chunks: int | None = None, chunk_length: int | None = None, dim: int = 0
+) -> Iterator[tuple[Tensor, ...]]:
+    """Cut sequences of equal length along time and yield the chunks in order, as views.
+
+    Args:
+        *tensors: Sequences, (T, B, …) by default, with the same number of steps in `dim`.
+        num_chunks: Number of chunks, 1 ≤ K ≤ T.
+        chunk_length: Longest chunk in time steps, instead of `num_chunks`.
+        dim: The time dimension: 0 for time-major tensors, 1 for batch-first ones.
+
+    Returns:
+        An iterator of K tuples, one view of each tensor.
+
+    Raises:
+        ValueError: If no tensor is given, the lengths differ, or the chunking is out of range (see `chunk_lengths`).
+
+    Example:
+        >>> inputs, targets = torch.randn(20, 4, 3), torch.randn(20, 4)
+        >>> [tuple(x.shape) for x, y in fptt.split_sequence(inputs, targets, num_chunks=3)]
+        [(7, 4, 3), (7, 4, 3), (6, 4, 3)]
+    """
+    if not tensors:
+        raise ValueError("tensors must hold at least one sequence, got none.")
+    steps = [tensor.shape[dim] for tensor in tensors]
+    if len(set(steps)) > 1:
+        raise ValueError(f"tensors must have the same number of time steps in dim {dim}, got {steps}.")
+    lengths = chunk_lengths(steps[0], num_chunks, chunk_length)
+    return zip(*(tensor.split(lengths, dim) for tensor in tensors), strict=True)
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """Apply a function to every tensor of a nest and keep the nest's own types."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, Mapping):
+        return type(state)({key: map_state(function, value) for key, value in state.items()})  # pyright: ignore
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*(map_state(function, value) for value in state))
+    if isinstance(state, tuple | list):
+        return type(state)(map_state(function, value) for value in state)
+    raise TypeError(f"state must be a nest of tensors (tuple, NamedTuple, list, dict), got a {type(state).__name__}.")
+
+
+def detach(state: State) -> State:
+    """Cut the graph: return the same nest with every tensor detached, sharing memory.
+
+    Args:
+        state: Any nest of tensors, or None.
+
+    Raises:
+        TypeError: If the nest holds something else than tensors.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> fptt.detach({"h": weight * 2})["h"].requires_grad
+        False
+    """
+    return map_state(Tensor.detach, state)
+
+
+def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int = -2) -> State:
+    """Start single samples of a batch again, in mid-sequence, and leave the others alone.
+
+    Args:
+        state: Any nest of tensors with a batch dimension, (…, B, H). Not mutated.
+        mask: Boolean, (B,), True where a new sequence begins.
+        initial: The nest to start from, of the same shapes or broadcastable; zeros by default.
+        batch_dim: The batch dimension of every tensor; -2 fits (B, H) and (num_layers, B, H).
+
+    Returns:
+        A new nest of the same types and shapes.
+
+    Raises:
+        ValueError: If `mask` is not boolean or its length is not the batch size of the state.
+
+    Example:
+        >>> fptt.reset(torch.ones(3, 2), torch.tensor([True, False, True])).sum().item()
+        2.0
+    """
+    if mask.dtype != torch.bool or mask.dim() != 1:
+        raise ValueError(f"mask must be a boolean tensor of shape (B,), got {mask.dtype} of {tuple(mask.shape)}.")
+    replacements = None if initial is None else iter(flatten_state(initial))
+
+    def restart(tensor: Tensor) -> Tensor:
+        if tensor.shape[batch_dim] != len(mask):
+            raise ValueError(
+                f"mask must have one entry for each of the {tensor.shape[batch_dim]} samples in dim {batch_dim} "
+                f"of a state tensor of shape {tuple(tensor.shape)}, got {len(mask)}."
+            )
+        shape = [1] * tensor.dim()
+        shape[batch_dim] = len(mask)
+        fresh = tensor.new_zeros(()) if replacements is None else next(replacements)
+        return torch.where(mask.view(shape), fresh, tensor)
+
+    return map_state(restart, state)
+
+
+def flatten_state(state: State) -> list[Tensor]:
+    """Return the tensors of a nest in the order in which `map_state` visits them."""
+    tensors: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    map_state(collect, state)
+    return tensors

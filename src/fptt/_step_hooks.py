@@ -1,0 +1,95 @@
+"""What happens inside `optimizer.step()`, before and after the optimizer's own work."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fptt._checks import check_positive
+
+
+class Regularizer(Protocol):
+    """What the hooks need of a regularizer."""
+
+    previous_gradient: str
+    param_groups: list[dict[str, Any]]
+
+    def add_penalty_grad_(self) -> None: ...
+
+    def update(self) -> None: ...
+
+
+class StepHooks:
+    """Measure and check the loss gradient, add the penalty, clip; after the step, advance dual and average.
+
+    Everything runs inside `step()`, thus after GradScaler's unscaling, and not at all when a step is skipped.
+
+    Attributes:
+        gradient_norm: Norm of the loss gradient at the last step, before penalty and clipping.
+        num_steps: Steps that the optimizer has really made.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        regularizer: Regularizer | None = None,
+        max_norm: float | None = None,
+        check_finite: bool = False,
+    ) -> None:
+        if max_norm is not None:
+            check_positive("max_norm", max_norm)
+        if regularizer is not None:
+            _check_holds(optimizer, regularizer)
+        self.regularizer, self.max_norm, self.check_finite = regularizer, max_norm, check_finite
+        self.gradient_norm: Tensor | None = None
+        self.num_steps = 0
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _check_plain_step(optimizer, args, kwargs)
+        params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+        self.gradient_norm = norm = _gradient_norm(params)
+        if self.check_finite and not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient has norm {norm.item()}; no weight was changed.")
+        if self.regularizer is not None:
+            self.regularizer.add_penalty_grad_()
+            norm = _gradient_norm(params) if self.max_norm is not None else norm
+        if self.max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
+
+    def _after_step(self, *_: Any) -> None:
+        self.num_steps += 1
+        if self.regularizer is not None and self.regularizer.previous_gradient == "dual":
+            self.regularizer.update()
+
+
+def _gradient_norm(params: list[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
+
+
+def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
+    held = {param for group in optimizer.param_groups for param in group["params"]}
+    for group in regularizer.param_groups:
+        for param in group["params"]:
+            if group["alpha"] is not None and param not in held:
+                raise ValueError(f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not.")
+
+
+def _check_plain_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+    if closure is not None:
+        raise RuntimeError("step(closure) computes the gradient after the penalty: call backward(), then step().")
+    if getattr(optimizer, "found_inf", None) is not None:
+        raise RuntimeError(
+            "a fused optimizer under GradScaler unscales inside its kernel, after the penalty: use fused=False."
+        )

@@ -1,0 +1,58 @@
+"""Adapters that make a user's own layer or cell speak `(inputs, state) -> (outputs, state)`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fptt._sequence import State, flatten_state
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer of your own, `(inputs, state) -> (hidden, state)`, with a read-out behind it.
+
+    Args:
+        rnn: Such as `torch.nn.GRU`, or any module that takes a state (or None) and returns one.
+        readout: Module on the hidden outputs; None leaves them as they are.
+
+    Example:
+        >>> model = fptt.nn.Recurrent(nn.GRU(3, 5), nn.Linear(5, 2))
+        >>> tuple(model(torch.randn(7, 4, 3))[0].shape)
+        (7, 4, 2)
+    """
+
+    def __init__(self, rnn: nn.Module, readout: nn.Module | None = None) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.readout = nn.Identity() if readout is None else readout
+
+    def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Return outputs and next state."""
+        hidden, state = self.rnn(inputs, state)
+        return self.readout(hidden), state
+
+
+class Unroll(nn.Module):
+    """A cell of your own, `(input, state) -> state`, run over time; its output is the first tensor of its state.
+
+    Args:
+        cell: Such as `torch.nn.LSTMCell`, or any module that takes an input (B, D) and a state (or None) and returns
+            the next state, any nest of tensors.
+
+    Example:
+        >>> model = fptt.nn.Recurrent(fptt.nn.Unroll(nn.LSTMCell(3, 5)), nn.Linear(5, 2))
+        >>> tuple(model(torch.randn(7, 4, 3))[0].shape)
+        (7, 4, 2)
+    """
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, Any]:
+        """Return the outputs of all steps, (T, B, H), and the last state."""
+        outputs: list[Tensor] = []
+        for step in inputs:
+            state = self.cell(step, state)
+            outputs.append(flatten_state(state)[0])
+        return torch.stack(outputs), state

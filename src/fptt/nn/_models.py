@@ -1,0 +1,146 @@
+"""LSTM, GRU and RNN with a read-out, on the fast kernels of `torch.nn` or as plain cells with the same weights."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from fptt._checks import check_choice
+from fptt.nn._cells import run_plain
+from fptt.nn._state import LSTMState
+
+Kernel = Literal["fused", "plain"]
+
+
+class _Model(nn.Module):
+    """A recurrent layer and a read-out; see `LSTM`."""
+
+    layer: ClassVar[Callable[..., nn.RNNBase]]
+    num_state_tensors: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int | None = None,
+        *,
+        num_layers: int = 1,
+        readout_sizes: Sequence[int] = (),
+        last_only: bool = False,
+        dropout: float = 0.0,
+        batch_first: bool = False,
+        kernel: Kernel = "fused",
+    ) -> None:
+        super().__init__()
+        check_choice("kernel", kernel, ("fused", "plain"))
+        if output_size is None and readout_sizes:
+            raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
+        self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
+        self.readout = _readout([hidden_size, *readout_sizes], output_size)
+        self.last_only, self.batch_first, self.kernel = last_only, batch_first, kernel
+
+    def _run(self, inputs: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """Return outputs and state tensors for inputs of either layout."""
+        if inputs.dim() != 3 or inputs.shape[-1] != self.rnn.input_size:
+            layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
+            raise ValueError(
+                f"inputs must have shape {layout} with D = {self.rnn.input_size}, got {tuple(inputs.shape)}."
+            )
+        inputs = inputs.transpose(0, 1) if self.batch_first else inputs
+        states = self._checked_states(inputs, states)
+        hidden, states = self._run_kernel(inputs, states)
+        outputs = self.readout(hidden[-1:] if self.last_only else hidden)
+        return outputs.transpose(0, 1) if self.batch_first else outputs, states
+
+    def _checked_states(self, inputs: Tensor, states: Sequence[Tensor] | None) -> list[Tensor]:
+        shape = (self.rnn.num_layers, inputs.shape[1], self.rnn.hidden_size)
+        if states is None:
+            return [inputs.new_zeros(shape)] * self.num_state_tensors
+        found = [tuple(state.shape) for state in states]
+        if found != [shape] * self.num_state_tensors:
+            raise ValueError(
+                f"state must have {self.num_state_tensors} tensor(s) of shape (num_layers, B, H) = {shape}, "
+                f"got {found}."
+            )
+        return list(states)
+
+    def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        if self.kernel == "plain":
+            return run_plain(self.rnn, inputs, states)
+        outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
+        return outputs, list(state) if len(states) > 1 else [state]
+
+
+class LSTM(_Model):
+    """An LSTM with a read-out that speaks `(inputs, state) -> (outputs, state)`.
+
+    Args:
+        input_size: D, width of the inputs.
+        hidden_size: H, width of the state.
+        output_size: C, width of the outputs; None for the state itself, without a read-out.
+        num_layers: Recurrent layers.
+        readout_sizes: Widths of hidden read-out layers, with ReLU after each.
+        last_only: Read out the last step of each call only, as a terminal loss needs: outputs are (1, B, C).
+        dropout: Between recurrent layers, in [0, 1).
+        batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
+        kernel: `fused`, the kernels of `torch.nn`, or `plain`, the cell written out: same weights, same numbers,
+            readable, and traceable by `torch.compile`.
+
+    Raises:
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
+
+    Example:
+        >>> model = fptt.nn.LSTM(3, 16, 10, readout_sizes=[32])
+        >>> outputs, state = model(torch.randn(7, 4, 3))
+        >>> tuple(outputs.shape), tuple(state.h.shape)
+        ((7, 4, 10), (1, 4, 16))
+    """
+
+    layer = nn.LSTM
+    num_state_tensors = 2
+
+    def forward(
+        self, inputs: Tensor, state: LSTMState | tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, LSTMState]:
+        """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
+        outputs, states = self._run(inputs, state)
+        return outputs, LSTMState(*states)
+
+
+class GRU(_Model):
+    """A GRU with a read-out; arguments as for `LSTM`. Its state is one tensor, (num_layers, B, H).
+
+    Example:
+        >>> outputs, state = fptt.nn.GRU(3, 16, 10, last_only=True)(torch.randn(7, 4, 3))
+        >>> tuple(outputs.shape), tuple(state.shape)
+        ((1, 4, 10), (1, 4, 16))
+    """
+
+    layer = nn.GRU
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
+        outputs, (final,) = self._run(inputs, None if state is None else [state])
+        return outputs, final
+
+
+class RNN(GRU):
+    """An Elman network with tanh and a read-out; arguments as for `LSTM`. Its state is one tensor, (num_layers, B, H).
+
+    Example:
+        >>> outputs, state = fptt.nn.RNN(3, 16, kernel="plain")(torch.randn(7, 4, 3))
+        >>> tuple(outputs.shape)
+        (7, 4, 16)
+    """
+
+    layer = nn.RNN
+
+
+def _readout(sizes: list[int], output_size: int | None) -> nn.Module:
+    if output_size is None:
+        return nn.Identity()
+    layers: list[nn.Module] = []
+    for width, next_width in itertools.pairwise(sizes):
+        layers += [nn.Linear(width, next_width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], output_size))
