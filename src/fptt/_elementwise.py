@@ -54,7 +54,9 @@ def _without_reduction(function: LossFunction) -> LossFunction:
         unreduced = copy.copy(function)
         unreduced.reduction = "none"  # pyright: ignore
         return unreduced
-    return functools.partial(function, **{"reduction": "none"}) if _has_argument(function, "reduction") else function
+    if not _has_argument(function, "reduction"):
+        return function
+    return functools.partial(function, reduction="none")  # pyright: ignore[reportCallIssue]
 
 
 def _has_argument(function: LossFunction, name: str) -> bool:

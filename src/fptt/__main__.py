@@ -1,0 +1,21 @@
+"""The `fptt` command: a door to `fptt.experiments`, which needs more libraries than the library itself."""
+
+import sys
+from importlib.util import find_spec
+
+NEEDED = ("datasets", "lightning_fabric", "matplotlib", "numpy", "rich", "safetensors", "sklearn", "tyro", "yaml")
+
+
+def main() -> int:
+    """Run the command line, or say in one line how to install it."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        print(f"fptt: the command line needs {', '.join(missing)}: pip install 'fptt[experiments]'", file=sys.stderr)
+        return 1
+    from fptt.experiments.cli import run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line: tasks, training, evaluation and comparison of BPTT, TBPTT and FPTT."""

@@ -1,0 +1,178 @@
+"""The commands `fptt train`, `fptt evaluate` and `fptt compare`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from fptt import __version__
+from fptt.experiments.config import Setting, TrainConfig
+from fptt.experiments.errors import UserError
+from fptt.experiments.recipes import RECIPES, recipe
+
+INTERRUPTED = 130
+
+OVERVIEW = f"""\
+fptt {__version__}: train recurrent networks forward in time, with FPTT beside BPTT and TBPTT
+
+  fptt train      train one model on one task; leaves a folder with weights, figures and a picture
+  fptt evaluate   measure a trained model on the test data again
+  fptt compare    train with several methods and seeds; a table at equal epochs, updates and time
+
+tasks: {", ".join(RECIPES)}          more: fptt COMMAND --help
+
+first steps:
+  fptt train --task digits --method fptt --out out/digits
+  fptt evaluate out/digits
+  fptt compare --task digits --methods bptt,tbptt,fptt --seeds 3 --out out/compare
+"""
+
+Flat = tyro.conf.OmitArgPrefixes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one model with one method on one task.
+
+    The defaults are those of the task's recipe: try `fptt train --task mnist --help`. Memory, time and updates differ
+    between methods; for a fair comparison see `fptt compare`.
+    """
+
+    run: Flat[TrainConfig]
+    out: Path | None = None
+    """Folder for weights, figures and picture; out/TASK-METHOD-SEED by default."""
+    overwrite: bool = False
+    """Replace what is in the folder."""
+    config: Path | None = None
+    """Start from the config.yaml of another run instead of the recipe; other options still apply."""
+
+    def __call__(self, console: Console) -> None:
+        """Train, and say where everything is."""
+        from fptt.experiments.run_folder import RunFolder
+        from fptt.experiments.training import train
+
+        run = self.run
+        folder = RunFolder(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
+        folder.create(run, overwrite=self.overwrite)
+        _say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
+        summary = train(run, folder, console)
+        metric = next(name for name in summary if name.startswith("test_"))
+        _say(
+            console,
+            f"{metric.replace('_', ' ')} {summary[metric]:.4f} (weights of epoch {summary['best_epoch']}, chosen by "
+            f"validation), {summary['updates']:,} updates, {summary['seconds']:.1f} s of training",
+        )
+        _say(console, f"learning curves: {folder.curves_file}\nsummary: {folder.summary_file}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure the weights of a run folder on the test data again; prints the figure as JSON."""
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+    averages: bool = False
+    """Measure FPTT's averages instead of the weights."""
+    data: str | None = None
+    """Where the data are now, if not where the run read them."""
+
+    def __call__(self, console: Console) -> None:
+        """Measure and print."""
+        from fptt.experiments.evaluation import evaluate_folder
+
+        console.print_json(json.dumps(evaluate_folder(self.folder, averages=self.averages, data=self.data)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train with several methods and seeds and compare them at equal epochs, equal updates and equal time.
+
+    Every run has a process and a folder of its own. A second call goes on where the first one stopped.
+    """
+
+    setting: Flat[Setting]
+    methods: str = "bptt,tbptt,fptt"
+    """Comma-separated methods."""
+    seeds: int = 3
+    """Number of seeds, from 0."""
+    out: Path | None = None
+    """Folder for all runs, rows (compare.json), table (compare.md) and picture; out/compare-TASK by default."""
+    jobs: int = 1
+    """Runs at a time; the cores are shared out among them."""
+    config: Path | None = None
+    """Start from the config.yaml of a run instead of the recipe; other options still apply."""
+
+    def __call__(self, console: Console) -> None:
+        """Run what is not finished, and report."""
+        from fptt.experiments.comparison import Comparison, parse_methods
+
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        out = self.out or Path("out") / f"compare-{self.setting.task}"
+        comparison = Comparison(self.setting, parse_methods(self.methods), range(self.seeds), out)
+        comparison.run(console, self.jobs)
+        comparison.report(console)
+
+
+COMMANDS: dict[str, type[Train | Evaluate | Compare]] = {"train": Train, "evaluate": Evaluate, "compare": Compare}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code: 0, 2 for a user's slip, 130 after Ctrl-C."""
+    console, errors = Console(), Console(stderr=True)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        _command(arguments[0], arguments[1:])(console)
+    except UserError as error:
+        _say(errors, f"fptt: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _say(errors, "fptt: interrupted; what was trained so far is in the folder.")
+        return INTERRUPTED
+    return 0
+
+
+def _command(name: str, arguments: Sequence[str]) -> Callable[[Console], None]:
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}.")
+    kind: Any = COMMANDS[name]
+    if kind is Evaluate:
+        return tyro.cli(Evaluate, args=arguments, prog="fptt evaluate")
+    start = _starting_point(arguments)
+    if kind is Train:
+        return tyro.cli(Train, args=arguments, prog="fptt train", default=Train(run=start))
+    return tyro.cli(Compare, args=arguments, prog="fptt compare", default=Compare(setting=_setting(start)))
+
+
+def _starting_point(arguments: Sequence[str]) -> TrainConfig:
+    """Return the config whose values are the defaults: a file's, or the recipe of the task."""
+    given = tyro.cli(Start, args=[*arguments], return_unknown_args=True, add_help=False)[0]
+    if given.config is not None:
+        return TrainConfig.from_yaml(given.config)
+    return recipe(given.task)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The options that decide about the defaults of all others."""
+
+    task: str = "digits"
+    config: Annotated[Path | None, tyro.conf.arg(help="")] = None
+
+
+def _setting(config: TrainConfig) -> Setting:
+    return Setting(**{field.name: getattr(config, field.name) for field in fields(Setting)})
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,165 @@
+"""What one run is: frozen dataclasses, written to and read from YAML."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+import yaml
+
+from fptt.experiments.errors import UserError
+
+MethodName = Literal["bptt", "tbptt", "fptt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything about a run but its method and seed."""
+
+    task: str = "digits"
+    """digits, mnist or adding."""
+    data: str | None = None
+    """Hub id or local folder of the data set; the task's own hub id by default."""
+    limit: int | None = None
+    """Use this many training samples only."""
+    permuted: bool = False
+    """Read the pixels in one fixed random order (mnist)."""
+    length: int | None = None
+    """Time steps T of a generated sequence (adding)."""
+
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    """Recurrent layer."""
+    hidden_size: int = 128
+    """Width of the recurrent state."""
+    num_layers: int = 1
+    """Recurrent layers."""
+    readout_sizes: tuple[int, ...] = ()
+    """Widths of hidden layers between state and output."""
+
+    epochs: int | None = 60
+    """Passes over the training data."""
+    max_updates: int | None = None
+    """Stop after this many updates."""
+    max_seconds: float | None = None
+    """Stop after this many seconds of training."""
+    batch_size: int = 64
+    """Sequences a batch."""
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop", "adagrad"] = "adam"
+    """Optimizer of torch.optim."""
+    lr: float = 2e-3
+    """Learning rate at the start."""
+    momentum: float = 0.0
+    """Momentum (sgd)."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate over the run: constant, or half a cosine down to 0."""
+    max_norm: float | None = 1.0
+    """Clip the norm of the gradient; None for no clipping."""
+
+    num_chunks: int = 8
+    """K: chunks a sequence for TBPTT and FPTT."""
+    bptt_losses: int = 1
+    """Chunk losses of BPTT, which makes one update all the same."""
+    divergence: Literal["none", "uniform", "running"] = "uniform"
+    """Q of the terminal loss, to which early chunks are held (classes only)."""
+    alpha: float = 0.5
+    """Strength of FPTT's penalty; 0 is TBPTT."""
+    beta: float = 0.5
+    """Weight of the new parameters in FPTT's average, in (0, 1]."""
+    form: Literal["paper", "released"] = "paper"
+    """Form of the penalty: the printed formula or the authors' code."""
+    coupling: Literal["coupled", "decoupled"] = "decoupled"
+    """Add the penalty to the gradient, or take it off the weights after the optimizer's step."""
+    mu: float = 1.0
+    """Pull towards the average in the released form."""
+    previous_gradient: Literal["dual", "recomputed"] = "dual"
+    """FPTT's previous gradient: the dual at no cost, or a second pass."""
+
+    accelerator: str = "cpu"
+    """Device, as Lightning Fabric names it: cpu, cuda, mps, auto."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+
+    def __post_init__(self) -> None:
+        """Check ranges that do not depend on the task."""
+        if self.epochs is None and self.max_updates is None and self.max_seconds is None:
+            raise UserError("epochs, max_updates and max_seconds are all None: give one of them.")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be positive, got {value}.")
+        if self.alpha < 0:
+            raise UserError(f"alpha must not be negative, got {self.alpha}.")
+        if not 0 < self.beta <= 1:
+            raise UserError(f"beta must be in (0, 1], got {self.beta}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Setting):
+    """A whole run; a recipe is one instance."""
+
+    method: MethodName = "fptt"
+    """bptt, tbptt or fptt."""
+    seed: int = 0
+    """Seed of weights, order of samples and generated data."""
+
+    @classmethod
+    def of(cls, setting: Setting, **changes: Any) -> Self:
+        """Return a run with a setting's values."""
+        return cls(**{**dataclasses.asdict(setting), **changes})
+
+    def to_yaml(self) -> str:
+        """Return every field, readable and re-runnable."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return yaml.safe_dump(values, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read a file that `to_yaml` wrote.
+
+        Raises:
+            UserError: If the file is missing or damaged, or has an unknown field or a value of the wrong type.
+        """
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"config {path} cannot be read: {_one_line(error)}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"config {path} must hold one field a line, got {type(values).__name__}.")
+        hints = get_type_hints(cls)
+        unknown = sorted(str(name) for name in values if name not in hints)
+        if unknown:
+            raise UserError(f"config {path} has unknown fields: {', '.join(unknown)}.")
+        return cls(**{name: _checked(path, name, value, hints[name]) for name, value in values.items()})
+
+
+_POSITIVE = (
+    *("limit", "length", "hidden_size", "num_layers", "epochs", "max_updates", "max_seconds", "batch_size", "lr"),
+    *("max_norm", "num_chunks", "bptt_losses", "mu", "threads"),
+)
+
+
+def _checked(path: Path, name: str, value: Any, hint: Any) -> Any:
+    """Return a value from YAML in the type of its field; the types are those that `Setting` uses."""
+    options = get_args(hint)
+    if name == "readout_sizes" and isinstance(value, list) and all(type(size) is int for size in value):
+        return tuple(value)
+    kinds = tuple(option for option in options if isinstance(option, type)) or (hint,)
+    if str in options or hint is str:
+        fits = isinstance(value, str) or (value is None and type(None) in kinds)
+    elif options and all(isinstance(option, str) for option in options):
+        fits = value in options
+    elif float in kinds:
+        fits = type(value) in (int, float, *kinds)
+    else:
+        fits = type(value) in kinds
+    if not fits:
+        raise UserError(f"config {path}: {name} must be {_describe(hint)}, got {value!r}.")
+    return value
+
+
+def _describe(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

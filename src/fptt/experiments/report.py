@@ -1,0 +1,106 @@
+"""Run folders as pictures and tables."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from rich.table import Table
+
+from fptt.experiments.config import TrainConfig
+from fptt.experiments.run_folder import RunFolder
+
+COLORS = {"bptt": "tab:gray", "tbptt": "tab:blue", "fptt": "tab:red"}
+
+
+def draw_curves(folder: RunFolder, config: TrainConfig, metric: str) -> None:
+    """Draw loss and validation metric of one run against its epochs, into the folder."""
+    rows = folder.read_metrics()
+    epochs = [row["epoch"] for row in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    _line(left, epochs, [row["train_loss"] for row in rows], COLORS[config.method])
+    _line(right, epochs, [row[f"validation_{metric}"] for row in rows], COLORS[config.method])
+    left.set(xlabel="epoch", ylabel="mean chunk loss")
+    right.set(xlabel="epoch", ylabel=f"validation {metric}")
+    figure.suptitle(f"{config.task}, {config.method}, seed {config.seed}")
+    _save(figure, folder.curves_file)
+
+
+def draw_comparison(folders: Mapping[str, Sequence[RunFolder]], metric: str, path: Path) -> None:
+    """Draw the validation metric of several methods against epochs, updates and seconds, a thin line a seed."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained", sharey=True)
+    for axis, column in zip(axes, ("epoch", "updates", "seconds"), strict=True):
+        for method, runs in folders.items():
+            for number, run in enumerate(runs):
+                rows = run.read_metrics()
+                values = [row[f"validation_{metric}"] for row in rows]
+                label = method.upper() if number == 0 else None
+                _line(axis, [row[column] for row in rows], values, COLORS[method], label)
+        axis.set(xlabel={"epoch": "epochs", "seconds": "seconds of training"}.get(column, column))
+    axes[0].set_ylabel(f"validation {metric}")
+    axes[1].set_xscale("log")
+    axes[2].legend()
+    _save(figure, path)
+
+
+def _line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, label: str | None = None) -> None:
+    axis.plot(xs, ys, color=color, linewidth=1.2, alpha=0.85, label=label, marker="." if len(xs) < 3 else None)
+    axis.grid(alpha=0.25)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation, 0 for a single value."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def summary_row(summaries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Return the figures of the seeds of one setting: mean and sd of the metric, means of the costs."""
+    mean, sd = mean_and_sd([summary[f"test_{metric}"] for summary in summaries])
+    costs = {
+        name: statistics.mean(summary[name] for summary in summaries)
+        for name in ("epochs", "updates", "seconds", "peak_memory_bytes")
+    }
+    return {f"test_{metric}_mean": mean, f"test_{metric}_sd": sd, "num_seeds": len(summaries), **costs}
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, title: str) -> Table:
+    """Return the rows of one budget as a table for the terminal."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for name in (f"test {metric}", "epochs", "updates", "seconds", "peak memory"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*_cells(row, metric))
+    return table
+
+
+def comparison_markdown(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Return rows of all budgets as a table in Markdown."""
+    lines = [
+        f"| at equal | method | test {metric} (mean ± sd) | epochs | updates | seconds | peak memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [f"| {row['budget']} | {' | '.join(_cells(row, metric))} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Mapping[str, Any], metric: str) -> list[str]:
+    name = row["method"].upper() + (f"-{row['num_chunks']}" if row["num_chunks"] > 1 else "")
+    return [
+        name,
+        f"{row[f'test_{metric}_mean']:.4f} ± {row[f'test_{metric}_sd']:.4f}",
+        f"{row['epochs']:.1f}",
+        f"{row['updates']:,.0f}",
+        f"{row['seconds']:.1f}",
+        f"{row['peak_memory_bytes'] / 2**20:.0f} MiB",
+    ]

@@ -1,0 +1,127 @@
+"""The folder of one run: the only place that knows its file names."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fptt.experiments.config import TrainConfig
+from fptt.experiments.errors import UserError
+
+Weights = dict[str, Tensor]
+
+
+class RunFolder:
+    """Config, metrics, summary, weights, averages and pictures of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.csv"
+        self.summary_file = path / "summary.json"
+        self.weights_file = path / "model.safetensors"
+        self.averages_file = path / "averages.safetensors"
+        self.curves_file = path / "curves.png"
+
+    def create(self, config: TrainConfig, *, overwrite: bool) -> None:
+        """Make the folder and write the config.
+
+        Raises:
+            UserError: If the folder holds something and `overwrite` is False, or it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"out {self.path} is a file, not a folder.")
+        if not overwrite and self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"out {self.path} is not empty: give another folder, or --overwrite.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in self._files():
+                file.unlink(missing_ok=True)
+            _write(self.config_file, config.to_yaml())
+        except OSError as error:
+            raise UserError(f"out {self.path} cannot be written: {error}.") from error
+
+    def _files(self) -> list[Path]:
+        files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
+        return [*files, self.weights_file, self.averages_file]
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one row; the first one writes the names of the columns."""
+        is_new = not self.metrics_file.exists()
+        with self.metrics_file.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, whole or not at all."""
+        _write(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
+    def write_weights(self, weights: Weights, averages: Weights) -> None:
+        """Write the weights W and, if there are any, the averages W̄."""
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, self.weights_file)
+        if averages:
+            save_file({name: tensor.contiguous() for name, tensor in averages.items()}, self.averages_file)
+
+    def read_config(self) -> TrainConfig:
+        """Read the config."""
+        self._check_exists()
+        return TrainConfig.from_yaml(self.config_file)
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Read the rows of the metrics, as numbers."""
+        try:
+            with self.metrics_file.open(newline="") as file:
+                return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except (OSError, ValueError, TypeError) as error:
+            raise self._damaged(self.metrics_file, error) from error
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read the summary."""
+        self._check_exists()
+        try:
+            summary = json.loads(self.summary_file.read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(self.summary_file, error) from error
+        if not isinstance(summary, dict):
+            raise self._damaged(self.summary_file, ValueError("it does not hold an object"))
+        return summary
+
+    def read_weights(self, *, averages: bool = False) -> Weights:
+        """Read the weights, or the averages."""
+        self._check_exists()
+        file = self.averages_file if averages else self.weights_file
+        if averages and not file.exists():
+            raise UserError(f"run folder {self.path} has no averages: its method keeps none.")
+        try:
+            return load_file(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise self._damaged(file, error) from error
+
+    def is_finished(self, config: TrainConfig) -> bool:
+        """Tell whether the folder holds a run of this very config that came to its end."""
+        if not self.summary_file.exists():
+            return False
+        return self.read_summary().get("status") == "finished" and self.read_config() == config
+
+    def _check_exists(self) -> None:
+        if not self.path.is_dir():
+            raise UserError(f"run folder {self.path} does not exist.")
+
+    def _damaged(self, file: Path, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())
+        return UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step, so that nobody reads half of it."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,40 @@
+"""How long a run is, and its learning rate on the way."""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn, optim
+
+from fptt.experiments.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Epochs, updates or seconds of training: a run ends when the first of those given is spent."""
+
+    config: TrainConfig
+    batches_per_epoch: int
+
+    def fraction(self, epochs: float, updates: int, seconds: float) -> float:
+        """Return the part of the budget that is spent, from 0 to 1."""
+        limits = (self.config.epochs, self.config.max_updates, self.config.max_seconds)
+        parts = [spent / limit for spent, limit in zip((epochs, updates, seconds), limits, strict=True) if limit]
+        return min(max(parts), 1.0)
+
+    def is_spent(self, epochs: float, updates: int, seconds: float) -> bool:
+        """Tell whether the run is over."""
+        return self.fraction(epochs, updates, seconds) >= 1.0
+
+    def set_rate(self, optimizer: optim.Optimizer, fraction: float) -> None:
+        """Set the learning rate for this part of the run: constant, or lr · ½(1 + cos(π · fraction))."""
+        factor = 0.5 * (1 + math.cos(math.pi * fraction)) if self.config.schedule == "cosine" else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
+    """Return the optimizer of a config, with torch's own settings for the rest."""
+    if config.optimizer == "sgd":
+        return optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "adagrad": optim.Adagrad}
+    return kind[config.optimizer](model.parameters(), lr=config.lr)

@@ -1,0 +1,55 @@
+"""The adding task (Hochreiter & Schmidhuber 1997): add the two marked numbers of a long sequence."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from fptt.experiments.config import Setting
+from fptt.experiments.errors import UserError
+from fptt.experiments.tasks.task import Batch, FreshSamples, Task
+
+BATCHES_AN_EPOCH = 100
+NUM_HELD_OUT = 2000
+HELD_OUT_SEED = 2**31
+
+
+def load(setting: Setting, seed: int) -> Task:
+    """Make the task for T = `setting.length`: fresh training data from the seed, fixed validation and test data.
+
+    An epoch is 100 batches, or `setting.limit` samples. The mean squared error of a guess is 1/6.
+    """
+    length = setting.length or 200
+    if length < 2:
+        raise UserError(f"length must be at least 2 for the adding task, got {length}.")
+
+    def draw(count: int, generator: torch.Generator) -> Batch:
+        return draw_samples(count, length, generator)
+
+    held_out = torch.Generator().manual_seed(HELD_OUT_SEED)
+    validation, test = (TensorDataset(*draw(NUM_HELD_OUT, held_out)) for _ in range(2))
+    return Task(
+        name="adding",
+        kind="regression",
+        train=FreshSamples(draw, setting.limit or BATCHES_AN_EPOCH * setting.batch_size, seed),
+        validation=validation,
+        test=test,
+        to_sequences=lambda batch: batch.transpose(0, 1),
+        input_size=2,
+        output_size=1,
+        chance=1 / 6,
+    )
+
+
+def draw_samples(count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return sequences (count, length, 2) of numbers in [0, 1) and marks, and their sums (count, 1).
+
+    One mark falls into each half of the sequence.
+    """
+    numbers = torch.rand(count, length, generator=generator)
+    half = length // 2
+    first = torch.randint(0, half, (count,), generator=generator)
+    second = torch.randint(half, length, (count,), generator=generator)
+    rows = torch.arange(count)
+    marks = torch.zeros(count, length)
+    marks[rows, first] = marks[rows, second] = 1.0
+    return torch.stack([numbers, marks], dim=-1), (numbers * marks).sum(1, keepdim=True)

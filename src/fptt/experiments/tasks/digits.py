@@ -1,0 +1,37 @@
+"""Digits of scikit-learn, pixel by pixel: 1,797 images of 8 × 8, real data that ship with the program."""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from fptt.experiments.config import Setting
+from fptt.experiments.tasks.task import Task, limited
+
+SPLIT_SEED = 0
+
+
+def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
+    """Load the digits: 1,257 to train, 180 to validate, 360 to test, stratified, the same for every seed."""
+    images, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
+    inputs, targets = torch.from_numpy(images).float(), torch.from_numpy(labels).long()
+    rest, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=SPLIT_SEED, stratify=labels)
+    train, validation = train_test_split(rest, test_size=180, random_state=SPLIT_SEED, stratify=labels[rest])
+    return Task(
+        name="digits",
+        kind="classes",
+        train=limited(inputs[train], targets[train], setting),
+        validation=TensorDataset(inputs[validation], targets[validation]),
+        test=TensorDataset(inputs[test], targets[test]),
+        to_sequences=pixels,
+        input_size=1,
+        output_size=10,
+        chance=0.1,
+    )
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Return intensities 0 … 16, (B, 64), as sequences of numbers in [0, 1], (64, B, 1)."""
+    return (images / 16).T.unsqueeze(-1)

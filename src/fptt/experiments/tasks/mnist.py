@@ -1,0 +1,75 @@
+"""MNIST pixel by pixel (S-MNIST), or in one fixed random order (PS-MNIST): 784 steps of one number."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from fptt.experiments.config import Setting
+from fptt.experiments.errors import UserError
+from fptt.experiments.tasks.task import Task, limited
+
+HUB_ID = "ylecun/mnist"
+NUM_VALIDATION = 5000
+PERMUTATION_SEED = 0
+
+
+def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
+    """Load MNIST: 55,000 to train, the last 5,000 of its training split to validate, 10,000 to test.
+
+    With a limit, validation and test are cut to the same number, so that a trial is quick.
+    """
+    train, test = _read(setting.data or HUB_ID)
+    images, labels = _tensors(train, "train")
+    test_images, test_labels = _tensors(test, "test")
+    order = torch.randperm(784, generator=torch.Generator().manual_seed(PERMUTATION_SEED)) if setting.permuted else None
+
+    def to_sequences(batch: Tensor) -> Tensor:
+        ordered = batch if order is None else batch[:, order]
+        return (ordered.float() / 255).T.unsqueeze(-1)
+
+    fit = slice(0, len(images) - NUM_VALIDATION)
+    held_out = slice(len(images) - NUM_VALIDATION, None)
+    return Task(
+        name="mnist",
+        kind="classes",
+        train=limited(images[fit], labels[fit], setting),
+        validation=limited(images[held_out], labels[held_out], setting),
+        test=limited(test_images, test_labels, setting),
+        to_sequences=to_sequences,
+        input_size=1,
+        output_size=10,
+        chance=0.1,
+    )
+
+
+def _read(source: str) -> tuple[datasets.Dataset, datasets.Dataset]:
+    looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
+    path = Path(source).expanduser()
+    if looks_local and not path.is_dir():
+        raise UserError(f"data folder {source!r} does not exist.")
+    try:
+        splits = datasets.load_dataset(str(path) if looks_local else source)
+    except Exception as error:  # the loader raises many kinds, all of them about the data
+        hint = "" if looks_local else " Without a connection, give a local folder of Parquet files by --data."
+        raise UserError(f"data set {source!r} cannot be loaded: {' '.join(str(error).split())[:300]}.{hint}") from error
+    missing = {"train", "test"} - set(splits)
+    if missing:
+        raise UserError(f"data set {source!r} must have the splits train and test, got {', '.join(map(str, splits))}.")
+    return splits["train"], splits["test"]  # pyright: ignore
+
+
+def _tensors(split: datasets.Dataset, name: str) -> tuple[Tensor, Tensor]:
+    """Return images as bytes, (N, 784), and labels, (N,)."""
+    if not {"image", "label"} <= set(split.column_names):
+        raise UserError(f"the {name} split must have the columns image and label, got {', '.join(split.column_names)}.")
+    try:
+        images = np.stack([np.asarray(image, dtype=np.uint8) for image in split["image"]]).reshape(len(split), 784)
+        labels = np.asarray(split["label"], dtype=np.int64)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the {name} split must hold grey images of 28 × 28 and whole labels: {error}.") from error
+    if name == "train" and len(images) <= NUM_VALIDATION:
+        raise UserError(f"the train split must have more than {NUM_VALIDATION} samples, got {len(images)}.")
+    return torch.from_numpy(images), torch.from_numpy(labels)

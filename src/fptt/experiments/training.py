@@ -1,0 +1,241 @@
+"""One run: build everything from a config, train, select by validation, test, and leave a run folder."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fptt
+from fptt.experiments.config import TrainConfig
+from fptt.experiments.environment import environment
+from fptt.experiments.errors import UserError
+from fptt.experiments.evaluation import build_model, measure
+from fptt.experiments.progress import Display, make_display
+from fptt.experiments.report import draw_curves
+from fptt.experiments.run_folder import RunFolder, Weights
+from fptt.experiments.schedule import Budget, make_optimizer
+from fptt.experiments.tasks import Task, load_task
+from fptt.experiments.tasks.task import training_batches
+
+
+@dataclass
+class Best:
+    """The weights of the epoch with the best validation metric, the later one of equals."""
+
+    metric: float | None = None
+    epoch: int = 0
+    weights: Weights = field(default_factory=dict)
+    averages: Weights = field(default_factory=dict)
+
+
+@dataclass
+class Totals:
+    """What one epoch has added up so far; tensors, so that nothing waits for the device."""
+
+    loss: Tensor
+    penalty: Tensor
+    gradient_norm: Tensor
+    batches: int = 0
+
+    def add(self, result: fptt.BatchResult) -> None:
+        """Add one batch."""
+        self.loss = self.loss + result.loss
+        self.penalty = self.penalty + result.penalty
+        self.gradient_norm = self.gradient_norm + result.gradient_norm
+        self.batches += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the means over the batches."""
+        count = max(self.batches, 1)
+        return {
+            "train_loss": self.loss.item() / count,
+            "penalty": self.penalty.item() / count,
+            "gradient_norm": self.gradient_norm.item() / count,
+        }
+
+
+def train(config: TrainConfig, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Train a config into a folder that exists, and return its summary.
+
+    Ctrl-C ends the run early: the folder is completed with what there is, its status is `interrupted`, and the
+    KeyboardInterrupt goes on to the caller.
+    """
+    run = Run(config, folder, console)
+    status = "failed"
+    try:
+        run.loop()
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except FloatingPointError as error:
+        raise UserError(
+            f"{error} Try a smaller lr or max_norm; what was trained so far is in {folder.path}."
+        ) from error
+    finally:
+        run.display.close()
+        summary = run.finish(status) if run.can_finish else {}
+    return summary
+
+
+class Run:
+    """The parts of a run, and what it has done so far."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, console: Console) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        torch.set_flush_denormal(True)
+        self.config, self.folder, self.console = config, folder, console
+        self.fabric = Fabric(accelerator=config.accelerator, devices=1)
+        torch.manual_seed(config.seed)
+        self.task: Task = load_task(config, config.seed)
+        model = build_model(config, self.task)
+        optimizer = make_optimizer(config, model)
+        self.model: nn.Module = model
+        self.wrapped, self.optimizer = self.fabric.setup(model, optimizer)
+        check_chunks(config, self.task)
+        loader = training_batches(self.task, config.batch_size, torch.Generator().manual_seed(config.seed))
+        self.loader = self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        self.budget = Budget(config, batches_per_epoch=len(loader))
+        self.method = make_method(config, self.task, self.wrapped, self.optimizer, self.fabric)
+        self.best = Best()
+        self.epoch = 0
+        self.seconds = 0.0
+        self.display: Display = make_display(console)
+
+    @property
+    def can_finish(self) -> bool:
+        """Whether an update has been made, so that there is something to keep."""
+        return self.method.updates > 0
+
+    def loop(self) -> None:
+        """Train until the budget is spent."""
+        while not self.budget.is_spent(self.epoch, self.method.updates, self.seconds):
+            totals = self._train_epoch()
+            self.epoch += 1
+            self._validate(totals)
+
+    def _train_epoch(self) -> Totals:
+        zero = torch.zeros((), device=self.fabric.device)
+        totals = Totals(zero, zero, zero)
+        for number, (inputs, targets) in enumerate(self.loader):
+            epochs = self.epoch + number / len(self.loader)
+            if number and self.budget.is_spent(epochs, self.method.updates, self.seconds):
+                break
+            fraction = self.budget.fraction(epochs, self.method.updates, self.seconds)
+            self.budget.set_rate(self.optimizer, fraction)
+            start = time.perf_counter()
+            totals.add(self.method.train_batch(self.task.to_sequences(inputs), targets))
+            self.seconds += time.perf_counter() - start
+            self.display.show(fraction, self._figures(totals))
+        return totals
+
+    def _figures(self, totals: Totals) -> str:
+        seconds = max(self.seconds, 1e-9)
+        best = "" if self.best.metric is None else f"  best {self.task.metric} {self.best.metric:.4f}"
+        return (
+            f"epoch {self.epoch}  loss {totals.means()['train_loss']:.4f}{best}  "
+            f"{self.method.updates / seconds:,.0f} updates/s  {self.method.timesteps / seconds:,.0f} time steps/s"
+        )
+
+    def _validate(self, totals: Totals) -> None:
+        metric = measure(self.model, self.task, self.task.validation, self.fabric.device)
+        if self.best.metric is None or self.task.is_better(metric, self.best.metric):
+            self.best = Best(metric, self.epoch, _copy(self.model), self._averages())
+        row = {
+            "epoch": self.epoch,
+            "batches": self.method.batches,
+            "updates": self.method.updates,
+            "timesteps": self.method.timesteps,
+            "seconds": round(self.seconds, 3),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **totals.means(),
+            f"validation_{self.task.metric}": metric,
+        }
+        self.folder.append_metrics(row)
+        fraction = self.budget.fraction(self.epoch, self.method.updates, self.seconds)
+        self.display.epoch(fraction, f"{self._figures(totals)}  validation {self.task.metric} {metric:.4f}")
+
+    def _averages(self) -> Weights:
+        if self.method.regularizer is None:
+            return {}
+        with self.method.regularizer.averaged():
+            return _copy(self.model)
+
+    def finish(self, status: str) -> dict[str, Any]:
+        """Test the selected weights and write everything that the folder still lacks."""
+        if self.best.metric is None:
+            metric = measure(self.model, self.task, self.task.validation, self.fabric.device)
+            self.best = Best(metric, self.epoch, _copy(self.model), self._averages())
+        self.folder.write_weights(self.best.weights, self.best.averages)
+        self.model.load_state_dict(self.best.weights)
+        test = measure(self.model, self.task, self.task.test, self.fabric.device)
+        summary = self._summary(status, test)
+        self.folder.write_summary(summary)
+        if self.epoch:
+            draw_curves(self.folder, self.config, self.task.metric)
+        return summary
+
+    def _summary(self, status: str, test: float) -> dict[str, Any]:
+        config, task, method = self.config, self.task, self.method
+        is_fptt = config.method == "fptt"
+        return {
+            "task": task.name,
+            "permuted": config.permuted,
+            "method": config.method,
+            "form": config.form if is_fptt else None,
+            "coupling": config.coupling if is_fptt else None,
+            "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
+            "alpha": config.alpha if is_fptt else None,
+            "seed": config.seed,
+            f"test_{task.metric}": test,
+            f"validation_{task.metric}": self.best.metric,
+            "best_epoch": self.best.epoch,
+            "status": status,
+            "epochs": self.epoch,
+            "batches": method.batches,
+            "updates": method.updates,
+            "timesteps": method.timesteps,
+            "seconds": round(self.seconds, 3),
+            "num_parameters": sum(param.numel() for param in self.model.parameters()),
+            **environment(self.fabric.device),
+        }
+
+
+def _copy(model: nn.Module) -> Weights:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def check_chunks(config: TrainConfig, task: Task) -> None:
+    """Raise UserError if there are more chunks than time steps."""
+    length = len(task.to_sequences(task.test[[0]][0]))
+    name = "bptt_losses" if config.method == "bptt" else "num_chunks"
+    if getattr(config, name) > length:
+        raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
+
+
+def make_loss(config: TrainConfig, task: Task) -> fptt.TerminalLoss:
+    """Return the chunk loss of a task; only classes have a divergence."""
+    if task.kind == "regression":
+        return fptt.TerminalLoss(functional.mse_loss)
+    running = fptt.RunningPrior(task.output_size) if config.divergence == "running" else None
+    return fptt.TerminalLoss(functional.cross_entropy, "uniform" if config.divergence == "uniform" else running)
+
+
+def make_method(
+    config: TrainConfig, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
+) -> fptt.Method:
+    """Return the method of a config."""
+    loss = make_loss(config, task).to(fabric.device)
+    options = {"max_norm": config.max_norm, "backward": fabric.backward}
+    if config.method == "bptt":
+        return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, **options)
+    if config.method == "tbptt":
+        return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
+    names = ("num_chunks", "alpha", "beta", "form", "coupling", "mu", "previous_gradient")
+    return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)
