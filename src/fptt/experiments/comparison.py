@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,10 +51,12 @@ class Comparison:
             for method in self.methods:
                 if method == self.reference:
                     continue
-                config = TrainConfig.of(self.setting, method=method, seed=seed, epochs=None)
-                if self.summaries["epochs", method, seed]["updates"] != reference["updates"]:
-                    yield ("updates", method, seed), replace(config, max_updates=reference["updates"])
-                yield ("seconds", method, seed), replace(config, max_seconds=reference["seconds"])
+                limits = {"max_updates": reference["updates"], "max_seconds": reference["seconds"]}
+                if self.summaries["epochs", method, seed]["updates"] == reference["updates"]:
+                    del limits["max_updates"]
+                for name, limit in limits.items():
+                    changes = {"method": method, "seed": seed, "epochs": None, name: limit}
+                    yield (name.removeprefix("max_"), method, seed), TrainConfig.of(self.setting, **changes)
 
     def folder(self, key: Key) -> RunFolder:
         """Return the folder of a run."""

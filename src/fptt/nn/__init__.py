@@ -5,4 +5,5 @@ from fptt.nn._adapters import Unroll as Unroll
 from fptt.nn._models import GRU as GRU
 from fptt.nn._models import LSTM as LSTM
 from fptt.nn._models import RNN as RNN
+from fptt.nn._models import Kernel as Kernel
 from fptt.nn._state import LSTMState as LSTMState

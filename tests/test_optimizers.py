@@ -1,0 +1,146 @@
+"""The contract of torch.optim, with a regularizer attached, over every optimizer."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fptt
+from tests.problems import FORMS, OPTIMIZERS, assert_same_weights, attached, loss_of, run_steps, small_model, weights
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+@every_optimizer
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_saved_and_resumed_is_bitwise_the_same(name: str, settings: dict[str, Any]) -> None:
+    model = small_model()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    regularizer = attached(model, optimizer, **settings)
+    run_steps(model, optimizer, range(5))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), regularizer.state_dict()))
+    run_steps(model, optimizer, range(5, 12))
+    resumed = small_model()
+    resumed.load_state_dict(saved[0])
+    other_optimizer = OPTIMIZERS[name](resumed.parameters())
+    other = attached(resumed, other_optimizer, **settings)
+    other_optimizer.load_state_dict(saved[1])
+    other.load_state_dict(saved[2])
+    run_steps(resumed, other_optimizer, range(5, 12))
+    assert_same_weights(model, resumed)
+
+
+@every_optimizer
+def test_optimizer_state_is_left_alone(name: str) -> None:
+    model, twin = small_model(), small_model()
+    optimizer, plain = OPTIMIZERS[name](model.parameters()), OPTIMIZERS[name](twin.parameters())
+    attached(model, optimizer)
+    run_steps(model, optimizer, range(2))
+    run_steps(twin, plain, range(2))
+    found, expected = (o.state_dict()["state"][0].keys() for o in (optimizer, plain))
+    assert found == expected
+
+
+@every_optimizer
+def test_schedulers_go_on_working(name: str) -> None:
+    model = small_model()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    attached(model, optimizer)
+    rate = optimizer.param_groups[0]["lr"]
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    run_steps(model, optimizer, range(1))
+    scheduler.step()
+    run_steps(model, optimizer, range(1))
+    assert optimizer.param_groups[0]["lr"] == rate / 2
+
+
+@every_optimizer
+def test_missing_gradients_are_a_no_op(name: str) -> None:
+    model = small_model()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    regularizer = attached(model, optimizer)
+    before = weights(model)
+    optimizer.step()
+    assert not regularizer.state
+    for param, weight in zip(model.parameters(), before, strict=True):
+        assert torch.equal(param, weight)
+
+
+@every_optimizer
+@pytest.mark.parametrize("coupling", ["coupled", "decoupled"])
+def test_grad_scaler_adds_the_penalty_after_unscaling(name: str, coupling: Any) -> None:
+    scaled, plain = small_model().double(), small_model().double()
+    scaled.load_state_dict(plain.state_dict())
+    optimizer = OPTIMIZERS[name](scaled.parameters())
+    attached(scaled, optimizer, alpha=0.3, coupling=coupling)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(5):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(scaled, step)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    reference = OPTIMIZERS[name](plain.parameters())
+    attached(plain, reference, alpha=0.3, coupling=coupling)
+    run_steps(plain, reference, range(5))
+    for one, other in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_a_step_that_grad_scaler_skips_leaves_everything_as_it_was() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer)
+    run_steps(model, optimizer, range(3))
+    before, state = weights(model), copy.deepcopy(list(regularizer.state.values()))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    optimizer.zero_grad()
+    scaler.scale(loss_of(model, 3) * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    for param, weight, (average, dual) in zip(model.parameters(), before, state, strict=True):
+        assert torch.equal(param, weight)
+        assert torch.equal(regularizer.state[param].average, average)
+        assert torch.equal(regularizer.state[param].dual, dual)
+
+
+def test_closures_and_fused_scaling_are_refused() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attached(model, optimizer)
+    with pytest.raises(RuntimeError, match="closure"):
+        optimizer.step(lambda: 0.0)
+    fused = torch.optim.Adam(model.parameters(), fused=True)
+    attached(model, fused)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(model, 0)).backward()
+    with pytest.raises(RuntimeError, match="fused"):
+        scaler.step(fused)
+
+
+def test_attach_checks_its_arguments() -> None:
+    model = small_model()
+    regularizer = fptt.DynamicRegularizer(model.parameters())
+    partial = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizer must hold all"):
+        regularizer.attach(partial)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="max_norm"):
+        regularizer.attach(optimizer, max_norm=0.0)
+    regularizer.attach(optimizer)
+    with pytest.raises(RuntimeError, match="attached"):
+        regularizer.attach(optimizer)
+
+
+def test_a_parameter_shared_by_two_modules_is_penalized_once() -> None:
+    embedding, readout = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+    readout.weight = embedding.weight
+    model = nn.ModuleList([embedding, readout])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        readout(embedding(torch.arange(4))).square().mean().backward()
+        optimizer.step()
+    assert list(regularizer.state) == [embedding.weight]
