@@ -103,6 +103,7 @@ def fptt_epoch(
     x: np.ndarray,
     labels: np.ndarray,
     lengths: list[int],
+    *,
     optimizer: Optimizer,
     s: Settings,
     memory: dict,

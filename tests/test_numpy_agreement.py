@@ -50,7 +50,9 @@ def test_equals_numpy(settings: Settings, optimizer_name: str, kernel: fptt.nn.K
     for _ in range(10):
         inputs, labels = torch.randn(T, B, D), torch.randint(C, (B,))
         lengths = fptt.chunk_lengths(T, num_chunks=K)
-        expected = fptt_epoch(weights, inputs.numpy(), labels.numpy(), lengths, reference, settings, memory)
+        expected = fptt_epoch(
+            weights, inputs.numpy(), labels.numpy(), lengths, optimizer=reference, s=settings, memory=memory
+        )
         result = method.train_batch(inputs, labels)
         np.testing.assert_allclose(result.chunk_losses.numpy(), expected, rtol=1e-10, atol=1e-10)
     assert method.updates == 50

@@ -1,0 +1,185 @@
+import functools
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fptt
+
+LENGTHS = [4, 3, 3]
+
+
+def mean_of_chunks(
+    loss: fptt.ChunkLoss, output: Tensor, targets: Tensor, mask: Tensor | None, lengths: list[int]
+) -> Any:
+    parts = loss.split(targets, mask, lengths, output.shape[1])
+    values = [loss(chunk, part) for chunk, part in zip(output.split(lengths), parts, strict=True)]
+    return torch.stack(values).mean()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("lengths", [[10], LENGTHS, [1] * 10, [2, 8]], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_sequence_loss_weighs_every_real_step_alike_however_it_is_cut(lengths: list[int], masked: bool) -> None:
+    output, targets = torch.randn(10, 4, 6, requires_grad=True), torch.randint(6, (10, 4))
+    mask = torch.arange(10)[:, None] < torch.tensor([10, 3, 7, 1]) if masked else None
+    real = torch.ones(10, 4, dtype=torch.bool) if mask is None else mask
+    expected = functional.cross_entropy(output[real], targets[real])
+    found = mean_of_chunks(fptt.SequenceLoss(functional.cross_entropy), output, targets, mask, lengths)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    one, other = (torch.autograd.grad(value, output)[0] for value in (found, expected))
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_chunk_of_equal_length_is_its_own_mean() -> None:
+    output, targets = torch.randn(9, 2, 3), torch.randn(9, 2, 3)
+    loss = fptt.SequenceLoss(nn.MSELoss())
+    for chunk, part in zip(output.split(3), loss.split(targets, None, [3, 3, 3], 2), strict=True):
+        torch.testing.assert_close(loss(chunk, part), functional.mse_loss(chunk, part.targets))
+
+
+def test_ignored_targets_are_not_real_steps() -> None:
+    output, targets = torch.randn(10, 2, 5), torch.randint(5, (10, 2))
+    targets[3:8] = -100
+    targets[0, 1] = -100
+    for function in (functional.cross_entropy, nn.CrossEntropyLoss()):
+        found = mean_of_chunks(fptt.SequenceLoss(function), output, targets, None, LENGTHS)
+        torch.testing.assert_close(found, functional.cross_entropy(output.flatten(0, 1), targets.flatten()))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functional.l1_loss,
+        nn.SmoothL1Loss(),
+        nn.HuberLoss(reduction="none"),
+        lambda output, target: (output - target) ** 2,
+    ],
+)
+def test_any_loss_of_a_regression(function: Any) -> None:
+    output, targets = torch.randn(10, 2, 3), torch.randn(10, 2, 3)
+    mask = torch.rand(10, 2) < 0.6
+    found = mean_of_chunks(fptt.SequenceLoss(function), output, targets, mask, LENGTHS)
+    torch.testing.assert_close(found, function(output[mask], targets[mask]).mean())
+
+
+@pytest.mark.usefixtures("float64")
+def test_terminal_loss_by_hand() -> None:
+    """Logits (0, ln 3): P = (¼, ¾). Label 0: −ln ¼; uniform Q: −½ ln ¼ − ½ ln ¾."""
+    output = torch.tensor([0.0, 3.0]).log().clamp(min=-50)[None, None].expand(6, 1, 2).clone()
+    output[..., 0] = 0.0
+    loss = fptt.TerminalLoss(functional.cross_entropy, divergence="uniform")
+    parts = loss.split(torch.tensor([0]), None, [2, 2, 2], 1)
+    label, prior = 1.3862943611198906, 0.8369882167858358
+    for k, part in enumerate(parts):
+        b = (k + 1) / 3
+        expected = b * label + (1 - b) * prior
+        assert loss(output[2 * k : 2 * k + 2], part).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_terminal_loss_reads_the_last_step_of_the_chunk() -> None:
+    output, targets = torch.randn(10, 3, 4), torch.tensor([0, 1, 2])
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    parts = loss.split(targets, None, LENGTHS, 3)
+    for k, (last, part) in enumerate(zip([3, 6, 9], parts, strict=True)):
+        expected = (k + 1) / 3 * functional.cross_entropy(output[last], targets)
+        torch.testing.assert_close(loss(output[: last + 1], part), expected)
+
+
+def test_terminal_loss_of_one_chunk_is_the_plain_loss() -> None:
+    output, targets = torch.randn(5, 3, 1), torch.randn(3, 1)
+    loss = fptt.TerminalLoss(functional.mse_loss)
+    (part,) = loss.split(targets, None, [5], 3)
+    assert torch.equal(loss(output, part), functional.mse_loss(output[-1], targets, reduction="none").flatten().mean())
+
+
+@pytest.mark.usefixtures("float64")
+def test_terminal_loss_of_ragged_sequences_is_that_of_each_alone() -> None:
+    """Lengths 10, 4 and 6 in chunks 4 + 3 + 3: three, one and two chunks, b = 1 where each ends."""
+    output, targets = torch.randn(10, 3, 5), torch.tensor([4, 0, 2])
+    mask = torch.arange(10)[:, None] < torch.tensor([10, 4, 6])
+    loss = fptt.TerminalLoss(functional.cross_entropy, divergence="uniform")
+    parts = loss.split(targets, mask, LENGTHS, 3)
+    found = [loss(chunk, part).item() for chunk, part in zip(output.split(LENGTHS), parts, strict=True)]
+
+    def term(step: int, sample: int, b: float) -> float:
+        log_p = output[step, sample].log_softmax(-1)
+        return (-b * log_p[targets[sample]] - (1 - b) * log_p.mean()).item()
+
+    expected = [
+        (term(3, 0, 1 / 3) + term(3, 1, 1) + term(3, 2, 1 / 2)) / 3,
+        (term(6, 0, 2 / 3) + term(5, 2, 1)) / 3,
+        term(9, 0, 1) / 3,
+    ]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_running_prior_by_hand() -> None:
+    prior = fptt.RunningPrior(num_classes=2, decay=0.75)
+    sure = torch.tensor([[0.0, 50.0], [0.0, 50.0], [50.0, 0.0]])
+    prior.observe(sure, torch.tensor([1, 1, 1]), torch.tensor([True, True, False]))
+    torch.testing.assert_close(prior.probabilities, torch.tensor([[0.5, 0.5], [0.375, 0.625]]))
+    prior.observe(sure[2:], torch.tensor([1]), torch.tensor([True]))  # ¾ (⅜, ⅝) + ¼ (1, 0)
+    torch.testing.assert_close(prior.probabilities[1], torch.tensor([0.53125, 0.46875]))
+
+
+def test_running_prior_learns_from_ended_sequences_only() -> None:
+    prior = fptt.RunningPrior(num_classes=3, decay=0.5)
+    loss = fptt.TerminalLoss(functional.cross_entropy, divergence=prior)
+    output, targets = torch.randn(10, 2, 3), torch.tensor([0, 2])
+    parts = loss.split(targets, None, LENGTHS, 2)
+    for chunk, part in zip(output.split(LENGTHS)[:2], parts, strict=False):
+        loss.observe(chunk, part)
+    assert torch.equal(prior.probabilities, torch.full((3, 3), 1 / 3))
+    loss.observe(output[7:], parts[2])
+    expected = 0.5 / 3 + 0.5 * output[9].softmax(-1)
+    torch.testing.assert_close(prior.probabilities[[0, 2]], expected)
+    assert torch.equal(prior.probabilities[1], torch.full((3,), 1 / 3))
+    other = fptt.TerminalLoss(functional.cross_entropy, divergence=fptt.RunningPrior(3))
+    other.load_state_dict(loss.state_dict())
+    b = 1 / 3
+    log_p = output[3].log_softmax(-1)
+    expected_loss = (
+        b * functional.cross_entropy(output[3], targets)
+        - (1 - b) * (prior.probabilities[targets] * log_p).sum(-1).mean()
+    )
+    torch.testing.assert_close(other(output[:4], parts[0]), expected_loss)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: fptt.TerminalLoss(nn.CrossEntropyLoss(reduction="sum")), ValueError, "reduction='sum'"),
+        (lambda: fptt.TerminalLoss("cross_entropy"), TypeError, "function must be a loss"),  # pyright: ignore
+        (lambda: fptt.TerminalLoss(functional.mse_loss, "flat"), ValueError, "divergence must be"),
+        (lambda: fptt.RunningPrior(1), ValueError, "num_classes"),
+        (lambda: fptt.RunningPrior(3, decay=1.0), ValueError, "decay"),
+    ],
+)
+def test_bad_settings_are_named(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_regression_target_of_another_shape_is_not_broadcast() -> None:
+    loss = fptt.TerminalLoss(functional.mse_loss)
+    (part,) = loss.split(torch.zeros(3), None, [5], 3)
+    with pytest.raises(ValueError, match="shape of the outputs"):
+        loss(torch.zeros(5, 3, 1), part)
+
+
+def test_a_reduced_loss_of_ones_own_is_refused() -> None:
+    loss = fptt.TerminalLoss(lambda output, target: (output - target).square().mean())
+    (part,) = loss.split(torch.zeros(3, 1), None, [5], 3)
+    with pytest.raises(ValueError, match="one value per element"):
+        loss(torch.zeros(5, 3, 1), part)
+
+
+def test_losses_pickle() -> None:
+    loss = fptt.TerminalLoss(functools.partial(functional.cross_entropy, label_smoothing=0.1), "uniform")
+    copied = pickle.loads(pickle.dumps(loss))
+    output, (part,) = torch.randn(5, 3, 4), loss.split(torch.tensor([0, 1, 2]), None, [5], 3)
+    assert torch.equal(copied(output, part), loss(output, part))

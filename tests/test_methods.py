@@ -1,0 +1,388 @@
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fptt
+from tests.problems import FORMS, OPTIMIZERS, assert_same_weights, weights
+
+T, B, D, H, C = 13, 4, 3, 5, 6
+METHODS: dict[str, Callable[..., fptt.Method]] = {
+    "bptt": fptt.BPTT,
+    "tbptt": lambda *a, **k: fptt.TBPTT(*a, num_chunks=4, **k),
+    "fptt": lambda *a, **k: fptt.FPTT(*a, num_chunks=4, **k),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def terminal() -> fptt.TerminalLoss:
+    return fptt.TerminalLoss(functional.cross_entropy, divergence="uniform")
+
+
+def sequence() -> fptt.SequenceLoss:
+    return fptt.SequenceLoss(functional.cross_entropy)
+
+
+def lstm(**options: Any) -> nn.Module:
+    torch.manual_seed(1)
+    return fptt.nn.LSTM(D, H, C, **options)
+
+
+def batch(number: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    inputs = torch.randn(T, B, D, generator=generator, dtype=torch.float64).to(dtype)
+    return inputs, torch.randint(C, (B,), generator=generator)
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def train(method: fptt.Method, numbers: range, **options: Any) -> list[fptt.BatchResult]:
+    return [method.train_batch(*batch(number), **options) for number in numbers]
+
+
+def test_fptt_without_alpha_is_exactly_tbptt() -> None:
+    models = [lstm(), lstm()]
+    for model, kind, options in zip(models, (fptt.FPTT, fptt.TBPTT), ({"alpha": 0}, {}), strict=True):
+        optimizer = torch.optim.Adam(model.parameters())
+        method = kind(model, optimizer, terminal(), num_chunks=5, max_norm=0.1, **options)
+        train(method, range(5))
+    assert_same_weights(*models)
+
+
+def test_fptt_of_one_chunk_without_alpha_is_exactly_bptt() -> None:
+    models = [lstm(), lstm(), lstm()]
+    methods = [
+        fptt.FPTT(models[0], sgd(models[0]), terminal(), num_chunks=1, alpha=0),
+        fptt.BPTT(models[1], sgd(models[1]), terminal()),
+    ]
+    for method in methods:
+        train(method, range(4))
+    optimizer = sgd(models[2])
+    for number in range(4):
+        inputs, targets = batch(number)
+        optimizer.zero_grad()
+        functional.cross_entropy(models[2](inputs)[0][-1], targets, reduction="none").mean().backward()
+        optimizer.step()
+    assert_same_weights(models[0], models[1])
+    assert_same_weights(models[1], models[2])
+
+
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_fptt_is_the_loop_of_the_readme(settings: dict[str, Any]) -> None:
+    models = [lstm(), lstm()]
+    method = fptt.FPTT(models[0], sgd(models[0]), sequence(), num_chunks=4, **settings)
+    optimizer = sgd(models[1])
+    fptt.DynamicRegularizer(models[1].parameters(), **settings).attach(optimizer)
+    for number in range(3):
+        inputs, _ = batch(number)
+        targets = torch.randint(C, (T, B))
+        method.train_batch(inputs, targets)
+        state = None
+        for x, y in fptt.split_sequence(inputs, targets, num_chunks=4):
+            output, state = models[1](x, fptt.detach(state))
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="sum")
+            (loss * 4 / (T * B)).backward()
+            optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_graph_is_cut_between_chunks() -> None:
+    """An input of the first chunk has no gradient from the loss of the second."""
+    model = lstm()
+    seen: list[Any] = []
+    model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    fptt.TBPTT(model, sgd(model), terminal(), num_chunks=3).train_batch(*batch())
+    assert seen[0] is None
+    for state in seen[1:]:
+        assert not any(tensor.requires_grad or tensor.grad_fn for tensor in state)
+
+
+def test_tbptt_makes_one_sgd_step_a_chunk_with_the_chunks_gradient() -> None:
+    model, mirror = lstm().double(), lstm().double()
+    inputs, targets = batch(dtype=torch.float64)
+    method = fptt.TBPTT(model, sgd(model, 0.3), fptt.TerminalLoss(functional.cross_entropy), num_chunks=2)
+    result = method.train_batch(inputs, targets)
+    state = None
+    for k, x in enumerate(inputs.split([7, 6])):
+        output, state = mirror(x, fptt.detach(state))
+        loss = (k + 1) / 2 * functional.cross_entropy(output[-1], targets)
+        gradients = torch.autograd.grad(loss, list(mirror.parameters()))
+        assert result.chunk_losses[k].item() == pytest.approx(loss.item(), rel=1e-12)
+        with torch.no_grad():
+            for param, gradient in zip(mirror.parameters(), gradients, strict=True):
+                param.sub_(0.3 * gradient)
+    for one, other in zip(model.parameters(), mirror.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_bptt_with_chunk_losses_keeps_the_graph() -> None:
+    model, mirror = lstm().double(), lstm().double()
+    inputs, targets = batch(dtype=torch.float64)
+    result = fptt.BPTT(model, sgd(model), terminal(), num_chunks=3).train_batch(inputs, targets)
+    outputs = mirror(inputs)[0]
+    parts = terminal().split(targets, None, [5, 4, 4], B)
+    losses = [terminal()(chunk, part) for chunk, part in zip(outputs.split([5, 4, 4]), parts, strict=True)]
+    expected = torch.autograd.grad(torch.stack(losses).mean(), list(mirror.parameters()))
+    assert result.updates == 1
+    for param, start, gradient in zip(model.parameters(), mirror.parameters(), expected, strict=True):
+        torch.testing.assert_close(param, start - 0.1 * gradient, rtol=1e-12, atol=1e-12)
+
+
+@every_method
+def test_result_and_counters(name: str) -> None:
+    model = lstm()
+    method = METHODS[name](model, sgd(model), terminal())
+    results = train(method, range(3))
+    updates = 1 if name == "bptt" else 4
+    assert all(result.updates == updates for result in results)
+    assert (method.batches, method.updates, method.timesteps) == (3, 3 * updates, 3 * T * B)
+    for result in results:
+        torch.testing.assert_close(result.loss, result.chunk_losses.mean())
+        assert result.chunk_losses.shape == (updates,)
+        assert result.gradient_norm > 0
+        assert not result.state.h.requires_grad
+        assert result.state.h.shape == (1, B, H)
+    if method.regularizer is None:
+        assert results[-1].penalty == 0
+    else:
+        torch.testing.assert_close(results[-1].penalty, method.regularizer.penalty().detach())
+        assert results[-1].penalty != 0
+
+
+@every_method
+def test_batch_first_is_the_same_transposed(name: str) -> None:
+    models = [lstm(), lstm(batch_first=True)]
+    methods = [
+        METHODS[name](m, sgd(m), sequence(), batch_first=first) for m, first in zip(models, (False, True), strict=True)
+    ]
+    inputs, targets = batch()[0], torch.randint(C, (T, B))
+    mask = torch.arange(T)[:, None] < torch.tensor([13, 9, 2, 11])
+    one = methods[0].train_batch(inputs, targets, mask=mask)
+    other = methods[1].train_batch(inputs.transpose(0, 1), targets.T, mask=mask.T)
+    torch.testing.assert_close(one.chunk_losses, other.chunk_losses)
+    for first, second in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@every_method
+def test_padding_does_not_matter(name: str) -> None:
+    """What stands in padded steps changes neither loss nor weights."""
+    models = [lstm(), lstm()]
+    mask = torch.arange(T)[:, None] < torch.tensor([13, 9, 2, 11])
+    for number, model in enumerate(models):
+        method = METHODS[name](model, sgd(model), terminal())
+        inputs, targets = batch()
+        inputs[~mask] = float(number)
+        method.train_batch(inputs, targets, mask=mask)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_chunk_without_a_real_step_makes_no_update() -> None:
+    model = lstm()
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters()), sequence(), chunk_length=4)
+    mask = (torch.arange(T) < 7)[:, None].expand(T, B)  # chunks of 4 + 3 + 3 + 3 steps
+    result = method.train_batch(batch()[0], torch.randint(C, (T, B)), mask=mask)
+    assert result.updates == 2
+    assert result.chunk_losses.tolist()[2:] == [0, 0]
+
+
+@every_method
+def test_state_is_carried_when_asked(name: str) -> None:
+    """Two halves with the state handed on give the same states as the whole; without it they do not."""
+    model = lstm()
+    method = METHODS[name](model, sgd(model, lr=1e-12), sequence())
+    inputs, targets = torch.randn(16, B, D), torch.randint(C, (16, B))
+    whole = model(inputs)[1]
+    first = method.train_batch(inputs[:8], targets[:8])
+    carried = method.train_batch(inputs[8:], targets[8:], state=first.state)
+    torch.testing.assert_close(carried.state.h, whole.h)
+    assert not torch.allclose(method.train_batch(inputs[8:], targets[8:]).state.h, whole.h, atol=1e-3)
+
+
+@every_method
+def test_a_saved_and_resumed_method_is_bitwise_the_same(name: str) -> None:
+    def build() -> tuple[nn.Module, torch.optim.Optimizer, fptt.Method]:
+        model = lstm()
+        optimizer = OPTIMIZERS["Adam"](model.parameters())
+        loss = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C, decay=0.5))
+        return model, optimizer, METHODS[name](model, optimizer, loss, max_norm=0.5)
+
+    model, optimizer, method = build()
+    train(method, range(3))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), method.state_dict()))
+    train(method, range(3, 6))
+    others = build()
+    for other, state in zip(others, saved, strict=True):
+        other.load_state_dict(state)
+    train(others[2], range(3, 6))
+    assert_same_weights(model, others[0])
+    assert others[2].updates == method.updates
+
+
+@every_method
+def test_copies_and_pickles_of_a_method_go_on_alike(name: str) -> None:
+    model = lstm()
+    method = METHODS[name](model, OPTIMIZERS["Adam"](model.parameters()), terminal())
+    train(method, range(2))
+    copies = [copy.deepcopy(method), pickle.loads(pickle.dumps(method))]
+    train(method, range(2, 4))
+    for other in copies:
+        train(other, range(2, 4))
+        assert_same_weights(model, other.model)
+
+
+def test_recomputed_gradient_replays_dropout() -> None:
+    """The second pass draws the same dropout, and the random stream goes on as if there were no second pass."""
+    torch.manual_seed(3)
+    model = fptt.nn.LSTM(D, H, C, num_layers=2, dropout=0.5)
+    losses: list[float] = []
+    method = fptt.FPTT(
+        model, sgd(model, lr=1e-12), terminal(), num_chunks=2, coupling="coupled", previous_gradient="recomputed"
+    )
+    method.loss.register_forward_hook(lambda *arguments: losses.append(arguments[2].item()))
+    torch.manual_seed(5)
+    method.train_batch(*batch())
+    after = torch.rand(1)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[2] == pytest.approx(losses[3], abs=1e-6)
+    twin = fptt.TBPTT(model, sgd(model, lr=1e-12), terminal(), num_chunks=2)
+    torch.manual_seed(5)
+    twin.train_batch(*batch())
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_close_takes_the_hooks_off() -> None:
+    model = lstm()
+    optimizer = sgd(model)
+    fptt.FPTT(model, optimizer, terminal(), num_chunks=2).close()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@every_method
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_inputs_name_batch_and_chunk_and_change_nothing(name: str, bad: float) -> None:
+    model = lstm()
+    method = METHODS[name](model, sgd(model), terminal())
+    train(method, range(2))
+    before = weights(model)
+    inputs, targets = batch(2)
+    inputs[11, 2, 0] = bad
+    chunk = 0 if name == "bptt" else 3
+    with pytest.raises(FloatingPointError, match=f"chunk {chunk} of batch 2"):
+        method.train_batch(inputs, targets)
+    for param, weight in zip(model.parameters(), before, strict=True):
+        assert torch.equal(param, weight)
+    train(method, range(2, 3))
+
+
+class Explodes(nn.Module):
+    """Gives NaN, or an infinite gradient, from its n-th call on."""
+
+    def __init__(self, kind: str, call: int) -> None:
+        super().__init__()
+        self.inner, self.kind, self.calls_left = lstm(), kind, call
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        output, state = self.inner(inputs, state)
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            factor = self.inner.get_parameter("readout.0.bias").sum()
+            output = output + (
+                factor * float("nan") if self.kind == "loss" else (factor - factor.detach()).abs().sqrt()
+            )
+        return output, state
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_bad_losses_and_gradients_name_batch_and_chunk_and_keep_the_weights(kind: str) -> None:
+    model = Explodes(kind, call=2)
+    method = fptt.FPTT(model, sgd(model), terminal(), num_chunks=4)
+    snapshots: list[list[Tensor]] = []
+    model.register_forward_pre_hook(lambda *_: snapshots.append(weights(model)))
+    with pytest.raises(FloatingPointError, match=f"{kind} is .* in chunk 2 of batch 0"):
+        method.train_batch(*batch())
+    for param, weight in zip(model.parameters(), snapshots[2], strict=True):
+        assert torch.equal(param, weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": torch.zeros(B + 1, dtype=torch.long)}, "targets must have shape"),
+        ({"inputs": torch.zeros(2, B, D)}, "num_chunks must be at most the sequence length 2, got 4"),
+        ({"inputs": torch.zeros(T, 0, D)}, "inputs must be a non-empty"),
+        ({"inputs": torch.zeros(T)}, "inputs must be a non-empty"),
+        ({"inputs": torch.zeros(T, B, D + 1)}, "inputs must have shape"),
+        ({"mask": torch.ones(T, B)}, "mask must be boolean"),
+        ({"mask": torch.ones(T, B + 1, dtype=torch.bool)}, "mask must be boolean"),
+        ({"mask": torch.zeros(T, B, dtype=torch.bool)}, "mask must have at least one real step"),
+        ({"state": (torch.zeros(1, B, H + 1), torch.zeros(1, B, H))}, "state must have"),
+        ({"state": torch.zeros(1, B, H)}, "state must have"),
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
+    model = lstm()
+    method = fptt.FPTT(model, sgd(model), terminal(), num_chunks=4)
+    inputs, targets = batch()
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        method.train_batch(**{"inputs": inputs, "targets": targets, **change})
+    assert (method.batches, method.updates) == (0, 0)
+    for param, weight in zip(model.parameters(), before, strict=True):
+        assert torch.equal(param, weight)
+
+
+def test_sequence_targets_of_the_wrong_length_are_named() -> None:
+    model = lstm()
+    method = fptt.TBPTT(model, sgd(model), sequence(), num_chunks=4)
+    with pytest.raises(ValueError, match=r"targets must have shape \(T, B, …\)"):
+        method.train_batch(batch()[0], torch.zeros(T - 1, B, dtype=torch.long))
+    last_only = lstm(last_only=True)
+    method = fptt.TBPTT(last_only, sgd(last_only), sequence(), num_chunks=4)
+    with pytest.raises(ValueError, match="one output per step"):
+        method.train_batch(batch()[0], torch.zeros(T, B, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_chunks": 2, "alpha": -0.1}, ValueError, "alpha"),
+        ({"num_chunks": 2, "max_norm": -1.0}, ValueError, "max_norm"),
+        ({"num_chunks": 2, "chunk_length": 2}, ValueError, "exactly one"),
+        ({}, ValueError, "exactly one"),
+        ({"num_chunks": 2, "loss": functional.cross_entropy}, TypeError, "TerminalLoss or a SequenceLoss"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = lstm()
+    with pytest.raises(error, match=message):
+        fptt.FPTT(model, sgd(model), **{"loss": terminal(), **options})
+
+
+def test_learns_to_remember_the_first_step() -> None:
+    """A problem with an exact answer: the class is the index of the first input's mark, after silence."""
+    torch.manual_seed(0)
+    model = fptt.nn.LSTM(4, 24, 4, last_only=True)
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters(), lr=5e-3), terminal(), num_chunks=4)
+    for _ in range(150):
+        labels = torch.randint(4, (16,))
+        inputs = torch.zeros(12, 16, 4)
+        inputs[0, torch.arange(16), labels] = 1.0
+        method.train_batch(inputs, labels)
+    labels = torch.arange(4)
+    inputs = torch.zeros(12, 4, 4)
+    inputs[0] = torch.eye(4)
+    assert torch.equal(model(inputs)[0][-1].argmax(-1), labels)

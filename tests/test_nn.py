@@ -1,0 +1,97 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fptt
+
+MODELS = {"LSTM": fptt.nn.LSTM, "GRU": fptt.nn.GRU, "RNN": fptt.nn.RNN}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@every_model
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.usefixtures("float64")
+def test_plain_cells_have_the_numbers_and_gradients_of_the_fused_kernels(name: str, num_layers: int) -> None:
+    fused, plain = (
+        MODELS[name](3, 5, 2, num_layers=num_layers, readout_sizes=[4], kernel=kernel) for kernel in ("fused", "plain")
+    )
+    plain.load_state_dict(fused.state_dict())
+    inputs = [torch.randn(7, 4, 3, requires_grad=True) for _ in range(2)]
+    inputs[1] = inputs[0].detach().clone().requires_grad_()
+    _, states = zip(*(model(torch.ones(2, 4, 3)) for model in (fused, plain)), strict=True)
+    results = [model(x, fptt.detach(state)) for model, x, state in zip((fused, plain), inputs, states, strict=True)]
+    for outputs, _ in results:
+        outputs.square().sum().backward()
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(tuple(results[0][1]), tuple(results[1][1]), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-10, atol=1e-10)
+    for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-10, atol=1e-10)
+
+
+@every_model
+@pytest.mark.parametrize("kernel", ["fused", "plain"])
+def test_chunks_with_the_state_handed_on_are_the_whole(name: str, kernel: Any) -> None:
+    model = MODELS[name](3, 5, 2, num_layers=2, kernel=kernel)
+    inputs = torch.randn(11, 4, 3)
+    whole, final = model(inputs)
+    state, pieces = None, []
+    for (chunk,) in fptt.split_sequence(inputs, num_chunks=4):
+        output, state = model(chunk, state)
+        pieces.append(output)
+    torch.testing.assert_close(torch.cat(pieces), whole)
+    torch.testing.assert_close(state, final)
+
+
+def test_layouts_and_readouts() -> None:
+    inputs = torch.randn(7, 4, 3)
+    model, twin = fptt.nn.LSTM(3, 5, 2), fptt.nn.LSTM(3, 5, 2, batch_first=True)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin(inputs.transpose(0, 1))[0].transpose(0, 1), model(inputs)[0])
+    last = fptt.nn.LSTM(3, 5, 2, last_only=True)
+    last.load_state_dict(model.state_dict())
+    assert torch.equal(last(inputs)[0], model(inputs)[0][-1:])
+    assert fptt.nn.LSTM(3, 5)(inputs)[0].shape == (7, 4, 5)
+    assert isinstance(model(inputs)[1], fptt.nn.LSTMState)
+
+
+def test_dropout_acts_between_layers_in_training_only() -> None:
+    for kernel in ("fused", "plain"):
+        model = fptt.nn.GRU(3, 5, num_layers=2, dropout=0.5, kernel=kernel)
+        inputs = torch.randn(7, 4, 3)
+        assert not torch.equal(model(inputs)[0], model(inputs)[0])
+        model.eval()
+        assert torch.equal(model(inputs)[0], model(inputs)[0])
+
+
+@pytest.mark.parametrize(
+    "cell", [nn.LSTMCell(3, 5), nn.GRUCell(3, 5), nn.RNNCell(3, 5)], ids=lambda c: type(c).__name__
+)
+def test_a_cell_of_ones_own_is_one_line(cell: nn.Module) -> None:
+    model = fptt.nn.Recurrent(fptt.nn.Unroll(cell), nn.Linear(5, 2))
+    loss = fptt.TerminalLoss(nn.functional.cross_entropy)
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters()), loss, num_chunks=3)
+    assert method.train_batch(torch.randn(7, 4, 3), torch.tensor([0, 1, 0, 1])).updates == 3
+
+
+def test_unrolled_cell_equals_the_layer() -> None:
+    layer, cell = nn.LSTM(3, 5), nn.LSTMCell(3, 5)
+    cell.load_state_dict({name: layer.state_dict()[f"{name}_l0"] for name in cell.state_dict()})
+    inputs = torch.randn(7, 4, 3)
+    torch.testing.assert_close(fptt.nn.Unroll(cell)(inputs)[0], layer(inputs)[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fptt.nn.LSTM(3, 5, kernel="triton"), "kernel must be one of"),  # pyright: ignore
+        (lambda: fptt.nn.LSTM(3, 5, readout_sizes=[4]), "readout_sizes"),
+        (lambda: fptt.nn.LSTM(3, 5)(torch.zeros(7, 4)), "inputs must have shape"),
+        (lambda: fptt.nn.GRU(3, 5)(torch.zeros(7, 4, 3), torch.zeros(1, 3, 5)), "state must have"),
+    ],
+)
+def test_bad_arguments_are_named(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,96 @@
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import fptt
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 64, 784, 1000])
+def test_chunks_cover_the_sequence_and_none_is_tiny(length: int) -> None:
+    for num_chunks in {1, 2, 3, 10, 28, length} & set(range(1, length + 1)):
+        lengths = fptt.chunk_lengths(length, num_chunks=num_chunks)
+        assert len(lengths) == num_chunks
+        assert sum(lengths) == length
+        assert max(lengths) - min(lengths) <= 1
+    for longest in (1, 3, 10, length, length + 5):
+        lengths = fptt.chunk_lengths(length, chunk_length=longest)
+        assert sum(lengths) == length
+        assert max(lengths) <= longest
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_the_remainder_of_mnist_is_spread() -> None:
+    assert fptt.chunk_lengths(784, num_chunks=10) == [79] * 4 + [78] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of num_chunks and chunk_length"),
+        ({"num_chunks": 2, "chunk_length": 3}, "exactly one of num_chunks and chunk_length"),
+        ({"num_chunks": 11}, "num_chunks must be at most the sequence length 10, got 11"),
+        ({"num_chunks": 0}, "num_chunks must be a positive integer, got 0"),
+        ({"chunk_length": -1}, "chunk_length must be a positive integer, got -1"),
+        ({"num_chunks": 2.5}, "num_chunks must be a positive integer, got 2.5"),
+        ({"num_chunks": True}, "num_chunks must be a positive integer"),
+    ],
+)
+def test_bad_chunking_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fptt.chunk_lengths(10, **arguments)
+    with pytest.raises(ValueError, match="length"):
+        fptt.chunk_lengths(0, num_chunks=1)
+
+
+def test_split_yields_views_of_all_tensors_in_order() -> None:
+    inputs, targets = torch.arange(10.0).reshape(10, 1), torch.arange(10).reshape(10, 1)
+    chunks = list(fptt.split_sequence(inputs, targets, num_chunks=3))
+    assert [x[:, 0].tolist() for x, _ in chunks] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert torch.equal(torch.cat([y for _, y in chunks]), targets)
+    assert chunks[0][0].data_ptr() == inputs.data_ptr()
+    batch_first = list(fptt.split_sequence(inputs.T, chunk_length=4, dim=1))
+    assert [x.shape[1] for (x,) in batch_first] == [4, 3, 3]
+    with pytest.raises(ValueError, match=r"\[10, 9\]"):
+        fptt.split_sequence(inputs, targets[:9], num_chunks=2)
+    with pytest.raises(ValueError, match="tensors"):
+        fptt.split_sequence(num_chunks=2)
+
+
+class Nested(NamedTuple):
+    h: Tensor
+    rest: dict[str, list[Tensor]]
+
+
+def nested(value: Tensor) -> Nested:
+    return Nested(value, {"a": [value * 2, value * 3]})
+
+
+def test_detach_keeps_the_nest_and_cuts_every_tensor() -> None:
+    state = nested(torch.ones(2, 3, requires_grad=True))
+    cut = fptt.detach(state)
+    assert isinstance(cut, Nested)
+    assert isinstance(cut.rest["a"], list)
+    assert not cut.h.requires_grad
+    assert not cut.rest["a"][1].requires_grad
+    assert torch.equal(cut.rest["a"][1], torch.full((2, 3), 3.0))
+    assert fptt.detach(None) is None
+    with pytest.raises(TypeError, match="state must be a nest of tensors"):
+        fptt.detach((torch.ones(1), "h"))
+
+
+def test_reset_starts_single_samples_again() -> None:
+    state = fptt.nn.LSTMState(torch.ones(2, 3, 4), 2 * torch.ones(2, 3, 4))
+    mask = torch.tensor([False, True, False])
+    fresh = fptt.reset(state, mask)
+    assert isinstance(fresh, fptt.nn.LSTMState)
+    assert fresh.c[:, :, 0].tolist() == [[2, 0, 2]] * 2
+    assert state.c.min() == 2
+    initial = fptt.nn.LSTMState(torch.full((2, 1, 4), 7.0), torch.full((2, 1, 4), 8.0))
+    assert fptt.reset(state, mask, initial).c[0, :, 0].tolist() == [2, 8, 2]
+    assert fptt.reset(torch.ones(3, 4, 5, 5), mask, batch_dim=0).sum() == 200
+    with pytest.raises(ValueError, match=r"3 samples in dim -2 .*got 2"):
+        fptt.reset(state, mask[:2])
+    with pytest.raises(ValueError, match="mask must be a boolean"):
+        fptt.reset(state, mask.float())
