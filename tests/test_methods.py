@@ -49,10 +49,10 @@ def train(method: fptt.Method, numbers: range, **options: Any) -> list[fptt.Batc
 
 def test_fptt_without_alpha_is_exactly_tbptt() -> None:
     models = [lstm(), lstm()]
-    for model, kind, options in zip(models, (fptt.FPTT, fptt.TBPTT), ({"alpha": 0}, {}), strict=True):
-        optimizer = torch.optim.Adam(model.parameters())
-        method = kind(model, optimizer, terminal(), num_chunks=5, max_norm=0.1, **options)
-        train(method, range(5))
+    optimizers = [torch.optim.Adam(model.parameters()) for model in models]
+    options: dict[str, Any] = {"num_chunks": 5, "max_norm": 0.1}
+    train(fptt.FPTT(models[0], optimizers[0], terminal(), alpha=0, **options), range(5))
+    train(fptt.TBPTT(models[1], optimizers[1], terminal(), **options), range(5))
     assert_same_weights(*models)
 
 

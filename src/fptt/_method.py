@@ -109,10 +109,12 @@ class Method(ABC):
         if self.check_finite:
             check_inputs(chunks, self.batches)
         before = self._hooks.num_steps
-        losses, norms, state = self._walk(chunks, detach(state))
-        updates = self._hooks.num_steps - before
+        try:
+            losses, norms, state = self._walk(chunks, detach(state))
+        finally:
+            updates = self._hooks.num_steps - before
+            self.updates += updates
         self.batches += 1
-        self.updates += updates
         self.timesteps += inputs.shape[0] * inputs.shape[1]
         chunk_losses = torch.stack(losses)
         norm = torch.stack(norms).mean() if norms else chunk_losses.new_zeros(())

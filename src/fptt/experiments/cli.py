@@ -57,7 +57,8 @@ class Train:
 
         run = self.run
         folder = RunFolder(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
-        folder.create(run, overwrite=self.overwrite)
+        if not self.overwrite:
+            folder.check_free()
         _say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
         summary = train(run, folder, console)
         metric = next(name for name in summary if name.startswith("test_"))

@@ -29,16 +29,19 @@ class RunFolder:
         self.averages_file = path / "averages.safetensors"
         self.curves_file = path / "curves.png"
 
-    def create(self, config: TrainConfig, *, overwrite: bool) -> None:
-        """Make the folder and write the config.
-
-        Raises:
-            UserError: If the folder holds something and `overwrite` is False, or it cannot be written.
-        """
+    def check_free(self) -> None:
+        """Raise UserError if the folder holds something."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out {self.path} is a file, not a folder.")
-        if not overwrite and self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"out {self.path} is not empty: give another folder, or --overwrite.")
+
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder, take an earlier run out of it and write the config.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self._files():

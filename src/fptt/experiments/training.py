@@ -60,12 +60,19 @@ class Totals:
 
 
 def train(config: TrainConfig, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Train a config into a folder that exists, and return its summary.
+    """Train a config into a folder, and return its summary; the folder is made when everything else is ready.
 
     Ctrl-C ends the run early: the folder is completed with what there is, its status is `interrupted`, and the
     KeyboardInterrupt goes on to the caller.
+
+    Raises:
+        UserError: If data, device or settings are not usable, or the training diverges.
     """
-    run = Run(config, folder, console)
+    try:
+        run = Run(config, folder, console)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    folder.create(config)
     status = "failed"
     try:
         run.loop()
@@ -91,7 +98,7 @@ class Run:
             torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)
         self.config, self.folder, self.console = config, folder, console
-        self.fabric = Fabric(accelerator=config.accelerator, devices=1)
+        self.fabric = make_fabric(config.accelerator)
         torch.manual_seed(config.seed)
         self.task: Task = load_task(config, config.seed)
         model = build_model(config, self.task)
@@ -209,6 +216,18 @@ class Run:
 
 def _copy(model: nn.Module) -> Weights:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def make_fabric(accelerator: str) -> Fabric:
+    """Return the device.
+
+    Raises:
+        UserError: If there is no such device here.
+    """
+    try:
+        return Fabric(accelerator=accelerator, devices=1)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"accelerator {accelerator!r} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def check_chunks(config: TrainConfig, task: Task) -> None:

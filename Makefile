@@ -1,0 +1,46 @@
+# make train   the environment, then FPTT on real data         make test    the environment, then all fast tests
+# make check   format, lint, types, layers, fast tests         make faults  every planted fault must turn the tests red
+# make docs    the documentation as a site                     make setup   the environment alone
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: setup train test test-all check faults docs build clean
+
+train: $(STAMP)
+	@$(BIN)/fptt train --task digits --method fptt --seed 0 --out out/digits --overwrite
+
+test: $(STAMP)
+	@$(BIN)/pytest -q -n 2
+
+test-all: $(STAMP)
+	@$(BIN)/pytest -q -n 2 -m ""
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --verbose
+	$(BIN)/pytest -q -n 2
+
+faults: $(STAMP)
+	@$(BIN)/python tests/faults.py
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --site-dir site
+
+build: $(STAMP)
+	$(BIN)/python -m build
+
+setup: $(STAMP)
+
+# stale when the dependencies have changed
+$(STAMP): pyproject.toml constraints.txt
+	@echo "making the environment in .venv (a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,development]'
+	@touch $@
+
+clean:
+	rm -rf .venv out site dist

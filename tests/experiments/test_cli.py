@@ -1,0 +1,246 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fptt.experiments.cli import run
+from fptt.experiments.comparison import parse_methods
+from fptt.experiments.config import TrainConfig
+from fptt.experiments.errors import UserError
+from fptt.experiments.recipes import RECIPES, recipe
+from fptt.experiments.run_folder import RunFolder
+
+QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
+
+
+def train(out: Path, *options: str) -> dict[str, Any]:
+    assert run(["train", "--out", str(out), *QUICK, *options]) == 0
+    return RunFolder(out).read_summary()
+
+
+@pytest.mark.parametrize("method", ["bptt", "tbptt", "fptt"])
+def test_train_leaves_a_whole_folder_and_evaluate_reproduces_its_figure(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    summary = train(out, "--method", method)
+    expected = {"config.yaml", "metrics.csv", "summary.json", "model.safetensors", "curves.png"}
+    assert {file.name for file in out.iterdir()} == expected | ({"averages.safetensors"} if method == "fptt" else set())
+    updates = 4 if method == "bptt" else 32
+    found = {name: summary[name] for name in ("task", "method", "epochs", "batches", "updates", "timesteps", "status")}
+    assert found == {
+        "task": "digits",
+        "method": method,
+        "epochs": 2,
+        "batches": 4,
+        "updates": updates,
+        "timesteps": 2 * 128 * 64,
+        "status": "finished",
+    }
+    assert summary["form"] == ("paper" if method == "fptt" else None)
+    assert summary["seconds"] > 0
+    assert summary["peak_memory_bytes"] > 2**20
+    assert summary["num_parameters"] == 4 * 8 * (1 + 8 + 2) + 8 * 10 + 10
+    assert summary["torch"] == torch.__version__
+    rows = RunFolder(out).read_metrics()
+    assert [row["updates"] for row in rows] == [updates // 2, updates]
+    assert summary["validation_accuracy"] == max(row["validation_accuracy"] for row in rows)
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    capsys.readouterr()
+    assert run(["evaluate", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["test_accuracy"] == summary["test_accuracy"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_config_is_rerunnable(tmp_path: Path) -> None:
+    train(tmp_path / "a", "--alpha", "0.25", "--readout-sizes", "6", "5")
+    assert run(["train", "--config", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b")]) == 0
+    train(tmp_path / "c", "--seed", "1")
+    one, other, third = (RunFolder(tmp_path / name) for name in "abc")
+    assert one.read_config() == other.read_config()
+    assert one.read_config().readout_sizes == (6, 5)
+    for name, weight in one.read_weights().items():
+        assert torch.equal(weight, other.read_weights()[name])
+    assert not torch.equal(one.read_weights()["rnn.weight_hh_l0"], third.read_weights()["rnn.weight_hh_l0"])
+
+
+def test_budgets_of_updates_and_seconds(tmp_path: Path) -> None:
+    summary = train(tmp_path / "updates", "--epochs", "None", "--max-updates", "20")
+    assert summary["updates"] == 24  # three batches of eight chunks
+    assert train(tmp_path / "seconds", "--epochs", "None", "--max-seconds", "0.3")["seconds"] >= 0.3
+
+
+def test_a_folder_is_not_overwritten_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run(["train", "--out", str(tmp_path), *QUICK]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    train(tmp_path, "--overwrite")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_adding_is_a_regression(tmp_path: Path) -> None:
+    summary = train(tmp_path / "run", "--task", "adding", "--length", "20")
+    assert 0 < summary["test_mse"] < 5
+    assert RunFolder(tmp_path / "run").read_config().num_chunks == 10
+
+
+def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "--seeds", "2", "--jobs", "2", "--out", str(tmp_path), *QUICK]
+    assert run(command) == 0
+    rows = json.loads((tmp_path / "compare.json").read_text())
+    assert len(rows) == 9
+    assert {(row["budget"], row["method"]) for row in rows} == {
+        (budget, method) for budget in ("epochs", "updates", "seconds") for method in ("bptt", "tbptt", "fptt")
+    }
+    by_key = {(row["budget"], row["method"]): row for row in rows}
+    assert by_key["epochs", "bptt"]["updates"] == 4
+    assert by_key["updates", "bptt"]["updates"] == by_key["epochs", "fptt"]["updates"] == 32
+    assert by_key["updates", "tbptt"]["runs"] == by_key["epochs", "tbptt"]["runs"]
+    accuracies = [
+        RunFolder(tmp_path / path).read_summary()["test_accuracy"] for path in by_key["epochs", "bptt"]["runs"]
+    ]
+    assert by_key["epochs", "bptt"]["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    assert by_key["epochs", "bptt"]["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert (tmp_path / "curves.png").exists()
+    assert "FPTT − TBPTT" in capsys.readouterr().out
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    assert len(times) == 6 + 2 + 4
+    assert run(command) == 0
+    assert "6 of 6 runs are finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
+
+
+def test_ctrl_c_leaves_a_usable_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fptt", "train", "--out", str(out), *QUICK, "--epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert RunFolder(out).read_summary()["status"] == "interrupted"
+    assert run(["evaluate", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dance"], "unknown command 'dance'; there are train, evaluate, compare"),
+        (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, mnist, adding"),
+        (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
+        (["compare", "--seeds", "0"], "seeds must be at least 1"),
+        (["train", "--num-chunks", "65"], "num_chunks must be at most the sequence length 64, got 65"),
+        (["train", "--alpha", "-1"], "alpha must not be negative, got -1"),
+        (["train", "--beta", "0"], "beta must be in (0, 1], got 0"),
+        (["train", "--limit", "0"], "limit must be positive, got 0"),
+        (["train", "--epochs", "None"], "epochs, max_updates and max_seconds are all None"),
+        (
+            ["train", "--form", "released", "--coupling", "decoupled", "--previous-gradient", "recomputed"],
+            "previous_grad",
+        ),
+        (["train", "--task", "adding", "--length", "1"], "length must be at least 2"),
+        (["train", "--accelerator", "abacus"], "accelerator 'abacus'"),
+        (["evaluate", "nowhere"], "run folder nowhere does not exist"),
+    ],
+    ids=str,
+)
+def test_slips_are_one_clear_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("fptt: ")
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.yaml"))
+
+
+def test_wrong_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["train", "--method", "rtrl"])
+    assert stop.value.code == 2
+    assert "'bptt', 'tbptt', 'fptt'" in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_diverging_training_says_where_and_keeps_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    options = ["--optimizer", "sgd", "--lr", "1e38", "--max-norm", "None", "--cell", "rnn"]
+    assert run(["train", "--out", str(out), *QUICK, *options]) == 2
+    assert "in chunk" in capsys.readouterr().err
+    assert RunFolder(out).read_summary()["status"] == "failed"
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "first steps" in capsys.readouterr().out
+    for command, text in (("train", "--num-chunks"), ("evaluate", "--averages"), ("compare", "--seeds")):
+        with pytest.raises(SystemExit) as stop:
+            run([command, "--help"])
+        assert stop.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_damaged_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    train(out)
+    folder = RunFolder(out)
+    whole = {file: file.read_bytes() for file in out.iterdir()}
+
+    def message_after(file: Path, content: bytes | None) -> str:
+        file.unlink() if content is None else file.write_bytes(content)
+        assert run(["evaluate", str(out)]) == 2
+        file.write_bytes(whole[file])
+        return capsys.readouterr().err
+
+    assert "model.safetensors cannot be read" in message_after(folder.weights_file, b"garbage")
+    assert "model.safetensors cannot be read" in message_after(folder.weights_file, None)
+    assert "config.yaml cannot be read" in message_after(folder.config_file, None)
+    assert "config.yaml cannot be read" in message_after(folder.config_file, b"\xff\xfe: [")
+    assert "one field a line" in message_after(folder.config_file, b"- 1\n- 2\n")
+    assert "unknown fields: colour" in message_after(folder.config_file, whole[folder.config_file] + b"colour: red\n")
+    larger = whole[folder.config_file].replace(b"hidden_size: 8", b"hidden_size: 9")
+    assert "weights and config do not fit" in message_after(folder.config_file, larger)
+    assert run(["evaluate", str(out), "--averages"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", "many"), ("lr", "fast"), ("permuted", 3), ("cell", "mlp"), ("readout_sizes", ["a"]), ("limit", 2.5)],
+)
+def test_values_of_the_wrong_type_in_a_config_are_named(name: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    values = {**yaml.safe_load(recipe("digits").to_yaml()), name: value}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=f"{name} must be"):
+        TrainConfig.from_yaml(path)
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_recipes_survive_yaml(task: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(recipe(task).to_yaml())
+    assert TrainConfig.from_yaml(path) == recipe(task)
+
+
+def test_methods_are_parsed() -> None:
+    assert parse_methods("fptt, bptt") == ["fptt", "bptt"]
+    with pytest.raises(UserError, match="repeat"):
+        parse_methods("fptt,fptt")

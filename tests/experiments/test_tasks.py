@@ -1,0 +1,102 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from fptt.experiments.config import Setting
+from fptt.experiments.errors import UserError
+from fptt.experiments.recipes import recipe
+from fptt.experiments.tasks import load_task
+from fptt.experiments.tasks.adding import draw_samples
+from fptt.experiments.tasks.mnist import NUM_VALIDATION
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    one, other = (load_task(recipe("digits"), seed) for seed in (0, 1))
+    sizes = [len(split) for split in (one.train, one.validation, one.test)]  # pyright: ignore[reportArgumentType]
+    assert sizes == [1257, 180, 360]
+    images = torch.cat([split[:][0] for split in (one.train, one.validation, one.test)])
+    assert len({tuple(image.tolist()) for image in images}) == len(images)
+    assert torch.equal(one.test[:][1], other.test[:][1])
+    sequences = one.to_sequences(one.test[[3, 4]][0])
+    assert sequences.shape == (64, 2, 1)
+    assert 0 <= sequences.min() < sequences.max() <= 1
+    assert torch.equal(sequences[:, 1, 0] * 16, one.test[[4]][0][0])
+
+
+def test_adding_samples_are_what_they_should_be() -> None:
+    inputs, targets = draw_samples(500, 11, torch.Generator().manual_seed(0))
+    numbers, marks = inputs.unbind(-1)
+    assert torch.equal(marks.sum(1), torch.full((500,), 2.0))
+    assert torch.equal(marks[:, :5].sum(1), torch.ones(500))
+    torch.testing.assert_close((numbers * marks).sum(1, keepdim=True), targets)
+    assert targets.var().item() == pytest.approx(1 / 6, rel=0.2)
+
+
+def test_adding_draws_new_samples_from_its_seed() -> None:
+    setting = recipe("adding")
+    one, again, other = (load_task(setting, seed) for seed in (0, 0, 1))
+    first = one.train[[0, 1, 2]]
+    assert torch.equal(first[0], again.train[[0, 1, 2]][0])
+    assert not torch.equal(first[0], one.train[[0, 1, 2]][0])
+    assert not torch.equal(first[0], other.train[[0, 1, 2]][0])
+    assert torch.equal(one.validation[:][0], other.validation[:][0])
+
+
+def make_mnist(folder: Path, train: int = NUM_VALIDATION + 40, **columns: list) -> Path:
+    folder.mkdir()
+    for name, size in (("train", train), ("test", 30)):
+        pixels = np.random.default_rng(0).integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        content = {
+            "image": list(pixels),
+            "label": [n % 10 for n in range(size)],
+            **{k: v * size for k, v in columns.items()},
+        }
+        if columns:
+            del content["image"]
+        Dataset.from_dict(content).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def test_mnist_reads_a_folder_and_permutes_every_image_alike(tmp_path: Path) -> None:
+    data = str(make_mnist(tmp_path / "mnist"))
+    plain = load_task(Setting(task="mnist", data=data), 0)
+    permuted = load_task(Setting(task="mnist", data=data, permuted=True), 1)
+    images = plain.test[:][0]
+    one, other = plain.to_sequences(images), permuted.to_sequences(images)
+    assert one.shape == (784, 30, 1)
+    assert not torch.equal(one, other)
+    assert torch.equal(one.sort(0).values, other.sort(0).values)
+    torch.testing.assert_close(one[:, 0, 0], images[0].float() / 255)
+    sizes = [len(split) for split in (plain.train, plain.validation, plain.test)]  # pyright: ignore[reportArgumentType]
+    assert sizes == [40, NUM_VALIDATION, 30]
+
+
+def test_bad_data_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train-00000-of-00001.parquet").write_bytes(b"no parquet")
+    cases = {
+        "./nowhere": "does not exist",
+        str(tmp_path / "empty"): "cannot be loaded",
+        str(tmp_path / "broken"): "cannot be loaded",
+        str(make_mnist(tmp_path / "columns", picture=["x"])): "columns image and label, got",
+        str(make_mnist(tmp_path / "small", train=20)): "more than 5000 samples, got 20",
+    }
+    for data, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_task(Setting(task="mnist", data=data), 0)
+
+
+REAL = Path(os.environ.get("FPTT_DATA", "")) / "mnist"
+
+
+@pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="FPTT_DATA, the folder of the real data sets, is not set")
+def test_real_mnist() -> None:
+    task = load_task(Setting(task="mnist", data=str(REAL), limit=100), 0)
+    inputs, labels = task.test[:]
+    assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert inputs.shape == (100, 784)

@@ -1,0 +1,64 @@
+"""The rules of the code that a machine can check."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+TOOLS = {
+    "format": ["ruff", "format", "--check", "."],
+    "lint": ["ruff", "check", "."],
+    "types": ["pyright", "--pythonpath", sys.executable],
+    "layers": ["lint-imports"],
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_are_content(name: str) -> None:
+    program, *arguments = TOOLS[name]
+    path = Path(sys.executable).parent / program
+    result = subprocess.run([path, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_importing_the_library_loads_torch_alone_and_prints_nothing() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); state = torch.get_rng_state(); import fptt;"
+        "assert torch.equal(state, torch.get_rng_state());"
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "assert not loaded - {'fptt', 'torch'} - set(sys.stdlib_module_names), loaded"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_command_line_without_its_libraries_says_so_in_one_line() -> None:
+    code = (
+        "import sys, importlib.util as util; find = util.find_spec;"
+        "util.find_spec = lambda name: None if name == 'tyro' else find(name);"
+        "from fptt.__main__ import main; sys.exit(main())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "fptt: the command line needs tyro: pip install 'fptt[experiments]'\n"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_files_are_short_and_finished(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") < 300
+    assert path.stem not in {"utils", "common", "helpers"}
+    assert not re.search(r"TODO|FIXME|NotImplementedError", text)
+
+
+def test_the_version_of_the_citation_is_that_of_the_package() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert version is not None
+    assert cited is not None
+    assert version[1] == cited[1]
+    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
