@@ -295,6 +295,8 @@ def test_state_dict_survives_a_weights_only_load() -> None:
     assert (other.param_groups[0]["alpha"], other.beta) == (0.4, 0.6)
     for param, state in regularizer.state.items():
         assert torch.equal(other.state[param].average, state.average)
+    other.load_state_dict(regularizer.state_dict())
+    for param, state in regularizer.state.items():
         assert other.state[param].average.data_ptr() != state.average.data_ptr()
 
 

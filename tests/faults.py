@@ -1,0 +1,203 @@
+"""Planted faults: each must turn the tests red, else the tests do not test. Run by `make faults`.
+
+Every fault replaces one piece of text in a copy of the source; the tests of the mathematics then run on the copy.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Fault(NamedTuple):
+    """What is wrong, where, and the text that stands there now and with the fault."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+FAULTS = [
+    Fault(
+        "sign of the dual in the penalty gradient", "_recurrences.py", "- DUAL_WEIGHTS[form]", "+ DUAL_WEIGHTS[form]"
+    ),
+    Fault("½ of the paper's dual", "_recurrences.py", '"paper": 0.5', '"paper": 1.0'),
+    Fault("½ in the paper's penalty", "_recurrences.py", "return alpha / 2 * (offset", "return alpha * (offset"),
+    Fault("sign of the dual's step", "_recurrences.py", "return dual - alpha", "return dual + alpha"),
+    Fault("β/α turned over", "_recurrences.py", "- (beta / alpha) * dual", "- (alpha / beta) * dual"),
+    Fault("β on the wrong side", "_recurrences.py", "(1 - beta) * average + beta", "beta * average + (1 - beta)"),
+    Fault(
+        "μ forgotten", "_recurrences.py", "return mu * alpha * (param - average)", "return alpha * (param - average)"
+    ),
+    Fault("fast twin: α forgotten", "_foreach.py", "mu * group.alpha", "mu"),
+    Fault("fast twin: old dual in the average", "_foreach.py", "alpha=-beta / group.alpha", "alpha=beta / group.alpha"),
+    Fault("fast twin: sign of the dual", "_foreach.py", "alpha=-group.alpha)", "alpha=group.alpha)"),
+    Fault(
+        "average advanced before dual",
+        "_regularizer.py",
+        "_foreach.advance_duals_(group)",
+        "_foreach.advance_averages_(group, beta=self.beta); _foreach.advance_duals_(group); return",
+    ),
+    Fault(
+        "average shares memory with the weight",
+        "_regularizer.py",
+        "ParameterState(param.detach().clone()",
+        "ParameterState(param.detach()",
+    ),
+    Fault("decoupled penalty never applied", "_regularizer.py", 'if self.coupling == "decoupled":', "if False:"),
+    Fault("coupled penalty never applied", "_regularizer.py", 'if self.coupling == "coupled":', "if False:"),
+    Fault(
+        "decoupled penalty of the weights after the step",
+        "_regularizer.py",
+        "_foreach.add_(group.params, penalty_gradients, sign=-1)",
+        "_foreach.add_(group.params, _foreach.penalty_gradients(group, form=self.form, mu=self.mu), sign=-1)",
+    ),
+    Fault(
+        "dual not recomputed",
+        "_regularizer.py",
+        'if self.previous_gradient == "recomputed":\n            torch',
+        "if False:\n            torch",
+    ),
+    Fault("averages left in the model", "_parameter_memory.py", "param.copy_(weight)", "pass"),
+    Fault("averages never swapped in", "_parameter_memory.py", "param.copy_(average)", "pass"),
+    Fault(
+        "loading shares memory", "_parameter_memory.py", "(torch.empty_like(param).copy_(entry[name])", "(entry[name]"
+    ),
+    Fault(
+        "clipping before the penalty",
+        "_step_hooks.py",
+        "norm = _gradient_norm(params) if self.max_norm is not None else norm",
+        "pass",
+    ),
+    Fault(
+        "update although the step was not made",
+        "_step_hooks.py",
+        "self.regularizer.add_penalty_grad_()\n",
+        "self.regularizer.add_penalty_grad_(); self.regularizer.update(); self.regularizer.add_penalty_grad_()\n",
+    ),
+    Fault(
+        "graph not cut between chunks", "_methods.py", "self._learn(chunk, detach(state))", "self._learn(chunk, state)"
+    ),
+    Fault(
+        "BPTT cuts the graph",
+        "_methods.py",
+        "output, loss, state = self._forward(chunk, state)\n            outputs",
+        "output, loss, state = self._forward(chunk, detach(state))\n            outputs",
+    ),
+    Fault("dropout not replayed", "_methods.py", "torch.set_rng_state(random_state)", "pass"),
+    Fault(
+        "state of the last batch lost",
+        "_methods.py",
+        "self._learn(chunk, detach(state))",
+        "self._learn(chunk, detach(state) if chunk.number else None)",
+    ),
+    Fault(
+        "gradients pile up",
+        "_method.py",
+        "self.optimizer.zero_grad()\n        self.backward(loss)",
+        "self.backward(loss)",
+    ),
+    Fault("updates of empty chunks", "_methods.py", "if chunk.has_steps else []", "if True else []"),
+    Fault(
+        "label weight k/K",
+        "_losses.py",
+        "TerminalPart(targets, k + 1, num_chunks",
+        "TerminalPart(targets, k, num_chunks",
+    ),
+    Fault(
+        "label weight k + 1/K",
+        "_losses.py",
+        "return part.position / (own.to(dtype) if isinstance(own, Tensor) else own)",
+        "return part.position - 1 + 1 / (own.to(dtype) if isinstance(own, Tensor) else own)",
+    ),
+    Fault(
+        "divergence averaged over classes",
+        "_priors.py",
+        "return -(prior * output.log_softmax(-1)).sum(-1)",
+        "return -(prior * output.log_softmax(-1)).mean(-1)",
+    ),
+    Fault(
+        "divergence has the label's weight",
+        "_losses.py",
+        "(1 - weight) * cross_entropy_to",
+        "weight * cross_entropy_to",
+    ),
+    Fault("decay of the prior turned over", "_priors.py", "means, 1 - self.decay", "means, self.decay"),
+    Fault(
+        "mean over the chunk, not the sequence",
+        "_losses.py",
+        "total = counted.sum().clamp(min=1)",
+        "total = counted[: lengths[0]].sum().clamp(min=1)",
+    ),
+    Fault("mask ignored", "_losses.py", "values = torch.where(part.counted.flatten(), values, 0.0)", "pass"),
+    Fault("last step instead of last real step", "_losses.py", "if part.last is None:", "if True:"),
+    Fault(
+        "tiny remainder chunk",
+        "_sequence.py",
+        "return [base + 1] * remainder + [base] * (count - remainder)",
+        "return [base] * count + [remainder] * bool(remainder)",
+    ),
+    Fault(
+        "reset turned over",
+        "_sequence.py",
+        "torch.where(mask.view(shape), fresh, tensor)",
+        "torch.where(mask.view(shape), tensor, fresh)",
+    ),
+    Fault("LSTM gates in another order", "nn/_cells.py", "i, f, g, o = (", "i, f, o, g = ("),
+    Fault(
+        "GRU blends the wrong way",
+        "nn/_cells.py",
+        "candidate + z * (state[0] - candidate)",
+        "state[0] + z * (candidate - state[0])",
+    ),
+    Fault(
+        "batch-first targets not turned",
+        "_batch.py",
+        "chunking.time_major(targets) if per_step else targets",
+        "targets",
+    ),
+]
+
+NO_FAULT = Fault("none", "_recurrences.py", "- DUAL_WEIGHTS[form]", "- DUAL_WEIGHTS[form]")
+
+
+def main() -> int:
+    """Plant every fault in turn, tell which ones the tests miss, and return their number."""
+    if is_caught(NO_FAULT):
+        sys.exit("the tests are red without any fault: mend them first")
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        caught = list(executor.map(is_caught, FAULTS))
+    for fault, was_caught in zip(FAULTS, caught, strict=True):
+        print(f"{'caught' if was_caught else 'MISSED'}  {fault.name}")
+    print(f"{sum(caught)} of {len(FAULTS)} planted faults turn the tests red")
+    return len(FAULTS) - sum(caught)
+
+
+def is_caught(fault: Fault) -> bool:
+    """Tell whether the tests fail on a copy of the source with the fault."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", source)
+        file = source / "fptt" / fault.file
+        text = file.read_text()
+        if text.count(fault.right) != 1:
+            sys.exit(f"fault {fault.name!r}: the text stands {text.count(fault.right)} times in {fault.file}, not once")
+        file.write_text(text.replace(fault.right, fault.wrong))
+        ignored = ["--ignore=tests/experiments", "--ignore=tests/test_architecture.py"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *ignored, "tests"]
+        environment = {**os.environ, "PYTHONPATH": str(source)}
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if result.returncode not in (0, 1):
+            sys.exit(f"fault {fault.name!r}: pytest could not run\n{result.stdout}{result.stderr}")
+        return result.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
