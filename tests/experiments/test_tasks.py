@@ -46,9 +46,9 @@ def test_adding_draws_new_samples_from_its_seed() -> None:
     assert torch.equal(one.validation[:][0], other.validation[:][0])
 
 
-def make_mnist(folder: Path, train: int = NUM_VALIDATION + 40, **columns: list) -> Path:
+def make_mnist(folder: Path, train: int = NUM_VALIDATION + 40, test: int = 30, **columns: list) -> Path:
     folder.mkdir()
-    for name, size in (("train", train), ("test", 30)):
+    for name, size in (("train", train), ("test", test)):
         pixels = np.random.default_rng(0).integers(0, 256, (size, 28, 28), dtype=np.uint8)
         content = {
             "image": list(pixels),
@@ -85,6 +85,7 @@ def test_bad_data_folders_are_named(tmp_path: Path) -> None:
         str(tmp_path / "broken"): "cannot be loaded",
         str(make_mnist(tmp_path / "columns", picture=["x"])): "columns image and label, got",
         str(make_mnist(tmp_path / "small", train=20)): "more than 5000 samples, got 20",
+        str(make_mnist(tmp_path / "no-test", test=0)): "cannot be loaded: .*no data",
     }
     for data, message in cases.items():
         with pytest.raises(UserError, match=message):

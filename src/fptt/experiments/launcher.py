@@ -46,7 +46,7 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
 
 def _run(path: Path, config: TrainConfig, console: Console) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    config_file, log_file = path.with_suffix(".yaml"), path.with_suffix(".log")
+    config_file, log_file = (path.with_name(path.name + ending) for ending in (".yaml", ".log"))
     config_file.write_text(config.to_yaml())
     command = [sys.executable, "-m", "fptt", "train", "--config", str(config_file), "--out", str(path), "--overwrite"]
     with log_file.open("w") as log:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
-from fptt.experiments.tasks.task import Task, limited
+from fptt.experiments.tasks.task import Task
 
 SPLIT_SEED = 0
 
@@ -22,7 +22,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     return Task(
         name="digits",
         kind="classes",
-        train=limited(inputs[train], targets[train], setting),
+        train=TensorDataset(inputs[train[: setting.limit]], targets[train[: setting.limit]]),
         validation=TensorDataset(inputs[validation], targets[validation]),
         test=TensorDataset(inputs[test], targets[test]),
         to_sequences=pixels,

@@ -1,15 +1,18 @@
 """MNIST pixel by pixel (S-MNIST), or in one fixed random order (PS-MNIST): 784 steps of one number."""
 
+import logging
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
 from fptt.experiments.errors import UserError
-from fptt.experiments.tasks.task import Task, limited
+from fptt.experiments.tasks.task import Task
 
 HUB_ID = "ylecun/mnist"
 NUM_VALIDATION = 5000
@@ -22,22 +25,26 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     With a limit, validation and test are cut to the same number, so that a trial is quick.
     """
     train, test = _read(setting.data or HUB_ID)
-    images, labels = _tensors(train, "train")
-    test_images, test_labels = _tensors(test, "test")
+    if len(train) <= NUM_VALIDATION:
+        raise UserError(f"the train split must have more than {NUM_VALIDATION} samples, got {len(train)}.")
+    num_fit = len(train) - NUM_VALIDATION
     order = torch.randperm(784, generator=torch.Generator().manual_seed(PERMUTATION_SEED)) if setting.permuted else None
 
     def to_sequences(batch: Tensor) -> Tensor:
         ordered = batch if order is None else batch[:, order]
         return (ordered.float() / 255).T.unsqueeze(-1)
 
-    fit = slice(0, len(images) - NUM_VALIDATION)
-    held_out = slice(len(images) - NUM_VALIDATION, None)
+    def part(split: datasets.Dataset, name: str, start: int, stop: int) -> TensorDataset:
+        """Decode only the images that the limit leaves."""
+        stop = stop if setting.limit is None else min(stop, start + setting.limit)
+        return TensorDataset(*_tensors(split.select(range(start, stop)), name))
+
     return Task(
         name="mnist",
         kind="classes",
-        train=limited(images[fit], labels[fit], setting),
-        validation=limited(images[held_out], labels[held_out], setting),
-        test=limited(test_images, test_labels, setting),
+        train=part(train, "train", 0, num_fit),
+        validation=part(train, "train", num_fit, len(train)),
+        test=part(test, "test", 0, len(test)),
         to_sequences=to_sequences,
         input_size=1,
         output_size=10,
@@ -50,6 +57,9 @@ def _read(source: str) -> tuple[datasets.Dataset, datasets.Dataset]:
     path = Path(source).expanduser()
     if looks_local and not path.is_dir():
         raise UserError(f"data folder {source!r} does not exist.")
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is told by the error below
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(str(path) if looks_local else source)
     except Exception as error:  # the loader raises many kinds, all of them about the data
@@ -70,6 +80,4 @@ def _tensors(split: datasets.Dataset, name: str) -> tuple[Tensor, Tensor]:
         labels = np.asarray(split["label"], dtype=np.int64)
     except (ValueError, TypeError) as error:
         raise UserError(f"the {name} split must hold grey images of 28 × 28 and whole labels: {error}.") from error
-    if name == "train" and len(images) <= NUM_VALIDATION:
-        raise UserError(f"the train split must have more than {NUM_VALIDATION} samples, got {len(images)}.")
     return torch.from_numpy(images), torch.from_numpy(labels)

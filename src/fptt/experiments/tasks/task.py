@@ -6,10 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, TensorDataset
-
-from fptt.experiments.config import Setting
-from fptt.experiments.errors import UserError
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 Batch = tuple[Tensor, ...]
 """Inputs and targets."""
@@ -82,14 +79,3 @@ def _loader(dataset: Dataset[Batch], sampler: RandomSampler | SequentialSampler,
     # a sampler of whole batches and batch_size=None: one indexing operation a batch, no collation
     batches = BatchSampler(sampler, batch_size, drop_last=False)
     return DataLoader(dataset, sampler=batches, batch_size=None)
-
-
-def limited(inputs: Tensor, targets: Tensor, setting: Setting) -> TensorDataset:
-    """Return the training set, cut to the setting's limit.
-
-    Raises:
-        UserError: If nothing is left.
-    """
-    if len(inputs) == 0:
-        raise UserError(f"the training set of task {setting.task!r} is empty.")
-    return TensorDataset(inputs[: setting.limit], targets[: setting.limit])
