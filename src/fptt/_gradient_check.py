@@ -96,7 +96,7 @@ def check_gradient(
     Raises:
         ValueError: If the arguments do not fit together, or the model has no trainable parameter.
 
-    Example:
+    Examples:
         >>> model = nn.LSTM(3, 5)
         >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy)
         >>> fptt.check_gradient(model, torch.randn(12, 4, 3), torch.arange(4), loss, num_chunks=3).passed

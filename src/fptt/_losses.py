@@ -65,7 +65,7 @@ class SequenceLoss(ChunkLoss):
     Raises:
         ValueError: If the function has reduction="sum".
 
-    Example:
+    Examples:
         >>> loss = fptt.SequenceLoss(nn.functional.mse_loss)
         >>> parts = loss.split(torch.zeros(4, 2, 1), None, [3, 1], 2)
         >>> [round(loss(torch.ones(n, 2, 1), part).item(), 6) for n, part in zip([3, 1], parts)]
@@ -138,7 +138,7 @@ class TerminalLoss(ChunkLoss):
     Raises:
         ValueError: If the function has reduction="sum", or divergence is none of these.
 
-    Example:
+    Examples:
         >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
         >>> parts = loss.split(torch.tensor([0, 1]), None, [5, 5], 2)
         >>> [round(loss(torch.zeros(5, 2, 4), part).item(), 4) for part in parts]

@@ -23,11 +23,13 @@ class BPTT(Method):
     the control that separates the losses from the updates.
 
     Args:
-        model, optimizer, loss: See `TBPTT`.
+        model: See `TBPTT`.
+        optimizer: See `TBPTT`.
+        loss: See `TBPTT`.
         num_chunks: Number of chunk losses; 1 is plain BPTT.
         **options: `max_norm`, `batch_first`, `check_finite`, `backward`; see `TBPTT`.
 
-    Example:
+    Examples:
         >>> model = nn.LSTM(3, 5)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> method = fptt.BPTT(model, optimizer, fptt.TerminalLoss(nn.functional.cross_entropy))
@@ -67,7 +69,7 @@ class TBPTT(Method):
             masks are (B, T, …)), `check_finite` (stop at NaN or Inf before a weight changes; True), `backward` (called
             with each loss instead of `loss.backward()`, for example `fabric.backward`).
 
-    Example:
+    Examples:
         >>> model = nn.LSTM(3, 5)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> method = fptt.TBPTT(model, optimizer, fptt.SequenceLoss(nn.functional.mse_loss), chunk_length=5)
@@ -113,14 +115,22 @@ class FPTT(TBPTT):
     to batch.) One chunk a time step is plain FPTT, K chunks are FPTT-K; K ≈ √T is said to work best.
 
     Args:
-        model, optimizer, loss, num_chunks, chunk_length, **options: See `TBPTT`. `max_norm` clips the sum of loss
-            gradient and coupled penalty gradient.
+        model: See `TBPTT`.
+        optimizer: See `TBPTT`.
+        loss: See `TBPTT`.
+        num_chunks: K, the number of chunks of every sequence.
+        chunk_length: Longest chunk in time steps, instead of `num_chunks`.
         alpha: Strength of the penalty, ≥ 0; 0 is exactly TBPTT.
-        beta, form, coupling, mu, previous_gradient: See `DynamicRegularizer`. A recomputed gradient costs a second
-            forward and backward pass a chunk, from the same incoming state and with the same random numbers.
+        beta: See `DynamicRegularizer`.
+        form: See `DynamicRegularizer`.
+        coupling: See `DynamicRegularizer`.
+        mu: See `DynamicRegularizer`.
+        previous_gradient: See `DynamicRegularizer`. A recomputed gradient costs a second forward and backward pass a
+            chunk, from the same incoming state and with the same random numbers.
         regularizer: A `DynamicRegularizer` of your own over the optimizer's parameters, instead of these settings.
+        **options: See `TBPTT`. `max_norm` clips the sum of loss gradient and coupled penalty gradient.
 
-    Example:
+    Examples:
         >>> model = nn.LSTM(3, 5)
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
@@ -138,7 +148,7 @@ class FPTT(TBPTT):
         *,
         num_chunks: int | None = None,
         chunk_length: int | None = None,
-        alpha: float = 0.5,
+        alpha: float = 0.1,
         beta: float = 0.5,
         form: Form = "paper",
         coupling: Coupling = "decoupled",

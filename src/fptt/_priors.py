@@ -41,7 +41,7 @@ class RunningPrior(Prior):
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> prior = fptt.RunningPrior(num_classes=2, decay=0.75)
         >>> prior.observe(torch.tensor([[0.0, 100.0]]), torch.tensor([1]), torch.tensor([True]))
         >>> prior(torch.zeros(2, 2), torch.tensor([0, 1]))

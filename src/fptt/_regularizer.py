@@ -49,7 +49,7 @@ class DynamicRegularizer(ParameterMemory):
         ValueError: If an argument is out of range or a combination has no source.
         TypeError: If `params` holds something else than tensors.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         >>> regularizer = fptt.DynamicRegularizer(model.parameters(), alpha=0.1).attach(optimizer)
@@ -65,7 +65,7 @@ class DynamicRegularizer(ParameterMemory):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        alpha: float = 0.5,
+        alpha: float = 0.1,
         *,
         beta: float = 0.5,
         form: Form = "paper",

@@ -27,7 +27,7 @@ def chunk_lengths(length: int, num_chunks: int | None = None, chunk_length: int 
     Raises:
         ValueError: If both or neither are given, or one is out of range.
 
-    Example:
+    Examples:
         >>> fptt.chunk_lengths(784, num_chunks=10)
         [79, 79, 79, 79, 78, 78, 78, 78, 78, 78]
         >>> fptt.chunk_lengths(10, chunk_length=4)
@@ -72,7 +72,7 @@ def split_sequence(
     Raises:
         ValueError: If no tensor is given, the lengths differ, or the chunking is out of range (see `chunk_lengths`).
 
-    Example:
+    Examples:
         >>> inputs, targets = torch.randn(20, 4, 3), torch.randn(20, 4)
         >>> [tuple(x.shape) for x, y in fptt.split_sequence(inputs, targets, num_chunks=3)]
         [(7, 4, 3), (7, 4, 3), (6, 4, 3)]
@@ -110,7 +110,7 @@ def detach(state: State) -> State:
     Raises:
         TypeError: If the nest holds something else than tensors.
 
-    Example:
+    Examples:
         >>> weight = torch.ones(2, requires_grad=True)
         >>> fptt.detach({"h": weight * 2})["h"].requires_grad
         False
@@ -133,7 +133,7 @@ def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int =
     Raises:
         ValueError: If `mask` is not boolean or its length is not the batch size of the state.
 
-    Example:
+    Examples:
         >>> fptt.reset(torch.ones(3, 2), torch.tensor([True, False, True])).sum().item()
         2.0
     """

@@ -1,6 +1,8 @@
 """The commands `fptt train`, `fptt evaluate` and `fptt compare`."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +17,7 @@ from fptt.experiments.errors import UserError
 from fptt.experiments.recipes import RECIPES, recipe
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 OVERVIEW = f"""\
 fptt {__version__}: train recurrent networks forward in time, with FPTT beside BPTT and TBPTT
@@ -40,6 +43,12 @@ class Train:
 
     The defaults are those of the task's recipe: try `fptt train --task mnist --help`. Memory, time and updates differ
     between methods; for a fair comparison see `fptt compare`.
+
+    fptt train --method tbptt --num-chunks 16                  TBPTT on the digits, 4 pixels a chunk
+
+    fptt train --task mnist --permuted --data FOLDER           PS-MNIST from a folder of Parquet files
+
+    fptt train --config out/digits/config.yaml --seed 1        an earlier run again, with another seed
     """
 
     run: Flat[TrainConfig]
@@ -92,7 +101,9 @@ class Evaluate:
 class Compare:
     """Train with several methods and seeds and compare them at equal epochs, equal updates and equal time.
 
-    Every run has a process and a folder of its own. A second call goes on where the first one stopped.
+    Every run has a process and a folder of its own. A second call goes on where the first one stopped. At equal updates
+    and at equal time the other methods go on until they have made as many updates, or trained for as many seconds, as
+    the FPTT run of the same seed.
     """
 
     setting: Flat[Setting]
@@ -137,6 +148,9 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         _say(errors, f"fptt: {error}")
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has gone: nothing is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         _say(errors, "fptt: interrupted; what was trained so far is in the folder.")
         return INTERRUPTED

@@ -61,7 +61,7 @@ class Setting:
     """Chunk losses of BPTT, which makes one update all the same."""
     divergence: Literal["none", "uniform", "running"] = "uniform"
     """Q of the terminal loss, to which early chunks are held (classes only)."""
-    alpha: float = 0.5
+    alpha: float = 0.1
     """Strength of FPTT's penalty; 0 is TBPTT."""
     beta: float = 0.5
     """Weight of the new parameters in FPTT's average, in (0, 1]."""

@@ -15,7 +15,7 @@ class Recurrent(nn.Module):
         rnn: Such as `torch.nn.GRU`, or any module that takes a state (or None) and returns one.
         readout: Module on the hidden outputs; None leaves them as they are.
 
-    Example:
+    Examples:
         >>> model = fptt.nn.Recurrent(nn.GRU(3, 5), nn.Linear(5, 2))
         >>> tuple(model(torch.randn(7, 4, 3))[0].shape)
         (7, 4, 2)
@@ -39,7 +39,7 @@ class Unroll(nn.Module):
         cell: Such as `torch.nn.LSTMCell`, or any module that takes an input (B, D) and a state (or None) and returns
             the next state, any nest of tensors.
 
-    Example:
+    Examples:
         >>> model = fptt.nn.Recurrent(fptt.nn.Unroll(nn.LSTMCell(3, 5)), nn.Linear(5, 2))
         >>> tuple(model(torch.randn(7, 4, 3))[0].shape)
         (7, 4, 2)

@@ -90,7 +90,7 @@ class LSTM(_Model):
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
 
-    Example:
+    Examples:
         >>> model = fptt.nn.LSTM(3, 16, 10, readout_sizes=[32])
         >>> outputs, state = model(torch.randn(7, 4, 3))
         >>> tuple(outputs.shape), tuple(state.h.shape)
@@ -111,7 +111,7 @@ class LSTM(_Model):
 class GRU(_Model):
     """A GRU with a read-out; arguments as for `LSTM`. Its state is one tensor, (num_layers, B, H).
 
-    Example:
+    Examples:
         >>> outputs, state = fptt.nn.GRU(3, 16, 10, last_only=True)(torch.randn(7, 4, 3))
         >>> tuple(outputs.shape), tuple(state.shape)
         ((1, 4, 10), (1, 4, 16))
@@ -128,7 +128,7 @@ class GRU(_Model):
 class RNN(GRU):
     """An Elman network with tanh and a read-out; arguments as for `LSTM`. Its state is one tensor, (num_layers, B, H).
 
-    Example:
+    Examples:
         >>> outputs, state = fptt.nn.RNN(3, 16, kernel="plain")(torch.randn(7, 4, 3))
         >>> tuple(outputs.shape)
         (7, 4, 16)
