@@ -133,6 +133,23 @@ def test_attach_checks_its_arguments() -> None:
         regularizer.attach(optimizer)
 
 
+def test_no_two_sets_of_hooks() -> None:
+    """Else the penalty would come twice, or into the steps of a method that has none."""
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer)
+    loss = fptt.SequenceLoss(nn.functional.mse_loss)
+    for make in (
+        lambda: fptt.DynamicRegularizer(model.parameters()).attach(optimizer),
+        lambda: fptt.BPTT(model, optimizer, loss),
+    ):
+        with pytest.raises(RuntimeError, match="optimizer has the step hooks of another"):
+            make()
+    regularizer.remove()
+    fptt.BPTT(model, optimizer, loss).close()
+    regularizer.attach(optimizer)
+
+
 def test_a_parameter_shared_by_two_modules_is_penalized_once() -> None:
     embedding, readout = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
     readout.weight = embedding.weight

@@ -69,6 +69,11 @@ class TBPTT(Method):
             masks are (B, T, …)), `check_finite` (stop at NaN or Inf before a weight changes; True), `backward` (called
             with each loss instead of `loss.backward()`, for example `fabric.backward`).
 
+    Raises:
+        ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.
+        TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps.
+        RuntimeError: If the optimizer has the hooks of another method or regularizer.
+
     Examples:
         >>> model = nn.LSTM(3, 5)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

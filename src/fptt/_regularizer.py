@@ -184,7 +184,7 @@ class DynamicRegularizer(ParameterMemory):
 
         Raises:
             ValueError: If the optimizer lacks a regularized parameter, or max_norm is not positive.
-            RuntimeError: If the regularizer is attached already.
+            RuntimeError: If the regularizer is attached already, or the optimizer has hooks of another one or a method.
         """
         if self._hooks is not None:
             raise RuntimeError("the regularizer is attached to an optimizer already: call remove() first.")

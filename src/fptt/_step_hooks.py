@@ -40,6 +40,7 @@ class StepHooks:
     ) -> None:
         if max_norm is not None:
             check_positive("max_norm", max_norm)
+        _check_free(optimizer)
         if regularizer is not None:
             _check_holds(optimizer, regularizer)
         self.regularizer, self.max_norm, self.check_finite = regularizer, max_norm, check_finite
@@ -75,6 +76,18 @@ class StepHooks:
 
 def _gradient_norm(params: list[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
+
+
+def _check_free(optimizer: Optimizer) -> None:
+    """A second set of hooks would add the penalty twice, or to a method that has none."""
+    if any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in _pre_hooks(optimizer)):
+        raise RuntimeError(
+            "optimizer has the step hooks of another method or regularizer already: call its close() or remove() first."
+        )
+
+
+def _pre_hooks(optimizer: Optimizer) -> list[Any]:
+    return list(optimizer._optimizer_step_pre_hooks.values())
 
 
 def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
