@@ -364,7 +364,6 @@ def test_sequence_targets_of_the_wrong_length_are_named() -> None:
         ({}, ValueError, "exactly one"),
         ({"num_chunks": 2, "loss": functional.cross_entropy}, TypeError, "TerminalLoss or a SequenceLoss"),
     ],
-    ids=str,
 )
 def test_bad_settings_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
     model = lstm()

@@ -90,8 +90,13 @@ class Comparison:
             console.print(self._distances(chosen, metric), highlight=False)
         (self.out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
         (self.out / "compare.md").write_text(comparison_markdown(rows, metric))
-        folders = {method: [self.folder(("epochs", method, seed)) for seed in self.seeds] for method in self.methods}
-        draw_comparison(folders, metric, self.out / "curves.png")
+        panels = {
+            budget: {
+                method: [self.folder(self._key(budget, method, seed)) for seed in self.seeds] for method in self.methods
+            }
+            for budget in BUDGETS
+        }
+        draw_comparison(panels, metric, self.out / "curves.png")
         console.print(f"learning curves: {self.out / 'curves.png'}", highlight=False, soft_wrap=True)
 
     def _distances(self, rows: list[dict[str, Any]], metric: str) -> str:

@@ -23,6 +23,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def prepare_process(threads: int | None) -> None:
+    """Set the CPU threads, and flush denormal numbers, which are slow: for training and evaluation alike."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the largest memory so far: allocated on the device, or resident in this process, Python included."""
     if device.type == "cuda":
@@ -49,10 +56,12 @@ def _processor() -> str:
 
 def commit() -> str | None:
     """Return the commit of the source, with `-dirty` if it was changed since; None outside a checkout."""
-    here = Path(__file__).parent
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
     try:
-        head = _git(here, "rev-parse", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here.parent))
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("-dirty" if changed else "")

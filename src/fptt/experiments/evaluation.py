@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 import fptt
 from fptt.experiments.config import TrainConfig
+from fptt.experiments.environment import prepare_process
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.tasks import Task, load_task
@@ -72,7 +73,7 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     folder = RunFolder(path)
     config = folder.read_config()
     weights = folder.read_weights(averages=averages)
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    prepare_process(config.threads)
     task = load_task(config if data is None else TrainConfig.of(config, data=data), config.seed)
     model = build_model(config, task)
     try:

@@ -31,7 +31,7 @@ class Bar:
     """A bar with the figures beside it."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(20), TextColumn("{task.description}"))
+        columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(8), TextColumn("{task.description}"))
         self.progress = Progress(*columns, TimeElapsedColumn(), console=console)
         self.bar = self.progress.add_task("", total=1.0)
         self.progress.start()

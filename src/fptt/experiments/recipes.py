@@ -4,7 +4,7 @@ from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
 
 RECIPES: dict[str, TrainConfig] = {
-    "digits": TrainConfig(task="digits"),
+    "digits": TrainConfig(task="digits", threads=1),  # too small for more, and robust beside other programs
     "mnist": TrainConfig(task="mnist", num_chunks=28, batch_size=128, epochs=20, lr=1e-3),
     "adding": TrainConfig(
         task="adding",

@@ -31,20 +31,26 @@ def draw_curves(folder: RunFolder, config: TrainConfig, metric: str) -> None:
     _save(figure, folder.curves_file)
 
 
-def draw_comparison(folders: Mapping[str, Sequence[RunFolder]], metric: str, path: Path) -> None:
-    """Draw the validation metric of several methods against epochs, updates and seconds, a thin line a seed."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained", sharey=True)
-    for axis, column in zip(axes, ("epoch", "updates", "seconds"), strict=True):
-        for method, runs in folders.items():
+def draw_comparison(panels: Mapping[str, Mapping[str, Sequence[RunFolder]]], metric: str, path: Path) -> None:
+    """Draw the validation metric of several methods, a thin line a seed.
+
+    Args:
+        panels: The runs of each method for each budget (epochs, updates, seconds), drawn against that budget.
+        metric: Name of the metric.
+        path: The picture.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained", sharey=True)
+    for axis, (budget, methods) in zip(axes, panels.items(), strict=True):
+        column = "epoch" if budget == "epochs" else budget
+        for method, runs in methods.items():
             for number, run in enumerate(runs):
                 rows = run.read_metrics()
                 values = [row[f"validation_{metric}"] for row in rows]
                 label = method.upper() if number == 0 else None
                 _line(axis, [row[column] for row in rows], values, COLORS[method], label)
-        axis.set(xlabel={"epoch": "epochs", "seconds": "seconds of training"}.get(column, column))
+        axis.set(xlabel="seconds of training" if budget == "seconds" else budget, title=f"at equal {budget}")
     axes[0].set_ylabel(f"validation {metric}")
-    axes[1].set_xscale("log")
-    axes[2].legend()
+    axes[-1].legend()
     _save(figure, path)
 
 

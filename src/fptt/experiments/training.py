@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import fptt
 from fptt.experiments.config import TrainConfig
-from fptt.experiments.environment import environment
+from fptt.experiments.environment import environment, prepare_process
 from fptt.experiments.errors import UserError
 from fptt.experiments.evaluation import build_model, measure
 from fptt.experiments.progress import Display, make_display
@@ -94,9 +94,7 @@ class Run:
     """The parts of a run, and what it has done so far."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, console: Console) -> None:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        torch.set_flush_denormal(True)
+        prepare_process(config.threads)
         self.config, self.folder, self.console = config, folder, console
         self.fabric = make_fabric(config.accelerator)
         torch.manual_seed(config.seed)
@@ -144,10 +142,10 @@ class Run:
 
     def _figures(self, totals: Totals) -> str:
         seconds = max(self.seconds, 1e-9)
-        best = "" if self.best.metric is None else f"  best {self.task.metric} {self.best.metric:.4f}"
+        best = "" if self.best.metric is None else f"best {self.best.metric:.4f}  "
         return (
-            f"epoch {self.epoch}  loss {totals.means()['train_loss']:.4f}{best}  "
-            f"{self.method.updates / seconds:,.0f} updates/s  {self.method.timesteps / seconds:,.0f} time steps/s"
+            f"epoch {self.epoch}  loss {totals.means()['train_loss']:.3f}  {best}"
+            f"{self.method.updates / seconds:,.0f} updates/s  {self.method.timesteps / seconds / 1000:,.0f}k steps/s"
         )
 
     def _validate(self, totals: Totals) -> None:
