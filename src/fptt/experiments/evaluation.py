@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fptt
+from fptt.experiments.building import make_model
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import prepare_process
 from fptt.experiments.errors import UserError
@@ -46,19 +47,6 @@ def _score(task: Task, output: Tensor, targets: Tensor) -> float:
     return (output.double() - targets).square().mean(-1).sum().item()
 
 
-def build_model(config: TrainConfig, task: Task) -> nn.Module:
-    """Return the model of a config, freshly initialized."""
-    kind = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}[config.cell]
-    return kind(
-        task.input_size,
-        config.hidden_size,
-        task.output_size,
-        num_layers=config.num_layers,
-        readout_sizes=config.readout_sizes,
-        last_only=True,
-    )
-
-
 def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = None) -> dict[str, Any]:
     """Measure the weights of a run folder on the test data again.
 
@@ -75,7 +63,7 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     weights = folder.read_weights(averages=averages)
     prepare_process(config.threads)
     task = load_task(config if data is None else TrainConfig.of(config, data=data), config.seed)
-    model = build_model(config, task)
+    model = make_model(config, task)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from torch import nn, optim
+from torch import optim
 
 from fptt.experiments.config import TrainConfig
 
@@ -30,11 +30,3 @@ class Budget:
         factor = 0.5 * (1 + math.cos(math.pi * fraction)) if self.config.schedule == "cosine" else 1.0
         for group in optimizer.param_groups:
             group["lr"] = self.config.lr * factor
-
-
-def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
-    """Return the optimizer of a config, with torch's own settings for the rest."""
-    if config.optimizer == "sgd":
-        return optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
-    kind = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "adagrad": optim.Adagrad}
-    return kind[config.optimizer](model.parameters(), lr=config.lr)

@@ -5,20 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional
 
 import fptt
+from fptt.experiments.building import check_chunks, make_fabric, make_method, make_model, make_optimizer
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import environment, prepare_process
 from fptt.experiments.errors import UserError
-from fptt.experiments.evaluation import build_model, measure
+from fptt.experiments.evaluation import measure
 from fptt.experiments.progress import Display, make_display
 from fptt.experiments.report import draw_curves
 from fptt.experiments.run_folder import RunFolder, Weights
-from fptt.experiments.schedule import Budget, make_optimizer
+from fptt.experiments.schedule import Budget
 from fptt.experiments.tasks import Task, load_task
 from fptt.experiments.tasks.task import training_batches
 
@@ -99,7 +98,7 @@ class Run:
         self.fabric = make_fabric(config.accelerator)
         torch.manual_seed(config.seed)
         self.task: Task = load_task(config, config.seed)
-        model = build_model(config, self.task)
+        model = make_model(config, self.task)
         optimizer = make_optimizer(config, model)
         self.model: nn.Module = model
         self.wrapped, self.optimizer = self.fabric.setup(model, optimizer)
@@ -214,45 +213,3 @@ class Run:
 
 def _copy(model: nn.Module) -> Weights:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-
-
-def make_fabric(accelerator: str) -> Fabric:
-    """Return the device.
-
-    Raises:
-        UserError: If there is no such device here.
-    """
-    try:
-        return Fabric(accelerator=accelerator, devices=1)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"accelerator {accelerator!r} cannot be used: {' '.join(str(error).split())}") from error
-
-
-def check_chunks(config: TrainConfig, task: Task) -> None:
-    """Raise UserError if there are more chunks than time steps."""
-    length = len(task.to_sequences(task.test[[0]][0]))
-    name = "bptt_losses" if config.method == "bptt" else "num_chunks"
-    if getattr(config, name) > length:
-        raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
-
-
-def make_loss(config: TrainConfig, task: Task) -> fptt.TerminalLoss:
-    """Return the chunk loss of a task; only classes have a divergence."""
-    if task.kind == "regression":
-        return fptt.TerminalLoss(functional.mse_loss)
-    running = fptt.RunningPrior(task.output_size) if config.divergence == "running" else None
-    return fptt.TerminalLoss(functional.cross_entropy, "uniform" if config.divergence == "uniform" else running)
-
-
-def make_method(
-    config: TrainConfig, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
-) -> fptt.Method:
-    """Return the method of a config."""
-    loss = make_loss(config, task).to(fabric.device)
-    options = {"max_norm": config.max_norm, "backward": fabric.backward}
-    if config.method == "bptt":
-        return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, **options)
-    if config.method == "tbptt":
-        return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
-    names = ("num_chunks", "alpha", "beta", "form", "coupling", "mu", "previous_gradient")
-    return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)

@@ -1,0 +1,74 @@
+"""From a config to the parts of a run: device, model, optimizer, loss, method."""
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn, optim
+from torch.nn import functional
+
+import fptt
+from fptt.experiments.config import TrainConfig
+from fptt.experiments.errors import UserError
+from fptt.experiments.tasks import Task
+
+
+def make_model(config: TrainConfig, task: Task) -> nn.Module:
+    """Return the model of a config, freshly initialized."""
+    kind = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}[config.cell]
+    return kind(
+        task.input_size,
+        config.hidden_size,
+        task.output_size,
+        num_layers=config.num_layers,
+        readout_sizes=config.readout_sizes,
+        last_only=True,
+    )
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
+    """Return the optimizer of a config, with torch's own settings for the rest."""
+    if config.optimizer == "sgd":
+        return optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "adagrad": optim.Adagrad}
+    return kind[config.optimizer](model.parameters(), lr=config.lr)
+
+
+def make_fabric(accelerator: str) -> Fabric:
+    """Return the device.
+
+    Raises:
+        UserError: If there is no such device here.
+    """
+    try:
+        return Fabric(accelerator=accelerator, devices=1)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"accelerator {accelerator!r} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def check_chunks(config: TrainConfig, task: Task) -> None:
+    """Raise UserError if there are more chunks than time steps."""
+    length = len(task.to_sequences(task.test[[0]][0]))
+    name = "bptt_losses" if config.method == "bptt" else "num_chunks"
+    if getattr(config, name) > length:
+        raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
+
+
+def make_loss(config: TrainConfig, task: Task) -> fptt.TerminalLoss:
+    """Return the chunk loss of a task; only classes have a divergence."""
+    if task.kind == "regression":
+        return fptt.TerminalLoss(functional.mse_loss)
+    running = fptt.RunningPrior(task.output_size) if config.divergence == "running" else None
+    return fptt.TerminalLoss(functional.cross_entropy, "uniform" if config.divergence == "uniform" else running)
+
+
+def make_method(
+    config: TrainConfig, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
+) -> fptt.Method:
+    """Return the method of a config."""
+    loss = make_loss(config, task).to(fabric.device)
+    options = {"max_norm": config.max_norm, "backward": fabric.backward}
+    if config.method == "bptt":
+        return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, **options)
+    if config.method == "tbptt":
+        return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
+    names = ("num_chunks", "alpha", "beta", "form", "coupling", "mu", "previous_gradient")
+    return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)
