@@ -74,13 +74,6 @@ class LeakyState(nn.Module):
         self.inner = fptt.nn.GRU(3, 5, 3)
         self.hidden: Tensor | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LeakyState":
-        copied = LeakyState()
-        copied.load_state_dict(self.state_dict())
-        copied.to(self.inner.get_parameter("readout.0.bias").dtype)
-        copied.hidden = None if self.hidden is None else self.hidden.detach().clone()
-        return copied
-
     def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         output, self.hidden = self.inner(inputs, self.hidden)
         return output, state

@@ -152,7 +152,9 @@ def test_running_prior_learns_from_ended_sequences_only() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: fptt.TerminalLoss(nn.CrossEntropyLoss(reduction="sum")), ValueError, "reduction='sum'"),
+        (lambda: fptt.TerminalLoss(nn.CrossEntropyLoss(reduction="sum")), ValueError, "got 'sum'"),
+        (lambda: fptt.SequenceLoss(nn.KLDivLoss(reduction="batchmean")), ValueError, "got 'batchmean'"),
+        (lambda: fptt.TerminalLoss(functional.mse_loss, 0.5), ValueError, "divergence must be"),  # pyright: ignore
         (lambda: fptt.TerminalLoss("cross_entropy"), TypeError, "function must be a loss"),  # pyright: ignore
         (lambda: fptt.TerminalLoss(functional.mse_loss, "flat"), ValueError, "divergence must be"),
         (lambda: fptt.RunningPrior(1), ValueError, "num_classes"),
@@ -169,6 +171,62 @@ def test_a_regression_target_of_another_shape_is_not_broadcast() -> None:
     (part,) = loss.split(torch.zeros(3), None, [5], 3)
     with pytest.raises(ValueError, match="shape of the outputs"):
         loss(torch.zeros(5, 3, 1), part)
+
+
+def test_whole_targets_of_a_regression_are_not_broadcast() -> None:
+    for loss, targets, lengths in (
+        (fptt.TerminalLoss(functional.mse_loss), torch.ones(3, dtype=torch.long), [5]),
+        (fptt.SequenceLoss(functional.mse_loss), torch.ones(5, 3, dtype=torch.long), [5]),
+    ):
+        (part,) = loss.split(targets, None, lengths, 3)
+        with pytest.raises(ValueError, match="one value per element"), pytest.warns(UserWarning, match="broadcasting"):
+            loss(torch.zeros(5, 3, 1), part)
+
+
+def test_several_targets_a_step() -> None:
+    output, targets = torch.randn(6, 2, 4, 3), torch.randint(4, (6, 2, 3))
+    found = mean_of_chunks(fptt.SequenceLoss(functional.cross_entropy), output, targets, None, [4, 2])
+    torch.testing.assert_close(found, functional.cross_entropy(output.flatten(0, 1), targets.flatten(0, 1)))
+
+
+def test_ignored_labels_of_sequences_do_not_count() -> None:
+    output, targets = torch.randn(5, 3, 4), torch.tensor([2, -100, 0])
+    prior = fptt.RunningPrior(4, decay=0.5)
+    loss = fptt.TerminalLoss(functional.cross_entropy, prior)
+    (part,) = loss.split(targets, None, [5], 3)
+    torch.testing.assert_close(loss(output, part), functional.cross_entropy(output[-1], targets))
+    loss.observe(output, part)
+    torch.testing.assert_close(prior.probabilities[0], 0.125 + 0.5 * output[-1, 2].softmax(-1))
+    mask = torch.arange(5)[:, None] < torch.tensor([5, 5, 2])
+    (part,) = loss.split(targets, mask, [5], 3)
+    expected = functional.cross_entropy(torch.stack([output[4, 0], output[1, 2]]), targets[[0, 2]])
+    torch.testing.assert_close(loss(output, part), expected)
+
+
+def test_running_prior_keeps_its_precision_beside_bfloat16_outputs() -> None:
+    prior = fptt.RunningPrior(2)
+    output = torch.tensor([[0.0, 1.0]], dtype=torch.bfloat16)
+    for _ in range(500):
+        prior.observe(output, torch.tensor([0]), torch.tensor([True]))
+    assert prior.probabilities.dtype == torch.float32
+    torch.testing.assert_close(prior.probabilities[0], torch.tensor([0.2705, 0.7295]), rtol=0, atol=2e-3)
+    assert prior(output, torch.tensor([0])).dtype == torch.bfloat16
+
+
+def test_priors_and_outputs_that_do_not_fit_are_named() -> None:
+    for divergence, size, message in ((fptt.RunningPrior(10), 4, "RunningPrior of 10"), ("uniform", 1, "at least 2")):
+        loss = fptt.TerminalLoss(functional.mse_loss, divergence)
+        (part,) = loss.split(torch.zeros(3, size), None, [5], 3)
+        with pytest.raises(ValueError, match=message):
+            loss(torch.zeros(5, 3, size), part)
+
+
+def test_a_mask_needs_the_outputs_of_all_steps() -> None:
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    mask = torch.arange(5)[:, None] < torch.tensor([5, 3, 2])
+    (part,) = loss.split(torch.tensor([0, 1, 2]), mask, [5], 3)
+    with pytest.raises(ValueError, match="last_only=False"):
+        loss(torch.zeros(1, 3, 4), part)
 
 
 def test_a_reduced_loss_of_ones_own_is_refused() -> None:

@@ -261,12 +261,143 @@ def test_recomputed_gradient_replays_dropout() -> None:
     assert torch.equal(after, torch.rand(1))
 
 
-def test_close_takes_the_hooks_off() -> None:
+def test_a_closed_method_takes_its_hooks_along_and_trains_no_more() -> None:
     model = lstm()
     optimizer = sgd(model)
-    fptt.FPTT(model, optimizer, terminal(), num_chunks=2).close()
+    method = fptt.FPTT(model, optimizer, terminal(), num_chunks=2)
+    method.close()
+    method.close()
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+    for closed in (method, copy.deepcopy(method)):
+        with pytest.raises(RuntimeError, match="closed"):
+            closed.train_batch(*batch())
+
+
+@pytest.mark.parametrize("coupling", ["coupled", "decoupled"])
+def test_grad_scaler_scales_in_backward_and_unscales_in_step(coupling: Any) -> None:
+    models = [lstm().double(), lstm().double()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    scaled = fptt.FPTT(
+        models[0],
+        sgd(models[0]),
+        terminal(),
+        num_chunks=3,
+        coupling=coupling,
+        max_norm=0.1,
+        backward=lambda loss: scaler.scale(loss).backward(),
+        step=lambda optimizer: (scaler.step(optimizer), scaler.update()),
+    )
+    plain = fptt.FPTT(models[1], sgd(models[1]), terminal(), num_chunks=3, coupling=coupling, max_norm=0.1)
+    for number in range(3):
+        results = [method.train_batch(*batch(number, torch.float64)) for method in (scaled, plain)]
+        torch.testing.assert_close(results[0].gradient_norm, results[1].gradient_norm)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_the_recomputed_gradient_is_not_scaled() -> None:
+    models = [lstm(), lstm()]
+    duals = []
+    for model, scale in zip(models, (1.0, 1024.0), strict=True):
+        optimizer = torch.optim.Adam(model.parameters(), eps=0.0)
+        method = fptt.FPTT(
+            model,
+            optimizer,
+            terminal(),
+            num_chunks=2,
+            coupling="coupled",
+            previous_gradient="recomputed",
+            backward=lambda loss, scale=scale: (loss * scale).backward(),
+        )
+        method.train_batch(batch()[0][:6], batch()[1])
+        assert method.regularizer is not None
+        duals.append(max(dual.abs().max().item() for _, dual in method.regularizer.state.values()))
+    assert duals[1] < 10 * duals[0]
+
+
+def test_a_bad_recomputed_gradient_is_told_and_training_can_go_on() -> None:
+    model = Explodes("loss", call=3)  # the second pass of the second chunk
+    method = fptt.FPTT(model, sgd(model), terminal(), num_chunks=3, coupling="coupled", previous_gradient="recomputed")
+    with pytest.raises(FloatingPointError, match=r"recomputed gradient .* chunk 1 of batch 0"):
+        method.train_batch(*batch())
+    model.calls_left = 1000
+    assert method.train_batch(*batch()).loss.isfinite()
+
+
+def test_targets_of_a_sequence_are_not_taken_for_those_of_steps() -> None:
+    """B = T = D = 4, batch first: the targets (B, D) look like (B, T)."""
+    model = fptt.nn.RNN(4, 5, 4, batch_first=True)
+    loss = fptt.TerminalLoss(functional.mse_loss)
+    inputs, targets = torch.randn(4, 4, 4), torch.randn(4, 4)
+    expected = functional.mse_loss(model(inputs)[0][:, -1], targets)
+    torch.testing.assert_close(
+        fptt.BPTT(model, sgd(model), loss, batch_first=True).train_batch(inputs, targets).loss, expected
+    )
+
+
+def test_ignored_steps_are_as_good_as_masked_ones() -> None:
+    models = [lstm(), lstm()]
+    inputs, targets = batch()[0], torch.randint(C, (T, B))
+    mask = (torch.arange(T) < 7)[:, None].expand(T, B)
+    methods = [fptt.FPTT(model, torch.optim.Adam(model.parameters()), sequence(), chunk_length=4) for model in models]
+    updates = [
+        methods[0].train_batch(inputs, targets, mask=mask).updates,
+        methods[1].train_batch(inputs, targets.masked_fill(~mask, -100)).updates,
+    ]
+    assert updates == [2, 2]
+    assert_same_weights(*models)
+
+
+def test_layouts_of_model_and_data_must_agree() -> None:
+    for model in (lstm(), nn.LSTM(D, H), fptt.nn.Recurrent(fptt.nn.Unroll(nn.GRUCell(D, H)))):
+        with pytest.raises(ValueError, match="batch_first must be that of the model, False, got True"):
+            fptt.BPTT(model, sgd(model), terminal(), batch_first=True)
+
+
+def test_the_optimizer_must_train_the_model() -> None:
+    with pytest.raises(ValueError, match="optimizer must hold parameters of the model"):
+        fptt.BPTT(lstm(), sgd(lstm()), terminal())
+    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer"):
+        fptt.DynamicRegularizer(lstm().parameters()).attach("sgd")  # pyright: ignore[reportArgumentType]
+
+
+class OutputsOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = lstm()
+
+    def forward(self, inputs: Tensor, state: Any) -> Tensor:
+        return self.inner(inputs, state)[0]
+
+
+def test_slips_of_type_and_state_are_named() -> None:
+    model = OutputsOnly()
+    with pytest.raises(TypeError, match=r"model must return \(outputs, state\), got a Tensor"):
+        fptt.BPTT(model, sgd(model), terminal()).train_batch(*batch())
+    inputs, targets = batch()
+    gru = nn.GRU(D, C)
+    method = fptt.BPTT(gru, sgd(gru), terminal())
+    with pytest.raises(TypeError, match="targets must be a tensor, got a list"):
+        method.train_batch(inputs, targets.tolist())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"state must fit the model, got tensors of shapes \(1, 4, 7\)"):
+        method.train_batch(inputs, targets, state=torch.zeros(1, B, 7))
+
+
+def test_method_states_that_do_not_fit_are_refused_whole() -> None:
+    model = lstm()
+    method = fptt.FPTT(model, sgd(model), terminal(), num_chunks=2)
+    train(method, range(2))
+    saved = method.state_dict()
+    other_model = lstm()
+    prior = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C))
+    other = fptt.FPTT(other_model, sgd(other_model), prior, num_chunks=2)
+    for state in ({}, saved):
+        with pytest.raises(ValueError, match="must have the keys"):
+            other.load_state_dict(state)
+    assert other.regularizer is not None
+    assert not other.regularizer.state
+    assert other.batches == 0
 
 
 @every_method
@@ -360,6 +491,7 @@ def test_sequence_targets_of_the_wrong_length_are_named() -> None:
     [
         ({"num_chunks": 2, "alpha": -0.1}, ValueError, "alpha"),
         ({"num_chunks": 2, "max_norm": -1.0}, ValueError, "max_norm"),
+        ({"num_chunks": 2, "alpha": 0, "regularizer": object()}, ValueError, "alpha must not be 0"),
         ({"num_chunks": 2, "chunk_length": 2}, ValueError, "exactly one"),
         ({}, ValueError, "exactly one"),
         ({"num_chunks": 2, "loss": functional.cross_entropy}, TypeError, "TerminalLoss or a SequenceLoss"),

@@ -133,6 +133,15 @@ def test_attach_checks_its_arguments() -> None:
         regularizer.attach(optimizer)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Adam])
+def test_an_optimizers_own_alpha_is_not_the_penaltys(kind: Any) -> None:
+    model = fptt.nn.LSTM(3, 4, 2)
+    loss = fptt.SequenceLoss(nn.functional.mse_loss)
+    method = fptt.FPTT(model, kind(model.parameters()), loss, num_chunks=2, alpha=0.25)
+    assert method.regularizer is not None
+    assert [group["alpha"] for group in method.regularizer.param_groups] == [0.25]
+
+
 def test_no_two_sets_of_hooks() -> None:
     """Else the penalty would come twice, or into the steps of a method that has none."""
     model = small_model()

@@ -164,8 +164,8 @@ def test_groups_have_an_alpha_of_their_own_and_may_opt_out() -> None:
     model = small_model()
     optimizer = torch.optim.SGD(
         [
-            {"params": model[0].parameters(), "alpha": 0.7},
-            {"params": [model.get_parameter("2.weight")], "alpha": None},
+            {"params": model[0].parameters(), "fptt_alpha": 0.7},
+            {"params": [model.get_parameter("2.weight")], "fptt_alpha": None},
             {"params": [model.get_parameter("2.bias")]},
         ],
         lr=0.1,
@@ -182,6 +182,37 @@ def test_groups_have_an_alpha_of_their_own_and_may_opt_out() -> None:
     assert lag > 0
 
 
+def test_a_group_may_opt_out_later_and_a_bad_strength_changes_nothing() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer)
+    run_steps(model, optimizer, range(2))
+    regularizer.param_groups[0]["alpha"] = 0.0
+    before = weights(model)
+    with pytest.raises(ValueError, match="alpha"):
+        run_steps(model, optimizer, range(2, 3))
+    for param, weight in zip(model.parameters(), before, strict=True):
+        assert torch.equal(param, weight)
+    regularizer.param_groups[0]["alpha"] = None
+    twin = small_model()
+    twin.load_state_dict(model.state_dict())
+    run_steps(model, optimizer, range(2, 4))
+    run_steps(twin, torch.optim.SGD(twin.parameters(), lr=0.1), range(2, 4))
+    assert_same_weights(model, twin)
+    assert regularizer.penalty() == 0
+
+
+def test_a_copy_taken_inside_averaged_can_train() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer)
+    run_steps(model, optimizer, range(2))
+    with regularizer.averaged():
+        other_model, other_optimizer, other = copy.deepcopy((model, optimizer, regularizer))
+    other.attach(other_optimizer)
+    run_steps(other_model, other_optimizer, range(1))
+
+
 def test_tied_frozen_missing_and_late_parameters() -> None:
     tied, frozen, unused, late = (nn.Parameter(torch.randn(3)) for _ in range(4))
     frozen.requires_grad_(False)
@@ -196,7 +227,7 @@ def test_tied_frozen_missing_and_late_parameters() -> None:
     assert torch.equal(frozen, kept[0])
     assert torch.equal(unused, kept[1])
     optimizer.add_param_group({"params": [late]})
-    regularizer.add_param_group({"params": [late], "alpha": 0.9})
+    regularizer.add_param_group({"params": [late], "fptt_alpha": 0.9})
     start = late.detach().clone()
     optimizer.zero_grad()
     (tied.sum() + late.square().sum()).backward()
@@ -340,7 +371,7 @@ def test_bad_parameters_are_named() -> None:
     with pytest.raises(ValueError, match="more than one group"):
         fptt.DynamicRegularizer([{"params": [param]}, {"params": [param]}])
     with pytest.raises(ValueError, match="alpha"):
-        fptt.DynamicRegularizer([{"params": [param], "alpha": 0}])
+        fptt.DynamicRegularizer([{"params": [param], "fptt_alpha": 0}])
     with pytest.raises(RuntimeError, match="add_penalty_grad_"):
         fptt.DynamicRegularizer([param]).update()
 

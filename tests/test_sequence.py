@@ -89,6 +89,9 @@ def test_reset_starts_single_samples_again() -> None:
     assert state.c.min() == 2
     initial = fptt.nn.LSTMState(torch.full((2, 1, 4), 7.0), torch.full((2, 1, 4), 8.0))
     assert fptt.reset(state, mask, initial).c[0, :, 0].tolist() == [2, 8, 2]
+    assert fptt.reset(torch.ones(3, 4), mask, torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float32
+    with pytest.raises(ValueError, match="initial must have 2 tensors"):
+        fptt.reset(state, mask, torch.zeros(2, 1, 4))
     assert fptt.reset(torch.ones(3, 4, 5, 5), mask, batch_dim=0).sum() == 200
     with pytest.raises(ValueError, match=r"3 samples in dim -2 .*got 2"):
         fptt.reset(state, mask[:2])

@@ -42,29 +42,41 @@ def cut_batch(inputs: Tensor, targets: Tensor, mask: Tensor | None, loss: ChunkL
     Raises:
         ValueError: If inputs, targets or mask do not fit together, or there are fewer time steps than chunks.
     """
+    _check_tensors(inputs=inputs, targets=targets, mask=mask)
     if inputs.dim() < 2 or inputs.numel() == 0:
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
         raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
     num_steps, batch_size = chunking.time_major(inputs).shape[:2]
     lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
     if mask is not None:
-        mask = _checked_mask(chunking.time_major(mask) if mask.dim() == 2 else mask, (num_steps, batch_size))
-    per_step = targets.dim() >= 2 and targets.shape[:2] == inputs.shape[:2]
-    time_major_targets = chunking.time_major(targets) if per_step else targets
-    parts = loss.split(time_major_targets, mask, lengths, batch_size)
-    has_steps = [True] * len(lengths)
-    if mask is not None:
-        has_steps = torch.stack([chunk.any() for chunk in mask.split(lengths)]).tolist()
-    pieces = zip(inputs.split(lengths, chunking.time_dim), parts, has_steps, strict=True)
+        mask = chunking.time_major(mask).to(inputs.device) if mask.dim() == 2 else mask
+        _check_mask(mask, (num_steps, batch_size))
+    if loss.per_step and targets.dim() >= 2:
+        targets = chunking.time_major(targets)
+    parts = loss.split(targets, mask, lengths, batch_size)
+    pieces = zip(inputs.split(lengths, chunking.time_dim), parts, _have_steps(parts), strict=True)
     return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
 
 
-def _checked_mask(mask: Tensor, expected: tuple[int, int]) -> Tensor:
+def _have_steps(parts: list[Any]) -> list[bool]:
+    """Tell which chunks have something that counts, with one synchronization for all."""
+    counted = [getattr(part, "counted", None) for part in parts]
+    if all(counts is None for counts in counted):
+        return [True] * len(parts)
+    return torch.stack([torch.tensor(True) if counts is None else counts.any() for counts in counted]).tolist()
+
+
+def _check_tensors(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor) and not (name == "mask" and value is None):
+            raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
+
+
+def _check_mask(mask: Tensor, expected: tuple[int, int]) -> None:
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
         raise ValueError(f"mask must be boolean with T, B = {expected}, got {mask.dtype} of {tuple(mask.shape)}.")
     if not mask.any():
         raise ValueError("mask must have at least one real step, got none.")
-    return mask
 
 
 def check_inputs(chunks: list[Chunk], batch: int) -> None:
@@ -78,6 +90,10 @@ def check_inputs(chunks: list[Chunk], batch: int) -> None:
 
 def check_same_state(given: State, returned: State) -> None:
     """Raise ValueError unless the state that came back has the tensors and shapes of the one that went in."""
-    shapes = [[tuple(tensor.shape) for tensor in flatten_state(state)] for state in (given, returned)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"state must match the model's own, of shapes {shapes[1]}, got {shapes[0]}.")
+    if describe_state(given) != describe_state(returned):
+        raise ValueError(f"state must match the model's own, {describe_state(returned)}, got {describe_state(given)}.")
+
+
+def describe_state(state: State) -> str:
+    """Return the shapes of the tensors of a state."""
+    return "tensors of shapes " + ", ".join(str(tuple(tensor.shape)) for tensor in flatten_state(state))

@@ -18,7 +18,7 @@ class Elementwise(nn.Module):
     one value per element by itself.
 
     Raises:
-        ValueError: If the loss asks for reduction="sum", which has no meaning here.
+        ValueError: If the loss asks for another reduction than "mean" or "none".
         TypeError: If it cannot be called.
     """
 
@@ -26,17 +26,21 @@ class Elementwise(nn.Module):
         super().__init__()
         if not callable(function):
             raise TypeError(f"function must be a loss that can be called with (output, target), got {function!r}.")
-        if _argument(function, "reduction") == "sum":
-            raise ValueError("function must not have reduction='sum': the loss is a mean over real steps.")
+        reduction = _argument(function, "reduction")
+        if reduction not in (None, "mean", "none"):
+            raise ValueError(
+                f"function must have reduction 'mean' or 'none', got {reduction!r}: real steps are averaged."
+            )
         self.function = _without_reduction(function)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return one value per element, (N,)."""
         _check_shapes(output, target)
         values = self.function(output, target)
-        if values.dim() == 0 or len(values) != len(output):
+        if values.shape not in ((len(output),), target.shape, output.shape):
             raise ValueError(
-                f"function must return one value per element, ({len(output)}, …), got shape {tuple(values.shape)}."
+                f"function must return one value per element for outputs {tuple(output.shape)} and targets "
+                f"{tuple(target.shape)}, got {tuple(values.shape)}; targets of a regression have the outputs' shape."
             )
         return values.flatten(1).mean(1) if values.dim() > 1 else values
 

@@ -15,8 +15,14 @@ class ChunkLoss(nn.Module, ABC):
     """A loss for every chunk of a sequence; the three methods take the same ones.
 
     `split` turns the targets of a batch into one part per chunk; calling the loss with the outputs of a chunk and its
-    part gives a scalar ℓ_k. The mean of the ℓ_k is the loss of the sequence.
+    part gives a scalar ℓ_k. A part with a boolean tensor `counted` says what of the chunk counts: where nothing does,
+    there is no update.
+
+    Attributes:
+        per_step: Whether the targets have a time dimension.
     """
+
+    per_step: bool = False
 
     @abstractmethod
     def split(self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int) -> list[Any]:
@@ -63,7 +69,7 @@ class SequenceLoss(ChunkLoss):
             your own that returns one value per element.
 
     Raises:
-        ValueError: If the function has reduction="sum".
+        ValueError: If the function has a reduction other than "mean" or "none".
 
     Examples:
         >>> loss = fptt.SequenceLoss(nn.functional.mse_loss)
@@ -71,6 +77,8 @@ class SequenceLoss(ChunkLoss):
         >>> [round(loss(torch.ones(n, 2, 1), part).item(), 6) for n, part in zip([3, 1], parts)]
         [1.5, 0.5]
     """
+
+    per_step = True
 
     def __init__(self, function: LossFunction) -> None:
         super().__init__()
@@ -95,7 +103,7 @@ class SequenceLoss(ChunkLoss):
     def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         if self.ignore_index is None or targets.is_floating_point():
             return mask
-        kept = targets != self.ignore_index
+        kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
         return kept if mask is None else kept & mask
 
     def forward(self, output: Tensor, part: SequencePart) -> Tensor:
@@ -112,13 +120,25 @@ class SequenceLoss(ChunkLoss):
 
 
 class TerminalPart(NamedTuple):
-    """The targets, (B, …); k + 1; K (of each sample, (B,)); where a sample counts, (B,); its last real step, (B,)."""
+    """The targets of a chunk of T_k steps, and how they count.
+
+    Attributes:
+        targets: (B, …).
+        position: k + 1.
+        num_chunks: K, or that of each sample, (B,).
+        counted: Where a sample counts, (B,); None if all do.
+        num_counted: Samples that count anywhere in the batch.
+        last: Last real step in the chunk of each sample, (B,); None for the last step.
+        num_steps: T_k.
+    """
 
     targets: Tensor
     position: int
     num_chunks: int | Tensor
     counted: Tensor | None
+    num_counted: int | Tensor
     last: Tensor | None
+    num_steps: int
 
 
 class TerminalLoss(ChunkLoss):
@@ -129,14 +149,16 @@ class TerminalLoss(ChunkLoss):
 
     (Kag & Saligrama 2021, with ŷ_k the output at the chunk's last step.) The early, uncertain predictions are held to
     Q instead of the label. With one chunk it is the plain loss of the label. A sequence that ends early, by the mask,
-    has b = 1 in the chunk where it ends and nothing after it.
+    has b = 1 in the chunk where it ends and nothing after it: its chunks weigh as much as those of others, and there
+    are fewer of them. Samples whose label is the function's `ignore_index` do not count; weights of classes multiply
+    the terms, and the mean is over samples.
 
     Args:
         function: Any torch loss of (output, target), for classes or regression.
         divergence: Q: None for none (regression), `"uniform"`, or a `RunningPrior`.
 
     Raises:
-        ValueError: If the function has reduction="sum", or divergence is none of these.
+        ValueError: If the function has a reduction other than "mean" or "none", or divergence is none of these.
 
     Examples:
         >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
@@ -147,9 +169,10 @@ class TerminalLoss(ChunkLoss):
 
     def __init__(self, function: LossFunction, divergence: str | Prior | None = None) -> None:
         super().__init__()
-        if isinstance(divergence, str) and divergence != "uniform":
+        if divergence is not None and divergence != "uniform" and not isinstance(divergence, Prior):
             raise ValueError(f"divergence must be None, 'uniform' or a RunningPrior, got {divergence!r}.")
         self.function = Elementwise(function)
+        self.ignore_index = ignored_index(function)
         self.prior = UniformPrior() if isinstance(divergence, str) else divergence
 
     def split(
@@ -160,15 +183,29 @@ class TerminalLoss(ChunkLoss):
             raise ValueError(
                 f"targets must have shape (B, …) with B = {batch_size}, one per sequence, got {tuple(targets.shape)}."
             )
-        num_chunks = len(lengths)
+        kept, num_kept = self._kept(targets)
         if mask is None:
-            return [TerminalPart(targets, k + 1, num_chunks, None, None) for k in range(num_chunks)]
+            return [
+                TerminalPart(targets, k + 1, len(lengths), kept, num_kept, None, length)
+                for k, length in enumerate(lengths)
+            ]
         masks = mask.split(list(lengths))
         counted = torch.stack([chunk.any(0) for chunk in masks])  # (K, B)
         if not counted.any(0).all():
             raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
         own_chunks = _last_true(counted) + 1
-        return [TerminalPart(targets, k + 1, own_chunks, counted[k], _last_true(masks[k])) for k in range(num_chunks)]
+        counted = counted if kept is None else counted & kept
+        return [
+            TerminalPart(targets, k + 1, own_chunks, counted[k], num_kept, _last_true(chunk), len(chunk))
+            for k, chunk in enumerate(masks)
+        ]
+
+    def _kept(self, targets: Tensor) -> tuple[Tensor | None, int | Tensor]:
+        """Return the samples whose label is not ignored, (B,), and their number."""
+        if self.ignore_index is None or targets.is_floating_point() or targets.dim() != 1:
+            return None, len(targets)
+        kept = targets != self.ignore_index
+        return kept, kept.sum().clamp(min=1)
 
     def forward(self, output: Tensor, part: TerminalPart) -> Tensor:
         """Return ℓ_k of a chunk."""
@@ -176,10 +213,14 @@ class TerminalLoss(ChunkLoss):
         weight = _label_weight(part, final.dtype)
         values = weight * self.function(final, part.targets)
         if self.prior is not None:
-            values = values + (1 - weight) * cross_entropy_to(self.prior(final, part.targets), final)
+            values = values + (1 - weight) * cross_entropy_to(self.prior(final, self._labels(part)), final)
         if part.counted is not None:
             values = torch.where(part.counted, values, 0.0)
-        return values.mean()
+        return values.sum() / part.num_counted
+
+    def _labels(self, part: TerminalPart) -> Tensor:
+        """Return the targets for Q; an ignored label has no row there, and its term does not count."""
+        return part.targets if part.counted is None else torch.where(part.counted, part.targets, 0)
 
     @torch.no_grad()
     def observe(self, output: Tensor, part: TerminalPart) -> None:
@@ -187,11 +228,15 @@ class TerminalLoss(ChunkLoss):
         if self.prior is not None:
             final = self._final(output, part)
             ended = torch.as_tensor(part.num_chunks == part.position, device=final.device).expand(len(final))
-            self.prior.observe(final, part.targets, ended if part.counted is None else ended & part.counted)
+            self.prior.observe(final, self._labels(part), ended if part.counted is None else ended & part.counted)
 
     def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
         if part.last is None:
             return output[-1]
+        if len(output) != part.num_steps:
+            raise ValueError(
+                f"a mask needs the outputs of all {part.num_steps} steps, got {len(output)}: use last_only=False."
+            )
         return output[part.last, torch.arange(output.shape[1], device=output.device)]
 
 

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._batch import Chunk, Chunking, check_inputs, check_same_state, cut_batch
+from fptt._batch import Chunk, Chunking, check_inputs, check_same_state, cut_batch, describe_state
 from fptt._checks import all_finite
 from fptt._losses import ChunkLoss
 from fptt._regularizer import DynamicRegularizer
@@ -50,6 +51,7 @@ class Method(ABC):
         check_finite: Stop at NaN or Inf in inputs, loss or gradient before a weight changes; one synchronization a
             chunk on an accelerator.
         backward: Called with each loss instead of `loss.backward()`, for example `fabric.backward`.
+        step: Called with the optimizer instead of `optimizer.step()`, for example with a GradScaler.
 
     Attributes:
         batches, updates, timesteps: What has been done so far; time steps are T · B a batch.
@@ -67,6 +69,7 @@ class Method(ABC):
         batch_first: bool = False,
         check_finite: bool = True,
         backward: Callable[[Tensor], Any] = Tensor.backward,
+        step: Callable[[Optimizer], Any] = methodcaller("step"),
     ) -> None:
         if not isinstance(loss, ChunkLoss):
             raise TypeError(
@@ -74,11 +77,12 @@ class Method(ABC):
                 "wrap it to say whether the targets belong to the sequence or to its steps."
             )
         check_chunking(num_chunks, chunk_length)
+        _check_model(model, optimizer, batch_first)
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
-        self.max_norm, self.check_finite, self.backward = max_norm, check_finite, backward
+        self.max_norm, self.check_finite, self.backward, self.step = max_norm, check_finite, backward, step
         self.batches = self.updates = self.timesteps = 0
-        self._hooks = self._attach()
+        self._hooks: StepHooks | None = self._attach()
 
     @property
     def regularizer(self) -> DynamicRegularizer | None:
@@ -102,17 +106,20 @@ class Method(ABC):
 
         Raises:
             ValueError: If the arguments do not fit together or the model.
+            TypeError: If an argument is no tensor, or the model does not return outputs and state.
+            RuntimeError: If the method was closed.
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
                 chunks before stay; the weights are as they were before the bad chunk.
         """
         chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking)
         if self.check_finite:
             check_inputs(chunks, self.batches)
-        before = self._hooks.num_steps
+        hooks = self._open_hooks()
+        before = hooks.num_steps
         try:
             losses, norms, state = self._walk(chunks, detach(state))
         finally:
-            updates = self._hooks.num_steps - before
+            updates = hooks.num_steps - before
             self.updates += updates
         self.batches += 1
         self.timesteps += inputs.shape[0] * inputs.shape[1]
@@ -128,25 +135,39 @@ class Method(ABC):
 
     def _forward(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, State]:
         """Return outputs, time-major, loss and next state of a chunk."""
-        output, next_state = self.model(chunk.inputs, state)
-        if chunk.number == 0 and state is not None:
-            check_same_state(state, next_state)
+        output, next_state = self._call_model(chunk, state)
         output = self.chunking.time_major(output)
         loss = self.loss(output, chunk.part)
         if self.check_finite and not all_finite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} {self._place(chunk)}")
         return output, loss, next_state
 
+    def _call_model(self, chunk: Chunk, state: State) -> tuple[Tensor, State]:
+        """Call the model; where the user gave the state, say so if it does not fit."""
+        is_given = chunk.number == 0 and state is not None
+        try:
+            result = self.model(chunk.inputs, state)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            if is_given:
+                raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
+            raise
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
+        if is_given:
+            check_same_state(state, result[1])
+        return result
+
     def _update(self, loss: Tensor, chunk: Chunk) -> list[Tensor]:
         """Make one update and return the norm of its gradient, if the optimizer stepped."""
         self.optimizer.zero_grad()
         self.backward(loss)
-        self._hooks.gradient_norm = None
+        hooks = self._open_hooks()
+        hooks.gradient_norm = None
         try:
-            self.optimizer.step()
+            self.step(self.optimizer)
         except FloatingPointError as error:
             raise FloatingPointError(f"the gradient is NaN or Inf {self._place(chunk)}") from error
-        return [] if self._hooks.gradient_norm is None else [self._hooks.gradient_norm]
+        return [] if hooks.gradient_norm is None else [hooks.gradient_norm]
 
     def _place(self, chunk: Chunk) -> str:
         return f"in chunk {chunk.number} of batch {self.batches}; the weights are as before that chunk."
@@ -158,7 +179,14 @@ class Method(ABC):
 
     def close(self) -> None:
         """Take the method's hooks off the optimizer; the method cannot train any more."""
-        self._hooks.remove()
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
+
+    def _open_hooks(self) -> StepHooks:
+        if self._hooks is None:
+            raise RuntimeError("the method is closed: make a new one to train on.")
+        return self._hooks
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the loss's running estimates and the regularizer; model and optimizer have their own."""
@@ -170,8 +198,10 @@ class Method(ABC):
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If it was saved with a regularizer and this method has none, or the other way.
+            ValueError: If a key is missing, or it was saved by a method with another regularizer or loss.
         """
+        _check_keys("state_dict", state_dict, self.state_dict())
+        _check_keys("state_dict['loss']", state_dict["loss"], self.loss.state_dict())
         if (state_dict["regularizer"] is None) != (self.regularizer is None):
             raise ValueError("state_dict must come from a method that has a regularizer if and only if this one has.")
         if self.regularizer is not None:
@@ -181,8 +211,24 @@ class Method(ABC):
             setattr(self, name, state_dict[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None}
+        return {**self.__dict__, "_hooks": self._hooks is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # pyright: ignore[reportAttributeAccessIssue]
-        self._hooks = self._attach()
+        self._hooks = self._attach() if state["_hooks"] else None
+
+
+def _check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> None:
+    """Raise ValueError if model and data have another layout, or the optimizer does not train the model."""
+    layout = getattr(model, "batch_first", batch_first)
+    if layout != batch_first:
+        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
+    held = {param for group in optimizer.param_groups for param in group["params"]}
+    if held.isdisjoint(model.parameters()):
+        raise ValueError("optimizer must hold parameters of the model, got none of them.")
+
+
+def _check_keys(name: str, saved: Any, own: dict[str, Any]) -> None:
+    if not isinstance(saved, dict) or saved.keys() != own.keys():
+        found = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(f"{name} must have the keys {sorted(own)}, got {found}.")

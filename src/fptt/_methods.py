@@ -14,6 +14,7 @@ from fptt._losses import ChunkLoss
 from fptt._method import Method
 from fptt._regularizer import Coupling, DynamicRegularizer, Form, PreviousGradient
 from fptt._sequence import State, detach
+from fptt._step_hooks import gradient_norm
 
 
 class BPTT(Method):
@@ -26,8 +27,9 @@ class BPTT(Method):
         model: See `TBPTT`.
         optimizer: See `TBPTT`.
         loss: See `TBPTT`.
-        num_chunks: Number of chunk losses; 1 is plain BPTT.
-        **options: `max_norm`, `batch_first`, `check_finite`, `backward`; see `TBPTT`.
+        num_chunks: Number of chunk losses; 1, the default, is plain BPTT.
+        chunk_length: Longest chunk in time steps, instead of `num_chunks`.
+        **options: `max_norm`, `batch_first`, `check_finite`, `backward`, `step`; see `TBPTT`.
 
     Examples:
         >>> model = nn.LSTM(3, 5)
@@ -38,9 +40,18 @@ class BPTT(Method):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, loss: ChunkLoss, *, num_chunks: int = 1, **options: Any
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: ChunkLoss,
+        *,
+        num_chunks: int | None = None,
+        chunk_length: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(model, optimizer, loss, num_chunks=num_chunks, **options)
+        if num_chunks is None and chunk_length is None:
+            num_chunks = 1
+        super().__init__(model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, **options)
 
     def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
         outputs, losses = [], []
@@ -67,7 +78,9 @@ class TBPTT(Method):
         chunk_length: Longest chunk in time steps, instead of `num_chunks`.
         **options: `max_norm` (clip the gradient inside `step()`), `batch_first` (inputs, outputs, targets of steps and
             masks are (B, T, …)), `check_finite` (stop at NaN or Inf before a weight changes; True), `backward` (called
-            with each loss instead of `loss.backward()`, for example `fabric.backward`).
+            with each loss instead of `loss.backward()`, for example `fabric.backward`), `step` (called with the
+            optimizer instead of `optimizer.step()`; whoever scales the loss in `backward` unscales here, as with
+            `lambda optimizer: (scaler.step(optimizer), scaler.update())`).
 
     Raises:
         ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.
@@ -131,8 +144,11 @@ class FPTT(TBPTT):
         coupling: See `DynamicRegularizer`.
         mu: See `DynamicRegularizer`.
         previous_gradient: See `DynamicRegularizer`. A recomputed gradient costs a second forward and backward pass a
-            chunk, from the same incoming state and with the same random numbers.
+            chunk, from the same incoming state and with the same random numbers; normalization layers with running
+            statistics see the chunk twice.
         regularizer: A `DynamicRegularizer` of your own over the optimizer's parameters, instead of these settings.
+            Without one, the parameters that the optimizer has now are regularized; for those it gets later, call
+            `method.regularizer.add_param_group`.
         **options: See `TBPTT`. `max_norm` clips the sum of loss gradient and coupled penalty gradient.
 
     Examples:
@@ -164,6 +180,8 @@ class FPTT(TBPTT):
     ) -> None:
         if alpha != 0:
             check_positive("alpha", alpha)
+        elif regularizer is not None:
+            raise ValueError("alpha must not be 0 with a regularizer of your own: 0 is TBPTT.")
         if regularizer is None and alpha:
             regularizer = DynamicRegularizer(
                 optimizer.param_groups,
@@ -194,9 +212,22 @@ class FPTT(TBPTT):
         return learned
 
     def _recompute_gradient(self, chunk: Chunk, state: State, regularizer: DynamicRegularizer) -> None:
-        """Advance the average with ∇ℓ_t(W_{t+1}), of the same chunk from the same incoming state."""
+        """Advance the average with ∇ℓ_t(W_{t+1}), of the same chunk from the same incoming state.
+
+        The loss is not scaled here, whatever `backward` does: λ is in the unit of the gradient.
+        """
         self.optimizer.zero_grad()
-        self.backward(self._forward(chunk, state)[1])
+        try:
+            self._forward(chunk, state)[1].backward()
+            norm = gradient_norm([param for group in self.optimizer.param_groups for param in group["params"]])
+            if self.check_finite and not torch.isfinite(norm):
+                raise FloatingPointError(f"it has norm {norm.item()}.")
+        except FloatingPointError as error:
+            regularizer.reset()
+            raise FloatingPointError(
+                f"the recomputed gradient is NaN or Inf after the update of chunk {chunk.number} of batch "
+                f"{self.batches}; averages and duals start again."
+            ) from error
         regularizer.update()
 
 

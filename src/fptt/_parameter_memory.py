@@ -21,7 +21,7 @@ class ParameterMemory:
     """Average and dual of each parameter, beside the optimizer and keyed by parameter; they begin at its first step.
 
     Attributes:
-        param_groups: `{"params": [...], "alpha": ...}` each; alpha may be changed while training.
+        param_groups: `{"params": [...], "alpha": ...}` each; alpha may be changed while training, None opts out.
         state: The `ParameterState` of every parameter that has taken a step.
     """
 
@@ -53,7 +53,7 @@ class ParameterMemory:
         """Add parameters later, for example of a layer that is thawed; their average starts at the next step.
 
         Args:
-            group: `{"params": tensors}`, with an `"alpha"` of its own if wanted (None opts out).
+            group: `{"params": tensors}`, with a `"fptt_alpha"` of its own if wanted (None opts out).
 
         Raises:
             ValueError: If a parameter is in a group already, or alpha is not positive.
@@ -67,9 +67,9 @@ class ParameterMemory:
         known = {param for existing in self.param_groups for param in existing["params"]}
         if known.intersection(unique):
             raise ValueError("params must not repeat a parameter in more than one group.")
-        alpha = group.get("alpha", self.alpha)
+        alpha = group.get("fptt_alpha", self.alpha)
         if alpha is not None:
-            check_positive("alpha", alpha)
+            check_positive("fptt_alpha", alpha)
         self.param_groups.append({"params": unique, "alpha": alpha})
 
     @contextmanager

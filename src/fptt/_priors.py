@@ -24,6 +24,8 @@ class UniformPrior(Prior):
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         """Return 1/C for every class, (1, C)."""
+        if output.shape[-1] < 2:
+            raise ValueError(f"divergence needs the outputs of at least 2 classes, got {output.shape[-1]}.")
         return output.new_full((1, output.shape[-1]), 1 / output.shape[-1])
 
 
@@ -61,18 +63,28 @@ class RunningPrior(Prior):
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the row of each label, (B, C)."""
-        return self.probabilities.to(output)[targets]
+        self._check(output, targets)
+        return self.probabilities.to(output.device)[targets].to(output.dtype)
 
     @torch.no_grad()
     def observe(self, output: Tensor, targets: Tensor, ended: Tensor) -> None:
         """Move the row of each class in the batch towards the mean prediction of its samples."""
-        self.probabilities = probabilities = self.probabilities.to(output)
-        weight = ended.to(output)
+        self._check(output, targets)
+        self.probabilities = probabilities = self.probabilities.to(output.device)
+        output, weight = output.to(probabilities.dtype), ended.to(probabilities.dtype)
         counts = torch.zeros_like(probabilities[0]).index_add(0, targets, weight)
         sums = torch.zeros_like(probabilities).index_add(0, targets, output.softmax(-1) * weight[:, None])
         means = sums / counts.clamp(min=1)[:, None]
         moved = torch.lerp(probabilities, means, 1 - self.decay)
         probabilities.copy_(torch.where(counts[:, None] > 0, moved, probabilities))
+
+    def _check(self, output: Tensor, targets: Tensor) -> None:
+        num_classes = len(self.probabilities)
+        if output.shape[-1] != num_classes or targets.dim() != 1 or targets.is_floating_point():
+            raise ValueError(
+                f"a RunningPrior of {num_classes} classes needs as many outputs and one whole label a sample, "
+                f"got {output.shape[-1]} outputs and targets {targets.dtype} of shape {tuple(targets.shape)}."
+            )
 
     def extra_repr(self) -> str:
         """Show the settings."""

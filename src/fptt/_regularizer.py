@@ -33,8 +33,8 @@ class DynamicRegularizer(ParameterMemory):
     step, as AdamW does with weight decay, with γ = ηα in the place of α. For SGD without momentum both are the same.
 
     Args:
-        params: Parameters, or groups `{"params": [...], "alpha": ...}` as for `torch.optim`; other keys are ignored, so
-            `optimizer.param_groups` may be passed. A group with `"alpha": None` opts out.
+        params: Parameters, or groups `{"params": [...], "fptt_alpha": ...}` as for `torch.optim`; other keys are
+            ignored, so `optimizer.param_groups` may be passed. A group with `"fptt_alpha": None` opts out.
         alpha: Strength, > 0. Coupled: the paper's α (1/η is strong). Decoupled: γ = ηα, a number; with β = ½
             the recurrences by themselves are stable for γ < 5/2 (`paper`) or γ < 5/3 (`released`).
         beta: Weight of the new parameters in the average, in (0, 1]; ½ in the paper.
@@ -103,7 +103,7 @@ class DynamicRegularizer(ParameterMemory):
             _recurrences.penalty(param, *self.state[param], alpha=group["alpha"], form=self.form, mu=self.mu)
             for group in self.param_groups
             for param in group["params"]
-            if param in self.state
+            if param in self.state and group["alpha"] is not None
         ]
         return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
@@ -129,6 +129,7 @@ class DynamicRegularizer(ParameterMemory):
                 _foreach.add_(_gradients(pending.group.params), pending.penalty_gradients)
 
     def _prepare(self, group: dict[str, Any]) -> "_Pending":
+        check_positive("alpha", group["alpha"])
         params = [param for param in group["params"] if param.requires_grad and param.grad is not None]
         if any(gradient.is_sparse for gradient in _gradients(params)):
             raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
@@ -204,8 +205,13 @@ class DynamicRegularizer(ParameterMemory):
         super().reset()
         self._pending = None
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; see `ParameterMemory`."""
+        super().load_state_dict(state_dict)
+        self._pending = None
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None, "_pending": None}
+        return {**self.__dict__, "_hooks": None, "_pending": None, "_evaluating": False}
 
 
 class _Pending(NamedTuple):

@@ -131,7 +131,7 @@ def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int =
         A new nest of the same types and shapes.
 
     Raises:
-        ValueError: If `mask` is not boolean or its length is not the batch size of the state.
+        ValueError: If `mask` is not boolean, its length is not the batch size of the state, or `initial` does not fit.
 
     Examples:
         >>> fptt.reset(torch.ones(3, 2), torch.tensor([True, False, True])).sum().item()
@@ -139,7 +139,10 @@ def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int =
     """
     if mask.dtype != torch.bool or mask.dim() != 1:
         raise ValueError(f"mask must be a boolean tensor of shape (B,), got {mask.dtype} of {tuple(mask.shape)}.")
-    replacements = None if initial is None else iter(flatten_state(initial))
+    tensors, initials = flatten_state(state), flatten_state(initial)
+    if initials and len(initials) != len(tensors):
+        raise ValueError(f"initial must have {len(tensors)} tensors as the state has, got {len(initials)}.")
+    replacements = iter(initials)
 
     def restart(tensor: Tensor) -> Tensor:
         if tensor.shape[batch_dim] != len(mask):
@@ -149,8 +152,8 @@ def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int =
             )
         shape = [1] * tensor.dim()
         shape[batch_dim] = len(mask)
-        fresh = tensor.new_zeros(()) if replacements is None else next(replacements)
-        return torch.where(mask.view(shape), fresh, tensor)
+        fresh = next(replacements).to(tensor) if initials else tensor.new_zeros(())
+        return torch.where(mask.to(tensor.device).view(shape), fresh, tensor)
 
     return map_state(restart, state)
 

@@ -38,6 +38,8 @@ class StepHooks:
         max_norm: float | None = None,
         check_finite: bool = False,
     ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}.")
         if max_norm is not None:
             check_positive("max_norm", max_norm)
         _check_free(optimizer)
@@ -59,12 +61,12 @@ class StepHooks:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _check_plain_step(optimizer, args, kwargs)
         params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
-        self.gradient_norm = norm = _gradient_norm(params)
+        self.gradient_norm = norm = gradient_norm(params)
         if self.check_finite and not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient has norm {norm.item()}; no weight was changed.")
         if self.regularizer is not None:
             self.regularizer.add_penalty_grad_()
-            norm = _gradient_norm(params) if self.max_norm is not None else norm
+            norm = gradient_norm(params) if self.max_norm is not None else norm
         if self.max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
 
@@ -74,8 +76,10 @@ class StepHooks:
             self.regularizer.update()
 
 
-def _gradient_norm(params: list[Tensor]) -> Tensor:
-    return torch.nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
+def gradient_norm(params: list[Tensor]) -> Tensor:
+    """Return the norm of all gradients together, a scalar."""
+    gradients = [param.grad for param in params if param.grad is not None]
+    return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
 
 
 def _check_free(optimizer: Optimizer) -> None:

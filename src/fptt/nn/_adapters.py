@@ -26,6 +26,11 @@ class Recurrent(nn.Module):
         self.rnn = rnn
         self.readout = nn.Identity() if readout is None else readout
 
+    @property
+    def batch_first(self) -> bool:
+        """Whether the layer takes (B, T, …)."""
+        return bool(getattr(self.rnn, "batch_first", False))
+
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Return outputs and next state."""
         hidden, state = self.rnn(inputs, state)
@@ -44,6 +49,8 @@ class Unroll(nn.Module):
         >>> tuple(model(torch.randn(7, 4, 3))[0].shape)
         (7, 4, 2)
     """
+
+    batch_first = False
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()

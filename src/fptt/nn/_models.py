@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from fptt._checks import check_choice
+from fptt._sequence import flatten_state
 from fptt.nn._cells import run_plain
 from fptt.nn._state import LSTMState
 
@@ -104,7 +105,7 @@ class LSTM(_Model):
         self, inputs: Tensor, state: LSTMState | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, LSTMState]:
         """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
-        outputs, states = self._run(inputs, state)
+        outputs, states = self._run(inputs, None if state is None else flatten_state(state))
         return outputs, LSTMState(*states)
 
 
@@ -121,7 +122,7 @@ class GRU(_Model):
 
     def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
-        outputs, (final,) = self._run(inputs, None if state is None else [state])
+        outputs, (final,) = self._run(inputs, None if state is None else flatten_state(state))
         return outputs, final
 
 
