@@ -50,6 +50,8 @@ def test_layouts_and_readouts() -> None:
     model, twin = fptt.nn.LSTM(3, 5, 2), fptt.nn.LSTM(3, 5, 2, batch_first=True)
     twin.load_state_dict(model.state_dict())
     torch.testing.assert_close(twin(inputs.transpose(0, 1))[0].transpose(0, 1), model(inputs)[0])
+    deep = fptt.nn.LSTM(3, 5, 2, readout_sizes=[4], readout_activation=nn.ReLU)
+    assert [type(module) for module in deep.readout.children()] == [nn.Linear, nn.ReLU, nn.Linear]
     last = fptt.nn.LSTM(3, 5, 2, last_only=True)
     last.load_state_dict(model.state_dict())
     assert torch.equal(last(inputs)[0], model(inputs)[0][-1:])

@@ -34,7 +34,7 @@ class Setting:
     num_layers: int = 1
     """Recurrent layers."""
     readout_sizes: tuple[int, ...] = ()
-    """Widths of hidden layers between state and output."""
+    """Widths of hidden linear layers between state and output."""
 
     epochs: int | None = 60
     """Passes over the training data."""

@@ -5,10 +5,11 @@ from fptt.experiments.errors import UserError
 
 RECIPES: dict[str, TrainConfig] = {
     "digits": TrainConfig(task="digits", threads=1),  # too small for more, and robust beside other programs
-    "mnist": TrainConfig(task="mnist", num_chunks=28, batch_size=128, epochs=20, lr=1e-3),
+    "mnist": TrainConfig(task="mnist", readout_sizes=(256,), num_chunks=28, batch_size=128, epochs=20, lr=1e-3),
     "adding": TrainConfig(
         task="adding",
         length=200,
+        readout_sizes=(256,),
         num_chunks=10,
         batch_size=128,
         epochs=15,

@@ -28,6 +28,7 @@ class _Model(nn.Module):
         *,
         num_layers: int = 1,
         readout_sizes: Sequence[int] = (),
+        readout_activation: Callable[[], nn.Module] = nn.Identity,
         last_only: bool = False,
         dropout: float = 0.0,
         batch_first: bool = False,
@@ -38,7 +39,7 @@ class _Model(nn.Module):
         if output_size is None and readout_sizes:
             raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
-        self.readout = _readout([hidden_size, *readout_sizes], output_size)
+        self.readout = _readout([hidden_size, *readout_sizes], output_size, readout_activation)
         self.last_only, self.batch_first, self.kernel = last_only, batch_first, kernel
 
     def _run(self, inputs: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
@@ -81,7 +82,9 @@ class LSTM(_Model):
         hidden_size: H, width of the state.
         output_size: C, width of the outputs; None for the state itself, without a read-out.
         num_layers: Recurrent layers.
-        readout_sizes: Widths of hidden read-out layers, with ReLU after each.
+        readout_sizes: Widths of hidden read-out layers. The paper's models have one of 256.
+        readout_activation: Makes the module after each hidden read-out layer: linear as in the paper by default, or
+            `torch.nn.ReLU`.
         last_only: Read out the last step of each call only, as a terminal loss needs: outputs are (1, B, C).
         dropout: Between recurrent layers, in [0, 1).
         batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
@@ -138,10 +141,10 @@ class RNN(GRU):
     layer = nn.RNN
 
 
-def _readout(sizes: list[int], output_size: int | None) -> nn.Module:
+def _readout(sizes: list[int], output_size: int | None, activation: Callable[[], nn.Module]) -> nn.Module:
     if output_size is None:
         return nn.Identity()
     layers: list[nn.Module] = []
     for width, next_width in itertools.pairwise(sizes):
-        layers += [nn.Linear(width, next_width), nn.ReLU()]
+        layers += [nn.Linear(width, next_width), activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], output_size))

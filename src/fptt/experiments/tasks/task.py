@@ -1,5 +1,6 @@
 """What a task is: data in three parts, the shape of its sequences, and what to measure."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,7 +44,9 @@ class Task:
         return "accuracy" if self.kind == "classes" else "mse"
 
     def is_better(self, metric: float, other: float) -> bool:
-        """Tell whether a metric is at least as good as another."""
+        """Tell whether a metric is at least as good as another; anything is better than NaN."""
+        if math.isnan(other):
+            return True
         return metric >= other if self.kind == "classes" else metric <= other
 
 
