@@ -73,7 +73,7 @@ FAULTS = [
     Fault(
         "clipping before the penalty",
         "_step_hooks.py",
-        "norm = _gradient_norm(params) if self.max_norm is not None else norm",
+        "norm = gradient_norm(params) if self.max_norm is not None else norm",
         "pass",
     ),
     Fault(
@@ -108,8 +108,8 @@ FAULTS = [
     Fault(
         "label weight k/K",
         "_losses.py",
-        "TerminalPart(targets, k + 1, num_chunks",
-        "TerminalPart(targets, k, num_chunks",
+        "TerminalPart(targets, k + 1, len(lengths)",
+        "TerminalPart(targets, k, len(lengths)",
     ),
     Fault(
         "label weight k + 1/K",
@@ -147,8 +147,8 @@ FAULTS = [
     Fault(
         "reset turned over",
         "_sequence.py",
-        "torch.where(mask.view(shape), fresh, tensor)",
-        "torch.where(mask.view(shape), tensor, fresh)",
+        ".view(shape), fresh, tensor)",
+        ".view(shape), tensor, fresh)",
     ),
     Fault("LSTM gates in another order", "nn/_cells.py", "i, f, g, o = (", "i, f, o, g = ("),
     Fault(
@@ -160,8 +160,28 @@ FAULTS = [
     Fault(
         "batch-first targets not turned",
         "_batch.py",
-        "chunking.time_major(targets) if per_step else targets",
-        "targets",
+        "targets = chunking.time_major(targets)",
+        "pass",
+    ),
+    Fault("targets of a sequence turned", "_batch.py", "if loss.per_step and", "if"),
+    Fault(
+        "recomputed gradient scaled",
+        "_methods.py",
+        "self._forward(chunk, state)[1].backward()",
+        "self.backward(self._forward(chunk, state)[1])",
+    ),
+    Fault("the optimizer's own alpha", "_parameter_memory.py", 'group.get("fptt_alpha"', 'group.get("alpha"'),
+    Fault(
+        "ignored steps count",
+        "_losses.py",
+        "kept = (targets != self.ignore_index).flatten",
+        "return mask; kept = (targets != self.ignore_index).flatten",
+    ),
+    Fault(
+        "prior in the outputs' precision",
+        "_priors.py",
+        "self.probabilities = probabilities = self.probabilities.to(output.device)",
+        "self.probabilities = probabilities = self.probabilities.to(output)",
     ),
 ]
 
