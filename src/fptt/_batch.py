@@ -61,9 +61,9 @@ def cut_batch(inputs: Tensor, targets: Tensor, mask: Tensor | None, loss: ChunkL
 def _have_steps(parts: list[Any]) -> list[bool]:
     """Tell which chunks have something that counts, with one synchronization for all."""
     counted = [getattr(part, "counted", None) for part in parts]
-    if all(counts is None for counts in counted):
+    if any(counts is None for counts in counted):
         return [True] * len(parts)
-    return torch.stack([torch.tensor(True) if counts is None else counts.any() for counts in counted]).tolist()
+    return torch.stack([counts.any() for counts in counted]).tolist()
 
 
 def _check_tensors(**values: Any) -> None:
