@@ -9,7 +9,7 @@ STAMP := .venv/installed
 .PHONY: setup train test test-all check faults docs build clean
 
 train: $(STAMP)
-	@$(BIN)/fptt train --task digits --method fptt --seed 0 --out out/digits --overwrite
+	@$(BIN)/fptt train --task digits --method fptt --seed 0 --out out/make-train --overwrite
 
 test: $(STAMP)
 	@$(BIN)/pytest -q -n 2

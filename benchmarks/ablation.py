@@ -14,7 +14,7 @@ from rich.console import Console
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.launcher import run_all
 from fptt.experiments.recipes import recipe
-from fptt.experiments.report import summary_row
+from fptt.experiments.report import summary_row, with_sd
 
 SEEDS = range(3)
 STRENGTHS = {"coupled": (0.01, 0.1), "decoupled": (0.1, 0.5)}
@@ -51,8 +51,9 @@ def main() -> None:
         runs = {arguments.out / f"{name}-seed-{seed}": TrainConfig.of(start, seed=seed) for seed in SEEDS}
         lines.append(row(start, summary_row(run_all(runs, console, arguments.jobs), "accuracy")))
         console.print(lines[-1], soft_wrap=True)
-    header = "| method | K | form | coupling | α or γ | optimizer | test accuracy | updates | seconds |"
-    print("\n".join([header, "| --- | ---: | --- | --- | ---: | --- | ---: | ---: | ---: |", *lines]))
+    columns = "form | coupling | α or γ | optimizer | validation accuracy | test accuracy | updates | seconds"
+    header = f"| method | K | {columns} |"
+    print("\n".join([header, "| --- | ---: | --- | --- | ---: | --- | ---: | ---: | ---: | ---: |", *lines]))
 
 
 def row(config: TrainConfig, figures: dict[str, Any]) -> str:
@@ -66,7 +67,8 @@ def row(config: TrainConfig, figures: dict[str, Any]) -> str:
         config.coupling if is_fptt else "–",
         config.alpha if is_fptt else "–",
         f"{config.optimizer} {config.lr:g}",
-        f"{figures['test_accuracy_mean']:.4f} ± {figures['test_accuracy_sd']:.4f}",
+        with_sd(figures, "validation_accuracy"),
+        with_sd(figures, "test_accuracy"),
         f"{figures['updates']:,.0f}",
         f"{figures['seconds']:.1f}",
     ]

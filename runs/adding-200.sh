@@ -4,7 +4,7 @@ set -euo pipefail
 for method in fptt tbptt bptt; do
   for seed in 0 1 2; do
     out="out/adding-200/$method-seed-$seed"
-    if [ ! -e "$out/summary.json" ]; then
+    if ! grep -qs '"status": "finished"' "$out/summary.json"; then
       .venv/bin/fptt train --task adding --length 200 --method "$method" --seed "$seed" --threads 1 --out "$out" --overwrite
     fi
   done

@@ -12,9 +12,13 @@ def main() -> int:
     if missing:
         print(f"fptt: the command line needs {', '.join(missing)}: pip install 'fptt[experiments]'", file=sys.stderr)
         return 1
-    from fptt.experiments.cli import run
+    try:
+        from fptt.experiments.cli import run
 
-    return run(sys.argv[1:])
+        return run(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("fptt: interrupted.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -60,10 +60,8 @@ def cut_batch(inputs: Tensor, targets: Tensor, mask: Tensor | None, loss: ChunkL
 
 def _have_steps(parts: list[Any]) -> list[bool]:
     """Tell which chunks have something that counts, with one synchronization for all."""
-    counted = [getattr(part, "counted", None) for part in parts]
-    if any(counts is None for counts in counted):
-        return [True] * len(parts)
-    return torch.stack([counts.any() for counts in counted]).tolist()
+    counted = [counts for part in parts if (counts := getattr(part, "counted", None)) is not None]
+    return torch.stack([counts.any() for counts in counted]).tolist() if counted else [True] * len(parts)
 
 
 def _check_tensors(**values: Any) -> None:

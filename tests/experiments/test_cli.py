@@ -13,9 +13,8 @@ import yaml
 
 from fptt.experiments.cli import run
 from fptt.experiments.comparison import parse_methods
-from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import RECIPES, recipe
+from fptt.experiments.recipes import RECIPES, read_config, recipe
 from fptt.experiments.run_folder import RunFolder
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
@@ -102,6 +101,7 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     }
     by_key = {(row["budget"], row["method"]): row for row in rows}
     assert by_key["epochs", "bptt"]["updates"] == 4
+    assert by_key["updates", "bptt"]["epochs"] == 16
     assert by_key["updates", "bptt"]["updates"] == by_key["epochs", "fptt"]["updates"] == 32
     assert by_key["updates", "tbptt"]["runs"] == by_key["epochs", "tbptt"]["runs"]
     accuracies = [
@@ -114,11 +114,18 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     assert len(times) == 6 + 2 + 4
     assert run(command) == 0
-    assert "6 of 6 runs are finished already" in capsys.readouterr().out
+    assert "6 runs, 6 of them are finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
+    assert run([*command, "--lr", "0.5"]) == 2
+    assert "holds a finished run with lr 0.002, not 0.5" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
+    (tmp_path / "equal-epochs" / "bptt-seed-0" / "summary.json").write_text("{")
+    assert run(command) == 0
+    assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
 
 
-def test_ctrl_c_leaves_a_usable_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "fptt", "train", "--out", str(out), *QUICK, "--epochs", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -126,7 +133,7 @@ def test_ctrl_c_leaves_a_usable_folder(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, sent)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
@@ -152,6 +159,11 @@ def test_ctrl_c_leaves_a_usable_folder(tmp_path: Path) -> None:
             "previous_grad",
         ),
         (["train", "--task", "adding", "--length", "1"], "length must be at least 2"),
+        (["train", "--permuted"], "permuted belongs to the task 'mnist', got it with the task 'digits'"),
+        (["train", "--length", "9"], "length belongs to the task 'adding'"),
+        (["train", "--momentum", "0.9"], "momentum belongs to the optimizer sgd"),
+        (["train", "--readout-sizes", "0"], "readout_sizes must be positive"),
+        (["compare", "--epochs", "None", "--max-seconds", "1"], "a comparison needs epochs"),
         (["train", "--accelerator", "abacus"], "accelerator 'abacus'"),
         (["evaluate", "nowhere"], "run folder nowhere does not exist"),
     ],
@@ -223,21 +235,28 @@ def test_damaged_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", "many"), ("lr", "fast"), ("permuted", 3), ("cell", "mlp"), ("readout_sizes", ["a"]), ("limit", 2.5)],
+    [("epochs", "many"), ("lr", "fast"), ("permuted", 3), ("cell", "mlp"), ("readout_sizes", 5), ("limit", 2.5)],
 )
 def test_values_of_the_wrong_type_in_a_config_are_named(name: str, value: Any, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     values = {**yaml.safe_load(recipe("digits").to_yaml()), name: value}
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=f"{name} must be"):
-        TrainConfig.from_yaml(path)
+        read_config(path)
 
 
 @pytest.mark.parametrize("task", RECIPES)
 def test_recipes_survive_yaml(task: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(recipe(task).to_yaml())
-    assert TrainConfig.from_yaml(path) == recipe(task)
+    assert read_config(path) == recipe(task)
+
+
+def test_a_config_written_by_hand_is_filled_from_its_tasks_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("task: mnist\nlr: 1e-4\n")
+    config = read_config(path)
+    assert (config.lr, config.num_chunks, config.batch_size) == (1e-4, recipe("mnist").num_chunks, 128)
 
 
 def test_methods_are_parsed() -> None:

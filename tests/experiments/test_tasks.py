@@ -55,7 +55,7 @@ def make_mnist(folder: Path, train: int = NUM_VALIDATION + 40, test: int = 30, *
             "label": [n % 10 for n in range(size)],
             **{k: v * size for k, v in columns.items()},
         }
-        if columns:
+        if "picture" in columns:
             del content["image"]
         Dataset.from_dict(content).to_parquet(folder / f"{name}-00000-of-00001.parquet")
     return folder
@@ -86,6 +86,8 @@ def test_bad_data_folders_are_named(tmp_path: Path) -> None:
         str(make_mnist(tmp_path / "columns", picture=["x"])): "columns image and label, got",
         str(make_mnist(tmp_path / "small", train=20)): "more than 5000 samples, got 20",
         str(make_mnist(tmp_path / "no-test", test=0)): "cannot be loaded: .*no data",
+        str(make_mnist(tmp_path / "labels", label=[10])): "from 0 to 9 in column label, got int64 from 10 to 10",
+        str(make_mnist(tmp_path / "float", label=[0.5])): "from 0 to 9 in column label, got float64",
     }
     for data, message in cases.items():
         with pytest.raises(UserError, match=message):

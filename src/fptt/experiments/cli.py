@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from fptt import __version__
 from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import RECIPES, recipe
+from fptt.experiments.recipes import RECIPES, read_config, recipe
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -29,8 +31,8 @@ fptt {__version__}: train recurrent networks forward in time, with FPTT beside B
 tasks: {", ".join(RECIPES)}          more: fptt COMMAND --help
 
 first steps:
-  fptt train --task digits --method fptt --out out/digits
-  fptt evaluate out/digits
+  fptt train --task digits --method fptt --out out/first
+  fptt evaluate out/first
   fptt compare --task digits --methods bptt,tbptt,fptt --seeds 3 --out out/compare
 """
 
@@ -62,13 +64,16 @@ class Train:
     def __call__(self, console: Console) -> None:
         """Train, and say where everything is."""
         from fptt.experiments.run_folder import RunFolder
-        from fptt.experiments.training import train
 
         run = self.run
+        if run.data is not None and Path(run.data).expanduser().is_dir():
+            run = replace(run, data=str(Path(run.data).expanduser().resolve()))
         folder = RunFolder(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
         if not self.overwrite:
             folder.check_free()
         _say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
+        from fptt.experiments.training import train  # seconds of loading, after the first sign of life
+
         summary = train(run, folder, console)
         metric = next(name for name in summary if name.startswith("test_"))
         _say(
@@ -103,7 +108,8 @@ class Compare:
 
     Every run has a process and a folder of its own. A second call goes on where the first one stopped. At equal updates
     and at equal time the other methods go on until they have made as many updates, or trained for as many seconds, as
-    the FPTT run of the same seed.
+    the run of the same seed of FPTT (without it of TBPTT). BPTT has one loss, at the end of the sequence, unless
+    --bptt-losses says more.
     """
 
     setting: Flat[Setting]
@@ -114,7 +120,9 @@ class Compare:
     out: Path | None = None
     """Folder for all runs, rows (compare.json), table (compare.md) and picture; out/compare-TASK by default."""
     jobs: int = 1
-    """Runs at a time; the cores are shared out among them."""
+    """Runs at a time; the cores are shared out among them. More than one disturbs the time of recipes with threads."""
+    overwrite: bool = False
+    """Replace finished runs of other settings in the folder."""
     config: Path | None = None
     """Start from the config.yaml of a run instead of the recipe; other options still apply."""
 
@@ -127,7 +135,7 @@ class Compare:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
         out = self.out or Path("out") / f"compare-{self.setting.task}"
         comparison = Comparison(self.setting, parse_methods(self.methods), range(self.seeds), out)
-        comparison.run(console, self.jobs)
+        comparison.run(console, self.jobs, overwrite=self.overwrite)
         comparison.report(console)
 
 
@@ -143,6 +151,8 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end a run in good order
     try:
         _command(arguments[0], arguments[1:])(console)
     except UserError as error:
@@ -152,7 +162,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
-        _say(errors, "fptt: interrupted; what was trained so far is in the folder.")
+        _say(errors, "fptt: interrupted.")
         return INTERRUPTED
     return 0
 
@@ -173,7 +183,7 @@ def _starting_point(arguments: Sequence[str]) -> TrainConfig:
     """Return the config whose values are the defaults: a file's, or the recipe of the task."""
     given = tyro.cli(Start, args=[*arguments], return_unknown_args=True, add_help=False)[0]
     if given.config is not None:
-        return TrainConfig.from_yaml(given.config)
+        return read_config(given.config)
     return recipe(given.task)
 
 

@@ -27,23 +27,23 @@ class Comparison:
     """
 
     def __init__(self, setting: Setting, methods: Sequence[MethodName], seeds: Sequence[int], out: Path) -> None:
+        if setting.epochs is None or setting.max_updates is not None or setting.max_seconds is not None:
+            raise UserError("a comparison needs epochs, and neither max_updates nor max_seconds: it sets those itself.")
         self.setting, self.methods, self.seeds, self.out = setting, methods, seeds, out
         self.reference = max(methods, key=("bptt", "tbptt", "fptt").index)
         self.summaries: dict[Key, dict[str, Any]] = {}
 
-    def run(self, console: Console, num_jobs: int) -> None:
+    def run(self, console: Console, num_jobs: int, *, overwrite: bool = False) -> None:
         """Make every run that is not finished."""
         equal_epochs = {
             ("epochs", method, seed): TrainConfig.of(self.setting, method=method, seed=seed)
             for seed in self.seeds
             for method in self.methods
         }
-        self._finish(equal_epochs, console, num_jobs)
-        self._finish(dict(self._other_budgets()), console, num_jobs)
-
-    def _finish(self, configs: dict[Key, TrainConfig], console: Console, num_jobs: int) -> None:
-        runs = {self.folder(key).path: config for key, config in configs.items()}
-        self.summaries.update(zip(configs, run_all(runs, console, num_jobs), strict=True))
+        for configs in (lambda: equal_epochs, lambda: dict(self._other_budgets())):
+            runs = {self.folder(key).path: config for key, config in configs().items()}
+            summaries = run_all(runs, console, num_jobs, overwrite=overwrite)
+            self.summaries.update(zip(configs(), summaries, strict=True))
 
     def _other_budgets(self) -> Iterator[tuple[Key, TrainConfig]]:
         for seed in self.seeds:
@@ -97,7 +97,15 @@ class Comparison:
             for budget in BUDGETS
         }
         draw_comparison(panels, metric, self.out / "curves.png")
+        for name, found in self._mixed().items():
+            console.print(f"warning: these runs are of more than one {name}: {', '.join(found)}", highlight=False)
         console.print(f"learning curves: {self.out / 'curves.png'}", highlight=False, soft_wrap=True)
+
+    def _mixed(self) -> dict[str, list[str]]:
+        """Return what should be the same for all runs and is not."""
+        names = ("commit", "device", "torch")
+        found = {name: sorted({str(summary[name]) for summary in self.summaries.values()}) for name in names}
+        return {name: values for name, values in found.items() if len(values) > 1}
 
     def _distances(self, rows: list[dict[str, Any]], metric: str) -> str:
         """Return how far the reference is from each other method, as it is."""

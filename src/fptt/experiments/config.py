@@ -19,9 +19,9 @@ class Setting:
     task: str = "digits"
     """digits, mnist or adding."""
     data: str | None = None
-    """Hub id or local folder of the data set; the task's own hub id by default."""
+    """Hub id or local folder of the data set (mnist); the task's own hub id by default."""
     limit: int | None = None
-    """Use this many training samples only."""
+    """Use this many samples only, of each of training, validation and test (mnist) or of training; adding: an epoch."""
     permuted: bool = False
     """Read the pixels in one fixed random order (mnist)."""
     length: int | None = None
@@ -91,6 +91,12 @@ class Setting:
             raise UserError(f"alpha must not be negative, got {self.alpha}.")
         if not 0 < self.beta <= 1:
             raise UserError(f"beta must be in (0, 1], got {self.beta}.")
+        if any(size < 1 for size in self.readout_sizes):
+            raise UserError(f"readout_sizes must be positive, got {self.readout_sizes}.")
+        if self.momentum and self.optimizer != "sgd":
+            raise UserError(
+                f"momentum belongs to the optimizer sgd, got momentum {self.momentum} with {self.optimizer}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,24 +118,24 @@ class TrainConfig(Setting):
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
         return yaml.safe_dump(values, sort_keys=False)
 
-    @classmethod
-    def from_yaml(cls, path: Path) -> Self:
-        """Read a file that `to_yaml` wrote.
 
-        Raises:
-            UserError: If the file is missing or damaged, or has an unknown field or a value of the wrong type.
-        """
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"config {path} cannot be read: {_one_line(error)}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"config {path} must hold one field a line, got {type(values).__name__}.")
-        hints = get_type_hints(cls)
-        unknown = sorted(str(name) for name in values if name not in hints)
-        if unknown:
-            raise UserError(f"config {path} has unknown fields: {', '.join(unknown)}.")
-        return cls(**{name: _checked(path, name, value, hints[name]) for name, value in values.items()})
+def read_values(path: Path) -> dict[str, Any]:
+    """Read the fields of a file that `TrainConfig.to_yaml` wrote, or of one written by hand.
+
+    Raises:
+        UserError: If the file is missing or damaged, or has an unknown field or a value of the wrong type.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config {path} must hold one field a line, got {type(values).__name__}.")
+    hints = get_type_hints(TrainConfig)
+    unknown = sorted(str(name) for name in values if name not in hints)
+    if unknown:
+        raise UserError(f"config {path} has unknown fields: {', '.join(unknown)}.")
+    return {name: _checked(path, name, value, hints[name]) for name, value in values.items()}
 
 
 _POSITIVE = (
@@ -140,10 +146,14 @@ _POSITIVE = (
 
 def _checked(path: Path, name: str, value: Any, hint: Any) -> Any:
     """Return a value from YAML in the type of its field; the types are those that `Setting` uses."""
+    if name == "readout_sizes":
+        if isinstance(value, list) and all(type(size) is int for size in value):
+            return tuple(value)
+        raise UserError(f"config {path}: {name} must be a list of whole numbers, got {value!r}.")
     options = get_args(hint)
-    if name == "readout_sizes" and isinstance(value, list) and all(type(size) is int for size in value):
-        return tuple(value)
     kinds = tuple(option for option in options if isinstance(option, type)) or (hint,)
+    if float in kinds and isinstance(value, str) and _is_number(value):
+        value = float(value)  # YAML 1.1 reads 1e-3 as text
     if str in options or hint is str:
         fits = isinstance(value, str) or (value is None and type(None) in kinds)
     elif options and all(isinstance(option, str) for option in options):
@@ -161,5 +171,9 @@ def _describe(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

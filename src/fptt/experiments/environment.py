@@ -4,6 +4,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what the figures of a run depend on besides its config, and the memory it took."""
+    """Return what the figures of a run depend on besides its config; ask at the start of the run."""
     return {
-        "peak_memory_bytes": peak_memory(device),
         "device": describe(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -30,12 +30,57 @@ def prepare_process(threads: int | None) -> None:
     torch.set_flush_denormal(True)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the largest memory so far: allocated on the device, or resident in this process, Python included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+class Clock:
+    """Seconds of training: those of the processor on one CPU thread, so that other programs do not count, else real."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.kind = "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+        self.now = time.process_time if self.kind == "cpu" else time.perf_counter
+
+
+class MemoryMeter:
+    """The memory that training takes: the peak while it runs, and how far that is above the memory before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak = 0
+        self.before = self._current()
+
+    def start(self) -> None:
+        """Begin to watch: what was used before does not count."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif RESET_PEAK.exists():
+            RESET_PEAK.write_text("5")
+
+    def stop(self) -> None:
+        """End watching."""
+        self.peak = max(self.peak, self._peak())
+
+    def figures(self) -> dict[str, int]:
+        """Return the peak of the process (or device), and that of training alone, in bytes."""
+        return {"peak_memory_bytes": self.peak, "training_memory_bytes": max(self.peak - self.before, 0)}
+
+    def _current(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return _status_bytes("VmRSS") or self._peak()
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return _status_bytes("VmHWM") or (largest if sys.platform == "darwin" else largest * 1024)
+
+
+RESET_PEAK = Path("/proc/self/clear_refs")
+
+
+def _status_bytes(name: str) -> int:
+    """Return a size of this process that Linux tells, or 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), 0)
 
 
 def describe(device: torch.device) -> str:

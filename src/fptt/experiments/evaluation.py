@@ -1,5 +1,6 @@
 """The metric of a model on a data set, with memory for one chunk of the sequence."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fptt
-from fptt.experiments.building import make_model
-from fptt.experiments.config import TrainConfig
+from fptt.experiments.building import make_fabric, make_model
 from fptt.experiments.environment import prepare_process
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_folder import RunFolder
@@ -62,11 +62,12 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     config = folder.read_config()
     weights = folder.read_weights(averages=averages)
     prepare_process(config.threads)
-    task = load_task(config if data is None else TrainConfig.of(config, data=data), config.seed)
+    task = load_task(config if data is None else replace(config, data=data), config.seed)
     model = make_model(config, task)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"run folder {path} is damaged: weights and config do not fit ({error}).") from error
-    figure = measure(model, task, task.test, torch.device("cpu"))
+    fabric = make_fabric(config.accelerator)
+    figure = measure(model.to(fabric.device), task, task.test, fabric.device)
     return {"task": task.name, "weights": "averages" if averages else "weights", f"test_{task.metric}": figure}

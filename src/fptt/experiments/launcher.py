@@ -1,12 +1,11 @@
 """Many runs, each in a process of its own, so that its memory and time are its own; finished ones are not run again."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +18,67 @@ from fptt.experiments.run_folder import RunFolder
 INTERRUPTED = 130
 
 
-def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 1) -> list[dict[str, Any]]:
+def run_all(
+    runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 1, *, overwrite: bool = False
+) -> list[dict[str, Any]]:
     """Bring every run to its end, several at a time, and return their summaries in order.
 
     Args:
         runs: Folder and config of each run. A folder with a finished run of the same config is kept.
         console: Where progress is told.
         num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config does not say how many threads.
+        overwrite: Replace finished runs of other configs.
 
     Raises:
-        UserError: If a run fails; the others are kept.
+        UserError: If a run fails, with the others kept; or a finished run of another config would be lost.
         KeyboardInterrupt: On Ctrl-C, after the runs under way have completed their folders.
     """
-    threads = max(1, (os.cpu_count() or 1) // num_jobs)
-    configs = {path: config if config.threads else replace(config, threads=threads) for path, config in runs.items()}
-    waiting = {path: config for path, config in configs.items() if not RunFolder(path).is_finished(config)}
-    if len(waiting) < len(runs):
-        console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already.")
+    waiting = {path: config for path, config in runs.items() if not _is_finished(path, config, overwrite)}
+    done = len(runs) - len(waiting)
+    told = f", {done} of them are finished already" if done else ""
+    console.print(f"{len(runs)} runs{told}; {min(num_jobs, max(len(waiting), 1))} at a time", highlight=False)
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_jobs)), **os.environ}
+    children: list[subprocess.Popen[bytes]] = []
     executor = ThreadPoolExecutor(num_jobs)
     try:
-        list(executor.map(_run, waiting, waiting.values(), repeat(console)))
+        jobs = [executor.submit(_run, path, config, console, environment, children) for path, config in waiting.items()]
+        for job in jobs:
+            job.result()
     finally:
+        for child in children:
+            child.send_signal(signal.SIGINT)  # does nothing to one that has ended
         executor.shutdown(wait=True, cancel_futures=True)
     return [RunFolder(path).read_summary() for path in runs]
 
 
-def _run(path: Path, config: TrainConfig, console: Console) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _is_finished(path: Path, config: TrainConfig, overwrite: bool) -> bool:
+    try:
+        return RunFolder(path).is_finished(config)
+    except UserError:
+        if overwrite:
+            return False
+        raise
+
+
+def _run(
+    path: Path,
+    config: TrainConfig,
+    console: Console,
+    environment: dict[str, str],
+    children: list[subprocess.Popen[bytes]],
+) -> None:
     config_file, log_file = (path.with_name(path.name + ending) for ending in (".yaml", ".log"))
-    config_file.write_text(config.to_yaml())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config_file.write_text(config.to_yaml())
+    except OSError as error:
+        raise UserError(f"out {path.parent} cannot be written: {error}.") from error
+    console.print(f"{path}: started; its progress is in {log_file.name}", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "fptt", "train", "--config", str(config_file), "--out", str(path), "--overwrite"]
     with log_file.open("w") as log:
-        code = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT).wait()
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        children.append(child)
+        code = child.wait()
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code != 0:

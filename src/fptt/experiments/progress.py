@@ -4,7 +4,7 @@ import time
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -32,7 +32,7 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(8), TextColumn("{task.description}"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), console=console)
+        self.progress = Progress(*columns, console=console)
         self.bar = self.progress.add_task("", total=1.0)
         self.progress.start()
 

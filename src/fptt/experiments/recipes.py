@@ -1,6 +1,9 @@
 """The setting of each task, where a user gives none."""
 
-from fptt.experiments.config import TrainConfig
+from dataclasses import replace
+from pathlib import Path
+
+from fptt.experiments.config import TrainConfig, read_values
 from fptt.experiments.errors import UserError
 
 RECIPES: dict[str, TrainConfig] = {
@@ -29,3 +32,13 @@ def recipe(task: str) -> TrainConfig:
     if task not in RECIPES:
         raise UserError(f"unknown task {task!r}; there are {', '.join(RECIPES)}.")
     return RECIPES[task]
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a config file; fields that it lacks are those of its task's recipe.
+
+    Raises:
+        UserError: If the file is missing or damaged, or a field is unknown or wrong.
+    """
+    values = read_values(path)
+    return replace(recipe(values.get("task", "digits")), **values)

@@ -64,26 +64,34 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and sample standard deviation, 0 for a single value."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and sample standard deviation, None for a single value."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def with_sd(row: Mapping[str, Any], name: str) -> str:
+    """Return `mean ± sd`, or the mean alone of a single seed."""
+    sd = row[f"{name}_sd"]
+    return f"{row[f'{name}_mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
 
 
 def summary_row(summaries: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """Return the figures of the seeds of one setting: mean and sd of the metric, means of the costs."""
-    mean, sd = mean_and_sd([summary[f"test_{metric}"] for summary in summaries])
-    costs = {
-        name: statistics.mean(summary[name] for summary in summaries)
-        for name in ("epochs", "updates", "seconds", "peak_memory_bytes")
-    }
-    return {f"test_{metric}_mean": mean, f"test_{metric}_sd": sd, "num_seeds": len(summaries), **costs}
+    """Return the figures of the seeds of one setting: mean and sd of the metrics, means of the costs, origins."""
+    row: dict[str, Any] = {"num_seeds": len(summaries)}
+    for name in (f"test_{metric}", f"validation_{metric}"):
+        row[f"{name}_mean"], row[f"{name}_sd"] = mean_and_sd([summary[name] for summary in summaries])
+    for name in ("epochs", "updates", "seconds", "peak_memory_bytes", "training_memory_bytes"):
+        row[name] = statistics.mean(summary[name] for summary in summaries)
+    for name in ("commit", "device", "torch"):
+        row[name] = sorted({str(summary[name]) for summary in summaries})
+    return row
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, title: str) -> Table:
     """Return the rows of one budget as a table for the terminal."""
     table = Table(title=title, title_justify="left")
     table.add_column("method")
-    for name in (f"test {metric}", "epochs", "updates", "seconds", "peak memory"):
+    for name in (f"test {metric}", "epochs", "updates", "seconds", "memory"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*_cells(row, metric))
@@ -93,7 +101,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, title: str)
 def comparison_markdown(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Return rows of all budgets as a table in Markdown."""
     lines = [
-        f"| at equal | method | test {metric} (mean ± sd) | epochs | updates | seconds | peak memory |",
+        f"| at equal | method | test {metric} (mean ± sd) | epochs | updates | seconds | memory of training |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [f"| {row['budget']} | {' | '.join(_cells(row, metric))} |" for row in rows]
@@ -104,9 +112,9 @@ def _cells(row: Mapping[str, Any], metric: str) -> list[str]:
     name = row["method"].upper() + (f"-{row['num_chunks']}" if row["num_chunks"] > 1 else "")
     return [
         name,
-        f"{row[f'test_{metric}_mean']:.4f} ± {row[f'test_{metric}_sd']:.4f}",
+        with_sd(row, f"test_{metric}"),
         f"{row['epochs']:.1f}",
         f"{row['updates']:,.0f}",
         f"{row['seconds']:.1f}",
-        f"{row['peak_memory_bytes'] / 2**20:.0f} MiB",
+        f"{row['training_memory_bytes'] / 2**20:.0f} MiB",
     ]

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
+from fptt.experiments.recipes import read_config
 
 Weights = dict[str, Tensor]
 
@@ -69,14 +71,16 @@ class RunFolder:
 
     def write_weights(self, weights: Weights, averages: Weights) -> None:
         """Write the weights W and, if there are any, the averages W̄."""
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, self.weights_file)
-        if averages:
-            save_file({name: tensor.contiguous() for name, tensor in averages.items()}, self.averages_file)
+        for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
+            if tensors:
+                temporary = file.with_name(file.name + ".new")
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+                os.replace(temporary, file)
 
     def read_config(self) -> TrainConfig:
         """Read the config."""
         self._check_exists()
-        return TrainConfig.from_yaml(self.config_file)
+        return read_config(self.config_file)
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Read the rows of the metrics, as numbers."""
@@ -109,10 +113,23 @@ class RunFolder:
             raise self._damaged(file, error) from error
 
     def is_finished(self, config: TrainConfig) -> bool:
-        """Tell whether the folder holds a run of this very config that came to its end."""
-        if not self.summary_file.exists():
+        """Tell whether the folder holds a whole run of this config that came to its end.
+
+        Raises:
+            UserError: If it holds a finished run of another config, which would be lost.
+        """
+        try:
+            finished = self.read_summary().get("status") == "finished" and bool(self.read_metrics())
+            found = self.read_config()
+        except UserError:
             return False
-        return self.read_summary().get("status") == "finished" and self.read_config() == config
+        if finished and found != config:
+            field = next(f.name for f in fields(config) if getattr(found, f.name) != getattr(config, f.name))
+            raise UserError(
+                f"{self.path} holds a finished run with {field} {getattr(found, field)!r}, not "
+                f"{getattr(config, field)!r}: give another folder, or --overwrite."
+            )
+        return finished
 
     def _check_exists(self) -> None:
         if not self.path.is_dir():

@@ -13,7 +13,6 @@ class Budget:
     """Epochs, updates or seconds of training: a run ends when the first of those given is spent."""
 
     config: TrainConfig
-    batches_per_epoch: int
 
     def fraction(self, epochs: float, updates: int, seconds: float) -> float:
         """Return the part of the budget that is spent, from 0 to 1."""

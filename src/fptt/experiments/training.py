@@ -1,6 +1,6 @@
 """One run: build everything from a config, train, select by validation, test, and leave a run folder."""
 
-import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fptt
 from fptt.experiments.building import check_chunks, make_fabric, make_method, make_model, make_optimizer
 from fptt.experiments.config import TrainConfig
-from fptt.experiments.environment import environment, prepare_process
+from fptt.experiments.environment import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.errors import UserError
 from fptt.experiments.evaluation import measure
 from fptt.experiments.progress import Display, make_display
@@ -69,8 +69,8 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> dict[str,
     """
     try:
         run = Run(config, folder, console)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
     folder.create(config)
     status = "failed"
     try:
@@ -78,13 +78,14 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> dict[str,
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
+        if run.can_finish:
+            console.print(f"interrupted; completing {folder.path} (again to stop at once)", highlight=False)
         raise
     except FloatingPointError as error:
         raise UserError(
             f"{error} Try a smaller lr or max_norm; what was trained so far is in {folder.path}."
         ) from error
     finally:
-        run.display.close()
         summary = run.finish(status) if run.can_finish else {}
     return summary
 
@@ -105,12 +106,14 @@ class Run:
         check_chunks(config, self.task)
         loader = training_batches(self.task, config.batch_size, torch.Generator().manual_seed(config.seed))
         self.loader = self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
-        self.budget = Budget(config, batches_per_epoch=len(loader))
+        self.budget = Budget(config)
         self.method = make_method(config, self.task, self.wrapped, self.optimizer, self.fabric)
         self.best = Best()
+        self.metric: float | None = None
         self.epoch = 0
         self.seconds = 0.0
-        self.display: Display = make_display(console)
+        self.environment = environment(self.fabric.device)
+        self.clock, self.memory = Clock(self.fabric.device), MemoryMeter(self.fabric.device)
 
     @property
     def can_finish(self) -> bool:
@@ -119,51 +122,63 @@ class Run:
 
     def loop(self) -> None:
         """Train until the budget is spent."""
-        while not self.budget.is_spent(self.epoch, self.method.updates, self.seconds):
-            totals = self._train_epoch()
-            self.epoch += 1
-            self._validate(totals)
+        with closing(make_display(self.console)) as display:
+            while not self.budget.is_spent(self.epochs, self.method.updates, self.seconds):
+                self.memory.start()
+                totals = self._train_epoch(display)
+                self.memory.stop()
+                self.epoch += 1
+                self._validate(totals, display)
 
-    def _train_epoch(self) -> Totals:
+    @property
+    def epochs(self) -> float:
+        """Passes over the training data so far."""
+        return self.method.batches / len(self.loader)
+
+    def _train_epoch(self, display: Display) -> Totals:
         zero = torch.zeros((), device=self.fabric.device)
         totals = Totals(zero, zero, zero)
-        for number, (inputs, targets) in enumerate(self.loader):
-            epochs = self.epoch + number / len(self.loader)
-            if number and self.budget.is_spent(epochs, self.method.updates, self.seconds):
+        for inputs, targets in self.loader:
+            fraction = self.budget.fraction(self.epochs, self.method.updates, self.seconds)
+            if fraction >= 1:
                 break
-            fraction = self.budget.fraction(epochs, self.method.updates, self.seconds)
             self.budget.set_rate(self.optimizer, fraction)
-            start = time.perf_counter()
+            start = self.clock.now()
             totals.add(self.method.train_batch(self.task.to_sequences(inputs), targets))
-            self.seconds += time.perf_counter() - start
-            self.display.show(fraction, self._figures(totals))
+            self.seconds += self.clock.now() - start
+            display.show(fraction, self._figures(totals))
         return totals
 
     def _figures(self, totals: Totals) -> str:
         seconds = max(self.seconds, 1e-9)
-        best = "" if self.best.metric is None else f"best {self.best.metric:.4f}  "
+        metric = "" if self.metric is None else f"{self.task.metric} {self.metric:.4f}  "
         return (
-            f"epoch {self.epoch}  loss {totals.means()['train_loss']:.3f}  {best}"
+            f"epoch {self.epoch}  loss {totals.means()['train_loss']:.3f}  {metric}"
             f"{self.method.updates / seconds:,.0f} updates/s  {self.method.timesteps / seconds / 1000:,.0f}k steps/s"
         )
 
-    def _validate(self, totals: Totals) -> None:
-        metric = measure(self.model, self.task, self.task.validation, self.fabric.device)
-        if self.best.metric is None or self.task.is_better(metric, self.best.metric):
-            self.best = Best(metric, self.epoch, _copy(self.model), self._averages())
+    def _validate(self, totals: Totals, display: Display) -> None:
+        self.metric = self._select()
         row = {
-            "epoch": self.epoch,
+            "epoch": round(self.epochs, 4),
             "batches": self.method.batches,
             "updates": self.method.updates,
             "timesteps": self.method.timesteps,
             "seconds": round(self.seconds, 3),
             "lr": self.optimizer.param_groups[0]["lr"],
             **totals.means(),
-            f"validation_{self.task.metric}": metric,
+            f"validation_{self.task.metric}": self.metric,
         }
         self.folder.append_metrics(row)
-        fraction = self.budget.fraction(self.epoch, self.method.updates, self.seconds)
-        self.display.epoch(fraction, f"{self._figures(totals)}  validation {self.task.metric} {metric:.4f}")
+        display.epoch(self.budget.fraction(self.epochs, self.method.updates, self.seconds), self._figures(totals))
+
+    def _select(self) -> float:
+        """Validate, keep the weights if they are the best, and return the metric."""
+        metric = measure(self.model, self.task, self.task.validation, self.fabric.device)
+        if self.best.metric is None or self.task.is_better(metric, self.best.metric):
+            self.best = Best(metric, self.epoch, _copy(self.model), self._averages())
+            self.folder.write_weights(self.best.weights, self.best.averages)
+        return metric
 
     def _averages(self) -> Weights:
         if self.method.regularizer is None:
@@ -174,23 +189,23 @@ class Run:
     def finish(self, status: str) -> dict[str, Any]:
         """Test the selected weights and write everything that the folder still lacks."""
         if self.best.metric is None:
-            metric = measure(self.model, self.task, self.task.validation, self.fabric.device)
-            self.best = Best(metric, self.epoch, _copy(self.model), self._averages())
-        self.folder.write_weights(self.best.weights, self.best.averages)
+            self._select()
+        self.folder.write_summary(self._summary("interrupted", None))  # in case the test is
+        if self.epoch:
+            draw_curves(self.folder, self.config, self.task.metric)
         self.model.load_state_dict(self.best.weights)
         test = measure(self.model, self.task, self.task.test, self.fabric.device)
         summary = self._summary(status, test)
         self.folder.write_summary(summary)
-        if self.epoch:
-            draw_curves(self.folder, self.config, self.task.metric)
         return summary
 
-    def _summary(self, status: str, test: float) -> dict[str, Any]:
+    def _summary(self, status: str, test: float | None) -> dict[str, Any]:
         config, task, method = self.config, self.task, self.method
         is_fptt = config.method == "fptt"
         return {
             "task": task.name,
             "permuted": config.permuted,
+            "limit": config.limit,
             "method": config.method,
             "form": config.form if is_fptt else None,
             "coupling": config.coupling if is_fptt else None,
@@ -201,13 +216,16 @@ class Run:
             f"validation_{task.metric}": self.best.metric,
             "best_epoch": self.best.epoch,
             "status": status,
-            "epochs": self.epoch,
+            "epochs": round(self.epochs, 4),
             "batches": method.batches,
             "updates": method.updates,
             "timesteps": method.timesteps,
             "seconds": round(self.seconds, 3),
+            "seconds_clock": self.clock.kind,
+            **self.memory.figures(),
             "num_parameters": sum(param.numel() for param in self.model.parameters()),
-            **environment(self.fabric.device),
+            "num_test": len(task.test),  # pyright: ignore[reportArgumentType]
+            **self.environment,
         }
 
 

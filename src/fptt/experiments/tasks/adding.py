@@ -36,7 +36,6 @@ def load(setting: Setting, seed: int) -> Task:
         to_sequences=lambda batch: batch.transpose(0, 1),
         input_size=2,
         output_size=1,
-        chance=1 / 6,
     )
 
 

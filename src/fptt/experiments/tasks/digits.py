@@ -28,7 +28,6 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         to_sequences=pixels,
         input_size=1,
         output_size=10,
-        chance=0.1,
     )
 
 

@@ -48,7 +48,6 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         to_sequences=to_sequences,
         input_size=1,
         output_size=10,
-        chance=0.1,
     )
 
 
@@ -76,8 +75,14 @@ def _tensors(split: datasets.Dataset, name: str) -> tuple[Tensor, Tensor]:
     if not {"image", "label"} <= set(split.column_names):
         raise UserError(f"the {name} split must have the columns image and label, got {', '.join(split.column_names)}.")
     try:
-        images = np.stack([np.asarray(image, dtype=np.uint8) for image in split["image"]]).reshape(len(split), 784)
-        labels = np.asarray(split["label"], dtype=np.int64)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the {name} split must hold grey images of 28 × 28 and whole labels: {error}.") from error
-    return torch.from_numpy(images), torch.from_numpy(labels)
+        images = np.stack([np.asarray(image) for image in split["image"]]).reshape(len(split), 784)
+        labels = np.asarray(split["label"])
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"the {name} split must hold grey images of 28 × 28 and labels: {error}.") from error
+    for column, array, largest in (("image", images, 255), ("label", labels, 9)):
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > largest:
+            raise UserError(
+                f"the {name} split must hold whole numbers from 0 to {largest} in column {column}, "
+                f"got {array.dtype} from {array.min()} to {array.max()}."
+            )
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.int64))

@@ -25,7 +25,6 @@ class Task:
         to_sequences: Turns a batch of inputs into float sequences (T, B, D).
         input_size: D.
         output_size: Classes, or width of the target.
-        chance: Metric of a guess.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Task:
     to_sequences: Callable[[Tensor], Tensor]
     input_size: int
     output_size: int
-    chance: float
 
     @property
     def metric(self) -> str:
