@@ -59,6 +59,24 @@ def test_layouts_and_readouts() -> None:
     assert isinstance(model(inputs)[1], fptt.nn.LSTMState)
 
 
+def test_forget_bias_keeps_the_memory() -> None:
+    torch.manual_seed(0)
+    plain = fptt.nn.LSTM(3, 5, num_layers=2)
+    torch.manual_seed(0)
+    biased = fptt.nn.LSTM(3, 5, num_layers=2, forget_bias=4.0)
+    for name, value in plain.state_dict().items():
+        shift = torch.zeros_like(value)
+        if "bias_ih" in name:
+            shift[5:10] = 4.0
+        torch.testing.assert_close(biased.state_dict()[name], value + shift)
+    zeros = torch.zeros(2, 1, 5)
+    for model, least, most in ((plain, 0.0, 0.05), (biased, 0.5, 1.0)):
+        memories = [model(torch.zeros(10, 1, 3), fptt.nn.LSTMState(zeros, zeros + c))[1].c[0].mean() for c in (0, 1)]
+        assert least < (memories[1] - memories[0]).item() < most
+    with pytest.raises(ValueError, match="forget_bias"):
+        fptt.nn.GRU(3, 5, forget_bias=1.0)
+
+
 def test_dropout_acts_between_layers_in_training_only() -> None:
     for kernel in ("fused", "plain"):
         model = fptt.nn.GRU(3, 5, num_layers=2, dropout=0.5, kernel=kernel)

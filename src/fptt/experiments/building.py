@@ -21,6 +21,7 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
         num_layers=config.num_layers,
         readout_sizes=config.readout_sizes,
         last_only=True,
+        forget_bias=config.forget_bias,
     )
 
 

@@ -36,6 +36,9 @@ class Setting:
     readout_sizes: tuple[int, ...] = ()
     """Widths of hidden linear layers between state and output."""
 
+    forget_bias: float = 0.0
+    """Added to the LSTM's initial forget bias: it begins by keeping σ(forget_bias) of its memory a step."""
+
     epochs: int | None = 60
     """Passes over the training data."""
     max_updates: int | None = None

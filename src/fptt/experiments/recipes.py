@@ -12,6 +12,7 @@ RECIPES: dict[str, TrainConfig] = {
     "adding": TrainConfig(
         task="adding",
         length=200,
+        forget_bias=3.0,
         readout_sizes=(256,),
         num_chunks=10,
         batch_size=128,

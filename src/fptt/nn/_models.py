@@ -33,12 +33,14 @@ class _Model(nn.Module):
         dropout: float = 0.0,
         batch_first: bool = False,
         kernel: Kernel = "fused",
+        forget_bias: float = 0.0,
     ) -> None:
         super().__init__()
         check_choice("kernel", kernel, ("fused", "plain"))
         if output_size is None and readout_sizes:
             raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
+        _add_forget_bias(self.rnn, forget_bias)
         self.readout = _readout([hidden_size, *readout_sizes], output_size, readout_activation)
         self.last_only, self.batch_first, self.kernel = last_only, batch_first, kernel
 
@@ -90,6 +92,8 @@ class LSTM(_Model):
         batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
         kernel: `fused`, the kernels of `torch.nn`, or `plain`, the cell written out: same weights, same numbers,
             readable, and traceable by `torch.compile`.
+        forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
+            b keeps σ(b) of it.
 
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
@@ -139,6 +143,14 @@ class RNN(GRU):
     """
 
     layer = nn.RNN
+
+
+def _add_forget_bias(rnn: nn.RNNBase, forget_bias: float) -> None:
+    if forget_bias and not isinstance(rnn, nn.LSTM):
+        raise ValueError(f"forget_bias belongs to the LSTM, got {forget_bias} for a {type(rnn).__name__}.")
+    for layer in range(rnn.num_layers if forget_bias else 0):
+        bias = rnn.get_parameter(f"bias_ih_l{layer}").detach()
+        bias[rnn.hidden_size : 2 * rnn.hidden_size] += forget_bias
 
 
 def _readout(sizes: list[int], output_size: int | None, activation: Callable[[], nn.Module]) -> nn.Module:
