@@ -15,7 +15,6 @@ from fptt.experiments.environment import Clock, MemoryMeter, environment, prepar
 from fptt.experiments.errors import UserError
 from fptt.experiments.evaluation import measure
 from fptt.experiments.progress import Display, make_display
-from fptt.experiments.report import draw_curves
 from fptt.experiments.run_folder import RunFolder, Weights
 from fptt.experiments.schedule import Budget
 from fptt.experiments.tasks import Task, load_task
@@ -192,6 +191,8 @@ class Run:
             self._select()
         self.folder.write_summary(self._summary("interrupted", None))  # in case the test is
         if self.epoch:
+            from fptt.experiments.report import draw_curves  # matplotlib loads when there is something to draw
+
             draw_curves(self.folder, self.config, self.task.metric)
         self.model.load_state_dict(self.best.weights)
         test = measure(self.model, self.task, self.task.test, self.fabric.device)
