@@ -18,7 +18,7 @@ RECIPES: dict[str, TrainConfig] = {
         batch_size=128,
         epochs=15,
         lr=1e-3,
-        schedule="constant",
+        schedule="trapezoid",
         divergence="none",
     ),
 }

@@ -1,11 +1,20 @@
 """How long a run is, and its learning rate on the way."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import optim
 
 from fptt.experiments.config import TrainConfig
+
+
+FACTORS: dict[str, Callable[[float], float]] = {
+    "constant": lambda fraction: 1.0,  # noqa: ARG005
+    "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
+    "trapezoid": lambda fraction: min(1.0, 2 * (1 - fraction)),
+}
+"""The learning rate, as a part of the first one, when a fraction of the run is over."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Budget:
         return self.fraction(epochs, updates, seconds) >= 1.0
 
     def set_rate(self, optimizer: optim.Optimizer, fraction: float) -> None:
-        """Set the learning rate for this part of the run: constant, or lr · ½(1 + cos(π · fraction))."""
-        factor = 0.5 * (1 + math.cos(math.pi * fraction)) if self.config.schedule == "cosine" else 1.0
+        """Set the learning rate for this part of the run."""
+        factor = FACTORS[self.config.schedule](fraction)
         for group in optimizer.param_groups:
             group["lr"] = self.config.lr * factor
