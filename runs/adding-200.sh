@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The adding task at T = 200, 1,500 batches of 128, Adam 1e-3, K = 10: three methods, three seeds. About 45 minutes.
+# The adding task at T = 200, 1,500 batches of 128, Adam 1e-3 (cosine), K = 10: three methods, three seeds. 40 minutes.
 set -euo pipefail
 for method in fptt tbptt bptt; do
   for seed in 0 1 2; do

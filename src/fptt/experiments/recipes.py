@@ -18,7 +18,6 @@ RECIPES: dict[str, TrainConfig] = {
         batch_size=128,
         epochs=15,
         lr=1e-3,
-        schedule="trapezoid",
         divergence="none",
     ),
 }
