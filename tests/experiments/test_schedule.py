@@ -16,7 +16,7 @@ def test_the_first_limit_ends_a_run() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("constant", [1, 1, 1, 1]), ("cosine", [1, 0.5, 0.14644661, 0])],
+    [("constant", [1, 1, 1, 1]), ("cosine", [1, 0.5, 0.14644661, 0]), ("trapezoid", [1, 1, 1, 0])],
 )
 def test_learning_rates_by_hand(name: str, expected: list[float]) -> None:
     assert [FACTORS[name](fraction) for fraction in (0, 0.5, 0.75, 1)] == pytest.approx(expected, abs=1e-8)

@@ -53,8 +53,8 @@ class Setting:
     """Learning rate at the start."""
     momentum: float = 0.0
     """Momentum (sgd)."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate over the run: constant, or half a cosine down to 0."""
+    schedule: Literal["constant", "cosine", "trapezoid"] = "cosine"
+    """Learning rate over the run: constant; half a cosine down to 0; constant, then linearly to 0 in the last tenth."""
     max_norm: float | None = 1.0
     """Clip the norm of the gradient; None for no clipping."""
 

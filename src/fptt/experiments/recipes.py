@@ -12,12 +12,12 @@ RECIPES: dict[str, TrainConfig] = {
     "adding": TrainConfig(
         task="adding",
         length=200,
-        forget_bias=3.0,
         readout_sizes=(256,),
         num_chunks=10,
         batch_size=128,
         epochs=15,
         lr=1e-3,
+        schedule="trapezoid",
         divergence="none",
     ),
 }

@@ -11,6 +11,7 @@ from fptt.experiments.config import TrainConfig
 FACTORS: dict[str, Callable[[float], float]] = {
     "constant": lambda fraction: 1.0,  # noqa: ARG005
     "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
+    "trapezoid": lambda fraction: min(1.0, 10 * (1 - fraction)),
 }
 """The learning rate, as a part of the first one, when a fraction of the run is over."""
 
