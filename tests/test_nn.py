@@ -77,6 +77,15 @@ def test_forget_bias_keeps_the_memory() -> None:
         fptt.nn.GRU(3, 5, forget_bias=1.0)
 
 
+def test_fan_in_init_makes_few_inputs_loud() -> None:
+    model = fptt.nn.GRU(4, 100, num_layers=2, fan_in_init=True)
+    weights = model.get_parameter("rnn.weight_ih_l0")
+    assert 0.48 < weights.abs().max() <= 0.5
+    assert weights.std().item() == pytest.approx(0.5 / 3**0.5, rel=0.05)
+    for name in ("rnn.weight_ih_l1", "rnn.weight_hh_l0"):
+        assert model.get_parameter(name).abs().max() <= 0.1
+
+
 def test_dropout_acts_between_layers_in_training_only() -> None:
     for kernel in ("fused", "plain"):
         model = fptt.nn.GRU(3, 5, num_layers=2, dropout=0.5, kernel=kernel)

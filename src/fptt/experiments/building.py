@@ -22,6 +22,7 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
         readout_sizes=config.readout_sizes,
         last_only=True,
         forget_bias=config.forget_bias,
+        fan_in_init=config.fan_in_init,
     )
 
 

@@ -39,6 +39,9 @@ class Setting:
     forget_bias: float = 0.0
     """Added to the LSTM's initial forget bias: it begins by keeping σ(forget_bias) of its memory a step."""
 
+    fan_in_init: bool = False
+    """Draw the input weights from ±1/√(input size), not ±1/√(hidden size): louder where inputs are few."""
+
     epochs: int | None = 60
     """Passes over the training data."""
     max_updates: int | None = None

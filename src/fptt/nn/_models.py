@@ -34,6 +34,7 @@ class _Model(nn.Module):
         batch_first: bool = False,
         kernel: Kernel = "fused",
         forget_bias: float = 0.0,
+        fan_in_init: bool = False,
     ) -> None:
         super().__init__()
         check_choice("kernel", kernel, ("fused", "plain"))
@@ -41,6 +42,8 @@ class _Model(nn.Module):
             raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
         _add_forget_bias(self.rnn, forget_bias)
+        if fan_in_init:
+            nn.init.uniform_(self.rnn.get_parameter("weight_ih_l0"), -(input_size**-0.5), input_size**-0.5)
         self.readout = _readout([hidden_size, *readout_sizes], output_size, readout_activation)
         self.last_only, self.batch_first, self.kernel = last_only, batch_first, kernel
 
@@ -94,6 +97,8 @@ class LSTM(_Model):
             readable, and traceable by `torch.compile`.
         forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
             b keeps σ(b) of it.
+        fan_in_init: Draw the first layer's input weights from ±1/√D, as `torch.nn.Linear` does, instead of ±1/√H: with
+            few inputs and a wide state, those of `torch.nn` are so small that the state hardly hears the inputs.
 
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
