@@ -108,8 +108,8 @@ FAULTS = [
     Fault(
         "label weight k/K",
         "_losses.py",
-        "TerminalPart(targets, k + 1, len(lengths)",
-        "TerminalPart(targets, k, len(lengths)",
+        "TerminalPart(targets, float(k + 1), float(len(lengths))",
+        "TerminalPart(targets, float(k), float(len(lengths))",
     ),
     Fault(
         "label weight k + 1/K",
@@ -150,7 +150,7 @@ FAULTS = [
         ".view(shape), fresh, tensor)",
         ".view(shape), tensor, fresh)",
     ),
-    Fault("LSTM gates in another order", "nn/_cells.py", "i, f, g, o = (", "i, f, o, g = ("),
+    Fault("LSTM gates in another order", "nn/_cells.py", "i, f, g, o = (x", "i, f, o, g = (x"),
     Fault(
         "GRU blends the wrong way",
         "nn/_cells.py",

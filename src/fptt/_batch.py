@@ -60,8 +60,12 @@ def cut_batch(inputs: Tensor, targets: Tensor, mask: Tensor | None, loss: ChunkL
 
 def _have_steps(parts: list[Any]) -> list[bool]:
     """Tell which chunks have something that counts, with one synchronization for all."""
-    counted = [counts for part in parts if (counts := getattr(part, "counted", None)) is not None]
-    return torch.stack([counts.any() for counts in counted]).tolist() if counted else [True] * len(parts)
+    counted = [getattr(part, "counted", None) for part in parts]
+    distinct = {id(counts): counts.any() for counts in counted if counts is not None}  # often one for all chunks
+    if not distinct:
+        return [True] * len(parts)
+    found = dict(zip(distinct, torch.stack(list(distinct.values())).tolist(), strict=True))
+    return [found.get(id(counts), True) for counts in counted]
 
 
 def _check_tensors(**values: Any) -> None:
@@ -77,9 +81,9 @@ def _check_mask(mask: Tensor, expected: tuple[int, int]) -> None:
         raise ValueError("mask must have at least one real step, got none.")
 
 
-def check_inputs(chunks: list[Chunk], batch: int) -> None:
+def check_inputs(inputs: Tensor, chunks: list[Chunk], batch: int) -> None:
     """Raise FloatingPointError, naming batch and chunk, if an input is NaN or Inf."""
-    for chunk in chunks:
+    for chunk in [] if all_finite(inputs) else chunks:
         if not all_finite(chunk.inputs):
             raise FloatingPointError(
                 f"inputs hold NaN or Inf in chunk {chunk.number} of batch {batch}; no weight was changed."

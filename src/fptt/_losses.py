@@ -1,5 +1,6 @@
 """The loss of one chunk: of its own steps (sequence to sequence), or of a label that belongs to the whole sequence."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ class ChunkLoss(nn.Module, ABC):
 
     `split` turns the targets of a batch into one part per chunk; calling the loss with the outputs of a chunk and its
     part gives a scalar ℓ_k. A part with a boolean tensor `counted` says what of the chunk counts: where nothing does,
-    there is no update.
+    there is no update. To a compiled step the tensors and floats of a part are inputs, anything else is a constant.
 
     Attributes:
         per_step: Whether the targets have a time dimension.
@@ -51,8 +52,8 @@ class SequencePart(NamedTuple):
 
     targets: Tensor
     counted: Tensor | None
-    num_chunks: int
-    num_counted: int | Tensor
+    num_chunks: float
+    num_counted: float | Tensor
 
 
 class SequenceLoss(ChunkLoss):
@@ -95,10 +96,12 @@ class SequenceLoss(ChunkLoss):
         counted = self._counted(targets, mask)
         chunks = targets.split(list(lengths))
         if counted is None:
-            return [SequencePart(chunk, None, len(lengths), expected[0] * expected[1]) for chunk in chunks]
+            return [SequencePart(chunk, None, float(len(lengths)), float(math.prod(expected))) for chunk in chunks]
         total = counted.sum().clamp(min=1)
         masks = counted.split(list(lengths))
-        return [SequencePart(chunk, mask, len(lengths), total) for chunk, mask in zip(chunks, masks, strict=True)]
+        return [
+            SequencePart(chunk, mask, float(len(lengths)), total) for chunk, mask in zip(chunks, masks, strict=True)
+        ]
 
     def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         if self.ignore_index is None or targets.is_floating_point():
@@ -133,8 +136,8 @@ class TerminalPart(NamedTuple):
     """
 
     targets: Tensor
-    position: int
-    num_chunks: int | Tensor
+    position: float
+    num_chunks: float | Tensor
     counted: Tensor | None
     num_counted: int | Tensor
     last: Tensor | None
@@ -186,7 +189,7 @@ class TerminalLoss(ChunkLoss):
         kept, num_kept = self._kept(targets)
         if mask is None:
             return [
-                TerminalPart(targets, k + 1, len(lengths), kept, num_kept, None, length)
+                TerminalPart(targets, float(k + 1), float(len(lengths)), kept, num_kept, None, length)
                 for k, length in enumerate(lengths)
             ]
         masks = mask.split(list(lengths))
@@ -196,7 +199,7 @@ class TerminalLoss(ChunkLoss):
         own_chunks = _last_true(counted) + 1
         counted = counted if kept is None else counted & kept
         return [
-            TerminalPart(targets, k + 1, own_chunks, counted[k], num_kept, _last_true(chunk), len(chunk))
+            TerminalPart(targets, float(k + 1), own_chunks, counted[k], num_kept, _last_true(chunk), len(chunk))
             for k, chunk in enumerate(masks)
         ]
 

@@ -113,7 +113,7 @@ class Method(ABC):
         """
         chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking)
         if self.check_finite:
-            check_inputs(chunks, self.batches)
+            check_inputs(inputs, chunks, self.batches)
         hooks = self._open_hooks()
         before = hooks.num_steps
         try:

@@ -1,6 +1,8 @@
 """Plain cells on the weights of `torch.nn`'s recurrent layers: one pointwise function each, and one loop for all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -9,32 +11,57 @@ from torch.nn import functional
 CellState = tuple[Tensor, ...]
 """The tensors of one layer's state, (B, H) each; the first is its output."""
 
-Cell = Callable[[Tensor, Tensor, CellState], CellState]
-"""(input gates, hidden gates, state) -> state, with gates (B, G · H) before their nonlinearities."""
+Gates = Sequence[Tensor]
+"""The gates before their nonlinearities, (B, H) each."""
+
+Cell = Callable[[Gates, Gates, CellState], CellState]
+"""(gates from the input, gates from the hidden state, state) -> state."""
 
 
-def lstm_cell(input_gates: Tensor, hidden_gates: Tensor, state: CellState) -> CellState:
+def lstm_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellState:
     """c⁺ = σ(f) c + σ(i) tanh(g),  h⁺ = σ(o) tanh(c⁺)  (Hochreiter & Schmidhuber 1997; gates i, f, g, o)."""
-    i, f, g, o = (input_gates + hidden_gates).chunk(4, dim=-1)
+    i, f, g, o = (x + h for x, h in zip(from_input, from_hidden, strict=True))
     memory = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * memory.tanh(), memory
 
 
-def gru_cell(input_gates: Tensor, hidden_gates: Tensor, state: CellState) -> CellState:
+def gru_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellState:
     """h⁺ = (1 − z) tanh(n_x + r n_h) + z h  (Cho et al. 2014, in the variant of cuDNN; gates r, z, n)."""
-    input_r, input_z, input_n = input_gates.chunk(3, dim=-1)
-    hidden_r, hidden_z, hidden_n = hidden_gates.chunk(3, dim=-1)
+    input_r, input_z, input_n = from_input
+    hidden_r, hidden_z, hidden_n = from_hidden
     r, z = (input_r + hidden_r).sigmoid(), (input_z + hidden_z).sigmoid()
     candidate = (input_n + r * hidden_n).tanh()
     return (candidate + z * (state[0] - candidate),)
 
 
-def rnn_cell(input_gates: Tensor, hidden_gates: Tensor, state: CellState) -> CellState:  # noqa: ARG001
+def rnn_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellState:  # noqa: ARG001
     """h⁺ = tanh(x + h)  (Elman 1990)."""
-    return ((input_gates + hidden_gates).tanh(),)
+    return ((from_input[0] + from_hidden[0]).tanh(),)
 
 
-CELLS: dict[type[nn.RNNBase], Cell] = {nn.LSTM: lstm_cell, nn.GRU: gru_cell, nn.RNN: rnn_cell}
+CELLS: dict[type[nn.RNNBase], tuple[Cell, int]] = {
+    nn.LSTM: (lstm_cell, 4),
+    nn.GRU: (gru_cell, 3),
+    nn.RNN: (rnn_cell, 1),
+}
+"""The cell of each layer, and how many gates it has."""
+
+_plain_everywhere = ContextVar("plain_everywhere", default=False)
+
+
+@contextmanager
+def plain_cells() -> Iterator[None]:
+    """Run every model of `fptt.nn` by its plain cell, as a compiler needs it, whatever kernel it has."""
+    token = _plain_everywhere.set(True)
+    try:
+        yield
+    finally:
+        _plain_everywhere.reset(token)
+
+
+def plain_is_wanted() -> bool:
+    """Tell whether this runs inside `plain_cells`."""
+    return _plain_everywhere.get()
 
 
 def run_plain(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -59,12 +86,23 @@ def run_plain(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tupl
 
 
 def _run_layer(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-    cell = CELLS[type(rnn)]
+    cell, num_gates = CELLS[type(rnn)]
     weight_ih, weight_hh, bias_ih, bias_hh = (
         getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
+    biases = bias_hh.chunk(num_gates)
     outputs: list[Tensor] = []
-    for input_gates in functional.linear(inputs, weight_ih, bias_ih):
-        state = cell(input_gates, functional.linear(state[0], weight_hh, bias_hh), state)
+    for from_input in _input_gates(inputs, weight_ih, bias_ih):
+        # each gate's bias by itself: as one matrix, a compiler would copy it under the product
+        products = functional.linear(state[0], weight_hh).chunk(num_gates, dim=-1)
+        from_hidden = [product + bias for product, bias in zip(products, biases, strict=True)]
+        state = cell(from_input.chunk(num_gates, dim=-1), from_hidden, state)
         outputs.append(state[0])
     return torch.stack(outputs), state
+
+
+def _input_gates(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return W x + b of all steps, (T, B, G · H); one number a step needs no matrix product."""
+    if inputs.shape[-1] == 1:
+        return inputs * weight.squeeze(-1) + bias
+    return functional.linear(inputs, weight, bias)

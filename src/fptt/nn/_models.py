@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
-from fptt.nn._cells import run_plain
+from fptt.nn._cells import plain_is_wanted, run_plain
 from fptt.nn._state import LSTMState
 
 Kernel = Literal["fused", "plain"]
@@ -60,10 +60,15 @@ class _Model(nn.Module):
         outputs = self.readout(hidden[-1:] if self.last_only else hidden)
         return outputs.transpose(0, 1) if self.batch_first else outputs, states
 
-    def _checked_states(self, inputs: Tensor, states: Sequence[Tensor] | None) -> list[Tensor]:
+    def _zero_states(self, inputs: Tensor) -> list[Tensor]:
+        """Return the state tensors from which sequences of inputs (T, B, D) begin."""
         shape = (self.rnn.num_layers, inputs.shape[1], self.rnn.hidden_size)
+        return [inputs.new_zeros(shape) for _ in range(self.num_state_tensors)]
+
+    def _checked_states(self, inputs: Tensor, states: Sequence[Tensor] | None) -> list[Tensor]:
         if states is None:
-            return [inputs.new_zeros(shape)] * self.num_state_tensors
+            return self._zero_states(inputs)
+        shape = (self.rnn.num_layers, inputs.shape[1], self.rnn.hidden_size)
         found = [tuple(state.shape) for state in states]
         if found != [shape] * self.num_state_tensors:
             raise ValueError(
@@ -73,7 +78,7 @@ class _Model(nn.Module):
         return list(states)
 
     def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if self.kernel == "plain":
+        if self.kernel == "plain" or plain_is_wanted():
             return run_plain(self.rnn, inputs, states)
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]
@@ -120,6 +125,10 @@ class LSTM(_Model):
         outputs, states = self._run(inputs, None if state is None else flatten_state(state))
         return outputs, LSTMState(*states)
 
+    def initial_state(self, inputs: Tensor) -> LSTMState:
+        """Return the state that None stands for, zeros, for a batch of inputs."""
+        return LSTMState(*self._zero_states(inputs.transpose(0, 1) if self.batch_first else inputs))
+
 
 class GRU(_Model):
     """A GRU with a read-out; arguments as for `LSTM`. Its state is one tensor, (num_layers, B, H).
@@ -136,6 +145,10 @@ class GRU(_Model):
         """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
         outputs, (final,) = self._run(inputs, None if state is None else flatten_state(state))
         return outputs, final
+
+    def initial_state(self, inputs: Tensor) -> Tensor:
+        """Return the state that None stands for, zeros, for a batch of inputs."""
+        return self._zero_states(inputs.transpose(0, 1) if self.batch_first else inputs)[0]
 
 
 class RNN(GRU):
