@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from operator import methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,11 @@ from fptt._losses import ChunkLoss
 from fptt._regularizer import DynamicRegularizer
 from fptt._sequence import State, check_chunking, detach
 from fptt._step_hooks import StepHooks
+
+
+def step_optimizer(optimizer: Optimizer) -> Any:
+    """Call `optimizer.step()`."""
+    return optimizer.step()
 
 
 class BatchResult(NamedTuple):
@@ -69,7 +73,7 @@ class Method(ABC):
         batch_first: bool = False,
         check_finite: bool = True,
         backward: Callable[[Tensor], Any] = Tensor.backward,
-        step: Callable[[Optimizer], Any] = methodcaller("step"),
+        step: Callable[[Optimizer], Any] = step_optimizer,
     ) -> None:
         if not isinstance(loss, ChunkLoss):
             raise TypeError(

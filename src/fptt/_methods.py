@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 
 from fptt._batch import Chunk
 from fptt._checks import check_positive
+from fptt._chunked import ChunkedMethod, Engine
 from fptt._losses import ChunkLoss
 from fptt._method import Method
 from fptt._regularizer import Coupling, DynamicRegularizer, Form, PreviousGradient
-from fptt._sequence import State, detach
+from fptt._sequence import State
 from fptt._step_hooks import gradient_norm
 
 
@@ -65,7 +66,7 @@ class BPTT(Method):
         return [loss.detach() for loss in losses], norms, state
 
 
-class TBPTT(Method):
+class TBPTT(ChunkedMethod):
     """Cut the sequence into chunks, back-propagate inside each, and update after each.
 
     The state goes on from chunk to chunk, detached: memory is that of one chunk.
@@ -76,6 +77,7 @@ class TBPTT(Method):
         loss: A `TerminalLoss` or `SequenceLoss`.
         num_chunks: K, the number of chunks of every sequence.
         chunk_length: Longest chunk in time steps, instead of `num_chunks`.
+        engine: `eager`, or `compiled`, the whole chunk step as machine code, for many small updates.
         **options: `max_norm` (clip the gradient inside `step()`), `batch_first` (inputs, outputs, targets of steps and
             masks are (B, T, …)), `check_finite` (stop at NaN or Inf before a weight changes; True), `backward` (called
             with each loss instead of `loss.backward()`, for example `fabric.backward`), `step` (called with the
@@ -103,25 +105,11 @@ class TBPTT(Method):
         *,
         num_chunks: int | None = None,
         chunk_length: int | None = None,
+        engine: Engine = "eager",
         **options: Any,
     ) -> None:
-        super().__init__(model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, **options)
-
-    def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
-        losses: list[Tensor] = []
-        norms: list[Tensor] = []
-        for chunk in chunks:
-            output, loss, norm, state = self._learn(chunk, detach(state))
-            self.loss.observe(output, chunk.part)
-            losses.append(loss)
-            norms.extend(norm)
-        return losses, norms, state
-
-    def _learn(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, list[Tensor], State]:
-        """Learn one chunk from its incoming state; return outputs, loss, gradient norm if it stepped, next state."""
-        output, loss, next_state = self._forward(chunk, state)
-        norm = self._update(loss, chunk) if chunk.has_steps else []
-        return output.detach(), loss.detach(), norm, next_state
+        chunking = {"num_chunks": num_chunks, "chunk_length": chunk_length}
+        super().__init__(model, optimizer, loss, engine=engine, **chunking, **options)
 
 
 class FPTT(TBPTT):
@@ -138,6 +126,7 @@ class FPTT(TBPTT):
         loss: See `TBPTT`.
         num_chunks: K, the number of chunks of every sequence.
         chunk_length: Longest chunk in time steps, instead of `num_chunks`.
+        engine: See `TBPTT`.
         alpha: Strength of the penalty, ≥ 0; 0 is exactly TBPTT.
         beta: See `DynamicRegularizer`.
         form: See `DynamicRegularizer`.
@@ -169,6 +158,7 @@ class FPTT(TBPTT):
         *,
         num_chunks: int | None = None,
         chunk_length: int | None = None,
+        engine: Engine = "eager",
         alpha: float = 0.1,
         beta: float = 0.5,
         form: Form = "paper",
@@ -193,7 +183,8 @@ class FPTT(TBPTT):
                 previous_gradient=previous_gradient,
             )
         self._regularizer = regularizer
-        super().__init__(model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, **options)
+        chunking = {"num_chunks": num_chunks, "chunk_length": chunk_length}
+        super().__init__(model, optimizer, loss, engine=engine, **chunking, **options)
 
     @property
     def regularizer(self) -> DynamicRegularizer | None:
@@ -223,11 +214,7 @@ class FPTT(TBPTT):
             if self.check_finite and not torch.isfinite(norm):
                 raise FloatingPointError(f"it has norm {norm.item()}.")
         except FloatingPointError as error:
-            regularizer.reset()
-            raise FloatingPointError(
-                f"the recomputed gradient is NaN or Inf after the update of chunk {chunk.number} of batch "
-                f"{self.batches}; averages and duals start again."
-            ) from error
+            raise self._bad_recomputation(chunk) from error
         regularizer.update()
 
 

@@ -1,0 +1,97 @@
+"""Methods that make an update after every chunk, eagerly or with a compiled step."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fptt._batch import Chunk
+from fptt._checks import check_choice
+from fptt._engine import CompiledEngine
+from fptt._losses import ChunkLoss
+from fptt._method import Method, step_optimizer
+from fptt._sequence import State, detach
+
+Engine = Literal["eager", "compiled"]
+
+
+class ChunkedMethod(Method):
+    """A method that makes an update after every chunk; see `TBPTT` for the arguments."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, loss: ChunkLoss, *, engine: Engine = "eager", **options: Any
+    ) -> None:
+        check_choice("engine", engine, ("eager", "compiled"))
+        super().__init__(model, optimizer, loss, **options)
+        self._engine: CompiledEngine | None = None
+        if engine == "compiled":
+            self._engine = self._make_engine()
+
+    @property
+    def engine(self) -> Engine:
+        """The executor: `eager` or `compiled`."""
+        return "eager" if self._engine is None else "compiled"
+
+    def _make_engine(self) -> CompiledEngine:
+        for name, default in (("backward", Tensor.backward), ("step", step_optimizer)):
+            if getattr(self, name) is not default:
+                self.close()
+                raise ValueError(
+                    f"{name} must be left as it is with engine='compiled', which takes gradient and step itself, got "
+                    f"{getattr(self, name)!r}."
+                )
+        try:
+            return CompiledEngine(
+                self.model,
+                self.optimizer,
+                self.loss,
+                self.chunking,
+                self.regularizer,
+                max_norm=self.max_norm,
+                check_finite=self.check_finite,
+                forward=self._forward,
+            )
+        except ValueError:
+            self.close()
+            raise
+
+    def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
+        if self._engine is not None:
+            return self._walk_compiled(self._engine, chunks, state)
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        for chunk in chunks:
+            output, loss, norm, state = self._learn(chunk, detach(state))
+            self.loss.observe(output, chunk.part)
+            losses.append(loss)
+            norms.extend(norm)
+        return losses, norms, state
+
+    def _learn(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, list[Tensor], State]:
+        """Learn one chunk from its incoming state; return outputs, loss, gradient norm if it stepped, next state."""
+        output, loss, next_state = self._forward(chunk, state)
+        norm = self._update(loss, chunk) if chunk.has_steps else []
+        return output.detach(), loss.detach(), norm, next_state
+
+    def _walk_compiled(
+        self, engine: CompiledEngine, chunks: list[Chunk], state: State
+    ) -> tuple[list[Tensor], list[Tensor], State]:
+        walked = engine.walk(chunks, state)
+        self._open_hooks().num_steps += walked.updates
+        if walked.bad_chunk is None:
+            return walked.losses, walked.norms, walked.state
+        chunk, loss = chunks[walked.bad_chunk], walked.losses[walked.bad_chunk]
+        if walked.is_recomputation:
+            raise self._bad_recomputation(chunk)
+        what = "the gradient is NaN or Inf" if torch.isfinite(loss) else f"the loss is {loss.item()}"
+        raise FloatingPointError(f"{what} {self._place(chunk)}")
+
+    def _bad_recomputation(self, chunk: Chunk) -> FloatingPointError:
+        """Let averages and duals start again, and return what to raise."""
+        if self.regularizer is not None:
+            self.regularizer.reset()
+        return FloatingPointError(
+            f"the recomputed gradient is NaN or Inf after the update of chunk {chunk.number} of batch {self.batches}; "
+            "averages and duals start again."
+        )

@@ -1,0 +1,237 @@
+"""The compiled executor: one graph from a chunk's inputs to its update, called once a chunk."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fptt._batch import Chunk, Chunking
+from fptt._engine._compiler import Compiled, compile_step
+from fptt._engine._cuda_graph import CUDAGraph
+from fptt._engine._denormals import run_flushed
+from fptt._engine._flat import FlatGroup
+from fptt._engine._hidden_state import constants, probe
+from fptt._engine._layout import Layout
+from fptt._engine._rules import check_rule
+from fptt._engine._step import Arguments, ChunkStep, Risk, Update
+from fptt._engine._walk import Key, Walk, describe
+from fptt._losses import ChunkLoss
+from fptt._regularizer import DynamicRegularizer
+from fptt._sequence import State
+from fptt._step_hooks import StepHooks
+
+
+class Walked(NamedTuple):
+    """What a walk over the chunks of a batch has given.
+
+    Attributes:
+        losses: Of the chunks.
+        norms: Of the loss gradient at each update.
+        state: The last one.
+        updates: Updates made.
+        bad_chunk: The first chunk with NaN or Inf, from which on nothing was changed, or None.
+        is_recomputation: Whether it is only the gradient recomputed after the update of that chunk.
+    """
+
+    losses: list[Tensor]
+    norms: list[Tensor]
+    state: State
+    updates: int
+    bad_chunk: int | None
+    is_recomputation: bool
+
+
+class _Entry(NamedTuple):
+    """A compiled step, and the nest of its next state."""
+
+    run: Compiled
+    next_state: State
+    next_key: str
+
+
+class CompiledEngine:
+    """Walks over the chunks of a batch with one compiled step for each shape of chunk.
+
+    One call a chunk does everything: forward pass, gradient, penalty, clipping, optimizer rule, dual, average.
+    Parameters, moments, averages and duals lie in one flat buffer each; what model, optimizer and regularizer hold are
+    views of them, so that saving, loading, evaluation and eager steps in between work as ever. Chunks of another
+    length and batches of another size have a step of their own.
+
+    Args:
+        model: See `TBPTT`.
+        optimizer: One of those in `RULES`.
+        loss: See `TBPTT`.
+        chunking: How batches are cut.
+        regularizer: None for TBPTT.
+        max_norm: See `TBPTT`.
+        check_finite: See `TBPTT`.
+        forward: The method's own forward pass of a chunk, which knows what to say about bad input.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: ChunkLoss,
+        chunking: Chunking,
+        regularizer: DynamicRegularizer | None,
+        *,
+        max_norm: float | None,
+        check_finite: bool,
+        forward: Callable[[Chunk, State], tuple[Tensor, Tensor, State]],
+    ) -> None:
+        check_rule(optimizer)
+        self.risk = Risk(model, loss, chunking)
+        self.optimizer, self.regularizer, self.forward = optimizer, regularizer, forward
+        self.max_norm, self.check_finite = max_norm, check_finite
+        self.layout = Layout(self.risk, optimizer, regularizer)
+        self._entries: dict[Key, _Entry] = {}
+        self._alive = torch.ones((), dtype=torch.bool)
+
+    def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
+        """Learn all chunks of a batch, in order, from the incoming state.
+
+        Raises:
+            RuntimeError: If the model cannot be compiled, or a hook would be passed over.
+        """
+        _check_hooks(self.optimizer)
+        if state is None and hasattr(self.risk.model, "initial_state"):
+            state = self.risk.model.initial_state(chunks[0].inputs)  # pyright: ignore[reportCallIssue]
+        self.optimizer.zero_grad()
+        self._alive = torch.ones((), dtype=torch.bool, device=chunks[0].inputs.device)
+        dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
+        walk = Walk(chunks, state, self._context(), self.max_norm, dtype)
+        self._refresh()
+        try:
+            while not walk.is_over:
+                entry = self._entry(walk)  # compiled here, where autocast and the like are the caller's
+                rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
+                groups, module = self.layout.groups_of(walk.key()), self.layout.module_tensors(walk.key())
+                lasting = [*_buffers(groups), *module.values(), self._alive]
+                _run(walk.device, partial(self._advance, walk, entry, groups, lasting, rows))
+            return self._finish(walk)
+        finally:
+            self.layout.publish()
+            self.optimizer._opt_called = True  # pyright: ignore  # for torch's schedulers: there was a step
+
+    @torch.no_grad()
+    def _advance(
+        self,
+        walk: Walk,
+        entry: _Entry,
+        groups: list[FlatGroup],
+        lasting: list[Tensor],
+        rows: dict[int, list[Tensor]],
+    ) -> None:
+        """Go on until the end, or until a chunk needs a step that is not compiled or updates other groups."""
+        start, numbers = walk.position, [rows[id(group)] for group in groups]
+        while True:
+            own = [row[walk.position - start] for row in numbers]
+            outputs = entry.run(*lasting, *own, *walk.arguments())
+            walk.take(outputs, entry.next_state, entry.next_key, groups)
+            following = None if walk.is_over else self._entries.get(walk.key())
+            if following is not entry:
+                return
+
+    def _finish(self, walk: Walk) -> Walked:
+        bad, is_recomputation = None, False
+        if self.check_finite and not self._alive:  # the one synchronization of a batch
+            bad, is_recomputation = walk.first_bad()
+            walk.undo_count(bad + is_recomputation)
+        norms = [norm for norm, groups in zip(walk.norms, walk.stepped, strict=False) if groups]
+        return Walked(walk.losses, norms, walk.state(), walk.num_updates, bad, is_recomputation)
+
+    # -- what the steps are compiled for -----------------------------------------------------------------------------
+
+    def _update(self) -> Update:
+        update = Update(clips=self.max_norm is not None, checks=self.check_finite)
+        if self.regularizer is None:
+            return update
+        names = ("form", "coupling", "previous_gradient", "beta", "mu")
+        return update._replace(**{name: getattr(self.regularizer, name) for name in names})
+
+    def _context(self) -> Key:
+        """Return everything but the shapes of a chunk that a compiled step takes as constant."""
+        autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+        return (constants(self.risk), torch.get_num_threads(), torch.get_default_dtype(), *autocast, self._update())
+
+    def _refresh(self) -> None:
+        before = [group.structure for group in self.layout.groups]
+        if self.layout.refresh() and before != [group.structure for group in self.layout.groups]:
+            self._entries.clear()
+
+    def _entry(self, walk: Walk) -> _Entry:
+        """Return the compiled step of the next chunk."""
+        key = walk.key()
+        if key not in self._entries:
+            self._learn_usage(key, walk)
+            self._refresh()
+            self._entries[key] = self._compile(key, walk)
+        return self._entries[key]
+
+    def _learn_usage(self, key: Key, walk: Walk) -> None:
+        usage = probe(lambda: self.forward(walk.chunk, walk.state())[1:], self.risk)
+        if usage.is_random and self._update().previous_gradient == "recomputed":
+            raise RuntimeError(
+                "previous_gradient='recomputed' draws the same random numbers twice, which engine='compiled' cannot: "
+                "use engine='eager', or no dropout."
+            )
+        self.layout.publish()
+        self.layout.usage[key] = usage.names
+
+    def _compile(self, key: Key, walk: Walk) -> _Entry:
+        groups, module = self.layout.groups_of(key), self.layout.module_tensors(key)
+        step = ChunkStep(self.risk, groups, list(module), self._update())
+        rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
+        row, inputs, *rest = walk.arguments()
+        num_part = len(rest) - len(walk.state_tensors)
+        arguments = Arguments(
+            [list(group.buffers.values()) for group in groups],
+            list(module.values()),
+            self._alive,
+            [rows[id(group)][0] for group in groups],
+            row,
+            inputs,
+            rest[:num_part],
+            rest[num_part:],
+        )
+        part, state = walk.chunk.part, walk.state()
+        run = compile_step(lambda *flat: step(arguments.filled(flat), part, state), arguments.flat(), self.risk)
+        if walk.device.type == "cuda":
+            run = CUDAGraph(run, arguments.flat(), num_lasting=len(_buffers(groups)) + len(module))
+        return _Entry(run, step.next_state, describe(step.next_state))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is compiled and gathered: a copy makes its own."""
+        layout = Layout(self.risk, self.optimizer, self.regularizer)
+        return {**self.__dict__, "layout": layout, "_entries": {}}
+
+
+def _buffers(groups: list[FlatGroup]) -> list[Tensor]:
+    return [tensor for group in groups for tensor in group.buffers.values()]
+
+
+def _run(device: torch.device, function: Callable[[], None]) -> None:
+    if device.type == "cpu":
+        run_flushed(function)
+    else:
+        function()
+
+
+def _check_hooks(optimizer: Optimizer) -> None:
+    """The compiled step does not call `optimizer.step()`, nor `backward()`: what hangs on them would be passed over."""
+    steps = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+    if any(not isinstance(getattr(hook, "__self__", None), StepHooks) for hook in steps):
+        raise RuntimeError(
+            "engine='compiled' does not run the optimizer's step hooks: remove them, or use engine='eager'."
+        )
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None):
+                raise RuntimeError(
+                    f"engine='compiled' does not run the gradient hooks of a parameter of shape {tuple(param.shape)}: "
+                    "remove them, or use engine='eager'."
+                )

@@ -1,0 +1,107 @@
+"""From a function of tensors to machine code: traced to one graph, compiled by PyTorch's Inductor."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fptt.nn._cells import plain_cells
+
+LOGGER = logging.getLogger("fptt")
+
+Compiled = Callable[..., Sequence[Tensor]]
+
+EAGER_INSTEAD = "engine='eager' runs it as it is."
+
+
+def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tensor], module: nn.Module) -> Compiled:
+    """Trace and compile a function of tensors, and tell how long it took.
+
+    Args:
+        function: Returns a list of tensors; may change its arguments in place.
+        examples: Arguments of the shapes for which it is compiled; they are not changed.
+        module: What the function calls, to name the place if it cannot be traced.
+
+    Raises:
+        RuntimeError: If it cannot be traced or compiled; says where, why, and what to do.
+    """
+    start = time.perf_counter()
+    graph = _trace(function, examples, module)
+    traced = time.perf_counter()
+    compiled = _compile(graph, examples)
+    end = time.perf_counter()
+    announce(f"compiled a chunk step in {end - start:.1f} s (tracing {traced - start:.1f} s)")
+    return compiled
+
+
+def announce(text: str) -> None:
+    """Tell through the logger `fptt`, or to the terminal where nobody has set up logging."""
+    if LOGGER.hasHandlers():
+        LOGGER.info(text)
+    else:
+        print(f"fptt: {text}", file=sys.stderr, flush=True)
+
+
+def _trace(
+    function: Callable[..., list[Tensor]], examples: Sequence[Tensor], module: nn.Module
+) -> torch.fx.GraphModule:
+    try:
+        with plain_cells():
+            return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    except Exception as error:  # whatever the user's model raises when its tensors have no values
+        raise RuntimeError(
+            f"engine='compiled' cannot trace {_place(error.__traceback__, module)}: {_reason(error)}. {EAGER_INSTEAD}"
+        ) from error
+
+
+def _place(traceback: TracebackType | None, root: nn.Module) -> str:
+    """Return the name and class of the innermost module in which an error was raised."""
+    names = {id(module): name for name, module in root.named_modules()}
+    found = "the model"
+    while traceback is not None:
+        owner = traceback.tb_frame.f_locals.get("self")
+        if id(owner) in names and names[id(owner)]:
+            found = f"{names[id(owner)]} ({type(owner).__name__})"
+        traceback = traceback.tb_next
+    return found
+
+
+def _reason(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__:
+        return "its control flow depends on the values of tensors (an `if`, `bool()` or `.item()` of a tensor)"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _compile(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compiled:
+    from torch._inductor import compile as inductor_compile
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    options = {"fallback_random": True, "cpp_wrapper": examples[0].device.type == "cpu"}
+    try:
+        with torch.no_grad():
+            return inductor_compile(graph, list(examples), options=options)  # pyright: ignore[reportReturnType]
+    except Exception as error:
+        if _has_cause(error, InvalidCxxCompiler):
+            raise RuntimeError(
+                "engine='compiled' needs a C++ compiler and found none: install g++ (Debian, Ubuntu: apt install g++; "
+                "Fedora: dnf install gcc-c++; conda: conda install cxx-compiler; macOS: xcode-select --install), or "
+                "name one in the environment variable CXX. " + EAGER_INSTEAD
+            ) from error
+        if isinstance(error, InductorError | RuntimeError):
+            raise RuntimeError(
+                f"engine='compiled' cannot compile the chunk step: {_reason(error)}. {EAGER_INSTEAD}"
+            ) from error
+        raise
+
+
+def _has_cause(error: BaseException | None, kind: type[Exception]) -> bool:
+    while error is not None:
+        if isinstance(error, kind) or kind.__name__ in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

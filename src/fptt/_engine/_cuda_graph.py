@@ -1,0 +1,62 @@
+"""A compiled step recorded as a CUDA graph: one launch a chunk instead of one a kernel."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class CUDAGraph:
+    """Replays a function of tensors on one CUDA device.
+
+    The first tensors are lasting: the graph reads and changes them where they lie, and it is recorded again if they are
+    others. The rest is copied to where the graph reads it.
+
+    Args:
+        function: Returns tensors; changes lasting ones in place; launches kernels only, no synchronization.
+        examples: Tensors of the shapes that it will get.
+        num_lasting: How many of them are lasting.
+    """
+
+    WARM_UPS = 3
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], num_lasting: int) -> None:
+        self.function, self.num_lasting = function, num_lasting
+        self.inputs = [tensor.clone() for tensor in examples[num_lasting:]]
+        self.recorded_for: list[int] = []
+        self.graph = torch.cuda.CUDAGraph()
+        self.outputs: Sequence[Tensor] = ()
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """Run the function on these tensors, and return copies of what it gives."""
+        lasting, others = tensors[: self.num_lasting], tensors[self.num_lasting :]
+        places = [tensor.data_ptr() for tensor in lasting]
+        if places != self.recorded_for:
+            self._record(lasting, others)
+            self.recorded_for = places
+        self._copy_in(others)
+        self.graph.replay()
+        self._copy_out(others)
+        return [tensor.clone() for tensor in self.outputs]
+
+    def _copy_in(self, others: Sequence[Tensor]) -> None:
+        for place, tensor in zip(self.inputs, others, strict=True):
+            place.copy_(tensor)
+
+    def _copy_out(self, others: Sequence[Tensor]) -> None:
+        others[0].copy_(self.inputs[0])  # `alive`, the one tensor besides the lasting ones that is changed in place
+
+    def _record(self, lasting: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Warm up on another stream, as recording demands, put back what that changed, and record."""
+        before = [tensor.clone() for tensor in lasting]
+        self._copy_in(others)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UPS):
+                self.function(*lasting, *self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = self.function(*lasting, *self.inputs)
+        torch._foreach_copy_(list(lasting), before)

@@ -1,0 +1,130 @@
+"""A batch on its way through its chunks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fptt._batch import Chunk
+from fptt._engine._flat import FlatGroup
+from fptt._engine._step import part_leaves
+from fptt._sequence import State, flatten_state, map_state
+
+Key = tuple[Any, ...]
+
+
+class Walk:
+    """What a compiled step takes of each chunk, and what the steps so far have given.
+
+    Attributes:
+        position: The next chunk.
+        losses: Of the chunks so far.
+        norms: Of their loss gradients.
+        checks: Whether their recomputed gradients are finite, if they have one.
+        stepped: The groups that each chunk has updated.
+    """
+
+    def __init__(
+        self, chunks: Sequence[Chunk], state: State, context: Key, max_norm: float | None, dtype: torch.dtype
+    ) -> None:
+        self.chunks, self.context, self.position = chunks, context, 0
+        self.device = chunks[0].inputs.device
+        self.makes_update = torch.tensor([chunk.has_steps for chunk in chunks])
+        self.inputs = [chunk.inputs.contiguous() for chunk in chunks]
+        leaves = [part_leaves(chunk.part) for chunk in chunks]
+        self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
+        self.rows = self._make_rows(leaves, max_norm, dtype)
+        self._part_keys = [tuple(map(_leaf_key, own)) for own in leaves]
+        self._nest, self._state_key = state, describe(state)
+        self.state_tensors = [tensor.contiguous() for tensor in flatten_state(state)]
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.checks: list[Tensor] = []
+        self.stepped: list[list[FlatGroup]] = []
+
+    def _make_rows(self, leaves: list[list[Any]], max_norm: float | None, dtype: torch.dtype) -> list[Tensor]:
+        """Return the row of every chunk: whether it updates, the norm to clip at, the floats of its part."""
+        rows = [
+            [float(chunk.has_steps), max_norm or 0.0, *(leaf for leaf in own if isinstance(leaf, float))]
+            for chunk, own in zip(self.chunks, leaves, strict=True)
+        ]
+        flat = torch.tensor([value for row in rows for value in row], dtype=torch.promote_types(dtype, torch.float32))
+        return list(flat.to(self.device).split([len(row) for row in rows]))
+
+    @property
+    def chunk(self) -> Chunk:
+        """The next chunk."""
+        return self.chunks[self.position]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all chunks are behind."""
+        return self.position == len(self.chunks)
+
+    def key(self) -> Key:
+        """Return what decides about the compiled step of the next chunk."""
+        inputs = self.inputs[self.position]
+        return (
+            inputs.shape,
+            inputs.dtype,
+            inputs.device,
+            self._part_keys[self.position],
+            self._state_key,
+            self.context,
+        )
+
+    def arguments(self) -> list[Tensor]:
+        """Return what is the next chunk's own among the arguments of a step."""
+        position = self.position
+        return [self.rows[position], self.inputs[position], *self.tensors[position], *self.state_tensors]
+
+    def state(self) -> State:
+        """Return the state now, as a nest."""
+        following = iter(self.state_tensors)
+        return map_state(lambda _: next(following), self._nest)
+
+    def take(self, outputs: Sequence[Tensor], nest: State, state_key: str, groups: list[FlatGroup]) -> None:
+        """Take in what the step of a chunk has returned, and go on to the next."""
+        num_state = len(flatten_state(nest))
+        results, self.state_tensors = outputs[: len(outputs) - num_state], list(outputs[len(outputs) - num_state :])
+        self.losses.append(results[0])
+        self.norms.append(results[1])
+        self.checks.extend(results[2:])
+        self._nest, self._state_key = nest, state_key
+        updated = groups if self.chunk.has_steps else []
+        for group in updated:
+            group.num_steps += 1
+        self.stepped.append(updated)
+        self.position += 1
+
+    def first_bad(self) -> tuple[int, bool]:
+        """Return the first chunk with NaN or Inf, and whether it made its update and only the recomputation is bad."""
+        finite = torch.isfinite(torch.stack(self.losses)).cpu()
+        finite &= torch.isfinite(torch.stack(self.norms)).cpu() | ~self.makes_update
+        good = finite & (torch.stack(self.checks).cpu() | ~self.makes_update) if self.checks else finite
+        bad = int((~good).nonzero()[0])
+        return bad, bool(finite[bad])
+
+    def undo_count(self, num_good: int) -> None:
+        """Forget the updates after so many chunks: they were not made."""
+        for groups in self.stepped[num_good:]:
+            for group in groups:
+                group.num_steps -= 1
+        del self.stepped[num_good:]
+
+    @property
+    def num_updates(self) -> int:
+        """Updates made so far."""
+        return sum(bool(groups) for groups in self.stepped)
+
+
+def describe(state: State) -> str:
+    """Return the nest of a state with shapes and dtypes, to compare."""
+    return repr(map_state(lambda tensor: (tuple(tensor.shape), tensor.dtype), state))  # pyright: ignore
+
+
+def _leaf_key(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype
+    return float if isinstance(leaf, float) else leaf
