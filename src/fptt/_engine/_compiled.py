@@ -1,7 +1,7 @@
 """The compiled executor: one graph from a chunk's inputs to its update, called once a chunk."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 from fptt._batch import Chunk, Chunking
 from fptt._engine._compiler import Compiled, compile_step
 from fptt._engine._cuda_graph import CUDAGraph
-from fptt._engine._denormals import run_flushed
+from fptt._engine._denormals import flushed_denormals
 from fptt._engine._flat import FlatGroup
 from fptt._engine._hidden_state import constants, probe
 from fptt._engine._layout import Layout
 from fptt._engine._rules import check_rule
 from fptt._engine._step import Arguments, ChunkStep, Risk, Update
-from fptt._engine._walk import Key, Walk, describe
+from fptt._engine._walk import Key, Nest, Walk
 from fptt._losses import ChunkLoss
 from fptt._regularizer import DynamicRegularizer
 from fptt._sequence import State
@@ -48,8 +48,7 @@ class _Entry(NamedTuple):
     """A compiled step, and the nest of its next state."""
 
     run: Compiled
-    next_state: State
-    next_key: str
+    next_nest: Nest
 
 
 class CompiledEngine:
@@ -111,7 +110,8 @@ class CompiledEngine:
                 rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
                 groups, module = self.layout.groups_of(walk.key()), self.layout.module_tensors(walk.key())
                 lasting = [*_buffers(groups), *module.values(), self._alive]
-                _run(walk.device, partial(self._advance, walk, entry, groups, lasting, rows))
+                with _flushed_on(walk.device):
+                    self._advance(walk, entry, groups, lasting, rows)
             return self._finish(walk)
         finally:
             self.layout.publish()
@@ -130,10 +130,8 @@ class CompiledEngine:
         start, numbers = walk.position, [rows[id(group)] for group in groups]
         while True:
             own = [row[walk.position - start] for row in numbers]
-            outputs = entry.run(*lasting, *own, *walk.arguments())
-            walk.take(outputs, entry.next_state, entry.next_key, groups)
-            following = None if walk.is_over else self._entries.get(walk.key())
-            if following is not entry:
+            walk.take(entry.run(*lasting, *own, *walk.arguments()), entry.next_nest, groups)
+            if not walk.goes_on_alike():
                 return
 
     def _finish(self, walk: Walk) -> Walked:
@@ -202,7 +200,7 @@ class CompiledEngine:
         run = compile_step(lambda *flat: step(arguments.filled(flat), part, state), arguments.flat(), self.risk)
         if walk.device.type == "cuda":
             run = CUDAGraph(run, arguments.flat(), num_lasting=len(_buffers(groups)) + len(module))
-        return _Entry(run, step.next_state, describe(step.next_state))
+        return _Entry(run, Nest(step.next_state))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled and gathered: a copy makes its own."""
@@ -214,11 +212,8 @@ def _buffers(groups: list[FlatGroup]) -> list[Tensor]:
     return [tensor for group in groups for tensor in group.buffers.values()]
 
 
-def _run(device: torch.device, function: Callable[[], None]) -> None:
-    if device.type == "cpu":
-        run_flushed(function)
-    else:
-        function()
+def _flushed_on(device: torch.device) -> AbstractContextManager[None]:
+    return flushed_denormals() if device.type == "cpu" else nullcontext()
 
 
 def _check_hooks(optimizer: Optimizer) -> None:

@@ -1,37 +1,57 @@
-"""A thread in which denormal numbers are flushed to zero, on every core."""
+"""Denormal numbers, which a processor handles many times slower than others, as zeros for a while, on every core."""
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any
 
-import torch
+SOURCE = r"""
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+static thread_local unsigned int before;
+static void begin() { before = _mm_getcsr(); _mm_setcsr(before | 0x8040); }  // flush to zero, denormals are zero
+static void end() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+static thread_local unsigned long before;
+static void begin() {
+    asm volatile("mrs %0, fpcr" : "=r"(before));
+    asm volatile("msr fpcr, %0" ::"r"(before | (1ul << 24)));
+}
+static void end() { asm volatile("msr fpcr, %0" ::"r"(before)); }
+#else
+static void begin() {}
+static void end() {}
+#endif
 
-Result = TypeVar("Result")
+extern "C" void begin_flushing() {
+    #pragma omp parallel
+    begin();
+}
+
+extern "C" void end_flushing() {
+    #pragma omp parallel
+    end();
+}
+"""
 
 
-def run_flushed(function: Callable[[], Result]) -> Result:
-    """Call a function where denormals are zero, and return what it returns.
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Flush denormals to zero in this thread and in all workers of its pool, and put every mode back afterwards.
 
-    `torch.set_flush_denormal` reaches the calling thread and the workers that are started from it later, not those of
-    a pool that runs already. A thread of its own has a pool of its own, and the caller's mode stays as it is.
-    Ctrl-C waits for the function to end, so that nothing runs on behind the caller's back.
+    `torch.set_flush_denormal` reaches the calling thread and the workers that start later; those of a pool that runs
+    already, as after any earlier operation, keep their mode.
     """
-    future = _executor(os.getpid()).submit(_call, function, torch.get_num_threads())
+    library = _library()
+    library.begin_flushing()
     try:
-        return future.result()
-    except BaseException:
-        wait([future])
-        raise
-
-
-def _call(function: Callable[[], Result], num_threads: int) -> Result:
-    if torch.get_num_threads() != num_threads:
-        torch.set_num_threads(num_threads)
-    return function()
+        yield
+    finally:
+        library.end_flushing()
 
 
 @cache
-def _executor(process: int) -> ThreadPoolExecutor:  # noqa: ARG001  # a forked process has no thread of its parent's
-    return ThreadPoolExecutor(1, "fptt-engine", initializer=torch.set_flush_denormal, initargs=(True,))
+def _library() -> Any:
+    from torch._inductor.codecache import CppCodeCache  # knows the compiler, and the threads of the compiled steps
+
+    return CppCodeCache.load(SOURCE)

@@ -173,6 +173,9 @@ class ChunkStep:
             norm = _norm(gradients) if self.update.clips else norm
         if self.update.clips:
             coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+            # a sum over one number is a call of its own: what leads to it is then worked out once, and not, as the
+            # compiler would have it, for every 16 weights anew
+            coefficient = coefficient.reshape(1).cumsum(0)[0]
             gradients = [gradient * coefficient for gradient in gradients]
         return [
             self._advance_group(*group)

@@ -36,7 +36,7 @@ class Walk:
         self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
         self.rows = self._make_rows(leaves, max_norm, dtype)
         self._part_keys = [tuple(map(_leaf_key, own)) for own in leaves]
-        self._nest, self._state_key = state, describe(state)
+        self._nest = self._nest_before = Nest(state)
         self.state_tensors = [tensor.contiguous() for tensor in flatten_state(state)]
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
@@ -65,13 +65,17 @@ class Walk:
     def key(self) -> Key:
         """Return what decides about the compiled step of the next chunk."""
         inputs = self.inputs[self.position]
+        part = self._part_keys[self.position]
+        return (inputs.shape, inputs.dtype, inputs.device, part, self._nest.key, self.context)
+
+    def goes_on_alike(self) -> bool:
+        """Tell whether there is a next chunk, and its step is that of the chunk before."""
+        now, before = self.position, self.position - 1
         return (
-            inputs.shape,
-            inputs.dtype,
-            inputs.device,
-            self._part_keys[self.position],
-            self._state_key,
-            self.context,
+            not self.is_over
+            and self.inputs[now].shape == self.inputs[before].shape
+            and self._part_keys[now] == self._part_keys[before]
+            and self._nest.key == self._nest_before.key
         )
 
     def arguments(self) -> list[Tensor]:
@@ -82,16 +86,16 @@ class Walk:
     def state(self) -> State:
         """Return the state now, as a nest."""
         following = iter(self.state_tensors)
-        return map_state(lambda _: next(following), self._nest)
+        return map_state(lambda _: next(following), self._nest.state)
 
-    def take(self, outputs: Sequence[Tensor], nest: State, state_key: str, groups: list[FlatGroup]) -> None:
+    def take(self, outputs: Sequence[Tensor], nest: "Nest", groups: list[FlatGroup]) -> None:
         """Take in what the step of a chunk has returned, and go on to the next."""
-        num_state = len(flatten_state(nest))
-        results, self.state_tensors = outputs[: len(outputs) - num_state], list(outputs[len(outputs) - num_state :])
-        self.losses.append(results[0])
-        self.norms.append(results[1])
-        self.checks.extend(results[2:])
-        self._nest, self._state_key = nest, state_key
+        loss, norm, *rest = outputs
+        self.losses.append(loss)
+        self.norms.append(norm)
+        self.checks.extend(rest[: len(rest) - nest.size])
+        self.state_tensors = rest[len(rest) - nest.size :]
+        self._nest_before, self._nest = self._nest, nest
         updated = groups if self.chunk.has_steps else []
         for group in updated:
             group.num_steps += 1
@@ -119,9 +123,18 @@ class Walk:
         return sum(bool(groups) for groups in self.stepped)
 
 
-def describe(state: State) -> str:
-    """Return the nest of a state with shapes and dtypes, to compare."""
-    return repr(map_state(lambda tensor: (tuple(tensor.shape), tensor.dtype), state))  # pyright: ignore
+class Nest:
+    """The nest of a state.
+
+    Attributes:
+        state: Any state of this nest.
+        size: How many tensors it has.
+        key: Types, shapes and dtypes, to compare.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state, self.size = state, len(flatten_state(state))
+        self.key = repr(map_state(lambda tensor: (tuple(tensor.shape), tensor.dtype), state))  # pyright: ignore
 
 
 def _leaf_key(leaf: Any) -> Any:

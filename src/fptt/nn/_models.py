@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
@@ -177,4 +178,27 @@ def _readout(sizes: list[int], output_size: int | None, activation: Callable[[],
     layers: list[nn.Module] = []
     for width, next_width in itertools.pairwise(sizes):
         layers += [nn.Linear(width, next_width), activation()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], output_size))
+    layers.append(nn.Linear(sizes[-1], output_size))
+    is_linear = all(isinstance(layer, nn.Linear | nn.Identity) for layer in layers)
+    return _LinearLayers(*layers) if is_linear and len(layers) > 1 else nn.Sequential(*layers)
+
+
+class _LinearLayers(nn.Sequential):
+    """Linear layers with nothing in between: one linear map, whose weights are multiplied first where that is cheaper.
+
+    Few outputs and many samples, as usual, make it several times cheaper than to multiply every sample by every layer.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that torch.nn gives it
+        first, *others = (layer for layer in self if isinstance(layer, nn.Linear))
+        num_samples = input.numel() // input.shape[-1]
+        apart = num_samples * (first.weight.numel() + sum(layer.weight.numel() for layer in others))
+        together = first.in_features * (
+            num_samples * others[-1].out_features + sum(layer.weight.numel() for layer in others)
+        )
+        if together >= apart:
+            return super().forward(input)
+        weight, bias = first.weight, first.bias
+        for layer in others:
+            weight, bias = layer.weight @ weight, functional.linear(bias, layer.weight, layer.bias)
+        return functional.linear(input, weight, bias)
