@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from fptt import nn as nn
+from fptt._engine import CompilationError as CompilationError
 from fptt._gradient_check import ChunkGradient as ChunkGradient
 from fptt._gradient_check import GradientReport as GradientReport
 from fptt._gradient_check import check_gradient as check_gradient

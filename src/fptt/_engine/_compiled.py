@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._batch import Chunk, Chunking
-from fptt._engine._compiler import Compiled, compile_step
+from fptt._engine._compiler import CompilationError, Compiled, compile_step
 from fptt._engine._cuda_graph import CUDAGraph
 from fptt._engine._denormals import flushed_denormals
 from fptt._engine._flat import FlatGroup
@@ -94,7 +94,7 @@ class CompiledEngine:
         """Learn all chunks of a batch, in order, from the incoming state.
 
         Raises:
-            RuntimeError: If the model cannot be compiled, or a hook would be passed over.
+            CompilationError: If the model cannot be compiled, or a hook would be passed over.
         """
         _check_hooks(self.optimizer)
         if state is None and hasattr(self.risk.model, "initial_state"):
@@ -173,7 +173,7 @@ class CompiledEngine:
     def _learn_usage(self, key: Key, walk: Walk) -> None:
         usage = probe(lambda: self.forward(walk.chunk, walk.state())[1:], self.risk)
         if usage.is_random and self._update().previous_gradient == "recomputed":
-            raise RuntimeError(
+            raise CompilationError(
                 "previous_gradient='recomputed' draws the same random numbers twice, which engine='compiled' cannot: "
                 "use engine='eager', or no dropout."
             )
@@ -220,13 +220,13 @@ def _check_hooks(optimizer: Optimizer) -> None:
     """The compiled step does not call `optimizer.step()`, nor `backward()`: what hangs on them would be passed over."""
     steps = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
     if any(not isinstance(getattr(hook, "__self__", None), StepHooks) for hook in steps):
-        raise RuntimeError(
+        raise CompilationError(
             "engine='compiled' does not run the optimizer's step hooks: remove them, or use engine='eager'."
         )
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None):
-                raise RuntimeError(
+                raise CompilationError(
                     f"engine='compiled' does not run the gradient hooks of a parameter of shape {tuple(param.shape)}: "
                     "remove them, or use engine='eager'."
                 )

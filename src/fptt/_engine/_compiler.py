@@ -17,6 +17,11 @@ LOGGER = logging.getLogger("fptt")
 
 Compiled = Callable[..., Sequence[Tensor]]
 
+
+class CompilationError(RuntimeError):
+    """A model cannot be trained with engine='compiled', for the reason that the message gives."""
+
+
 EAGER_INSTEAD = "engine='eager' runs it as it is."
 
 
@@ -29,7 +34,7 @@ def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tenso
         module: What the function calls, to name the place if it cannot be traced.
 
     Raises:
-        RuntimeError: If it cannot be traced or compiled; says where, why, and what to do.
+        CompilationError: If it cannot be traced or compiled; says where, why, and what to do.
     """
     _keep_freed_memory()
     start = time.perf_counter()
@@ -67,7 +72,7 @@ def _trace(
         with plain_cells():
             return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     except Exception as error:  # whatever the user's model raises when its tensors have no values
-        raise RuntimeError(
+        raise CompilationError(
             f"engine='compiled' cannot trace {_place(error.__traceback__, module)}: {_reason(error)}. {EAGER_INSTEAD}"
         ) from error
 
@@ -100,13 +105,13 @@ def _compile(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compile
             return inductor_compile(graph, list(examples), options=options)  # pyright: ignore[reportReturnType]
     except Exception as error:
         if _has_cause(error, InvalidCxxCompiler):
-            raise RuntimeError(
+            raise CompilationError(
                 "engine='compiled' needs a C++ compiler and found none: install g++ (Debian, Ubuntu: apt install g++; "
                 "Fedora: dnf install gcc-c++; conda: conda install cxx-compiler; macOS: xcode-select --install), or "
                 "name one in the environment variable CXX. " + EAGER_INSTEAD
             ) from error
         if isinstance(error, InductorError | RuntimeError):
-            raise RuntimeError(
+            raise CompilationError(
                 f"engine='compiled' cannot compile the chunk step: {_reason(error)}. {EAGER_INSTEAD}"
             ) from error
         raise

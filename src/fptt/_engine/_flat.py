@@ -96,11 +96,11 @@ class FlatGroup:
         if not self.num_steps:
             return
         for number, param in enumerate(self.params):
-            state = self.optimizer.state[param]
-            for name in self.rule.moments:
-                state[name] = self._views[name][number]
             if self.rule.has_step:
-                state.setdefault("step", torch.zeros((), dtype=_step_dtype())).fill_(self.num_steps)
+                step = self.optimizer.state[param].setdefault("step", torch.zeros((), dtype=_step_dtype()))
+                step.fill_(self.num_steps)
+            if self.rule.moments:
+                self.optimizer.state[param].update({name: self._views[name][number] for name in self.rule.moments})
             if self.memory is not None:
                 views = (self._views[name][number] for name in (AVERAGE, DUAL))
                 self.memory.state[param] = ParameterState(*views)

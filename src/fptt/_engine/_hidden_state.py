@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fptt._engine._compiler import EAGER_INSTEAD
+from fptt._engine._compiler import EAGER_INSTEAD, CompilationError
 from fptt._sequence import State
 
 CONSTANTS = (bool, int, float, str, type(None))
@@ -22,13 +22,14 @@ class Usage(NamedTuple):
 
 
 def constants(module: nn.Module) -> tuple[Any, ...]:
-    """Return the plain attributes of all modules, such as a dropout rate: constants of a compiled step."""
-    return tuple(
+    """Return what of a module a compiled step takes as constant: plain attributes (a dropout rate), and freezing."""
+    attributes = tuple(
         (name, key, value)
         for name, owner in module.named_modules()
         for key, value in vars(owner).items()
         if isinstance(value, CONSTANTS)
     )
+    return attributes, tuple(param.requires_grad for param in module.parameters())
 
 
 def probe(forward: Callable[[], tuple[Tensor, State]], module: nn.Module) -> Usage:
@@ -39,7 +40,7 @@ def probe(forward: Callable[[], tuple[Tensor, State]], module: nn.Module) -> Usa
         module: What it calls; its buffers are put back as they were.
 
     Raises:
-        RuntimeError: If a module changes an attribute, or Python's or NumPy's random numbers are drawn: a compiled
+        CompilationError: If a module changes an attribute, or Python's or NumPy's random numbers are drawn: a compiled
             step would do so once and never again.
         ValueError: If a gradient is sparse.
     """
@@ -60,7 +61,7 @@ def probe(forward: Callable[[], tuple[Tensor, State]], module: nn.Module) -> Usa
             buffer.copy_(value)
     _check_attributes(before, _attributes(module))
     if random_before != _python_random():
-        raise RuntimeError(
+        raise CompilationError(
             "engine='compiled' cannot follow random numbers of Python or NumPy, which the model or the loss draws: "
             f"draw them with torch. {EAGER_INSTEAD}"
         )
@@ -71,10 +72,14 @@ def probe(forward: Callable[[], tuple[Tensor, State]], module: nn.Module) -> Usa
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return a fingerprint of every attribute of every module; of buffers and parameters only which ones they are."""
+    """Return a fingerprint of every attribute of every module; of buffers and parameters only which ones they are.
+
+    The modules of torch.nn are left out: they keep nothing but caches outside their buffers.
+    """
     return {
         f"{name or type(owner).__name__}.{key}": _fingerprint(value)
         for name, owner in module.named_modules()
+        if not type(owner).__module__.startswith("torch.nn.")
         for key, value in vars(owner).items()
     }
 
@@ -94,7 +99,7 @@ def _fingerprint(value: Any) -> Any:
 def _check_attributes(before: dict[str, Any], after: dict[str, Any]) -> None:
     for name in after.keys() | before.keys():
         if before.get(name) != after.get(name):
-            raise RuntimeError(
+            raise CompilationError(
                 f"engine='compiled' cannot follow {name}, which the forward pass changes: return it in the state, or "
                 f"register it as a buffer and change it in place. {EAGER_INSTEAD}"
             )

@@ -129,8 +129,9 @@ class ChunkStep:
             for name, tensor in new.items():
                 keep = alive & updates & (checks[0] if checks and name in (AVERAGE, DUAL) else True)
                 own[name].copy_(torch.where(keep, tensor, own[name]))
+        params = dict(self.risk.named_parameters())
         for name, tensor in zip(self.module_names, arguments.module, strict=True):
-            if module[name]._version:  # changed in place by the model or a running prior
+            if name not in params:  # a buffer, which the model or a prior may have changed
                 tensor.copy_(torch.where(alive, module[name], tensor))
         arguments.alive.copy_(alive & (checks[0] | ~updates) if checks else alive)
         self.next_state = map_state(Tensor.detach, next_state)

@@ -1,5 +1,7 @@
 """From a config to the parts of a run: device, model, optimizer, loss, method."""
 
+from typing import Any
+
 import torch
 from lightning_fabric import Fabric
 from torch import nn, optim
@@ -65,11 +67,15 @@ def make_loss(config: TrainConfig, task: Task) -> fptt.TerminalLoss:
 def make_method(
     config: TrainConfig, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
 ) -> fptt.Method:
-    """Return the method of a config."""
+    """Return the method of a config; model and optimizer as Fabric gives them, or bare for the compiled engine."""
     loss = make_loss(config, task).to(fabric.device)
-    options = {"max_norm": config.max_norm, "backward": fabric.backward}
+    options: dict[str, Any] = {"max_norm": config.max_norm}
     if config.method == "bptt":
-        return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, **options)
+        return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, backward=fabric.backward, **options)
+    if config.engine == "compiled":  # takes the gradient itself
+        options["engine"] = "compiled"
+    else:
+        options["backward"] = fabric.backward
     if config.method == "tbptt":
         return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
     names = ("num_chunks", "alpha", "beta", "form", "coupling", "mu", "previous_gradient")

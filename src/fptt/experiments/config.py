@@ -79,6 +79,9 @@ class Setting:
     """Pull towards the average in the released form."""
     previous_gradient: Literal["dual", "recomputed"] = "dual"
     """FPTT's previous gradient: the dual at no cost, or a second pass."""
+    engine: Literal["eager", "compiled"] = "eager"
+    """Executor of TBPTT and FPTT: PyTorch's operations one by one, or a chunk step compiled to machine code, which pays
+    with many small chunks. BPTT is always eager."""
 
     accelerator: str = "cpu"
     """Device, as Lightning Fabric names it: cpu, cuda, mps, auto."""

@@ -80,6 +80,8 @@ def train(config: TrainConfig, folder: RunFolder, console: Console) -> dict[str,
         if run.can_finish:
             console.print(f"interrupted; completing {folder.path} (again to stop at once)", highlight=False)
         raise
+    except fptt.CompilationError as error:
+        raise UserError(str(error)) from error
     except FloatingPointError as error:
         raise UserError(
             f"{error} Try a smaller lr or max_norm; what was trained so far is in {folder.path}."
@@ -106,7 +108,9 @@ class Run:
         loader = training_batches(self.task, config.batch_size, torch.Generator().manual_seed(config.seed))
         self.loader = self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
         self.budget = Budget(config)
-        self.method = make_method(config, self.task, self.wrapped, self.optimizer, self.fabric)
+        is_bare = config.engine == "compiled" and config.method != "bptt"
+        trained = (model, optimizer) if is_bare else (self.wrapped, self.optimizer)
+        self.method = make_method(config, self.task, *trained, self.fabric)
         self.best = Best()
         self.metric: float | None = None
         self.epoch = 0
@@ -212,6 +216,7 @@ class Run:
             "coupling": config.coupling if is_fptt else None,
             "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
             "alpha": config.alpha if is_fptt else None,
+            "engine": getattr(method, "engine", "eager"),
             "seed": config.seed,
             f"test_{task.metric}": test,
             f"validation_{task.metric}": self.best.metric,
