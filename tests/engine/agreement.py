@@ -75,7 +75,7 @@ def assert_equal_results(results: list[fptt.BatchResult], tolerance: float) -> N
 def assert_equal_memory(methods: list[fptt.FPTT], tolerance: float) -> None:
     """Weights, moments, averages, duals, buffers and counters of both are equal."""
     one, other = methods
-    close = {"rtol": tolerance, "atol": tolerance}
+    close: dict[str, Any] = {"rtol": tolerance, "atol": tolerance}
     for name, tensor in one.model.state_dict().items():
         torch.testing.assert_close(
             tensor, other.model.state_dict()[name], msg=lambda text, n=name: f"{n}: {text}", **close
