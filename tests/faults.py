@@ -24,6 +24,62 @@ class Fault(NamedTuple):
     wrong: str
 
 
+ENGINE_FAULTS = [
+    Fault("engine: penalty added", "_engine/_step.py", "param = param - penalty", "param = param + penalty"),
+    Fault(
+        "engine: penalty not in the gradient",
+        "_engine/_step.py",
+        "gradient if penalty is None else gradient + penalty",
+        "gradient",
+    ),
+    Fault(
+        "engine: clips the loss gradient alone",
+        "_engine/_step.py",
+        "norm = _norm(gradients) if self.update.clips else norm",
+        "pass",
+    ),
+    Fault("engine: dual not recomputed", "_engine/_step.py", "new[DUAL] = gradient", "pass"),
+    Fault("engine: updates of empty chunks", "_engine/_step.py", "keep = alive & updates", "keep = alive"),
+    Fault("engine: goes on after bad numbers", "_engine/_step.py", "keep = alive & updates", "keep = updates"),
+    Fault("engine: prior does not learn", "_engine/_step.py", "if observes:", "if False:"),
+    Fault(
+        "engine: first step damped", "_engine/_rules.py", "torch.where(steps == 1, 1.0", "torch.where(steps == 0, 1.0"
+    ),
+    Fault(
+        "engine: Nesterov forgotten",
+        "_engine/_rules.py",
+        'if self.flags["nesterov"] else buffer',
+        "if False else buffer",
+    ),
+    Fault(
+        "engine: no bias correction", "_engine/_rules.py", "lr / (1 - beta1**steps)", "lr / (1 - beta1**(steps + 1))"
+    ),
+    Fault(
+        "engine: decay coupled",
+        "_engine/_rules.py",
+        'if self.flags["decoupled"]:\n            param',
+        "if False:\n            param",
+    ),
+    Fault("engine: maximize forgotten", "_engine/_rules.py", 'if self.flags["maximize"] else', "if False else"),
+    Fault("engine: not centered", "_engine/_rules.py", "square = square - mean * mean", "pass"),
+    Fault("engine: steps lost on the way out", "_engine/_flat.py", "step.fill_(self.num_steps)", "pass"),
+    Fault("engine: changes from outside not seen", "_engine/_flat.py", "tensor.data_ptr() == view.data_ptr()", "True"),
+    Fault(
+        "engine: usage of the first chunk for all",
+        "_engine/_layout.py",
+        "if group.membership.used_in[number]",
+        "if True",
+    ),
+    Fault("engine: group's own strength", "_engine/_flat.py", 'self.membership.memory_group]["alpha"]', '0]["alpha"]'),
+    Fault("engine: attributes taken as constant", "_engine/_compiled.py", "return (constants(self.risk), ", "return ("),
+    Fault(
+        "engine: hidden state overlooked",
+        "_engine/_hidden_state.py",
+        "if before.get(name) != after.get(name):",
+        "if False:",
+    ),
+]
+
 FAULTS = [
     Fault(
         "sign of the dual in the penalty gradient", "_recurrences.py", "- DUAL_WEIGHTS[form]", "+ DUAL_WEIGHTS[form]"
@@ -183,6 +239,7 @@ FAULTS = [
         "self.probabilities = probabilities = self.probabilities.to(output.device)",
         "self.probabilities = probabilities = self.probabilities.to(output)",
     ),
+    *ENGINE_FAULTS,
 ]
 
 NO_FAULT = Fault("none", "_recurrences.py", "- DUAL_WEIGHTS[form]", "- DUAL_WEIGHTS[form]")
@@ -211,7 +268,8 @@ def is_caught(fault: Fault) -> bool:
             sys.exit(f"fault {fault.name!r}: the text stands {text.count(fault.right)} times in {fault.file}, not once")
         file.write_text(text.replace(fault.right, fault.wrong))
         ignored = ["--ignore=tests/experiments", "--ignore=tests/test_architecture.py"]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *ignored, "tests"]
+        chosen = ["-m", "not slow and not machine_code"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *ignored, *chosen, "tests"]
         environment = {**os.environ, "PYTHONPATH": str(source)}
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if result.returncode not in (0, 1):

@@ -40,6 +40,7 @@ def test_traced_step_of_other_cells_equals_eager(cell: str, rule: str) -> None:
     run(cell, "released-coupled", rule, num_updates=60)
 
 
+@pytest.mark.machine_code
 @pytest.mark.parametrize(
     ("cell", "form", "rule"), [("lstm", "paper-decoupled", "adam"), ("gru", "released-coupled", "momentum")]
 )
@@ -57,12 +58,14 @@ def test_compiled_equals_eager_for_all(cell: str, form: str, rule: str) -> None:
     run(cell, form, rule, num_updates=300)
 
 
+@pytest.mark.machine_code
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
 def test_float32_agrees_within_its_rounding(rule: str) -> None:
     """60 updates; the bound is that of sums in another order, carried on by the recurrence."""
     run("lstm", "paper-decoupled", rule, num_updates=60, tolerance=1e-4)
 
 
+@pytest.mark.machine_code
 @pytest.mark.usefixtures("float64")
 def test_one_chunk_a_step_equals_eager() -> None:
     methods = make_pair(make_model("lstm", readout_sizes=[7]), "adam", num_chunks=T)
@@ -73,6 +76,7 @@ def test_one_chunk_a_step_equals_eager() -> None:
     assert methods[1].updates == 3 * T
 
 
+@pytest.mark.machine_code
 def test_flushing_reaches_every_thread_and_ends() -> None:
     from fptt._engine._denormals import flushed_denormals
 

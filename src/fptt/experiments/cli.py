@@ -1,4 +1,4 @@
-"""The commands `fptt train`, `fptt evaluate` and `fptt compare`."""
+"""The commands `fptt train`, `fptt evaluate`, `fptt compare` and `fptt bench`."""
 
 import json
 import os
@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from fptt import __version__
+from fptt.experiments.benchmarks.commands import parse_bench
 from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
 from fptt.experiments.recipes import RECIPES, read_config, recipe
@@ -27,6 +28,7 @@ fptt {__version__}: train recurrent networks forward in time, with FPTT beside B
   fptt train      train one model on one task; leaves a folder with weights, figures and a picture
   fptt evaluate   measure a trained model on the test data again
   fptt compare    train with several methods and seeds; a table at equal epochs, updates and time
+  fptt bench      measure the time and memory of the methods on this machine
 
 tasks: {", ".join(RECIPES)}          more: fptt COMMAND --help
 
@@ -139,7 +141,29 @@ class Compare:
         comparison.report(console)
 
 
-COMMANDS: dict[str, type[Train | Evaluate | Compare]] = {"train": Train, "evaluate": Evaluate, "compare": Compare}
+def _train(arguments: Sequence[str]) -> Train:
+    default = Train(run=_starting_point(arguments))
+    return tyro.cli(Train, args=arguments, prog="fptt train", default=default)
+
+
+def _evaluate(arguments: Sequence[str]) -> Evaluate:
+    return tyro.cli(Evaluate, args=arguments, prog="fptt evaluate")
+
+
+def _compare(arguments: Sequence[str]) -> Compare:
+    default = Compare(setting=_setting(_starting_point(arguments)))
+    return tyro.cli(Compare, args=arguments, prog="fptt compare", default=default)
+
+
+Command = Callable[[Console], None]
+
+COMMANDS: dict[str, Callable[[Sequence[str]], Command]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "bench": parse_bench,
+}
+"""What each command makes of its arguments."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -167,16 +191,10 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _command(name: str, arguments: Sequence[str]) -> Callable[[Console], None]:
+def _command(name: str, arguments: Sequence[str]) -> Command:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}.")
-    kind: Any = COMMANDS[name]
-    if kind is Evaluate:
-        return tyro.cli(Evaluate, args=arguments, prog="fptt evaluate")
-    start = _starting_point(arguments)
-    if kind is Train:
-        return tyro.cli(Train, args=arguments, prog="fptt train", default=Train(run=start))
-    return tyro.cli(Compare, args=arguments, prog="fptt compare", default=Compare(setting=_setting(start)))
+    return COMMANDS[name](arguments)
 
 
 def _starting_point(arguments: Sequence[str]) -> TrainConfig:

@@ -28,7 +28,7 @@ def draw_curves(folder: RunFolder, config: TrainConfig, metric: str) -> None:
     left.set(xlabel="epoch", ylabel="mean chunk loss")
     right.set(xlabel="epoch", ylabel=f"validation {metric}")
     figure.suptitle(f"{config.task}, {config.method}, seed {config.seed}")
-    _save(figure, folder.curves_file)
+    save_figure(figure, folder.curves_file)
 
 
 def draw_comparison(panels: Mapping[str, Mapping[str, Sequence[RunFolder]]], metric: str, path: Path) -> None:
@@ -51,7 +51,7 @@ def draw_comparison(panels: Mapping[str, Mapping[str, Sequence[RunFolder]]], met
         axis.set(xlabel="seconds of training" if budget == "seconds" else budget, title=f"at equal {budget}")
     axes[0].set_ylabel(f"validation {metric}")
     axes[-1].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, label: str | None = None) -> None:
@@ -59,7 +59,8 @@ def _line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, labe
     axis.grid(alpha=0.25)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a picture and forget the figure."""
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -1,0 +1,35 @@
+"""What the library logs while a benchmark runs, such as how long compiling took, on the console."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints records above the progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        self.console.print(f"fptt: {record.getMessage()}", highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def announcements_on(console: Console) -> Iterator[None]:
+    """Show what the logger `fptt` has to say, for a while."""
+    logger, handler = logging.getLogger("fptt"), ConsoleHandler(console)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

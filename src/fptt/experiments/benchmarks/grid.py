@@ -1,0 +1,113 @@
+"""What `fptt bench speed` measures: settings, each with rows that take turns."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fptt import chunk_lengths
+from fptt.experiments.errors import UserError
+
+INPUT_SIZE = 1
+HIDDEN_SIZE = 128
+READOUT_SIZE = 256
+NUM_CLASSES = 10
+
+NUM_GATES = {"lstm": 4, "gru": 3}
+"""The cells, and how many gates each has."""
+
+ENGINES = ("eager", "compiled")
+
+
+class Setting(NamedTuple):
+    """A cell and the shape of its data: rows of one setting are compared."""
+
+    cell: str
+    sequence_length: int
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.cell}, T = {self.sequence_length}, batch {self.batch_size}"
+
+
+class Spec(NamedTuple):
+    """One row of a setting.
+
+    Attributes:
+        method: bptt, tbptt, fptt or literal.
+        engine: eager or compiled; None for the literal loop, which is not the library's.
+        num_chunks: K; 1 for BPTT.
+    """
+
+    method: str
+    engine: str | None
+    num_chunks: int
+
+    def __str__(self) -> str:
+        chunks = "" if self.method == "bptt" else f"-{self.num_chunks}"
+        engine = f" {self.engine}" if self.method in ("tbptt", "fptt") else ""
+        return (self.method if self.method == "literal" else self.method.upper()) + chunks + engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """All settings.
+
+    Attributes:
+        cells: Of `NUM_GATES`.
+        batch_sizes: Sequences a batch.
+        sequence_lengths: T.
+        num_chunks: K, with None for T.
+        engines: Of `ENGINES`.
+        longest_compiled: Longest chunk, in time steps, for which there is a compiled row.
+
+    Raises:
+        UserError: If there are more chunks than time steps.
+    """
+
+    cells: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    sequence_lengths: tuple[int, ...]
+    num_chunks: tuple[int | None, ...]
+    engines: tuple[str, ...]
+    longest_compiled: int
+
+    def __post_init__(self) -> None:
+        """Check that every sequence can be cut so."""
+        shortest = min(self.sequence_lengths)
+        for count in self.num_chunks:
+            if count is not None and count > shortest:
+                raise UserError(f"num_chunks must be at most the sequence length {shortest}, got {count}.")
+
+    def settings(self) -> Iterator[Setting]:
+        """Yield every setting."""
+        for cell in self.cells:
+            for length in self.sequence_lengths:
+                for batch_size in self.batch_sizes:
+                    yield Setting(cell, length, batch_size)
+
+    def specs(self, sequence_length: int) -> list[Spec]:
+        """Return the rows for sequences of this length."""
+        specs = [Spec("bptt", "eager", 1)]
+        for count in self._counts(sequence_length):
+            engines = [engine for engine in self.engines if engine == "eager" or self._compiles(sequence_length, count)]
+            specs += [Spec(method, engine, count) for method in ("tbptt", "fptt") for engine in engines]
+            specs.append(Spec("literal", None, count))
+        return specs
+
+    def notes(self) -> list[str]:
+        """Say which compiled rows are left out, and why."""
+        if "compiled" not in self.engines:
+            return ["no compiled rows were asked for"]
+        return [
+            f"no compiled rows for K = {count} at T = {length}: chunks of {max(chunk_lengths(length, count))} steps, "
+            f"more than {self.longest_compiled}; their steps are unrolled, and compiling takes too long for this bench"
+            for length in self.sequence_lengths
+            for count in self._counts(length)
+            if not self._compiles(length, count)
+        ]
+
+    def _counts(self, sequence_length: int) -> list[int]:
+        return list(dict.fromkeys(count or sequence_length for count in self.num_chunks))
+
+    def _compiles(self, sequence_length: int, num_chunks: int) -> bool:
+        return max(chunk_lengths(sequence_length, num_chunks)) <= self.longest_compiled
