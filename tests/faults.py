@@ -41,7 +41,7 @@ ENGINE_FAULTS = [
     Fault("engine: dual not recomputed", "_engine/_step.py", "new[DUAL] = gradient", "pass"),
     Fault("engine: updates of empty chunks", "_engine/_step.py", "keep = alive & updates", "keep = alive"),
     Fault("engine: goes on after bad numbers", "_engine/_step.py", "keep = alive & updates", "keep = updates"),
-    Fault("engine: prior does not learn", "_engine/_step.py", "if observes:", "if False:"),
+    Fault("engine: prior does not learn", "_engine/_step.py", "self._observe(output, part, module)", "pass"),
     Fault(
         "engine: first step damped", "_engine/_rules.py", "torch.where(steps == 1, 1.0", "torch.where(steps == 0, 1.0"
     ),
@@ -74,8 +74,8 @@ ENGINE_FAULTS = [
     Fault("engine: attributes taken as constant", "_engine/_compiled.py", "return (constants(self.risk), ", "return ("),
     Fault(
         "engine: hidden state overlooked",
-        "_engine/_hidden_state.py",
-        "if before.get(name) != after.get(name):",
+        "_engine/_probe.py",
+        "if attribute is not None:",
         "if False:",
     ),
 ]

@@ -51,6 +51,7 @@ class ChunkedMethod(Method):
                 max_norm=self.max_norm,
                 check_finite=self.check_finite,
                 forward=self._forward,
+                count=self._count,
             )
         except ValueError:
             self.close()
@@ -78,7 +79,6 @@ class ChunkedMethod(Method):
         self, engine: CompiledEngine, chunks: list[Chunk], state: State
     ) -> tuple[list[Tensor], list[Tensor], State]:
         walked = engine.walk(chunks, state)
-        self._open_hooks().num_steps += walked.updates
         if walked.bad_chunk is None:
             return walked.losses, walked.norms, walked.state
         chunk, loss = chunks[walked.bad_chunk], walked.losses[walked.bad_chunk]
@@ -86,6 +86,9 @@ class ChunkedMethod(Method):
             raise self._bad_recomputation(chunk)
         what = "the gradient is NaN or Inf" if torch.isfinite(loss) else f"the loss is {loss.item()}"
         raise FloatingPointError(f"{what} {self._place(chunk)}")
+
+    def _count(self, updates: int) -> None:
+        self._open_hooks().num_steps += updates
 
     def _bad_recomputation(self, chunk: Chunk) -> FloatingPointError:
         """Let averages and duals start again, and return what to raise."""

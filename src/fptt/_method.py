@@ -139,6 +139,7 @@ class Method(ABC):
 
     def _forward(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, State]:
         """Return outputs, time-major, loss and next state of a chunk."""
+        torch.clear_autocast_cache()  # it holds the weights before the last update
         output, next_state = self._call_model(chunk, state)
         output = self.chunking.time_major(output)
         loss = self.loss(output, chunk.part)

@@ -1,4 +1,4 @@
-"""Executors of one chunk step; the eager one is the reference, and stands in `fptt._methods`."""
+"""The compiled executor of a chunk step; the eager one, the reference, is `fptt._chunked` itself."""
 
 from fptt._engine._compiled import CompiledEngine as CompiledEngine
 from fptt._engine._compiler import CompilationError as CompilationError

@@ -7,21 +7,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fptt._batch import Chunk, Chunking
-from fptt._engine._compiler import CompilationError, Compiled, compile_step
+from fptt._engine._compiler import EAGER_INSTEAD, CompilationError, Compiled, compile_step
+from fptt._engine._constants import constants
 from fptt._engine._cuda_graph import CUDAGraph
 from fptt._engine._denormals import flushed_denormals
 from fptt._engine._flat import FlatGroup
-from fptt._engine._hidden_state import constants, probe
 from fptt._engine._layout import Layout
+from fptt._engine._probe import Probe, check_first, probe
 from fptt._engine._rules import check_rule
 from fptt._engine._step import Arguments, ChunkStep, Risk, Update
 from fptt._engine._walk import Key, Nest, Walk
 from fptt._losses import ChunkLoss
 from fptt._regularizer import DynamicRegularizer
-from fptt._sequence import State
+from fptt._sequence import State, map_state
 from fptt._step_hooks import StepHooks
+from fptt.nn import GRU, LSTM, RNN
+from fptt.nn._cells import plain_cells
 
 
 class Walked(NamedTuple):
@@ -31,7 +35,6 @@ class Walked(NamedTuple):
         losses: Of the chunks.
         norms: Of the loss gradient at each update.
         state: The last one.
-        updates: Updates made.
         bad_chunk: The first chunk with NaN or Inf, from which on nothing was changed, or None.
         is_recomputation: Whether it is only the gradient recomputed after the update of that chunk.
     """
@@ -39,7 +42,6 @@ class Walked(NamedTuple):
     losses: list[Tensor]
     norms: list[Tensor]
     state: State
-    updates: int
     bad_chunk: int | None
     is_recomputation: bool
 
@@ -68,6 +70,7 @@ class CompiledEngine:
         max_norm: See `TBPTT`.
         check_finite: See `TBPTT`.
         forward: The method's own forward pass of a chunk, which knows what to say about bad input.
+        count: Told how many updates a batch has made, also when it ends with an error.
     """
 
     def __init__(
@@ -81,10 +84,11 @@ class CompiledEngine:
         max_norm: float | None,
         check_finite: bool,
         forward: Callable[[Chunk, State], tuple[Tensor, Tensor, State]],
+        count: Callable[[int], None],
     ) -> None:
         check_rule(optimizer)
         self.risk = Risk(model, loss, chunking)
-        self.optimizer, self.regularizer, self.forward = optimizer, regularizer, forward
+        self.optimizer, self.regularizer, self.forward, self.count = optimizer, regularizer, forward, count
         self.max_norm, self.check_finite = max_norm, check_finite
         self.layout = Layout(self.risk, optimizer, regularizer)
         self._entries: dict[Key, _Entry] = {}
@@ -97,25 +101,39 @@ class CompiledEngine:
             CompilationError: If the model cannot be compiled, or a hook would be passed over.
         """
         _check_hooks(self.optimizer)
-        if state is None and hasattr(self.risk.model, "initial_state"):
-            state = self.risk.model.initial_state(chunks[0].inputs)  # pyright: ignore[reportCallIssue]
+        if chunks[0].inputs.requires_grad:
+            raise CompilationError(f"inputs must not require a gradient with engine='compiled'. {EAGER_INSTEAD}")
+        if state is None and isinstance(self.risk.model, LSTM | GRU | RNN):
+            state = self.risk.model.initial_state(chunks[0].inputs)
         self.optimizer.zero_grad()
         self._alive = torch.ones((), dtype=torch.bool, device=chunks[0].inputs.device)
         dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
         walk = Walk(chunks, state, self._context(), self.max_norm, dtype)
         self._refresh()
         try:
-            while not walk.is_over:
+            while not walk.is_over and not self._has_died(walk):
                 entry = self._entry(walk)  # compiled here, where autocast and the like are the caller's
                 rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
                 groups, module = self.layout.groups_of(walk.key()), self.layout.module_tensors(walk.key())
                 lasting = [*_buffers(groups), *module.values(), self._alive]
                 with _flushed_on(walk.device):
                     self._advance(walk, entry, groups, lasting, rows)
-            return self._finish(walk)
+            return self._result(walk)
         finally:
+            if self._is_dead():
+                bad, is_recomputation = walk.first_bad()
+                walk.undo_count(bad + is_recomputation)
             self.layout.publish()
+            self.count(walk.num_updates)
             self.optimizer._opt_called = True  # pyright: ignore  # for torch's schedulers: there was a step
+
+    def _is_dead(self) -> bool:
+        """Tell whether a number was NaN or Inf: the one synchronization of a batch."""
+        return self.check_finite and not self._alive
+
+    def _has_died(self, walk: Walk) -> bool:
+        """Tell whether to stop, before another step is compiled from bad numbers."""
+        return walk.position > 0 and walk.key() not in self._entries and self._is_dead()
 
     @torch.no_grad()
     def _advance(
@@ -134,13 +152,10 @@ class CompiledEngine:
             if not walk.goes_on_alike():
                 return
 
-    def _finish(self, walk: Walk) -> Walked:
-        bad, is_recomputation = None, False
-        if self.check_finite and not self._alive:  # the one synchronization of a batch
-            bad, is_recomputation = walk.first_bad()
-            walk.undo_count(bad + is_recomputation)
-        norms = [norm for norm, groups in zip(walk.norms, walk.stepped, strict=False) if groups]
-        return Walked(walk.losses, norms, walk.state(), walk.num_updates, bad, is_recomputation)
+    def _result(self, walk: Walk) -> Walked:
+        bad, is_recomputation = walk.first_bad() if self._is_dead() else (None, False)
+        norms = [norm for norm, groups in zip(walk.norms, walk.stepped, strict=True) if groups]
+        return Walked(walk.losses, norms, walk.state(), bad, is_recomputation)
 
     # -- what the steps are compiled for -----------------------------------------------------------------------------
 
@@ -165,24 +180,38 @@ class CompiledEngine:
         """Return the compiled step of the next chunk."""
         key = walk.key()
         if key not in self._entries:
-            self._learn_usage(key, walk)
+            found = self._probe(walk)
+            self.layout.publish()
+            self.layout.usage[key] = found.used
             self._refresh()
-            self._entries[key] = self._compile(key, walk)
+            self._entries[key] = self._compile(key, walk, found)
         return self._entries[key]
 
-    def _learn_usage(self, key: Key, walk: Walk) -> None:
-        usage = probe(lambda: self.forward(walk.chunk, walk.state())[1:], self.risk)
-        if usage.is_random and self._update().previous_gradient == "recomputed":
+    def _probe(self, walk: Walk) -> Probe:
+        def loss_of_chunk() -> Tensor:
+            chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
+            output, loss, _ = self.forward(chunk, map_state(Tensor.clone, walk.state()))
+            self.risk.loss.observe(output.detach(), chunk.part)
+            return loss
+
+        trained = [param for group in self.optimizer.param_groups for param in group["params"]]
+        with plain_cells():
+            found = probe(loss_of_chunk, self.risk, trained)
+        if found.is_random and self._update().previous_gradient == "recomputed":
             raise CompilationError(
                 "previous_gradient='recomputed' draws the same random numbers twice, which engine='compiled' cannot: "
                 "use engine='eager', or no dropout."
             )
-        self.layout.publish()
-        self.layout.usage[key] = usage.names
+        return found
 
-    def _compile(self, key: Key, walk: Walk) -> _Entry:
+    def _compile(self, key: Key, walk: Walk, found: Probe) -> _Entry:
         groups, module = self.layout.groups_of(key), self.layout.module_tensors(key)
-        step = ChunkStep(self.risk, groups, list(module), self._update())
+        if not groups:
+            raise CompilationError(
+                f"engine='compiled' found no parameter of the optimizer in the loss. {EAGER_INSTEAD}"
+            )
+        moving = found.moving | {name for name, _ in self.risk.named_buffers()}
+        step = ChunkStep(self.risk, groups, list(module), moving, self._update())
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
         row, inputs, *rest = walk.arguments()
         num_part = len(rest) - len(walk.state_tensors)
@@ -198,6 +227,7 @@ class CompiledEngine:
         )
         part, state = walk.chunk.part, walk.state()
         run = compile_step(lambda *flat: step(arguments.filled(flat), part, state), arguments.flat(), self.risk)
+        check_first(run, arguments.flat(), found)
         if walk.device.type == "cuda":
             run = CUDAGraph(run, arguments.flat(), num_lasting=len(_buffers(groups)) + len(module))
         return _Entry(run, Nest(step.next_state))
@@ -218,7 +248,9 @@ def _flushed_on(device: torch.device) -> AbstractContextManager[None]:
 
 def _check_hooks(optimizer: Optimizer) -> None:
     """The compiled step does not call `optimizer.step()`, nor `backward()`: what hangs on them would be passed over."""
-    steps = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+    everywhere = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    steps = [hook for hooks in (*own, *everywhere) for hook in hooks.values()]
     if any(not isinstance(getattr(hook, "__self__", None), StepHooks) for hook in steps):
         raise CompilationError(
             "engine='compiled' does not run the optimizer's step hooks: remove them, or use engine='eager'."

@@ -52,7 +52,7 @@ class CUDAGraph:
         self._copy_in(others)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.random.fork_rng([torch.cuda.current_device()]), torch.cuda.stream(stream):
             for _ in range(self.WARM_UPS):
                 self.function(*lasting, *self.inputs)
         torch.cuda.current_stream().wait_stream(stream)

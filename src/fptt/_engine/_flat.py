@@ -14,14 +14,16 @@ PARAM, AVERAGE, DUAL = "param", "average", "dual"
 
 
 class Membership(NamedTuple):
-    """What the parameters of one flat group have in common, besides their device."""
+    """What the parameters of one flat group have in common; the first four say whether a group is still what it was."""
 
     optimizer_group: int
     memory_group: int | None
     used_in: tuple[bool, ...]
+    flags: tuple[Any, ...]
     kept: tuple[str, ...]
     num_steps: int
     dtype: torch.dtype
+    device: torch.device
 
 
 class FlatGroup:
@@ -129,7 +131,9 @@ class FlatGroup:
 
 
 def _is_same(tensor: Tensor | None, view: Tensor) -> bool:
-    return tensor is not None and tensor.data_ptr() == view.data_ptr() and tensor.shape == view.shape
+    if tensor is None or tensor.data_ptr() != view.data_ptr():
+        return False
+    return (tensor.shape, tensor.stride(), tensor.dtype) == (view.shape, view.stride(), view.dtype)
 
 
 def num_steps(state: dict[str, Any]) -> int:
@@ -159,6 +163,7 @@ def memberships(
     """
     groups = dict(_numbered(optimizer.param_groups))
     regularized = {} if memory is None else {p: n for p, n in _numbered(memory.param_groups) if _is_on(memory, n)}
+    flags = [_flags(optimizer, group) for group in optimizer.param_groups]
     found = {}
     for name, param in params.items():
         used_in = tuple(name in used for used in usage)
@@ -168,9 +173,21 @@ def memberships(
             if memory is not None and param in memory.state:
                 kept.append(AVERAGE)
             found[name] = Membership(
-                groups[param], regularized.get(param), used_in, tuple(sorted(kept)), num_steps(state), param.dtype
+                groups[param],
+                regularized.get(param),
+                used_in,
+                flags[groups[param]],
+                tuple(sorted(kept)),
+                num_steps(state),
+                param.dtype,
+                param.device,
             )
     return found
+
+
+def _flags(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the identity of a group, which a loaded state dict replaces, and what changes its formula."""
+    return id(group), *make_rule(optimizer, group).flags.items()
 
 
 def _is_on(memory: ParameterMemory, number: int) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._checks import check_positive
+from fptt._engine._compiler import EAGER_INSTEAD, CompilationError
 from fptt._engine._flat import FlatGroup, make_groups, memberships
 from fptt._parameter_memory import ParameterMemory
 
@@ -33,7 +34,9 @@ class Layout:
         """Gather everything anew if groups or tensors were changed from outside; return whether steps are now void."""
         named = dict(self.module.named_parameters())
         found = memberships(named, self.optimizer, self.memory, list(self.usage.values()))
-        lasting = {name: (*own[:3], own.dtype, named[name].device) for name, own in found.items()}
+        if any(own.dtype.is_complex for own in found.values()):
+            raise CompilationError(f"engine='compiled' has no rules for complex parameters. {EAGER_INSTEAD}")
+        lasting = {name: (*own[:4], own.dtype, own.device) for name, own in found.items()}
         if lasting == self._lasting and all(group.is_current() for group in self.groups):
             return False
         self.groups = make_groups(named, found, self.optimizer, self.memory)

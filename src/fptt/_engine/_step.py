@@ -3,7 +3,7 @@
 The equations are those of `_recurrences`, on flat tensors; the optimizer's are those of `_rules`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,14 +81,23 @@ class Risk(nn.Module):
         super().__init__()
         self.model, self.loss, self.chunking = model, loss, chunking
 
-    def forward(self, inputs: Tensor, part: Any, state: State, *, observes: bool) -> tuple[Tensor, State]:
-        """Return the loss of a chunk and the next state."""
+    def forward(self, inputs: Tensor, part: Any, state: State) -> tuple[Tensor, Tensor, State]:
+        """Return outputs, time-major, loss and next state of a chunk."""
         output, state = self.model(inputs, state)
         output = self.chunking.time_major(output)
-        loss = self.loss(output, part)
-        if observes:
-            self.loss.observe(output.detach(), part)
-        return loss, state
+        return output, self.loss(output, part), state
+
+
+class Observation(nn.Module):
+    """What a loss with a running estimate does after the update, as a module, to swap its buffers in."""
+
+    def __init__(self, loss: ChunkLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Tensor, part: Any) -> None:
+        """Let the loss learn from the outputs of a chunk."""
+        self.loss.observe(output, part)
 
 
 class ChunkStep:
@@ -101,8 +110,16 @@ class ChunkStep:
         next_state: The nest of the next state, known after the first call.
     """
 
-    def __init__(self, risk: Risk, groups: Sequence[FlatGroup], module_names: Sequence[str], update: Update) -> None:
+    def __init__(
+        self,
+        risk: Risk,
+        groups: Sequence[FlatGroup],
+        module_names: Sequence[str],
+        moving: Container[str],
+        update: Update,
+    ) -> None:
         self.risk, self.groups, self.module_names, self.update = risk, groups, module_names, update
+        self.moving = moving
         self.next_state: State = None
 
     def __call__(self, arguments: Arguments, part: Any, state: State) -> list[Tensor]:
@@ -117,39 +134,44 @@ class ChunkStep:
         module = {name: tensor.clone() for name, tensor in zip(self.module_names, arguments.module, strict=True)}
         inputs = (arguments.inputs, part, state)
 
-        loss, gradients, next_state = self._gradients([own[PARAM] for own in buffers], module, inputs, observes=True)
+        output, loss, gradients, next_state = self._gradients([own[PARAM] for own in buffers], module, inputs)
         norm = _norm(gradients)
         updates = floats[HAS_STEPS] > 0
         alive = self._still_alive(arguments.alive, loss, norm, updates)
         after = self._advance(buffers, gradients, norm, numbers, floats[MAX_NORM])
-        checks: list[Tensor] = []
-        if self.update.previous_gradient == "recomputed":
-            checks = [self._recompute(after, buffers, module, inputs, numbers)]
+        recomputed = self.update.previous_gradient == "recomputed"
+        checks = [self._recompute(after, buffers, module, inputs, numbers) | ~updates] if recomputed else []
+        self._observe(output, part, module)
         for own, new in zip(buffers, after, strict=True):
             for name, tensor in new.items():
-                keep = alive & updates & (checks[0] if checks and name in (AVERAGE, DUAL) else True)
+                keep = alive & updates
+                if recomputed and name in (AVERAGE, DUAL):
+                    keep = keep & checks[0]
                 own[name].copy_(torch.where(keep, tensor, own[name]))
-        params = dict(self.risk.named_parameters())
         for name, tensor in zip(self.module_names, arguments.module, strict=True):
-            if name not in params:  # a buffer, which the model or a prior may have changed
+            if name in self.moving:
                 tensor.copy_(torch.where(alive, module[name], tensor))
-        arguments.alive.copy_(alive & (checks[0] | ~updates) if checks else alive)
+        arguments.alive.copy_(alive & checks[0] if recomputed else alive)
         self.next_state = map_state(Tensor.detach, next_state)
         return [loss, norm, *checks, *(tensor.detach().contiguous() for tensor in flatten_state(next_state))]
 
+    def _observe(self, output: Tensor, part: Any, module: Named) -> None:
+        tensors = {name: tensor for name, tensor in module.items() if name.startswith("loss.")}
+        functional_call(Observation(self.risk.loss), tensors, (output, part))
+
     def _gradients(
-        self, weights: list[Tensor], module: Named, inputs: tuple[Any, ...], *, observes: bool
-    ) -> tuple[Tensor, list[Tensor], State]:
-        """Return the loss, its gradient with respect to each group, flat, and the next state."""
+        self, weights: list[Tensor], module: Named, inputs: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor, list[Tensor], State]:
+        """Return outputs, loss, its gradient with respect to each group, flat, and the next state."""
         leaves: Named = {}
         for group, flat in zip(self.groups, weights, strict=True):
             parts = zip(group.names, group.split(flat), strict=True)
             leaves |= {name: part.detach().requires_grad_() for name, part in parts}
         with torch.enable_grad():
-            loss, state = functional_call(self.risk, {**leaves, **module}, inputs, {"observes": observes})
+            output, loss, state = functional_call(self.risk, {**leaves, **module}, inputs)
             gradients = iter(torch.autograd.grad(loss, list(leaves.values())))
         flat = [torch.cat([next(gradients).reshape(-1) for _ in group.names]) for group in self.groups]
-        return loss.detach(), flat, state
+        return output.detach(), loss.detach(), flat, state
 
     def _still_alive(self, alive: Tensor, loss: Tensor, norm: Tensor, updates: Tensor) -> Tensor:
         if not self.update.checks:
@@ -177,7 +199,7 @@ class ChunkStep:
             # a sum over one number is a call of its own: what leads to it is then worked out once, and not, as the
             # compiler would have it, for every 16 weights anew
             coefficient = coefficient.reshape(1).cumsum(0)[0]
-            gradients = [gradient * coefficient for gradient in gradients]
+            gradients = [gradient * coefficient.to(gradient) for gradient in gradients]
         return [
             self._advance_group(*group)
             for group in zip(self.groups, buffers, gradients, penalties, numbers, strict=True)
@@ -206,7 +228,7 @@ class ChunkStep:
         numbers: list[list[Tensor]],
     ) -> Tensor:
         """Put ∇ℓ at the new weights in the place of the duals; return whether it is finite."""
-        loss, gradients, _ = self._gradients([own[PARAM] for own in after], module, inputs, observes=False)
+        _, loss, gradients, _ = self._gradients([own[PARAM] for own in after], module, inputs)
         for new, old, gradient, row in zip(after, before, gradients, numbers, strict=True):
             if DUAL in new:
                 new[DUAL] = gradient
@@ -224,8 +246,9 @@ class ChunkStep:
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all gradients together, a scalar."""
-    return torch.stack([gradient.square().sum().to(gradients[0]) for gradient in gradients]).sum().sqrt()
+    """Return the norm of all gradients together, a scalar; half precision would overflow in the squares."""
+    wide = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
+    return torch.stack([gradient.square().sum().to(wide[0]) for gradient in wide]).sum().sqrt()
 
 
 def _fill_state(nest: State, tensors: Sequence[Tensor]) -> State:

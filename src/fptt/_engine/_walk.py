@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fptt._batch import Chunk
+from fptt._engine._constants import nest_key
 from fptt._engine._flat import FlatGroup
 from fptt._engine._step import part_leaves
 from fptt._sequence import State, flatten_state, map_state
@@ -35,7 +36,7 @@ class Walk:
         leaves = [part_leaves(chunk.part) for chunk in chunks]
         self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
         self.rows = self._make_rows(leaves, max_norm, dtype)
-        self._part_keys = [tuple(map(_leaf_key, own)) for own in leaves]
+        self._part_keys = [nest_key(chunk.part) for chunk in chunks]
         self._nest = self._nest_before = Nest(state)
         self.state_tensors = [tensor.contiguous() for tensor in flatten_state(state)]
         self.losses: list[Tensor] = []
@@ -135,9 +136,3 @@ class Nest:
     def __init__(self, state: State) -> None:
         self.state, self.size = state, len(flatten_state(state))
         self.key = repr(map_state(lambda tensor: (tuple(tensor.shape), tensor.dtype), state))  # pyright: ignore
-
-
-def _leaf_key(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype
-    return float if isinstance(leaf, float) else leaf
