@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from fptt.experiments.announcements import announcements_on
 from fptt.experiments.benchmarks import speed
-from fptt.experiments.benchmarks.announcements import announcements_on
 from fptt.experiments.benchmarks.grid import Grid, Setting, Spec
 from fptt.experiments.benchmarks.speed_report import headlines
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns

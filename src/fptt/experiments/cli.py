@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from fptt import __version__
+from fptt.experiments.announcements import announcements_on
 from fptt.experiments.benchmarks.commands import parse_bench
 from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
@@ -178,7 +179,9 @@ def run(arguments: Sequence[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end a run in good order
     try:
-        _command(arguments[0], arguments[1:])(console)
+        command = _command(arguments[0], arguments[1:])
+        with announcements_on(console):
+            command(console)
     except UserError as error:
         _say(errors, f"fptt: {error}")
         return 2
@@ -202,7 +205,7 @@ def _starting_point(arguments: Sequence[str]) -> TrainConfig:
     given = tyro.cli(Start, args=[*arguments], return_unknown_args=True, add_help=False)[0]
     if given.config is not None:
         return read_config(given.config)
-    return recipe(given.task)
+    return recipe(given.task, given.engine)
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ class Start:
     """The options that decide about the defaults of all others."""
 
     task: str = "digits"
+    engine: str = "eager"
     config: Annotated[Path | None, tyro.conf.arg(help="")] = None
 
 

@@ -25,15 +25,29 @@ RECIPES: dict[str, TrainConfig] = {
 }
 
 
-def recipe(task: str) -> TrainConfig:
-    """Return the setting of a task.
+COMPILED_RECIPES: dict[str, TrainConfig] = {
+    # an update every time step: small ones, many, and a state that remembers before it has learned to
+    "digits": replace(
+        RECIPES["digits"],
+        engine="compiled",
+        num_chunks=64,
+        lr=1e-3,
+        epochs=150,
+        forget_bias=1.0,
+        fan_in_init=True,
+    ),
+}
+
+
+def recipe(task: str, engine: str = "eager") -> TrainConfig:
+    """Return the setting of a task; some have another one for the compiled engine, with an update every time step.
 
     Raises:
         UserError: If there is no such task; lists those that exist.
     """
     if task not in RECIPES:
         raise UserError(f"unknown task {task!r}; there are {', '.join(RECIPES)}.")
-    return RECIPES[task]
+    return COMPILED_RECIPES.get(task, RECIPES[task]) if engine == "compiled" else RECIPES[task]
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -43,4 +57,4 @@ def read_config(path: Path) -> TrainConfig:
         UserError: If the file is missing or damaged, or a field is unknown or wrong.
     """
     values = read_values(path)
-    return replace(recipe(values.get("task", "digits")), **values)
+    return replace(recipe(values.get("task", "digits"), values.get("engine", "eager")), **values)

@@ -10,7 +10,6 @@ from rich.console import Console
 from torch import Tensor
 
 from fptt.experiments.benchmarks.allocator import keep_freed_memory
-from fptt.experiments.benchmarks.announcements import announcements_on
 from fptt.experiments.benchmarks.floor import Floor
 from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Grid, Setting, Spec
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
@@ -57,7 +56,7 @@ class SpeedBench:
 
     def run(self, console: Console, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Measure every setting, saving the report after each, and return it."""
-        with announcements_on(console), closing(make_display(console)) as display:
+        with closing(make_display(console)) as display:
             progress = _Progress(display, self._num_calls())
             for setting in self.grid.settings():
                 self.report["rows"] += self._measure(setting, progress)

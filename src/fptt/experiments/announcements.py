@@ -1,4 +1,4 @@
-"""What the library logs while a benchmark runs, such as how long compiling took, on the console."""
+"""What the library logs, such as how long compiling took, on the console."""
 
 import logging
 from collections.abc import Iterator
