@@ -42,12 +42,13 @@ def nest_key(nest: Any) -> Any:
     Raises:
         TypeError: If it holds something else than tensors, plain values, tuples, lists and dicts.
     """
-    if isinstance(nest, Tensor):
+    kind = type(nest)
+    if kind is Tensor or isinstance(nest, Tensor):
         return nest.shape, nest.dtype
-    if isinstance(nest, float):
+    if kind is float:
         return float
     if isinstance(nest, PLAIN):
-        return type(nest), nest
+        return kind, nest
     if isinstance(nest, tuple | list):
         return type(nest), tuple(map(nest_key, nest))
     if isinstance(nest, dict):
