@@ -71,6 +71,21 @@ ENGINE_FAULTS = [
         "if True",
     ),
     Fault("engine: group's own strength", "_engine/_flat.py", 'self.membership.memory_group]["alpha"]', '0]["alpha"]'),
+    Fault(
+        "engine: first step not checked",
+        "_engine/_compiled.py",
+        "check_first(run, arguments.flat(), found)",
+        "pass",
+    ),
+    Fault("engine: groups never looked at again", "_engine/_flat.py", "return id(group), *", "return 0, *"),
+    Fault("engine: frozen statistics stand still", "_engine/_compiled.py", "moving = found.moving |", "moving ="),
+    Fault("engine: goes on from bad numbers", "_engine/_compiled.py", "and not self._has_died(walk)", "and True"),
+    Fault(
+        "engine: structure of a part ignored",
+        "_engine/_constants.py",
+        "return dict, tuple((key, ",
+        "return dict, tuple((0, ",
+    ),
     Fault("engine: attributes taken as constant", "_engine/_compiled.py", "return (constants(self.risk), ", "return ("),
     Fault(
         "engine: hidden state overlooked",
