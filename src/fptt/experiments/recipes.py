@@ -31,7 +31,7 @@ COMPILED_RECIPES: dict[str, TrainConfig] = {
         RECIPES["digits"],
         engine="compiled",
         num_chunks=64,
-        lr=1e-3,
+        lr=5e-4,
         epochs=150,
         forget_bias=1.0,
         fan_in_init=True,
