@@ -273,3 +273,21 @@ def test_autocast_trains_on_the_weights_after_the_last_update() -> None:
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
             losses.append(method.train_batch(inputs.float(), labels).chunk_losses)
     assert torch.equal(*losses)
+
+
+def test_no_step_is_compiled_from_bad_numbers() -> None:
+    """Chunk 0 has a step already and leaves a NaN in the state; chunk 1 would need a new one."""
+    methods = make_pair(fptt.nn.Recurrent(nn.GRU(D, H), nn.Linear(H, C)), num_chunks=None, chunk_length=3)
+    for method in methods:
+        method.model.register_forward_pre_hook(
+            lambda _, arguments: (arguments[0] + arguments[0] ** 2 * 0, *arguments[1:])
+        )
+    both(methods, *batch(3))
+    inputs, labels = batch(6)
+    inputs[0] = 1e200  # finite, but not its square
+    for method in methods:
+        with pytest.raises(FloatingPointError, match="in chunk 0 of batch 1"):
+            method.train_batch(inputs, labels)
+        assert method.updates == 1
+    both(methods, *batch(6))
+    assert_equal_memory(methods, 1e-10)

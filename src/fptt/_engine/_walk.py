@@ -105,9 +105,10 @@ class Walk:
 
     def first_bad(self) -> tuple[int, bool]:
         """Return the first chunk with NaN or Inf, and whether it made its update and only the recomputation is bad."""
+        makes_no_update = ~self.makes_update[: self.position]
         finite = torch.isfinite(torch.stack(self.losses)).cpu()
-        finite &= torch.isfinite(torch.stack(self.norms)).cpu() | ~self.makes_update
-        good = finite & (torch.stack(self.checks).cpu() | ~self.makes_update) if self.checks else finite
+        finite &= torch.isfinite(torch.stack(self.norms)).cpu() | makes_no_update
+        good = finite & torch.stack(self.checks).cpu() if self.checks else finite
         bad = int((~good).nonzero()[0])
         return bad, bool(finite[bad])
 
