@@ -72,6 +72,17 @@ def assert_equal_results(results: list[fptt.BatchResult], tolerance: float) -> N
         torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance)
 
 
+def train_both(methods: list[fptt.FPTT], *arguments: Any) -> list[fptt.BatchResult]:
+    """Train both on the same batch with the same random numbers; the results must be equal."""
+    random_state = torch.get_rng_state()
+    results = []
+    for method in methods:
+        torch.set_rng_state(random_state)
+        results.append(method.train_batch(*arguments))
+    assert_equal_results(results, 1e-10)
+    return results
+
+
 def assert_equal_memory(methods: list[fptt.FPTT], tolerance: float) -> None:
     """Weights, moments, averages, duals, buffers and counters of both are equal."""
     one, other = methods

@@ -23,32 +23,24 @@ from tests.engine.agreement import (
     make_model,
     make_pair,
     terminal_loss,
+    train_both,
 )
 
 pytestmark = pytest.mark.usefixtures("float64", "interpreted")
 
 
-def both(methods: list[fptt.FPTT], *arguments: Any) -> None:
-    random_state = torch.get_rng_state()
-    results = []
-    for method in methods:
-        torch.set_rng_state(random_state)
-        results.append(method.train_batch(*arguments))
-    assert_equal_results(results, 1e-10)
-
-
 def test_a_loaded_group_or_a_new_flag_counts() -> None:
     methods = make_pair(make_model("lstm"), "sgd")
-    both(methods, *batch())
+    train_both(methods, *batch())
     for method in methods:
         state = method.optimizer.state_dict()
         state["param_groups"][0]["lr"] = 0.7
         method.optimizer.load_state_dict(state)
-    both(methods, *batch())
+    train_both(methods, *batch())
     for changes in ({"momentum": 0.9}, {"nesterov": True}, {"maximize": True}, {"lr": 0.01}):
         for method in methods:
             method.optimizer.param_groups[0].update(changes)
-        both(methods, *batch())
+        train_both(methods, *batch())
     assert_equal_memory(methods, 1e-10)
 
 
@@ -100,7 +92,7 @@ def test_unusual_models_agree(kind: str) -> None:
 
 def test_settings_of_the_model_that_change_are_followed() -> None:
     methods = make_pair(Variant("none"))
-    both(methods, *batch())
+    train_both(methods, *batch())
     for change in (
         lambda model: model.settings["scale"].__setitem__(0, 0.5),
         lambda model: setattr(model, "activation", nn.Sigmoid()),
@@ -111,7 +103,7 @@ def test_settings_of_the_model_that_change_are_followed() -> None:
     ):
         for method in methods:
             change(method.model)
-        both(methods, *batch())
+        train_both(methods, *batch())
     assert_equal_memory(methods, 1e-10)
 
 
@@ -176,7 +168,7 @@ def test_a_loss_of_ones_own_with_parameters_and_nested_parts() -> None:
     for method in methods:
         method.optimizer.add_param_group({"params": list(method.loss.parameters()), "fptt_alpha": None})
     for _ in range(2):
-        both(methods, *batch())
+        train_both(methods, *batch())
     assert_equal_memory(methods, 1e-10)
     assert methods[1].loss.get_parameter("scale") != 1.3
 
@@ -194,7 +186,7 @@ def test_recomputed_gradient_sees_the_prior_before_it_learns() -> None:
     methods = make_pair(fptt.nn.LSTM(D, H, C), loss=loss, **options)
     mask = torch.arange(T)[:, None] < torch.tensor([18, 9, 5])
     for _ in range(2):
-        both(methods, *batch(), None, mask)
+        train_both(methods, *batch(), None, mask)
     assert_equal_memory(methods, 1e-10)
 
 
@@ -211,7 +203,7 @@ def test_counts_are_right_after_bad_numbers(bad_chunk: int) -> None:
         with pytest.raises(FloatingPointError, match=f"in chunk {bad_chunk} of batch 0"):
             method.train_batch(inputs, labels)
         assert method.updates == bad_chunk
-    both(methods, *batch())
+    train_both(methods, *batch())
     assert_equal_memory(methods, 1e-10)
 
 
@@ -282,12 +274,12 @@ def test_no_step_is_compiled_from_bad_numbers() -> None:
         method.model.register_forward_pre_hook(
             lambda _, arguments: (arguments[0] + arguments[0] ** 2 * 0, *arguments[1:])
         )
-    both(methods, *batch(3))
+    train_both(methods, *batch(3))
     inputs, labels = batch(6)
     inputs[0] = 1e200  # finite, but not its square
     for method in methods:
         with pytest.raises(FloatingPointError, match="in chunk 0 of batch 1"):
             method.train_batch(inputs, labels)
         assert method.updates == 1
-    both(methods, *batch(6))
+    train_both(methods, *batch(6))
     assert_equal_memory(methods, 1e-10)

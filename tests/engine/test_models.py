@@ -20,21 +20,14 @@ from tests.engine.agreement import (
     batch,
     make_model,
     make_pair,
+    train_both,
 )
 
 pytestmark = pytest.mark.usefixtures("float64", "both_ways")
 
 
 def assert_agreement(methods: list[fptt.FPTT], batches: list[tuple[Any, ...]]) -> list[list[fptt.BatchResult]]:
-    results = []
-    for arguments in batches:
-        random_state = torch.get_rng_state()
-        pair = []
-        for method in methods:
-            torch.set_rng_state(random_state)
-            pair.append(method.train_batch(*arguments))
-        assert_equal_results(pair, 1e-10)
-        results.append(pair)
+    results = [train_both(methods, *arguments) for arguments in batches]
     assert_equal_memory(methods, 1e-10)
     return results
 

@@ -172,8 +172,7 @@ class CompiledEngine:
         return (constants(self.risk), torch.get_num_threads(), torch.get_default_dtype(), *autocast, self._update())
 
     def _refresh(self) -> None:
-        before = [group.structure for group in self.layout.groups]
-        if self.layout.refresh() and before != [group.structure for group in self.layout.groups]:
+        if self.layout.refresh():
             self._entries.clear()
 
     def _entry(self, walk: Walk) -> _Entry:

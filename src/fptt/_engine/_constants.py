@@ -42,13 +42,12 @@ def nest_key(nest: Any) -> Any:
     Raises:
         TypeError: If it holds something else than tensors, plain values, tuples, lists and dicts.
     """
-    kind = type(nest)
-    if kind is Tensor or isinstance(nest, Tensor):
+    if isinstance(nest, Tensor):
         return nest.shape, nest.dtype
-    if kind is float:
+    if isinstance(nest, float):
         return float
     if isinstance(nest, PLAIN):
-        return kind, nest
+        return type(nest), nest
     if isinstance(nest, tuple | list):
         return type(nest), tuple(map(nest_key, nest))
     if isinstance(nest, dict):

@@ -31,7 +31,11 @@ class Layout:
         self._lasting: dict[str, tuple[Any, ...]] = {}
 
     def refresh(self) -> bool:
-        """Gather everything anew if groups or tensors were changed from outside; return whether steps are now void."""
+        """Gather everything anew if groups or tensors were changed from outside.
+
+        Returns:
+            Whether the groups have another structure, which no compiled step fits any more.
+        """
         named = dict(self.module.named_parameters())
         found = memberships(named, self.optimizer, self.memory, list(self.usage.values()))
         if any(own.dtype.is_complex for own in found.values()):
@@ -39,9 +43,10 @@ class Layout:
         lasting = {name: (*own[:4], own.dtype, own.device) for name, own in found.items()}
         if lasting == self._lasting and all(group.is_current() for group in self.groups):
             return False
+        before = [group.structure for group in self.groups]
         self.groups = make_groups(named, found, self.optimizer, self.memory)
         self._lasting = lasting
-        return True
+        return before != [group.structure for group in self.groups]
 
     def publish(self) -> None:
         """Show what lies in the buffers to optimizer and regularizer."""
