@@ -25,6 +25,8 @@ class Fault(NamedTuple):
 
 
 ENGINE_FAULTS = [
+    Fault("engine: bias of a product lost", "_engine/_products.py", "right.T) + bias", "right.T)"),
+    Fault("engine: small products by oneDNN", "_engine/_products.py", "min(sides) >=", "max(sides) >="),
     Fault("engine: penalty added", "_engine/_step.py", "param = param - penalty", "param = param + penalty"),
     Fault(
         "engine: penalty not in the gradient",

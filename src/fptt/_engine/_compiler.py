@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fptt._engine._products import DECOMPOSITIONS, register_lowering
 from fptt.nn._cells import plain_cells
 
 LOGGER = logging.getLogger("fptt")
@@ -71,7 +72,8 @@ def _trace(
 ) -> torch.fx.GraphModule:
     try:
         with plain_cells():
-            return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+            traced = make_fx(function, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+            return traced(*examples)
     except Exception as error:  # whatever the user's model raises when its tensors have no values
         raise CompilationError(
             f"engine='compiled' cannot trace {_place(error.__traceback__, module)}: {_reason(error)}. {EAGER_INSTEAD}"
@@ -121,6 +123,7 @@ def _inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compil
     from torch._functorch import config as functorch_config
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
+    register_lowering()
     kept: list[Any] = []
 
     def compile_inner(*arguments: Any, **settings: Any) -> Any:

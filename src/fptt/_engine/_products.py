@@ -1,0 +1,87 @@
+"""The matrix products of a compiled step, each by the way that is fastest for its shape."""
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALLEST_SIDE = 32
+"""The sides of a product from which on oneDNN is faster, where it is at all."""
+
+
+@torch.library.custom_op("fptt::onednn_product", mutates_args=())
+def _onednn_product(left: Tensor, right_transposed: Tensor) -> Tensor:
+    """Return the product of (M, K) with the transpose of (N, K); compiled, it is oneDNN's."""
+    return left @ right_transposed.T
+
+
+@_onednn_product.register_fake
+def _(left: Tensor, right_transposed: Tensor) -> Tensor:
+    return left.new_empty(left.shape[0], right_transposed.shape[0])
+
+
+def _mm(left: Tensor, right: Tensor) -> Tensor:
+    """Trace a product (M, K) × (K, N) as what it should be compiled to."""
+    if left.shape[1] == 1 and left.dtype == right.dtype:
+        return left * right  # an outer product: the compiler fuses it with what follows, and no product is stored
+    if _suits_onednn(left, right):
+        return torch.ops.fptt.onednn_product(left, right.T)
+    return NotImplemented
+
+
+def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Trace a product to which a bias is added; adding is fused with what follows."""
+    if beta == alpha == 1 and _suits_onednn(left, right):
+        return torch.ops.fptt.onednn_product(left, right.T) + bias
+    return NotImplemented
+
+
+DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.mm.default: _mm, torch.ops.aten.addmm.default: _addmm}
+"""What becomes of products while a step is traced."""
+
+
+def _suits_onednn(left: Tensor, right: Tensor) -> bool:
+    sides = (*left.shape, right.shape[1])
+    is_float = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
+    return is_float and min(sides) >= SMALLEST_SIDE and onednn_is_faster()
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Tell whether oneDNN multiplies faster than what is behind `torch.mm`.
+
+    On other processors than Intel's MKL leaves out the widest instructions, which halves its speed; oneDNN asks what
+    the processor can do.
+    """
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and not _is_intel()
+
+
+def _is_intel() -> bool:
+    info = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
+
+
+@cache
+def register_lowering() -> None:
+    """Teach Inductor, once, to call oneDNN for `fptt::onednn_product`.
+
+    Its own lowering of oneDNN's linear map is for frozen weights only, which these are not.
+    """
+    from torch._inductor import lowering, mkldnn_ir
+    from torch._inductor.ir import FixedLayout, TensorBox
+
+    class Product(mkldnn_ir.LinearUnary):
+        @classmethod
+        def create(cls, x: Any, w: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            left, right = cls.require_contiguous(cls.realize_input(x)), cls.realize_input(w)
+            size = [left.get_size()[0], right.get_size()[0]]
+            layout = FixedLayout(device=left.get_device(), dtype=left.get_dtype(), size=size)
+            no_epilogue = [None, "none", [-1], ""]
+            return mkldnn_ir._create_output_node(cls(layout, [left, right], no_epilogue))
+
+    @lowering.register_lowering(torch.ops.fptt.onednn_product.default, type_promotion_kind=None)
+    def lower(left: Any, right_transposed: Any) -> Any:
+        return TensorBox.create(Product.create(left, right_transposed))
