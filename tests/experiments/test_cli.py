@@ -263,3 +263,13 @@ def test_methods_are_parsed() -> None:
     assert parse_methods("fptt, bptt") == ["fptt", "bptt"]
     with pytest.raises(UserError, match="repeat"):
         parse_methods("fptt,fptt")
+
+
+def test_a_moving_average_of_the_weights_is_kept_instead_of_them(tmp_path: Path) -> None:
+    constant = ["--schedule", "constant", "--method", "tbptt"]
+    train(tmp_path / "first", *constant, "--epochs", "None", "--max-updates", "8")  # one batch of eight chunks
+    train(tmp_path / "second", *constant, "--epochs", "1")  # two batches
+    train(tmp_path / "average", *constant, "--epochs", "1", "--ema-decay", "0.25")
+    first, second, average = (RunFolder(tmp_path / name).read_weights() for name in ("first", "second", "average"))
+    for name, weight in average.items():
+        torch.testing.assert_close(weight, 0.25 * first[name] + 0.75 * second[name])

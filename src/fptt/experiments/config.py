@@ -61,6 +61,10 @@ class Setting:
     max_norm: float | None = 1.0
     """Clip the norm of the gradient; None for no clipping."""
 
+    ema_decay: float = 0.0
+    """Validate, test and keep a moving average of the weights instead of the weights: after every batch
+    average ← ema_decay · average + (1 − ema_decay) · weights. 0 for the weights themselves."""
+
     num_chunks: int = 8
     """K: chunks a sequence for TBPTT and FPTT."""
     bptt_losses: int = 1
@@ -100,6 +104,8 @@ class Setting:
             raise UserError(f"alpha must not be negative, got {self.alpha}.")
         if not 0 < self.beta <= 1:
             raise UserError(f"beta must be in (0, 1], got {self.beta}.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if any(size < 1 for size in self.readout_sizes):
             raise UserError(f"readout_sizes must be positive, got {self.readout_sizes}.")
         if self.momentum and self.optimizer != "sgd":

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fptt
 from fptt.experiments.building import check_chunks, make_fabric, make_method, make_model, make_optimizer
@@ -103,6 +104,8 @@ class Run:
         model = make_model(config, self.task)
         optimizer = make_optimizer(config, model)
         self.model: nn.Module = model
+        average = get_ema_multi_avg_fn(config.ema_decay)
+        self.average = AveragedModel(model, multi_avg_fn=average) if config.ema_decay else None
         self.wrapped, self.optimizer = self.fabric.setup(model, optimizer)
         check_chunks(config, self.task)
         loader = training_batches(self.task, config.batch_size, torch.Generator().manual_seed(config.seed))
@@ -148,6 +151,8 @@ class Run:
             self.budget.set_rate(self.optimizer, fraction)
             start = self.clock.now()
             totals.add(self.method.train_batch(self.task.to_sequences(inputs), targets))
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             self.seconds += self.clock.now() - start
             display.show(fraction, self._figures(totals))
         return totals
@@ -177,9 +182,10 @@ class Run:
 
     def _select(self) -> float:
         """Validate, keep the weights if they are the best, and return the metric."""
-        metric = measure(self.model, self.task, self.task.validation, self.fabric.device)
+        judged: nn.Module = self.model if self.average is None else self.average.module
+        metric = measure(judged, self.task, self.task.validation, self.fabric.device)
         if self.best.metric is None or self.task.is_better(metric, self.best.metric):
-            self.best = Best(metric, self.epoch, _copy(self.model), self._averages())
+            self.best = Best(metric, self.epoch, _copy(judged), self._averages())
             self.folder.write_weights(self.best.weights, self.best.averages)
         return metric
 
