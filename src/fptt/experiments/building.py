@@ -15,6 +15,9 @@ from fptt.experiments.tasks import Task
 
 def make_model(config: TrainConfig, task: Task) -> nn.Module:
     """Return the model of a config, freshly initialized."""
+    if task.vocabulary is not None:
+        return _language_model(config, task)
+    _check_language_only(config, task)
     kind = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}[config.cell]
     return kind(
         task.input_size,
@@ -22,18 +25,41 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
         task.output_size,
         num_layers=config.num_layers,
         readout_sizes=config.readout_sizes,
-        last_only=True,
+        readout_activation=nn.ReLU if config.readout_activation == "relu" else nn.Identity,
+        last_only=not task.has_step_targets,
         forget_bias=config.forget_bias,
         fan_in_init=config.fan_in_init,
     )
 
 
+DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
+LANGUAGE_ONLY = ("embedding_size", "tied", *DROPOUTS)
+NOT_FOR_LANGUAGE = ("readout_sizes", "forget_bias", "fan_in_init")
+
+
+def _language_model(config: TrainConfig, task: Task) -> nn.Module:
+    from fptt.experiments.language_model import LanguageModel
+
+    for name in NOT_FOR_LANGUAGE:
+        if getattr(config, name):
+            raise UserError(f"{name} is not for language models, got {getattr(config, name)} with {task.name}.")
+    names = ("embedding_size", "hidden_size", "num_layers", "cell", "tied", *DROPOUTS)
+    return LanguageModel(num_tokens=task.input_size, **{name: getattr(config, name) for name in names})
+
+
+def _check_language_only(config: TrainConfig, task: Task) -> None:
+    for name in LANGUAGE_ONLY:
+        if getattr(config, name):
+            raise UserError(f"{name} is for language models only, got {getattr(config, name)} with {task.name}.")
+
+
 def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
     """Return the optimizer of a config, with torch's own settings for the rest."""
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+        return optim.SGD(model.parameters(), momentum=config.momentum, **options)
     kind = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "adagrad": optim.Adagrad}
-    return kind[config.optimizer](model.parameters(), lr=config.lr)
+    return kind[config.optimizer](model.parameters(), **options)
 
 
 def make_fabric(accelerator: str) -> Fabric:
@@ -50,18 +76,21 @@ def make_fabric(accelerator: str) -> Fabric:
 
 def check_chunks(config: TrainConfig, task: Task) -> None:
     """Raise UserError if there are more chunks than time steps."""
-    length = len(task.to_sequences(task.test[[0]][0]))
+    length = task.training_length()
     name = "bptt_losses" if config.method == "bptt" else "num_chunks"
     if getattr(config, name) > length:
         raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
 
 
-def make_loss(config: TrainConfig, task: Task) -> fptt.TerminalLoss:
-    """Return the chunk loss of a task; only classes have a divergence."""
+def make_loss(config: TrainConfig, task: Task) -> fptt.ChunkLoss:
+    """Return the chunk loss of a task: of every step, or of the end of a chunk; only classes have a divergence."""
+    function = functional.mse_loss if task.kind == "regression" else functional.cross_entropy
+    if task.has_step_targets:
+        return fptt.SequenceLoss(function)
     if task.kind == "regression":
-        return fptt.TerminalLoss(functional.mse_loss)
+        return fptt.TerminalLoss(function)
     running = fptt.RunningPrior(task.output_size) if config.divergence == "running" else None
-    return fptt.TerminalLoss(functional.cross_entropy, "uniform" if config.divergence == "uniform" else running)
+    return fptt.TerminalLoss(function, "uniform" if config.divergence == "uniform" else running)
 
 
 def make_method(

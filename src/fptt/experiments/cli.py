@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -19,6 +19,9 @@ from fptt.experiments.benchmarks.commands import parse_bench
 from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
 from fptt.experiments.recipes import RECIPES, read_config, recipe
+
+if TYPE_CHECKING:
+    from fptt.experiments.run_folder import RunFolder
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -63,21 +66,25 @@ class Train:
     """Replace what is in the folder."""
     config: Path | None = None
     """Start from the config.yaml of another run instead of the recipe; other options still apply."""
+    resume: bool = False
+    """Go on with the interrupted run in the folder --out, bit for bit as if it had never stopped."""
 
     def __call__(self, console: Console) -> None:
         """Train, and say where everything is."""
         from fptt.experiments.run_folder import RunFolder
 
         run = self.run
+        if self.resume:
+            run = self._interrupted_run(RunFolder(self.out) if self.out else None)
         if run.data is not None and Path(run.data).expanduser().is_dir():
             run = replace(run, data=str(Path(run.data).expanduser().resolve()))
         folder = RunFolder(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
-        if not self.overwrite:
+        if not (self.overwrite or self.resume):
             folder.check_free()
         _say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
         from fptt.experiments.training import train  # seconds of loading, after the first sign of life
 
-        summary = train(run, folder, console)
+        summary = train(run, folder, console, resume=self.resume)
         metric = next(name for name in summary if name.startswith("test_"))
         _say(
             console,
@@ -85,6 +92,14 @@ class Train:
             f"validation), {summary['updates']:,} updates, {summary['seconds']:.1f} s of training",
         )
         _say(console, f"learning curves: {folder.curves_file}\nsummary: {folder.summary_file}")
+
+    def _interrupted_run(self, folder: "RunFolder | None") -> TrainConfig:
+        """Return the config of the run to go on with."""
+        if folder is None:
+            raise UserError("resume needs the run's folder: give it by --out.")
+        if self.overwrite or self.config is not None:
+            raise UserError("resume goes on with the folder's own config: neither overwrite nor config fits it.")
+        return folder.read_config()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,20 @@ class Setting:
     """Everything about a run but its method and seed."""
 
     task: str = "digits"
-    """digits, mnist or adding."""
+    """What is learned; `fptt --help` lists the tasks."""
     data: str | None = None
-    """Hub id or local folder of the data set (mnist); the task's own hub id by default."""
+    """Hub id, local folder or, for text, file of the data; the task's own hub id by default."""
     limit: int | None = None
-    """Use this many samples only, of each of training, validation and test (mnist) or of training; adding: an epoch."""
+    """Use less data: so many samples (of a text: tokens) of each part; digits: of training; generated: an epoch."""
     permuted: bool = False
     """Read the pixels in one fixed random order (mnist)."""
+    by: Literal["pixel", "row"] = "pixel"
+    """What a time step of an image is (mnist)."""
     length: int | None = None
-    """Time steps T of a generated sequence (adding)."""
+    """Time steps T: of a generated sequence (adding), the delay (copy), the largest n in training (anbn), a window of a
+    text or of a recording."""
+    level: Literal["character", "word"] = "character"
+    """What a token of a text is (text)."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     """Recurrent layer."""
@@ -34,7 +39,23 @@ class Setting:
     num_layers: int = 1
     """Recurrent layers."""
     readout_sizes: tuple[int, ...] = ()
-    """Widths of hidden linear layers between state and output."""
+    """Widths of hidden layers between state and output."""
+    readout_activation: Literal["linear", "relu"] = "linear"
+    """What follows each hidden layer of the read-out."""
+    embedding_size: int | None = None
+    """Width of the embedding of a token; that of the state by default (language models)."""
+    tied: bool = False
+    """The read-out has the weights of the embedding (language models)."""
+    dropout: float = 0.0
+    """Of the last layer's outputs, in [0, 1), one mask for all steps of a chunk (language models)."""
+    input_dropout: float = 0.0
+    """Of the embedded inputs, likewise."""
+    hidden_dropout: float = 0.0
+    """Between recurrent layers, likewise."""
+    weight_dropout: float = 0.0
+    """Of the recurrent weights."""
+    embedding_dropout: float = 0.0
+    """Of whole tokens."""
 
     forget_bias: float = 0.0
     """Added to the LSTM's initial forget bias: it begins by keeping σ(forget_bias) of its memory a step."""
@@ -56,8 +77,19 @@ class Setting:
     """Learning rate at the start."""
     momentum: float = 0.0
     """Momentum (sgd)."""
-    schedule: Literal["constant", "cosine", "trapezoid"] = "cosine"
-    """Learning rate over the run: constant; half a cosine down to 0; constant, then linearly to 0 in the last tenth."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    schedule: Literal["constant", "cosine", "trapezoid", "steps", "plateau"] = "cosine"
+    """Learning rate over the run: constant; half a cosine down to 0; constant, then linearly to 0 in the last tenth;
+    times lr_factor at every milestone; times lr_factor whenever validation has not improved for plateau_epochs."""
+    milestones: tuple[float, ...] = (0.25, 0.375, 0.45)
+    """Parts of the run after which the rate falls (steps)."""
+    lr_factor: float = 0.1
+    """What the rate is multiplied by (steps, plateau)."""
+    plateau_epochs: int = 1
+    """Epochs without a better validation figure before the rate falls (plateau)."""
+    early_stopping: int | None = None
+    """End the run after so many epochs without a better validation figure."""
     max_norm: float | None = 1.0
     """Clip the norm of the gradient; None for no clipping."""
 
@@ -87,6 +119,8 @@ class Setting:
     """Executor of TBPTT and FPTT: PyTorch's operations one by one, or a chunk step compiled to machine code, which pays
     with many small chunks. BPTT is always eager."""
 
+    checkpoint_updates: int | None = 5000
+    """Save all that a run needs to go on, after every so many updates; Ctrl-C saves it too."""
     accelerator: str = "cpu"
     """Device, as Lightning Fabric names it: cpu, cuda, mps, auto."""
     threads: int | None = None
@@ -100,12 +134,18 @@ class Setting:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, got {value}.")
-        if self.alpha < 0:
-            raise UserError(f"alpha must not be negative, got {self.alpha}.")
+        for name in ("alpha", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not 0 < self.beta <= 1:
             raise UserError(f"beta must be in (0, 1], got {self.beta}.")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+        for name in _PARTS:
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+        if not 0 < self.lr_factor < 1:
+            raise UserError(f"lr_factor must be in (0, 1), got {self.lr_factor}.")
+        if any(not 0 < part < 1 for part in self.milestones):
+            raise UserError(f"milestones must be in (0, 1), parts of the run, got {self.milestones}.")
         if any(size < 1 for size in self.readout_sizes):
             raise UserError(f"readout_sizes must be positive, got {self.readout_sizes}.")
         if self.momentum and self.optimizer != "sgd":
@@ -155,16 +195,22 @@ def read_values(path: Path) -> dict[str, Any]:
 
 _POSITIVE = (
     *("limit", "length", "hidden_size", "num_layers", "epochs", "max_updates", "max_seconds", "batch_size", "lr"),
-    *("max_norm", "num_chunks", "bptt_losses", "mu", "threads"),
+    *("max_norm", "num_chunks", "bptt_losses", "mu", "threads", "embedding_size"),
+    *("plateau_epochs", "early_stopping", "checkpoint_updates"),
 )
+
+_PARTS = ("ema_decay", "dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
+
+_SEQUENCES: dict[str, tuple[type, str]] = {"readout_sizes": (int, "whole numbers"), "milestones": (float, "numbers")}
 
 
 def _checked(path: Path, name: str, value: Any, hint: Any) -> Any:
     """Return a value from YAML in the type of its field; the types are those that `Setting` uses."""
-    if name == "readout_sizes":
-        if isinstance(value, list) and all(type(size) is int for size in value):
+    if name in _SEQUENCES:
+        kind, described = _SEQUENCES[name]
+        if isinstance(value, list) and all(type(entry) in (int, kind) for entry in value):
             return tuple(value)
-        raise UserError(f"config {path}: {name} must be a list of whole numbers, got {value!r}.")
+        raise UserError(f"config {path}: {name} must be a list of {described}, got {value!r}.")
     options = get_args(hint)
     kinds = tuple(option for option in options if isinstance(option, type)) or (hint,)
     if float in kinds and isinstance(value, str) and _is_number(value):

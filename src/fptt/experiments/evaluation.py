@@ -9,28 +9,41 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fptt
+from fptt._sequence import State
 from fptt.experiments.building import make_fabric, make_model
 from fptt.experiments.environment import prepare_process
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.tasks import Task, load_task
-from fptt.experiments.tasks.task import Batch, evaluation_batches
+from fptt.experiments.tasks.batches import Batch
+from fptt.experiments.tasks.scores import Score
 
 CHUNK_LENGTH = 256
 
 
 @torch.no_grad()
-def measure(model: nn.Module, task: Task, dataset: Dataset[Batch], device: torch.device) -> float:
-    """Return accuracy (0 … 1) or mean squared error of the last outputs."""
+def measure(model: nn.Module, task: Task, dataset: Dataset[Batch], device: torch.device) -> dict[str, float]:
+    """Return the figures of a model on a part of a task's data, its metric first."""
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
-    for inputs, targets in evaluation_batches(dataset):
-        output = final_output(model, task.to_sequences(inputs.to(device)))
-        total += _score(task, output, targets.to(device))
-        count += len(targets)
+    score = task.make_score()
+    state: State = None
+    for stored in task.evaluation_batches(dataset):
+        inputs, targets = task.sequences(tuple(tensor.to(device) for tensor in stored))
+        if task.has_step_targets:
+            state = _add_steps(score, model, inputs, targets, state if task.is_stream else None)
+        else:
+            score.add(final_output(model, inputs), targets)
     model.train(was_training)
-    return total / count
+    return score.figures()
+
+
+def _add_steps(score: Score, model: nn.Module, inputs: Tensor, targets: Tensor, state: State) -> State:
+    """Score the outputs of every step, chunk by chunk; return the last state."""
+    for chunk, chunk_targets in fptt.split_sequence(inputs, targets, chunk_length=CHUNK_LENGTH):
+        outputs, state = model(chunk, state)
+        score.add(outputs, chunk_targets)
+    return state
 
 
 def final_output(model: nn.Module, sequences: Tensor) -> Tensor:
@@ -39,12 +52,6 @@ def final_output(model: nn.Module, sequences: Tensor) -> Tensor:
     for (chunk,) in fptt.split_sequence(sequences, chunk_length=CHUNK_LENGTH):
         output, state = model(chunk, state)
     return output[-1]
-
-
-def _score(task: Task, output: Tensor, targets: Tensor) -> float:
-    if task.kind == "classes":
-        return (output.argmax(-1) == targets).sum().item()
-    return (output.double() - targets).square().mean(-1).sum().item()
 
 
 def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = None) -> dict[str, Any]:
@@ -69,5 +76,6 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     except RuntimeError as error:
         raise UserError(f"run folder {path} is damaged: weights and config do not fit ({error}).") from error
     fabric = make_fabric(config.accelerator)
-    figure = measure(model.to(fabric.device), task, task.test, fabric.device)
-    return {"task": task.name, "weights": "averages" if averages else "weights", f"test_{task.metric}": figure}
+    figures = measure(model.to(fabric.device), task, task.test, fabric.device)
+    named = {f"test_{name}": value for name, value in figures.items()}
+    return {"task": task.name, "weights": "averages" if averages else "weights", **named}

@@ -26,15 +26,19 @@ RECIPES: dict[str, TrainConfig] = {
 
 
 COMPILED_RECIPES: dict[str, TrainConfig] = {
-    # an update every time step: small ones, many, and a state that remembers before it has learned to
+    # an update every time step: small ones, many, judged by their moving average, for the weights never stand still
     "digits": replace(
         RECIPES["digits"],
         engine="compiled",
         num_chunks=64,
         lr=5e-4,
-        epochs=150,
+        schedule="constant",
+        ema_decay=0.98,
+        epochs=200,
         forget_bias=1.0,
         fan_in_init=True,
+        readout_sizes=(256,),
+        readout_activation="relu",
     ),
 }
 

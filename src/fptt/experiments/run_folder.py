@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +32,7 @@ class RunFolder:
         self.weights_file = path / "model.safetensors"
         self.averages_file = path / "averages.safetensors"
         self.curves_file = path / "curves.png"
+        self.checkpoint_file = path / "checkpoint.pt"
 
     def check_free(self) -> None:
         """Raise UserError if the folder holds something."""
@@ -54,7 +57,7 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
-        return [*files, self.weights_file, self.averages_file]
+        return [*files, self.weights_file, self.averages_file, self.checkpoint_file]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
@@ -64,6 +67,51 @@ class RunFolder:
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
+
+    def keep_metrics(self, num_rows: int) -> None:
+        """Keep the first rows only: those that a checkpoint knows."""
+        if not num_rows:
+            self.metrics_file.unlink(missing_ok=True)
+        elif self.metrics_file.exists():
+            lines = self.metrics_file.read_text().splitlines(keepends=True)
+            _write(self.metrics_file, "".join(lines[: num_rows + 1]))
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write all that a run needs to go on, whole or not at all.
+
+        Raises:
+            UserError: If it cannot be written; an earlier checkpoint stays.
+        """
+        temporary = self.checkpoint_file.with_name(self.checkpoint_file.name + ".new")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.checkpoint_file)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"checkpoint {self.checkpoint_file} cannot be written: {error}.") from error
+
+    def read_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint; nothing in it is executed.
+
+        Raises:
+            UserError: If there is none, or it is damaged.
+        """
+        self._check_exists()
+        if not self.checkpoint_file.exists():
+            raise UserError(f"run folder {self.path} has no checkpoint to go on from: train without --resume.")
+        try:
+            state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise self._damaged(self.checkpoint_file, error) from error
+        if not isinstance(state, dict):
+            raise self._damaged(self.checkpoint_file, ValueError("it does not hold a state"))
+        return state
+
+    def remove_checkpoint(self) -> None:
+        """Forget the checkpoint of a run that has come to its end."""
+        self.checkpoint_file.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, whole or not at all."""

@@ -1,8 +1,9 @@
-"""How long a run is, and its learning rate on the way."""
+"""How long a run is, its learning rate on the way, and when it ends early."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import optim
 
@@ -32,8 +33,51 @@ class Budget:
         """Tell whether the run is over."""
         return self.fraction(epochs, updates, seconds) >= 1.0
 
+
+class Schedule:
+    """The learning rate over a run, which may wait for validation.
+
+    Attributes:
+        waited: Epochs since validation was last better, or since the rate fell on a plateau.
+        drops: How often the rate fell on a plateau.
+        stale: Epochs since validation was last better.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.waited = self.drops = self.stale = 0
+
+    def factor(self, fraction: float) -> float:
+        """Return the learning rate, as a part of the first one, when a fraction of the run is over."""
+        config = self.config
+        if config.schedule == "plateau":
+            return config.lr_factor**self.drops
+        if config.schedule == "steps":
+            return config.lr_factor ** sum(fraction >= milestone for milestone in config.milestones)
+        return FACTORS[config.schedule](fraction)
+
     def set_rate(self, optimizer: optim.Optimizer, fraction: float) -> None:
         """Set the learning rate for this part of the run."""
-        factor = FACTORS[self.config.schedule](fraction)
         for group in optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
+            group["lr"] = self.config.lr * self.factor(fraction)
+
+    def observe(self, *, is_better: bool) -> None:
+        """Take in whether the validation of an epoch was better than all before it."""
+        self.stale = 0 if is_better else self.stale + 1
+        self.waited = 0 if is_better else self.waited + 1
+        if self.config.schedule == "plateau" and self.waited >= self.config.plateau_epochs:
+            self.drops, self.waited = self.drops + 1, 0
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether validation has not been better for as long as the run may wait."""
+        patience = self.config.early_stopping
+        return patience is not None and self.stale >= patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been observed."""
+        return {"waited": self.waited, "drops": self.drops, "stale": self.stale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        self.waited, self.drops, self.stale = state["waited"], state["drops"], state["stale"]

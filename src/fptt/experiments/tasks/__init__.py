@@ -1,12 +1,32 @@
 """The tasks: one file each, all with the interface of `Task`."""
 
+from importlib import import_module
+
 from fptt.experiments.config import Setting
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import recipe
 from fptt.experiments.tasks.task import Task as Task
 
-OPTIONS = {"data": "mnist", "permuted": "mnist", "length": "adding"}
-"""Options that one task alone understands."""
+TASKS: dict[str, str] = {
+    "digits": "8 × 8 digits of scikit-learn, pixel by pixel",
+    "mnist": "MNIST pixel by pixel, permuted, or row by row",
+    "cifar10": "CIFAR-10 pixel by pixel, 1,024 steps of three colors",
+    "adding": "the adding problem: the sum of two marked numbers",
+    "copy": "copy memory: repeat ten symbols after a long delay",
+    "anbn": "the next symbol of aⁿbⁿ, tested on longer n than trained",
+    "ptb-word": "Penn Treebank, the next word",
+    "ptb-char": "Penn Treebank, the next character",
+    "text": "any text file or data set, the next character or word",
+    "har": "human activity from windows of smartphone sensors",
+    "hapt": "activities and transitions, a label for every step of a recording",
+}
+"""The tasks; the module of each has a function `load(setting, seed) -> Task`."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt"),
+    "permuted": ("mnist",),
+    "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt"),
+}
+"""Options that some tasks alone understand."""
 
 
 def load_task(setting: Setting, seed: int) -> Task:
@@ -15,14 +35,10 @@ def load_task(setting: Setting, seed: int) -> Task:
     Raises:
         UserError: If there is no such task, an option belongs to another task, or its data cannot be read.
     """
-    recipe(setting.task)
-    for option, task in OPTIONS.items():
-        if getattr(setting, option) and setting.task != task:
-            raise UserError(f"{option} belongs to the task {task!r}, got it with the task {setting.task!r}.")
-    if setting.task == "digits":
-        from fptt.experiments.tasks.digits import load
-    elif setting.task == "mnist":
-        from fptt.experiments.tasks.mnist import load
-    else:
-        from fptt.experiments.tasks.adding import load
-    return load(setting, seed)
+    if setting.task not in TASKS:
+        raise UserError(f"unknown task {setting.task!r}; there are {', '.join(TASKS)}.")
+    for option, tasks in OPTIONS.items():
+        if getattr(setting, option) and setting.task not in tasks:
+            named = f"the task{'s' if len(tasks) > 1 else ''} {', '.join(map(repr, tasks))}"
+            raise UserError(f"{option} belongs to {named}, got it with the task {setting.task!r}.")
+    return import_module(f"fptt.experiments.tasks.{setting.task.replace('-', '_')}").load(setting, seed)

@@ -6,7 +6,8 @@ from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
 from fptt.experiments.errors import UserError
-from fptt.experiments.tasks.task import Batch, FreshSamples, Task
+from fptt.experiments.tasks.batches import Batch, FreshSamples
+from fptt.experiments.tasks.task import Task
 
 BATCHES_AN_EPOCH = 100
 NUM_HELD_OUT = 2000
@@ -36,6 +37,7 @@ def load(setting: Setting, seed: int) -> Task:
         to_sequences=lambda batch: batch.transpose(0, 1),
         input_size=2,
         output_size=1,
+        chance=1 / 6,
     )
 
 

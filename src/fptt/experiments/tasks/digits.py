@@ -28,6 +28,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         to_sequences=pixels,
         input_size=1,
         output_size=10,
+        chance=0.1,
     )
 
 

@@ -1,30 +1,48 @@
 """What a task is: data in three parts, the shape of its sequences, and what to measure."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import Dataset
 
-Batch = tuple[Tensor, ...]
-"""Inputs and targets."""
+from fptt.experiments.tasks.batches import (
+    EVALUATION_BATCH_SIZE,
+    Batch,
+    Batches,
+    FreshSamples,
+    ShuffledBatches,
+    TokenWindows,
+    WindowBatches,
+    num_samples,
+)
+from fptt.experiments.tasks.scores import ClassScore, RegressionScore, Score, is_at_least_as_good
 
-EVALUATION_BATCH_SIZE = 256
+
+def _identity(inputs: Tensor) -> Tensor:
+    return inputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task with one target for every sequence.
+    """A task: what is read, what shall be said, and how that is judged.
 
     Attributes:
-        kind: `classes` (accuracy, higher is better) or `regression` (mse, lower is better).
-        train, validation, test: Data sets that are indexed by a list of numbers and return (inputs, targets).
-        to_sequences: Turns a batch of inputs into float sequences (T, B, D).
-        input_size: D.
+        name: As on the command line.
+        kind: Whether the outputs are scores of classes or numbers.
+        has_step_targets: Whether every step has a target, (T, B), instead of every sequence one, (B, …). Steps with
+            the target -100 do not count.
+        train, validation, test: Data sets. Independent samples are indexed by a list of numbers, and return inputs
+            (B, …) and targets, (B, …) or batch-major (B, T). A stream is indexed by one number, and returns one window
+            of time-major inputs and targets, (T, B) each.
+        to_sequences: Turns a batch of inputs into sequences: floats (T, B, D), or tokens (T, B).
+        input_size: D, or the number of tokens.
         output_size: Classes, or width of the target.
+        vocabulary: The tokens, if the inputs are tokens.
+        metric: The first of the figures of `score`: what models are chosen by.
+        score: Makes what adds up the figures of the task.
+        chance: The metric of a guess, if it is known.
     """
 
     name: str
@@ -32,51 +50,66 @@ class Task:
     train: Dataset[Batch]
     validation: Dataset[Batch]
     test: Dataset[Batch]
-    to_sequences: Callable[[Tensor], Tensor]
     input_size: int
     output_size: int
+    to_sequences: Callable[[Tensor], Tensor] = _identity
+    has_step_targets: bool = False
+    vocabulary: tuple[str, ...] | None = None
+    score: Callable[[], Score] | None = None
+    chance: float | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the data are a stream, over which the state is carried."""
+        return isinstance(self.train, TokenWindows)
+
+    def make_score(self) -> Score:
+        """Return an empty score."""
+        if self.score is not None:
+            return self.score()
+        return ClassScore(self.output_size) if self.kind == "classes" else RegressionScore()
 
     @property
     def metric(self) -> str:
         """Name of the metric."""
-        return "accuracy" if self.kind == "classes" else "mse"
+        return self.make_score().metric
 
     def is_better(self, metric: float, other: float) -> bool:
         """Tell whether a metric is at least as good as another; anything is better than NaN."""
-        if math.isnan(other):
-            return True
-        return metric >= other if self.kind == "classes" else metric <= other
+        return is_at_least_as_good(self.metric, metric, other)
 
+    def is_improved(self, metric: float, other: float) -> bool:
+        """Tell whether a metric is better than another."""
+        return not is_at_least_as_good(self.metric, other, metric)
 
-class FreshSamples(Dataset[Batch]):
-    """Generated training data: every read draws new samples from one seeded stream."""
+    def training_batches(self, batch_size: int, seed: int) -> Batches:
+        """Return the batches of all epochs; those of a stream have the size with which it was loaded."""
+        if isinstance(self.train, TokenWindows):
+            return WindowBatches(self.train)
+        return ShuffledBatches(self.train, batch_size, seed)
 
-    def __init__(self, draw: Callable[[int, torch.Generator], Batch], size: int, seed: int) -> None:
-        self.draw, self.size = draw, size
-        self.generator = torch.Generator().manual_seed(seed)
+    def evaluation_batches(self, dataset: Dataset[Batch]) -> Iterator[Batch]:
+        """Yield the batches of a part in order, as they are stored."""
+        count = num_samples(dataset)
+        if self.is_stream:
+            yield from (dataset[number] for number in range(count))
+            return
+        for start in range(0, count, EVALUATION_BATCH_SIZE):
+            yield dataset[list(range(start, min(start + EVALUATION_BATCH_SIZE, count)))]
 
-    def __len__(self) -> int:
-        """Return the samples that one epoch draws."""
-        return self.size
+    def sequences(self, batch: Batch) -> Batch:
+        """Return time-major inputs and targets of a batch as it is stored."""
+        inputs, targets = batch
+        is_batch_major = self.has_step_targets and not self.is_stream
+        return self.to_sequences(inputs), targets.transpose(0, 1) if is_batch_major else targets
 
-    def __getitem__(self, index: Sequence[int]) -> Batch:
-        """Return as many new samples as there are numbers."""
-        return self.draw(len(index), self.generator)
-
-
-def training_batches(task: Task, batch_size: int, generator: torch.Generator) -> DataLoader[Batch]:
-    """Return a loader that shuffles anew every epoch."""
-    sampler = RandomSampler(task.train, generator=generator)  # pyright: ignore[reportArgumentType]
-    return _loader(task.train, sampler, batch_size)
-
-
-def evaluation_batches(dataset: Dataset[Batch]) -> Iterator[Batch]:
-    """Return the batches of a data set in order."""
-    sampler = SequentialSampler(dataset)  # pyright: ignore[reportArgumentType]
-    return iter(_loader(dataset, sampler, EVALUATION_BATCH_SIZE))
-
-
-def _loader(dataset: Dataset[Batch], sampler: RandomSampler | SequentialSampler, batch_size: int) -> DataLoader[Batch]:
-    # a sampler of whole batches and batch_size=None: one indexing operation a batch, no collation
-    batches = BatchSampler(sampler, batch_size, drop_last=False)
-    return DataLoader(dataset, sampler=batches, batch_size=None)
+    def training_length(self) -> int:
+        """Return T of the training sequences, without drawing random numbers from generated data."""
+        if isinstance(self.train, TokenWindows):
+            return min(self.train.length, self.train.num_steps)
+        if not isinstance(self.train, FreshSamples):
+            return len(self.sequences(self.train[[0]])[0])
+        before = self.train.generator.get_state()
+        sample = self.train[[0]]
+        self.train.generator.set_state(before)
+        return len(self.sequences(sample)[0])

@@ -1,0 +1,43 @@
+"""Ctrl-C, taken where a run can stop without losing anything."""
+
+import signal
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Remembers the first SIGINT or SIGTERM, so that the run ends after the batch; the second one ends it at once.
+
+    Attributes:
+        is_asked: Whether there was one.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Take over the signals; outside the main thread Python does not allow it, and they stay as they are."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _take(self, *_: Any) -> None:
+        if self.is_asked:
+            raise KeyboardInterrupt
+        self.is_asked = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if there was a signal."""
+        if self.is_asked:
+            raise KeyboardInterrupt

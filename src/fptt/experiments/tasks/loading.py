@@ -1,0 +1,124 @@
+"""Real data sets, from the hub or from a local folder of Parquet files, by the same call."""
+
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+from torch import Tensor, from_numpy, std_mean
+
+from fptt.experiments.errors import UserError
+
+
+def load_splits(source: str, names: Sequence[str] = ("train", "test")) -> dict[str, datasets.Dataset]:
+    """Return the splits of a data set.
+
+    Args:
+        source: Hub id, or a local folder that `datasets.load_dataset` can read.
+        names: The splits that it must have.
+
+    Raises:
+        UserError: If it cannot be read, or a split is missing; says what to do without a connection.
+    """
+    looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
+    path = Path(source).expanduser()
+    if looks_local and not path.is_dir():
+        raise UserError(f"data folder {source!r} does not exist.")
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is told by the error below
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        splits = datasets.load_dataset(str(path) if looks_local else source)
+    except Exception as error:  # the loader raises many kinds, all of them about the data
+        hint = "" if looks_local else " Without a connection, give a local folder of Parquet files by --data."
+        raise UserError(f"data set {source!r} cannot be loaded: {' '.join(str(error).split())[:300]}.{hint}") from error
+    if set(names) - set(splits):
+        raise UserError(
+            f"data set {source!r} must have the splits {' and '.join(names)}, got {', '.join(map(str, splits))}."
+        )
+    return {name: splits[name] for name in names}  # pyright: ignore
+
+
+def check_columns(split: datasets.Dataset, name: str, columns: Iterable[str]) -> None:
+    """Raise UserError unless a split has these columns."""
+    if not set(columns) <= set(split.column_names):
+        raise UserError(
+            f"the {name} split must have the columns {' and '.join(columns)}, got {', '.join(split.column_names)}."
+        )
+
+
+def whole_numbers(split: datasets.Dataset, name: str, column: str, largest: int) -> Tensor:
+    """Return a column of labels from 0 to `largest`, (N,)."""
+    try:
+        array = np.asarray(split[column])
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the {name} split must hold numbers in column {column}: {error}.") from error
+    check_range(array, name, column, largest)
+    return from_numpy(array.astype(np.int64))
+
+
+def images(split: datasets.Dataset, name: str, column: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a column of images as bytes, (N, …) with the shape of one image."""
+    try:
+        array = np.stack([np.asarray(image) for image in split[column]]).reshape(len(split), *shape)
+    except (ValueError, TypeError, OSError) as error:
+        described = " × ".join(map(str, shape))
+        raise UserError(f"the {name} split must hold images of {described} in column {column}: {error}.") from error
+    check_range(array, name, column, 255)
+    return from_numpy(array.astype(np.uint8))
+
+
+def floats(split: datasets.Dataset, name: str, column: str, shape: tuple[int | None, ...]) -> list[Tensor]:
+    """Return a column of signals, one tensor a row, of a shape in which None stands for any length."""
+    rows = [np.asarray(row) for row in split.with_format("numpy")[column]]
+    expected = " × ".join("T" if size is None else str(size) for size in shape)
+    for row in rows:
+        fits = row.ndim == len(shape) and all(size in (None, got) for size, got in zip(shape, row.shape, strict=True))
+        if not fits or row.dtype.kind not in "iuf":
+            got = f"{row.dtype} of shape {row.shape}"
+        elif not np.isfinite(row).all():
+            got = "NaN or infinity"
+        else:
+            continue
+        raise UserError(f"the {name} split must hold {expected} numbers in column {column}, got {got}.")
+    return [from_numpy(row.astype(np.float32)) for row in rows]
+
+
+def last_subjects(split: datasets.Dataset, name: str, count: int) -> Tensor:
+    """Tell which rows are of the `count` subjects with the largest numbers, (N,).
+
+    Raises:
+        UserError: If there are no more subjects than that.
+    """
+    subjects = whole_numbers(split, name, "subject", 2**31 - 1)
+    numbers = subjects.unique()
+    if len(numbers) <= count:
+        raise UserError(f"the {name} split must have more than {count} subjects, got {len(numbers)}.")
+    return subjects >= numbers[-count]
+
+
+def channel_statistics(signals: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of every channel of signals (…, D), (D,) both; one that is constant gets 1e-6, not 0."""
+    deviation, mean = std_mean(signals.flatten(0, -2), dim=0, correction=0)
+    return mean, deviation.clamp(min=1e-6)
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return which of `count` samples a limit leaves: evenly spaced ones."""
+    kept = count if limit is None else min(limit, count)
+    return [number * count // kept for number in range(kept)]
+
+
+def check_range(array: np.ndarray, name: str, column: str, largest: int) -> None:
+    """Raise UserError unless an array holds whole numbers from 0 to `largest`."""
+    if array.dtype.kind not in "iuf":  # texts have no minimum
+        raise UserError(
+            f"the {name} split must hold whole numbers from 0 to {largest} in column {column}, got {array.dtype}."
+        )
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > largest:
+        raise UserError(
+            f"the {name} split must hold whole numbers from 0 to {largest} in column {column}, "
+            f"got {array.dtype} from {array.min()} to {array.max()}."
+        )

@@ -1,0 +1,134 @@
+"""The figures by which outputs are judged, added up batch by batch."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORED = -100
+"""The target of a step that does not count, as `torch.nn.functional.cross_entropy` has it."""
+
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "macro_f1": True,
+    "mse": False,
+    "cross_entropy": False,
+    "perplexity": False,
+    "bits_per_character": False,
+}
+"""Every metric, and which way it points."""
+
+
+def is_at_least_as_good(metric: str, value: float, other: float) -> bool:
+    """Tell whether a value of a metric is at least as good as another; anything is better than NaN."""
+    if math.isnan(other):
+        return True
+    return value >= other if HIGHER_IS_BETTER[metric] else value <= other
+
+
+class Score(ABC):
+    """Adds up what the figures of a data set are made of.
+
+    Attributes:
+        metric: The figure that matters most.
+    """
+
+    metric: str
+
+    @abstractmethod
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add outputs (…, C) and targets (…), or (…, C) of a regression: of a batch, or of some of its steps."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """Return the figures of everything so far, the metric first."""
+
+
+class ClassScore(Score):
+    """Accuracy, macro-averaged F1 and mean cross entropy (nats) of everything that is not ignored.
+
+    The macro average is over the classes that occur among targets or answers.
+
+    Args:
+        num_classes: C.
+
+    Examples:
+        >>> score = ClassScore(2)
+        >>> score.add(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 0]))
+        >>> {name: round(value, 4) for name, value in score.figures().items()}
+        {'accuracy': 0.6667, 'macro_f1': 0.6667, 'cross_entropy': 0.6466}
+    """
+
+    metric = "accuracy"
+
+    def __init__(self, num_classes: int) -> None:
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)  # [target, answer]
+        self.entropy = 0.0
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add outputs (…, C) and classes (…)."""
+        outputs, targets = outputs.flatten(0, -2), targets.flatten()
+        counted = targets != IGNORED
+        outputs, targets = outputs[counted], targets[counted]
+        num_classes = len(self.confusion)
+        pairs = torch.bincount(targets * num_classes + outputs.argmax(-1), minlength=num_classes**2)
+        self.confusion += pairs.view(num_classes, num_classes).cpu()
+        self.entropy += functional.cross_entropy(outputs.double(), targets, reduction="sum").item()
+
+    def figures(self) -> dict[str, float]:
+        """Return accuracy, macro-averaged F1 and cross entropy."""
+        total = self.confusion.sum().item()
+        correct, asked, answered = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
+        occurs = asked + answered > 0
+        f1 = 2 * correct[occurs] / (asked + answered)[occurs]
+        return {
+            "accuracy": correct.sum().item() / max(total, 1),
+            "macro_f1": f1.double().mean().item(),
+            "cross_entropy": self.entropy / max(total, 1),
+        }
+
+
+class RegressionScore(Score):
+    """Mean squared error."""
+
+    metric = "mse"
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add outputs and targets, (…, C) both."""
+        self.total += (outputs.double() - targets).square().mean(-1).sum().item()
+        self.count += outputs[..., 0].numel()
+
+    def figures(self) -> dict[str, float]:
+        """Return the mean squared error."""
+        return {"mse": self.total / max(self.count, 1)}
+
+
+class TokenScore(Score):
+    """How well the next token is foretold: perplexity, or bits a character.
+
+    Args:
+        metric: `perplexity`, exp of the mean cross entropy, or `bits_per_character`, that entropy in bits.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.entropy, self.correct, self.count = 0.0, 0, 0
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add outputs (…, C) and the tokens that came next, (…)."""
+        outputs, targets = outputs.flatten(0, -2), targets.flatten()
+        losses = functional.cross_entropy(outputs, targets, reduction="none")
+        self.entropy += losses.double().sum().item()
+        self.correct += (outputs.argmax(-1) == targets).sum().item()
+        self.count += len(targets)
+
+    def figures(self) -> dict[str, float]:
+        """Return the metric and the accuracy."""
+        nats = self.entropy / max(self.count, 1)
+        value = math.exp(nats) if self.metric == "perplexity" else nats / math.log(2)
+        return {self.metric: value, "accuracy": self.correct / max(self.count, 1)}
