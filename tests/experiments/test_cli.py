@@ -14,7 +14,7 @@ import yaml
 from fptt.experiments.cli import run
 from fptt.experiments.comparison import parse_methods
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import RECIPES, read_config, recipe
+from fptt.experiments.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.run_folder import RunFolder
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
@@ -145,8 +145,8 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dance"], "unknown command 'dance'; there are train, evaluate, compare"),
-        (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, mnist, adding"),
+        (["dance"], "unknown command 'dance'; there are train, evaluate, sample, compare"),
+        (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, adding, copy"),
         (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
         (["compare", "--seeds", "0"], "seeds must be at least 1"),
         (["train", "--num-chunks", "65"], "num_chunks must be at most the sequence length 64, got 65"),
@@ -160,7 +160,7 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         ),
         (["train", "--task", "adding", "--length", "1"], "length must be at least 2"),
         (["train", "--permuted"], "permuted belongs to the task 'mnist', got it with the task 'digits'"),
-        (["train", "--length", "9"], "length belongs to the task 'adding'"),
+        (["train", "--length", "9"], "length belongs to the tasks 'adding', 'copy'"),
         (["train", "--momentum", "0.9"], "momentum belongs to the optimizer sgd"),
         (["train", "--readout-sizes", "0"], "readout_sizes must be positive"),
         (["compare", "--epochs", "None", "--max-seconds", "1"], "a comparison needs epochs"),
@@ -239,24 +239,24 @@ def test_damaged_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
 )
 def test_values_of_the_wrong_type_in_a_config_are_named(name: str, value: Any, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    values = {**yaml.safe_load(recipe("digits").to_yaml()), name: value}
+    values = {**yaml.safe_load(task_config("digits").to_yaml()), name: value}
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=f"{name} must be"):
         read_config(path)
 
 
-@pytest.mark.parametrize("task", RECIPES)
-def test_recipes_survive_yaml(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_yaml(name: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(recipe(task).to_yaml())
-    assert read_config(path) == recipe(task)
+    path.write_text(recipe(name).config.to_yaml())
+    assert read_config(path) == recipe(name).config
 
 
 def test_a_config_written_by_hand_is_filled_from_its_tasks_recipe(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("task: mnist\nlr: 1e-4\n")
     config = read_config(path)
-    assert (config.lr, config.num_chunks, config.batch_size) == (1e-4, recipe("mnist").num_chunks, 128)
+    assert (config.lr, config.num_chunks, config.batch_size) == (1e-4, task_config("mnist").num_chunks, 128)
 
 
 def test_methods_are_parsed() -> None:

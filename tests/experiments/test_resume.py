@@ -10,6 +10,7 @@ import torch
 from fptt.experiments.cli import INTERRUPTED, run
 from fptt.experiments.run import Run
 from fptt.experiments.run_folder import RunFolder
+from fptt.experiments.training import Training
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
 
@@ -97,7 +98,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "train_batch", dying)
-        patch.setattr("fptt.experiments.training.Training.finish", lambda self, status: {})
+        patch.setattr(Training, "can_finish", False)
         with pytest.raises(Killed):
             run([*command, "--out", str(killed.path)])
     assert not killed.summary_file.exists()
@@ -110,7 +111,7 @@ def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: 
     cases = [
         (["--resume"], "resume needs the run's folder"),
         (["--resume", "--out", str(tmp_path / "nowhere")], "does not exist"),
-        (["--resume", "--overwrite", "--out", str(out)], "neither overwrite nor config"),
+        (["--resume", "--overwrite", "--out", str(out)], "no overwrite, config or recipe fits"),
         (["--resume", "--out", str(out)], "has no checkpoint to go on from"),
     ]
     assert run(["train", *QUICK, "--epochs", "1", "--out", str(out)]) == 0

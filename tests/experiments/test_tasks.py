@@ -8,14 +8,14 @@ from datasets import Dataset
 
 from fptt.experiments.config import Setting
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import recipe
+from fptt.experiments.recipes import task_config
 from fptt.experiments.tasks import load_task
 from fptt.experiments.tasks.adding import draw_samples
 from fptt.experiments.tasks.mnist import NUM_VALIDATION
 
 
 def test_digits_are_split_once_and_for_all() -> None:
-    one, other = (load_task(recipe("digits"), seed) for seed in (0, 1))
+    one, other = (load_task(task_config("digits"), seed) for seed in (0, 1))
     sizes = [len(split) for split in (one.train, one.validation, one.test)]  # pyright: ignore[reportArgumentType]
     assert sizes == [1257, 180, 360]
     images = torch.cat([split[:][0] for split in (one.train, one.validation, one.test)])
@@ -37,7 +37,7 @@ def test_adding_samples_are_what_they_should_be() -> None:
 
 
 def test_adding_draws_new_samples_from_its_seed() -> None:
-    setting = recipe("adding")
+    setting = task_config("adding")
     one, again, other = (load_task(setting, seed) for seed in (0, 0, 1))
     first = one.train[[0, 1, 2]]
     assert torch.equal(first[0], again.train[[0, 1, 2]][0])

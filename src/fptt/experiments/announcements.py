@@ -1,10 +1,15 @@
-"""What the library logs, such as how long compiling took, on the console."""
+"""What is told on the console: lines of the commands, and what the library logs, such as how long compiling took."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: no wrapping, no colors, no markup."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class ConsoleHandler(logging.Handler):
@@ -16,7 +21,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        self.console.print(f"fptt: {record.getMessage()}", highlight=False, soft_wrap=True, markup=False)
+        say(self.console, f"fptt: {record.getMessage()}")
 
 
 @contextmanager

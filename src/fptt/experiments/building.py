@@ -8,8 +8,9 @@ from torch import nn, optim
 from torch.nn import functional
 
 import fptt
-from fptt.experiments.config import TrainConfig
+from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
+from fptt.experiments.language_model import LanguageModel
 from fptt.experiments.tasks import Task
 
 
@@ -34,14 +35,12 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
 LANGUAGE_ONLY = ("embedding_size", "tied", *DROPOUTS)
-NOT_FOR_LANGUAGE = ("readout_sizes", "forget_bias", "fan_in_init")
+NOT_FOR_LANGUAGE = ("readout_sizes", "readout_activation", "forget_bias", "fan_in_init")
 
 
 def _language_model(config: TrainConfig, task: Task) -> nn.Module:
-    from fptt.experiments.language_model import LanguageModel
-
     for name in NOT_FOR_LANGUAGE:
-        if getattr(config, name):
+        if getattr(config, name) != getattr(Setting, name):
             raise UserError(f"{name} is not for language models, got {getattr(config, name)} with {task.name}.")
     names = ("embedding_size", "hidden_size", "num_layers", "cell", "tied", *DROPOUTS)
     return LanguageModel(num_tokens=task.input_size, **{name: getattr(config, name) for name in names})

@@ -26,10 +26,18 @@ class Comparison:
     other method goes on until it has made as many as the reference of the same seed, at equal time as long as that.
     """
 
-    def __init__(self, setting: Setting, methods: Sequence[MethodName], seeds: Sequence[int], out: Path) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        methods: Sequence[MethodName],
+        seeds: Sequence[int],
+        out: Path,
+        budgets: Sequence[str] = BUDGETS,
+    ) -> None:
         if setting.epochs is None or setting.max_updates is not None or setting.max_seconds is not None:
             raise UserError("a comparison needs epochs, and neither max_updates nor max_seconds: it sets those itself.")
         self.setting, self.methods, self.seeds, self.out = setting, methods, seeds, out
+        self.budgets = budgets
         self.reference = max(methods, key=("bptt", "tbptt", "fptt").index)
         self.summaries: dict[Key, dict[str, Any]] = {}
 
@@ -55,6 +63,8 @@ class Comparison:
                 if self.summaries["epochs", method, seed]["updates"] == reference["updates"]:
                     del limits["max_updates"]
                 for name, limit in limits.items():
+                    if name.removeprefix("max_") not in self.budgets:
+                        continue
                     changes = {"method": method, "seed": seed, "epochs": None, name: limit}
                     yield (name.removeprefix("max_"), method, seed), TrainConfig.of(self.setting, **changes)
 
@@ -71,7 +81,7 @@ class Comparison:
     def rows(self, metric: str) -> list[dict[str, Any]]:
         """Return a row for each budget and method."""
         rows = []
-        for budget in BUDGETS:
+        for budget in self.budgets:
             for method in self.methods:
                 keys = [self._key(budget, method, seed) for seed in self.seeds]
                 summaries = [self.summaries[key] for key in keys]
@@ -84,7 +94,7 @@ class Comparison:
         """Print the tables and write rows, table and picture."""
         metric = next(name for name in next(iter(self.summaries.values())) if name.startswith("test_"))[5:]
         rows = self.rows(metric)
-        for budget in BUDGETS:
+        for budget in self.budgets:
             chosen = [row for row in rows if row["budget"] == budget]
             console.print(comparison_table(chosen, metric, f"at equal {budget}"))
             console.print(self._distances(chosen, metric), highlight=False)
@@ -94,7 +104,7 @@ class Comparison:
             budget: {
                 method: [self.folder(self._key(budget, method, seed)) for seed in self.seeds] for method in self.methods
             }
-            for budget in BUDGETS
+            for budget in self.budgets
         }
         draw_comparison(panels, metric, self.out / "curves.png")
         for name, found in self._mixed().items():
@@ -132,3 +142,16 @@ def parse_methods(text: str) -> list[MethodName]:
     if len(set(names)) < len(names):
         raise UserError(f"methods must not repeat, got {text}.")
     return names  # pyright: ignore[reportReturnType]
+
+
+def parse_budgets(text: str) -> list[str]:
+    """Return the budgets of a comma-separated list, in their usual order, `epochs` among them.
+
+    Raises:
+        UserError: If one is unknown; lists those that exist.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in BUDGETS:
+            raise UserError(f"unknown budget {name!r}; there are {', '.join(BUDGETS)}.")
+    return [name for name in BUDGETS if name == "epochs" or name in names]

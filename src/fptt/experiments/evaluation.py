@@ -11,10 +11,11 @@ from torch.utils.data import Dataset
 import fptt
 from fptt._sequence import State
 from fptt.experiments.building import make_fabric, make_model
+from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import prepare_process
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_folder import RunFolder
-from fptt.experiments.tasks import Task, load_task
+from fptt.experiments.tasks import Task, check_vocabulary, load_task
 from fptt.experiments.tasks.batches import Batch
 from fptt.experiments.tasks.scores import Score
 
@@ -67,15 +68,27 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     """
     folder = RunFolder(path)
     config = folder.read_config()
-    weights = folder.read_weights(averages=averages)
     prepare_process(config.threads)
-    task = load_task(config if data is None else replace(config, data=data), config.seed)
-    model = make_model(config, task)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"run folder {path} is damaged: weights and config do not fit ({error}).") from error
+    model, task = load_model(folder, config if data is None else replace(config, data=data), averages=averages)
     fabric = make_fabric(config.accelerator)
     figures = measure(model.to(fabric.device), task, task.test, fabric.device)
     named = {f"test_{name}": value for name, value in figures.items()}
     return {"task": task.name, "weights": "averages" if averages else "weights", **named}
+
+
+def load_model(folder: RunFolder, config: TrainConfig, *, averages: bool) -> tuple[nn.Module, Task]:
+    """Return the trained model of a run, and its task.
+
+    Raises:
+        UserError: If the folder is damaged, or weights, config and data do not fit.
+    """
+    weights = folder.read_weights(averages=averages)
+    task = load_task(config, config.seed)
+    check_vocabulary(folder.read_vocabulary(), task)
+    model = make_model(config, task)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"run folder {folder.path} is damaged: weights and config do not fit ({reason}).") from error
+    return model, task

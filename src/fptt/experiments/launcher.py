@@ -1,4 +1,7 @@
-"""Many runs, each in a process of its own, so that its memory and time are its own; finished ones are not run again."""
+"""Many runs, each in a process of its own, so that its memory and time are its own.
+
+Finished ones are not run again, and interrupted ones go on.
+"""
 
 import os
 import signal
@@ -74,7 +77,8 @@ def _run(
     except OSError as error:
         raise UserError(f"out {path.parent} cannot be written: {error}.") from error
     console.print(f"{path}: started; its progress is in {log_file.name}", highlight=False, soft_wrap=True)
-    command = [sys.executable, "-m", "fptt", "train", "--config", str(config_file), "--out", str(path), "--overwrite"]
+    start = ["--resume"] if RunFolder(path).can_resume(config) else ["--config", str(config_file), "--overwrite"]
+    command = [sys.executable, "-m", "fptt", "train", "--out", str(path), *start]
     with log_file.open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         children.append(child)

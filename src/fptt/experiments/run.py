@@ -15,7 +15,7 @@ from fptt.experiments.environment import Clock, MemoryMeter, environment, prepar
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_folder import Weights
 from fptt.experiments.schedule import Budget, Schedule
-from fptt.experiments.tasks import Task, load_task
+from fptt.experiments.tasks import Task, check_vocabulary, load_task
 from fptt.experiments.tasks.batches import Batch
 
 CHECKPOINT_VERSION = 1
@@ -117,9 +117,10 @@ class Run:
     def train_batch(self, batch: Batch) -> None:
         """Train on a batch, and count."""
         inputs, targets = self.task.sequences(self.fabric.to_device(batch))
-        is_first = self.batches.position == 1
+        if self.batches.position == 1:
+            self.state = self._first_state(inputs)
         start = self.clock.now()
-        result = self.method.train_batch(inputs, targets, None if is_first else self.state)
+        result = self.method.train_batch(inputs, targets, self.state)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.seconds += self.clock.now() - start
@@ -160,7 +161,7 @@ class Run:
         """
         if state["version"] != CHECKPOINT_VERSION:
             raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state['version']}.")
-        _check_vocabulary(state["vocabulary"], self.task)
+        check_vocabulary(state["vocabulary"], self.task)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
@@ -180,10 +181,12 @@ class Run:
         if tensors is None:
             return None
         inputs, _ = self.task.sequences(self.fabric.to_device(self.task.train[0]))
-        with torch.no_grad():
-            _, nest = self.model(inputs[:1], None)
         following = iter(tensors)
-        return map_state(lambda _: next(following).to(self.fabric.device), nest)
+        return map_state(lambda _: next(following).to(self.fabric.device), self._first_state(inputs))
+
+    def _first_state(self, inputs: Tensor) -> Any:
+        """Return the state that a stream begins with; independent sequences leave it to the model."""
+        return self.model.initial_state(inputs) if self.batches.carries_state else None  # pyright: ignore
 
 
 def _flat_state(state: Any) -> list[Tensor] | None:
@@ -199,16 +202,6 @@ def _set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1].cpu(), device)
-
-
-def _check_vocabulary(saved: list[str] | None, task: Task) -> None:
-    own = None if task.vocabulary is None else list(task.vocabulary)
-    if saved != own:
-        sizes = [0 if tokens is None else len(tokens) for tokens in (saved, own)]
-        raise UserError(
-            f"the data of the task {task.name!r} have another vocabulary than the run: {sizes[1]} tokens instead of "
-            f"{sizes[0]}. Give the text that the run began with."
-        )
 
 
 def copy_weights(model: nn.Module) -> Weights:

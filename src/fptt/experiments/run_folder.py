@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class RunFolder:
         self.averages_file = path / "averages.safetensors"
         self.curves_file = path / "curves.png"
         self.checkpoint_file = path / "checkpoint.pt"
+        self.vocabulary_file = path / "vocabulary.json"
 
     def check_free(self) -> None:
         """Raise UserError if the folder holds something."""
@@ -41,8 +42,8 @@ class RunFolder:
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"out {self.path} is not empty: give another folder, or --overwrite.")
 
-    def create(self, config: TrainConfig) -> None:
-        """Make the folder, take an earlier run out of it and write the config.
+    def create(self, config: TrainConfig, vocabulary: Sequence[str] | None = None) -> None:
+        """Make the folder, take an earlier run out of it and write the config and, of a text, the vocabulary.
 
         Raises:
             UserError: If it cannot be written.
@@ -52,12 +53,14 @@ class RunFolder:
             for file in self._files():
                 file.unlink(missing_ok=True)
             _write(self.config_file, config.to_yaml())
+            if vocabulary is not None:
+                _write(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
 
     def _files(self) -> list[Path]:
         files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
-        return [*files, self.weights_file, self.averages_file, self.checkpoint_file]
+        return [*files, self.weights_file, self.averages_file, self.checkpoint_file, self.vocabulary_file]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
@@ -130,6 +133,15 @@ class RunFolder:
         self._check_exists()
         return read_config(self.config_file)
 
+    def read_vocabulary(self) -> list[str] | None:
+        """Read the vocabulary; None if the run has no text."""
+        if not self.vocabulary_file.exists():
+            return None
+        try:
+            return json.loads(self.vocabulary_file.read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(self.vocabulary_file, error) from error
+
     def read_metrics(self) -> list[dict[str, float]]:
         """Read the rows of the metrics, as numbers."""
         try:
@@ -178,6 +190,13 @@ class RunFolder:
                 f"{getattr(config, field)!r}: give another folder, or --overwrite."
             )
         return finished
+
+    def can_resume(self, config: TrainConfig) -> bool:
+        """Tell whether the folder holds an interrupted run of this config."""
+        try:
+            return self.checkpoint_file.exists() and self.read_config() == config
+        except UserError:
+            return False
 
     def _check_exists(self) -> None:
         if not self.path.is_dir():

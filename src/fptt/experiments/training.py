@@ -35,7 +35,7 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
         if resume:
             training.restore()
         else:
-            folder.create(config)
+            folder.create(config, training.run.task.vocabulary)
     except (ValueError, RuntimeError) as error:
         raise UserError(" ".join(str(error).split())) from error
     status = "failed"

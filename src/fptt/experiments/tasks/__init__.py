@@ -42,3 +42,14 @@ def load_task(setting: Setting, seed: int) -> Task:
             named = f"the task{'s' if len(tasks) > 1 else ''} {', '.join(map(repr, tasks))}"
             raise UserError(f"{option} belongs to {named}, got it with the task {setting.task!r}.")
     return import_module(f"fptt.experiments.tasks.{setting.task.replace('-', '_')}").load(setting, seed)
+
+
+def check_vocabulary(saved: list[str] | None, task: Task) -> None:
+    """Raise UserError if a run was trained on a text with another vocabulary than the task has now."""
+    own = None if task.vocabulary is None else list(task.vocabulary)
+    if saved != own:
+        sizes = [0 if tokens is None else len(tokens) for tokens in (saved, own)]
+        raise UserError(
+            f"the data of the task {task.name!r} have another vocabulary than the run: {sizes[1]} tokens instead of "
+            f"{sizes[0]}, or others. Give the text that the run was trained on by --data."
+        )

@@ -12,12 +12,15 @@ from torch import Tensor, from_numpy, std_mean
 from fptt.experiments.errors import UserError
 
 
-def load_splits(source: str, names: Sequence[str] = ("train", "test")) -> dict[str, datasets.Dataset]:
+def load_splits(
+    source: str, names: Sequence[str] = ("train", "test"), optional: Sequence[str] = ()
+) -> dict[str, datasets.Dataset]:
     """Return the splits of a data set.
 
     Args:
         source: Hub id, or a local folder that `datasets.load_dataset` can read.
         names: The splits that it must have.
+        optional: Splits that are returned too if it has them.
 
     Raises:
         UserError: If it cannot be read, or a split is missing; says what to do without a connection.
@@ -38,7 +41,8 @@ def load_splits(source: str, names: Sequence[str] = ("train", "test")) -> dict[s
         raise UserError(
             f"data set {source!r} must have the splits {' and '.join(names)}, got {', '.join(map(str, splits))}."
         )
-    return {name: splits[name] for name in names}  # pyright: ignore
+    found = [*names, *(name for name in optional if name in splits)]
+    return {name: splits[name] for name in found}  # pyright: ignore
 
 
 def check_columns(split: datasets.Dataset, name: str, columns: Iterable[str]) -> None:
@@ -47,6 +51,16 @@ def check_columns(split: datasets.Dataset, name: str, columns: Iterable[str]) ->
         raise UserError(
             f"the {name} split must have the columns {' and '.join(columns)}, got {', '.join(split.column_names)}."
         )
+
+
+def texts(split: datasets.Dataset, name: str, column: str) -> list[str]:
+    """Return a column of text."""
+    check_columns(split, name, (column,))
+    values = list(split[column])
+    strange = [value for value in values if not isinstance(value, str)]
+    if strange:
+        raise UserError(f"the {name} split must hold text in column {column}, got {strange[0]!r}.")
+    return values
 
 
 def whole_numbers(split: datasets.Dataset, name: str, column: str, largest: int) -> Tensor:
@@ -72,8 +86,11 @@ def images(split: datasets.Dataset, name: str, column: str, shape: tuple[int, ..
 
 def floats(split: datasets.Dataset, name: str, column: str, shape: tuple[int | None, ...]) -> list[Tensor]:
     """Return a column of signals, one tensor a row, of a shape in which None stands for any length."""
-    rows = [np.asarray(row) for row in split.with_format("numpy")[column]]
     expected = " × ".join("T" if size is None else str(size) for size in shape)
+    try:
+        rows = [np.asarray(row) for row in split[column]]
+    except ValueError as error:
+        raise UserError(f"the {name} split must hold {expected} numbers in column {column}: {error}.") from error
     for row in rows:
         fits = row.ndim == len(shape) and all(size in (None, got) for size, got in zip(shape, row.shape, strict=True))
         if not fits or row.dtype.kind not in "iuf":
@@ -100,7 +117,7 @@ def last_subjects(split: datasets.Dataset, name: str, count: int) -> Tensor:
 
 
 def channel_statistics(signals: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of every channel of signals (…, D), (D,) both; one that is constant gets 1e-6, not 0."""
+    """Return mean and deviation of every channel of signals (…, D), (D,) both; no deviation is 0."""
     deviation, mean = std_mean(signals.flatten(0, -2), dim=0, correction=0)
     return mean, deviation.clamp(min=1e-6)
 

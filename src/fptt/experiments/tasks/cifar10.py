@@ -1,0 +1,59 @@
+"""CIFAR-10 pixel by pixel, row by row: 1,024 steps of three colors."""
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from fptt.experiments.config import Setting
+from fptt.experiments.errors import UserError
+from fptt.experiments.tasks.loading import check_columns, images, load_splits, whole_numbers
+from fptt.experiments.tasks.task import Task
+
+HUB_ID = "uoft-cs/cifar10"
+NUM_TEST = 10_000
+NUM_HELD_OUT = 5000
+MEAN = (0.49140, 0.48216, 0.44653)
+DEVIATION = (0.24703, 0.24349, 0.26159)
+"""Of the colors of the training split, in [0, 1]."""
+
+
+def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
+    """Load CIFAR-10: 45,000 to train, the last 5,000 of its training split to validate, 10,000 to test.
+
+    Where the test split is not whole, it is not used: then the last 5,000 of the training split are the test data, the
+    5,000 before them validate, and 40,000 are left to train. With a limit, all parts are cut to the same number.
+    """
+    splits = load_splits(setting.data or HUB_ID)
+    train, test = splits["train"], splits["test"]
+    is_whole = len(test) >= NUM_TEST
+    num_fit = len(train) - (1 if is_whole else 2) * NUM_HELD_OUT
+    if num_fit < 1:
+        raise UserError(f"the train split must have more than {len(train) - num_fit} samples, got {len(train)}.")
+
+    def part(split: datasets.Dataset, name: str, start: int, stop: int) -> TensorDataset:
+        """Decode only the images that the limit leaves."""
+        stop = stop if setting.limit is None else min(stop, start + setting.limit)
+        check_columns(split, name, ("img", "label"))
+        chosen = split.select(range(start, stop))
+        return TensorDataset(images(chosen, name, "img", (32, 32, 3)), whole_numbers(chosen, name, "label", 9))
+
+    return Task(
+        name="cifar10",
+        kind="classes",
+        train=part(train, "train", 0, num_fit),
+        validation=part(train, "train", num_fit, num_fit + NUM_HELD_OUT),
+        test=part(test, "test", 0, len(test))
+        if is_whole
+        else part(train, "train", len(train) - NUM_HELD_OUT, len(train)),
+        to_sequences=pixels,
+        input_size=3,
+        output_size=10,
+        chance=0.1,
+    )
+
+
+def pixels(batch: Tensor) -> Tensor:
+    """Return bytes, (B, 32, 32, 3), as sequences of standardized colors, (1024, B, 3)."""
+    colors = batch.float().view(len(batch), 1024, 3).transpose(0, 1) / 255
+    return (colors - torch.tensor(MEAN, device=batch.device)) / torch.tensor(DEVIATION, device=batch.device)
