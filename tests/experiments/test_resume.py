@@ -70,6 +70,49 @@ def test_resumed_run_ends_as_an_undisturbed_one(
     assert not cut.checkpoint_file.exists()
 
 
+@pytest.mark.parametrize("batch", [0, 3, 7])
+def test_a_resumed_stream_has_its_state(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language model with dropout: state, random numbers and place in the text go on; five windows an epoch."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    sizes = ["--hidden-size", "8", "--embedding-size", "4", "--num-layers", "2", "--batch-size", "4", "--length", "50"]
+    command = ["train", "--task", "text", "--data", str(tmp_path / "text.txt"), *sizes, "--epochs", "2"]
+    command += ["--threads", "1", "--dropout", "0.2", "--weight-dropout", "0.3", "--num-chunks", "5"]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(batch, patch)
+        assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
+    assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
+
+
+def test_a_text_with_another_vocabulary_is_refused_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abcd" * 300)
+    command = [
+        "train",
+        "--task",
+        "text",
+        "--data",
+        str(text),
+        "--hidden-size",
+        "4",
+        "--batch-size",
+        "4",
+        "--length",
+        "9",
+    ]
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert run([*command, "--epochs", "1", "--out", str(tmp_path / "run")]) == INTERRUPTED
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    text.write_text("abce" * 300)
+    assert run(["train", "--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "another vocabulary than the run" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
 @pytest.mark.machine_code
 def test_resumed_compiled_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["train", *QUICK, "--engine", "compiled", "--epochs", "1"]

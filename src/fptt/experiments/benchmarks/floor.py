@@ -14,8 +14,8 @@ An update reads and writes whole copies of the parameters, four bytes each: it r
 moments, FPTT also averages and duals, and writes all of these but the gradients. `fptt` thus moves 11 copies, `tbptt`
 and `bptt` 7, at the rate at which `copy_` moves buffers of that size.
 
-Both are measured in the same process and the same rounds as what is compared with them, and medians are taken. BPTT has
-the floor of one chunk of T steps.
+Both are measured in the same process and the same rounds as what is compared with them, and medians are taken; of the
+ways to multiply, `torch.mm` and oneDNN's, the faster one counts. BPTT has the floor of one chunk of T steps.
 """
 
 from collections import Counter
