@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def run_all(
         overwrite: Replace finished runs of other configs.
 
     Raises:
-        UserError: If a run fails, with the others kept; or a finished run of another config would be lost.
+        UserError: If a run fails, after all others have been made; or a finished run of another config would be lost.
         KeyboardInterrupt: On Ctrl-C, after the runs under way have completed their folders.
     """
     waiting = {path: config for path, config in runs.items() if not _is_finished(path, config, overwrite)}
@@ -45,13 +45,23 @@ def run_all(
     executor = ThreadPoolExecutor(num_jobs)
     try:
         jobs = [executor.submit(_run, path, config, console, environment, children) for path, config in waiting.items()]
-        for job in jobs:
-            job.result()
+        failures = [error for error in (_failure(job) for job in jobs) if error is not None]
     finally:
         for child in children:
             child.send_signal(signal.SIGINT)  # does nothing to one that has ended
         executor.shutdown(wait=True, cancel_futures=True)
+    if failures:
+        raise failures[0]
     return [RunFolder(path).read_summary() for path in runs]
+
+
+def _failure(job: Future[None]) -> UserError | None:
+    """Wait for a run; return why it failed, if it did."""
+    try:
+        job.result()
+    except UserError as error:
+        return error
+    return None
 
 
 def _is_finished(path: Path, config: TrainConfig, overwrite: bool) -> bool:

@@ -94,7 +94,7 @@ class Ablate(_Study):
         self.check()
         out = self.out or Path("out") / f"ablate-{self.recipe or self.setting.task}"
         setting = with_absolute_data(self.setting)
-        ablation = Ablation(setting, parse_axes(self.over, setting), range(self.seeds), out, grid=self.grid)
+        ablation = Ablation(setting, parse_axes(self.over), range(self.seeds), out, grid=self.grid)
         ablation.run(console, self.jobs, overwrite=self.overwrite)
         ablation.report(console)
 

@@ -1,0 +1,220 @@
+"""One setting with some of its fields varied, FPTT beside TBPTT and BPTT: `fptt ablate`."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from rich.console import Console
+from rich.table import Table
+
+from fptt.experiments.building import check_chunks
+from fptt.experiments.config import MethodName, Setting, TrainConfig
+from fptt.experiments.errors import UserError
+from fptt.experiments.launcher import run_all
+from fptt.experiments.report import summary_row
+from fptt.experiments.results_page import ablation_cells, ablation_markdown, draw_ablation, origins
+from fptt.experiments.tasks import load_task
+
+Changes = tuple[tuple[str, Any], ...]
+"""The fields in which a variant differs from the setting, in the order of the axes."""
+
+Key = tuple[MethodName, Changes]
+"""A method, and its variant."""
+
+METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
+_OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient")
+UNUSED: dict[MethodName, tuple[str, ...]] = {
+    "fptt": ("bptt_losses",),
+    "tbptt": (*_OF_FPTT, "bptt_losses"),
+    "bptt": (*_OF_FPTT, "num_chunks", "engine"),
+}
+"""Fields that make no difference to a method."""
+
+FIELDS = ("num_chunks", "alpha", "form", "coupling", "lr", "beta", "optimizer", "hidden_size")
+"""Fields that may vary."""
+
+_FACTORS = {"num_chunks": (1 / 4, 1 / 2, 1, 2, 4), "lr": (1 / 3, 1, 3), "hidden_size": (1 / 2, 1, 2)}
+_VALUES = {"alpha": (0.01, 0.1, 0.5), "beta": (0.5, 0.7), "optimizer": ("adam", "sgd", "rmsprop")}
+
+
+class Ablation:
+    """The runs of an ablation, in one folder.
+
+    Every variant has a control with the same chunk losses, TBPTT, and one with the whole sequence, BPTT: once for all
+    variants that the control cannot tell apart. A field of which BPTT knows nothing, such as num_chunks, leaves one
+    run of it.
+
+    Args:
+        setting: What the fields are varied of.
+        axes: The values of each field; an empty sequence for the default ones.
+        seeds: Seeds of every variant.
+        out: The folder.
+        grid: Every combination of the values, instead of the setting and what differs from it in one field.
+        method: What is examined; the methods with less of its machinery are its controls.
+
+    Raises:
+        UserError: If a field or value is not possible.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        axes: Mapping[str, Sequence[Any]],
+        seeds: Sequence[int],
+        out: Path,
+        *,
+        grid: bool = False,
+        method: MethodName = "fptt",
+    ) -> None:
+        for field in axes:
+            _check_field(field)
+            if field in UNUSED[method]:
+                raise UserError(f"{field} makes no difference to {method}.")
+        self.setting, self.seeds, self.out, self.grid = setting, seeds, out, grid
+        self.methods = METHODS[METHODS.index(method) :]
+        task = load_task(setting, 0) if "num_chunks" in axes else None
+        self.axes = {field: list(values) or _defaults(setting, field) for field, values in axes.items()}
+        if task is not None and not axes["num_chunks"]:
+            self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= task.training_length()]
+        self.runs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
+        for config in self.runs.values():
+            if task is not None:
+                check_chunks(config, task)
+        self.summaries: dict[tuple[Key, int], dict[str, Any]] = {}
+
+    def _keys(self) -> list[Key]:
+        """Return the variants of each method, those that it cannot tell apart once."""
+        variants = list(self._products() if self.grid else self._one_at_a_time())
+        keys: list[Key] = [
+            (method, tuple((field, value) for field, value in changes if field not in UNUSED[method]))
+            for method in self.methods
+            for changes in variants
+        ]
+        return list(dict.fromkeys(keys))
+
+    def _products(self) -> Iterator[Changes]:
+        for values in product(*self.axes.values()):
+            changes = zip(self.axes, values, strict=True)
+            yield tuple((field, value) for field, value in changes if value != getattr(self.setting, field))
+
+    def _one_at_a_time(self) -> Iterator[Changes]:
+        yield ()
+        for field, values in self.axes.items():
+            yield from (((field, value),) for value in values if value != getattr(self.setting, field))
+
+    def _config(self, key: Key, seed: int) -> TrainConfig:
+        method, changes = key
+        changed = {"method": method, "seed": seed, **dict(changes)}
+        if changed.get("optimizer", "sgd") != "sgd":
+            changed["momentum"] = 0.0  # which no other optimizer has
+        return TrainConfig.of(self.setting, **changed)
+
+    def folder(self, key: Key, seed: int) -> Path:
+        """Return the folder of a run."""
+        method, changes = key
+        return self.out / "-".join([method, *(f"{field}-{value}" for field, value in changes)]) / f"seed-{seed}"
+
+    def run(self, console: Console, num_jobs: int, *, overwrite: bool = False) -> None:
+        """Make every run that is not finished."""
+        runs = {self.folder(*key): config for key, config in self.runs.items()}
+        self.summaries = dict(zip(self.runs, run_all(runs, console, num_jobs, overwrite=overwrite), strict=True))
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return next(name for name in next(iter(self.summaries.values())) if name.startswith("test_"))[5:]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each variant; fields that make no difference to its method are None."""
+        rows = []
+        for method, changes in dict.fromkeys(key for key, _ in self.runs):
+            runs = {seed: self.summaries[(method, changes), seed] for seed in self.seeds}
+            config = self.runs[(method, changes), self.seeds[0]]
+            names = dict.fromkeys(["num_chunks", "form", "coupling", "alpha", *self.axes])
+            values = {name: None if name in UNUSED[method] else getattr(config, name) for name in names}
+            tests = [summary[f"test_{self.metric}"] for summary in runs.values()]
+            paths = [self.folder((method, changes), seed).relative_to(self.out).as_posix() for seed in runs]
+            figures = summary_row(list(runs.values()), self.metric)
+            rows.append({"method": method, **values, **figures, "tests": tests, "runs": paths})
+        return rows
+
+    def report(self, console: Console) -> None:
+        """Print the table and write rows (ablation.json), table (ablation.md) and picture (ablation.png)."""
+        rows = self.rows()
+        head, *lines = ablation_cells(rows, self.metric)
+        table = Table(*head)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+        for name, found in origins(rows).items():
+            if len(found) > 1:
+                console.print(f"warning: these runs are of more than one {name}: {', '.join(found)}", highlight=False)
+        (self.out / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (self.out / "ablation.md").write_text(ablation_markdown(rows, self.metric, self.seeds))
+        own = {field: None if self.grid else getattr(self.setting, field) for field in self.axes}
+        draw_ablation(rows, own, self.metric, self.out / "ablation.png")
+        console.print(f"picture: {self.out / 'ablation.png'}", highlight=False, soft_wrap=True)
+
+
+def parse_axes(text: str) -> dict[str, list[Any]]:
+    """Return the fields of a list like `num_chunks=4:8:16,alpha,form`, and the values of those that have some.
+
+    Raises:
+        UserError: If a field is unknown or repeated, or a value is not of its type; lists what there is.
+
+    Examples:
+        >>> parse_axes("num_chunks=4:8,alpha")
+        {'num_chunks': [4, 8], 'alpha': []}
+    """
+    axes: dict[str, list[Any]] = {}
+    for entry in text.split(","):
+        field, has_values, values = entry.strip().partition("=")
+        _check_field(field)
+        if field in axes:
+            raise UserError(f"fields must not repeat, got {field} twice.")
+        parsed = [_parsed(field, value.strip()) for value in values.split(":")] if has_values else []
+        axes[field] = list(dict.fromkeys(parsed))
+    return axes
+
+
+def _check_field(field: str) -> None:
+    if field not in FIELDS:
+        raise UserError(f"unknown field {field!r}; there are {', '.join(FIELDS)}.")
+
+
+def _parsed(field: str, text: str) -> Any:
+    """Return a value in the type of its field."""
+    kind = get_type_hints(Setting)[field]
+    if choices := get_args(kind):
+        if text not in choices:
+            raise UserError(f"{field} must be one of {', '.join(choices)}, got {text!r}.")
+        return text
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{field} must be {'a whole number' if kind is int else 'a number'}, got {text!r}.")
+    return value
+
+
+def _defaults(setting: Setting, field: str) -> list[Any]:
+    """Return the values of a field that comes without any; setting's own stays as it is."""
+    if field in _VALUES:
+        return list(_VALUES[field])
+    if field not in _FACTORS:
+        return list(get_args(get_type_hints(Setting)[field]))
+    own = getattr(setting, field)
+    tidy = _three_digits if field == "lr" else _whole
+    return list(dict.fromkeys(own if factor == 1 else tidy(own * factor) for factor in _FACTORS[field]))
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _whole(value: float) -> int:
+    return max(1, round(value))
