@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +173,14 @@ class RunFolder:
             raise self._damaged(file, error) from error
 
     def is_finished(self, config: TrainConfig) -> bool:
-        """Tell whether the folder holds a whole run of this config that came to its end.
+        """Tell whether the folder holds a whole run of this config that came to its end, wherever its data lay.
 
         Raises:
             UserError: If it holds a finished run of another config, which would be lost.
         """
         try:
             finished = self.read_summary().get("status") == "finished" and bool(self.read_metrics())
-            found = self.read_config()
+            found = replace(self.read_config(), data=config.data)
         except UserError:
             return False
         if finished and found != config:
