@@ -24,3 +24,13 @@ def test_fptt_solves_the_adding_task(seed: int, tmp_path: Path) -> None:
     assert summary["batches"] == 1500
     assert summary["alpha"] > 0
     assert summary["test_mse"] < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.machine_code
+def test_an_update_at_every_pixel_learns_the_digits(tmp_path: Path) -> None:
+    options = ["--task", "digits", "--num-chunks", "64", "--engine", "compiled"]
+    assert run(["train", *options, "--out", str(tmp_path / "run")]) == 0
+    summary = RunFolder(tmp_path / "run").read_summary()
+    assert summary["updates"] == 64 * summary["batches"]
+    assert summary["test_accuracy"] >= 0.93
