@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import misplaced
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TOOLS = {
@@ -62,3 +64,7 @@ def test_the_version_of_the_citation_is_that_of_the_package() -> None:
     assert cited is not None
     assert version[1] == cited[1]
     assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_planted_fault_still_fits_the_source() -> None:
+    assert misplaced() == []
