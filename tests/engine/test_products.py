@@ -48,6 +48,13 @@ def test_onednn_is_for_float32_on_the_processor_where_it_is_faster(monkeypatch: 
     assert traced((32, 48), (48, 40)) == {"aten.mm.default"}
 
 
+def test_overlapping_rows_stay() -> None:
+    """As in the gradient of a linear layer over sliding windows: oneDNN does not take such strides."""
+    windows = torch.randn(99).unfold(0, 64, 1)
+    graph = make_fx(torch.mm, _products.DECOMPOSITIONS)(torch.randn(40, 36), windows)
+    assert {str(node.target) for node in graph.graph.nodes if node.op == "call_function"} == {"aten.mm.default"}
+
+
 @pytest.mark.machine_code
 def test_compiled_product_is_the_product() -> None:
     """Of contiguous and of transposed tensors, as in the gradient of a weight."""

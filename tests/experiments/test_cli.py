@@ -14,8 +14,8 @@ import yaml
 from fptt.experiments.cli import run
 from fptt.experiments.comparison import parse_methods
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import RECIPES, read_config, recipe, task_config
-from fptt.experiments.run_folder import RunFolder
+from fptt.experiments.recipes import RECIPES, recipe, task_config
+from fptt.experiments.run_folder import RunFolder, read_config
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
 
@@ -124,6 +124,29 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
 
 
+def test_an_interrupted_comparison_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in the terminal, which reaches the whole group: the run under way saves what it needs, no other starts."""
+    options = ["compare", "--methods", "tbptt", "--seeds", "2", "--budgets", "epochs", "--hidden-size", "8"]
+    command = [*options, "--threads", "1", "--limit", "256", "--out", str(tmp_path / "study")]
+    long = [sys.executable, "-m", "fptt", *command, "--epochs", "2000"]
+    process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    first, second = (RunFolder(tmp_path / "study" / "equal-epochs" / f"tbptt-seed-{seed}") for seed in (0, 1))
+    deadline = time.monotonic() + 120
+    while not first.metrics_file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert first.read_summary()["status"] == "interrupted"
+    assert first.can_resume(first.read_config())
+    assert not second.path.exists()
+    assert run([*command, "--epochs", "1"]) == 2
+    assert "holds an interrupted run with epochs 2000, not 1" in capsys.readouterr().err
+    assert run([*command, "--epochs", "1", "--overwrite"]) == 0
+    assert {first.read_summary()["status"], second.read_summary()["status"]} == {"finished"}
+    assert (tmp_path / "study" / "curves.png").exists()
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -152,6 +175,17 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["train", "--num-chunks", "65"], "num_chunks must be at most the sequence length 64, got 65"),
         (["train", "--alpha", "-1"], "alpha must not be negative, got -1"),
         (["train", "--beta", "0"], "beta must be in (0, 1], got 0"),
+        (["train", "--dropout", "1"], "dropout must be in [0, 1), got 1"),
+        (["train", "--dropout", "0.5"], "dropout is for language models only, got 0.5 with digits"),
+        (["train", "--seed", "2147483648"], "seed must be in [0, 2³¹), got 2147483648"),
+        (["train", "--by", "row"], "by belongs to the task 'mnist', got it with the task 'digits'"),
+        (["train", "--recipe", "smnist", "--task", "digits"], "recipe smnist is of the task mnist, got task digits"),
+        (["train", "--recipe", "soup"], "unknown recipe 'soup'; there are digits, digits-per-step"),
+        (["train", "--lr-factor", "1"], "lr_factor must be in (0, 1), got 1"),
+        (["compare", "--budgets", "joules"], "unknown budget 'joules'; there are epochs, updates, seconds"),
+        (["ablate", "--over", "weather"], "weather"),
+        (["report", "--results", "nowhere"], "nowhere"),
+        (["sample", "nowhere"], "run folder nowhere does not exist"),
         (["train", "--limit", "0"], "limit must be positive, got 0"),
         (["train", "--epochs", "None"], "epochs, max_updates and max_seconds are all None"),
         (

@@ -14,12 +14,22 @@ from torch.nn import functional
 import fptt
 from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
+from fptt.experiments.evaluation import evaluate_folder
 from fptt.experiments.language_model import LanguageModel, _one_block
 from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.sampling import continue_text, sample_text
 from fptt.experiments.tasks import Task, load_task
 from fptt.experiments.tasks.batches import TokenWindows
-from fptt.experiments.tasks.language import CHARACTERS, UNDERSCORED, WORDS, make_task, make_vocabulary, num_columns
+from fptt.experiments.tasks.language import (
+    CHARACTERS,
+    UNDERSCORED,
+    WORDS,
+    encode,
+    make_task,
+    make_vocabulary,
+    num_columns,
+)
+from fptt.experiments.tasks.scores import TokenScore
 from fptt.nn._cells import plain_cells
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
@@ -355,14 +365,21 @@ def test_bad_texts_are_named(tmp_path: Path) -> None:
             {"data": write_splits(tmp_path / "void", train=["ab"], validation=[""], test=["ab"]), "length": 1},
             "the validation text must have at least 2 characters, got 0.$",
         ),
-        (
-            {"data": write_splits(tmp_path / "new", train=["ab"], validation=["aé"], test=["ab"]), "length": 1},
-            "the validation text has the character 'é', which does not occur in the training text",
-        ),
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message):
             load_task(Setting(**{"task": "text", "batch_size": 1, **options}), 0)
+
+
+def test_characters_that_training_lacks_are_one_token(tmp_path: Path) -> None:
+    data = write_splits(tmp_path / "new", train=["abab"], validation=["aé"], test=["bZ"])
+    task = load_task(Setting(task="text", data=data, batch_size=1, length=1), 0)
+    assert task.vocabulary == ("a", "b", "<unk>")
+    for part in (task.validation, task.test):
+        assert isinstance(part, TokenWindows)
+        assert part.columns[1].item() == 2
+    with pytest.raises(UserError, match="the test text has the character 'Z', which does not occur in the training"):
+        encode(["a", "Z"], ("a", "b"), CHARACTERS, "the test text")
 
 
 # -- sampling ------------------------------------------------------------------------------------------------------
@@ -427,14 +444,29 @@ def test_a_run_goes_on_with_the_text_of_its_prompt(tmp_path: Path) -> None:
     trained_run(tmp_path / "characters", 60, task="text", data=str(text))
     assert sample(tmp_path / "characters", "bc") == "bcabcab"
     moved = text.rename(tmp_path / "moved.txt")
-    assert sample(tmp_path / "characters", "a", 2, data=str(moved)) == "abc"
+    assert sample(tmp_path / "characters", "a", 2) == "abc"  # the text is not needed any more
+    assert evaluate_folder(tmp_path / "characters", data=str(moved))["test_accuracy"] == 1
     with pytest.raises(UserError, match="prompt has the character 'x'"):
-        sample(tmp_path / "characters", "ax", data=str(moved))
+        sample(tmp_path / "characters", "ax")
     with pytest.raises(UserError, match="has no averages"):
-        sample(tmp_path / "characters", "a", data=str(moved), averages=True)
+        sample(tmp_path / "characters", "a", averages=True)
     moved.write_text("abcd" * 100)
     with pytest.raises(UserError, match="another vocabulary than the run: 4 tokens instead of 3"):
-        sample(tmp_path / "characters", "a", data=str(moved))
+        evaluate_folder(tmp_path / "characters", data=str(moved))
+    (tmp_path / "characters" / "vocabulary.json").write_text("5")
+    with pytest.raises(UserError, match=r"vocabulary\.json cannot be read \(it does not hold a list of tokens"):
+        sample(tmp_path / "characters", "a")
+    (tmp_path / "characters" / "vocabulary.json").unlink()
+    with pytest.raises(UserError, match=r"vocabulary\.json is missing"):
+        sample(tmp_path / "characters", "a")
+    with pytest.raises(UserError, match=r"vocabulary\.json is missing"):
+        evaluate_folder(tmp_path / "characters", data=str(moved))
+
+
+def test_perplexity_may_be_infinite() -> None:
+    score = TokenScore("perplexity")
+    score.add(torch.tensor([[0.0, 2000.0]]), torch.tensor([0]))
+    assert score.figures()["perplexity"] == float("inf")
 
 
 def test_a_run_of_words_goes_on_with_words_and_lines(tmp_path: Path) -> None:

@@ -149,6 +149,66 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypat
     assert_same_end(RunFolder(tmp_path / "whole"), killed)
 
 
+def test_a_run_killed_in_its_last_validation_still_validates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget is spent, and a checkpoint with the last update was written."""
+    command = ["train", *QUICK, "--checkpoint-updates", "8"]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    killed = RunFolder(tmp_path / "killed")
+
+    class Killed(BaseException): ...
+
+    select = Training._select
+
+    def dying(self: Training) -> dict[str, float]:
+        if self.run.is_over:
+            raise Killed
+        return select(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_select", dying)
+        patch.setattr(Training, "can_finish", False)
+        with pytest.raises(Killed):
+            run([*command, "--out", str(killed.path)])
+    assert run(["train", "--resume", "--out", str(killed.path)]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+
+
+def test_a_run_killed_in_its_test_need_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(["train", *QUICK, "--out", str(tmp_path / "whole")]) == 0
+    killed = RunFolder(tmp_path / "killed")
+
+    class Killed(BaseException): ...
+
+    def dying(self: Training, status: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "finish", dying)
+        with pytest.raises(Killed):
+            run(["train", *QUICK, "--out", str(killed.path)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_batch", dying)
+        assert run(["train", "--resume", "--out", str(killed.path)]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+
+
+def test_interrupting_twice_in_the_first_validation_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    select = Training._select
+
+    def interrupted(self: Training) -> dict[str, float]:
+        if not self.interruption.is_asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return select(self)
+
+    monkeypatch.setattr(Training, "_select", interrupted)
+    assert run(["train", *QUICK, "--out", str(tmp_path / "run")]) == INTERRUPTED
+    assert RunFolder(tmp_path / "run").read_summary()["status"] == "interrupted"
+    assert "to go on" not in capsys.readouterr().out
+
+
 def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     cases = [
@@ -156,6 +216,8 @@ def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: 
         (["--resume", "--out", str(tmp_path / "nowhere")], "does not exist"),
         (["--resume", "--overwrite", "--out", str(out)], "no overwrite, config or recipe fits"),
         (["--resume", "--out", str(out)], "has no checkpoint to go on from"),
+        (["--resume", "--out", str(out), "--lr", "1"], "give --out and no other option"),
+        (["--resume", "--out", str(out), "--task", "mnist"], "give --out and no other option"),
     ]
     assert run(["train", *QUICK, "--epochs", "1", "--out", str(out)]) == 0
     summary = RunFolder(out).read_summary()
@@ -165,7 +227,9 @@ def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: 
         assert message in capsys.readouterr().err
     RunFolder(out).checkpoint_file.write_bytes(b"no checkpoint")
     assert run(["train", "--resume", "--out", str(out)]) == 2
-    assert "checkpoint.pt cannot be read" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "checkpoint.pt cannot be read" in errors
+    assert "To begin again: --overwrite." in errors
     RunFolder(out).write_checkpoint({"config": RunFolder(out).read_config().to_yaml(), "version": 1})
     assert run(["train", "--resume", "--out", str(out)]) == 2
     assert "damaged: KeyError('vocabulary') is missing" in capsys.readouterr().err

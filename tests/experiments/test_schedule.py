@@ -12,8 +12,8 @@ def test_the_first_limit_ends_a_run() -> None:
     assert Budget(config).fraction(15, 10**9, 10**9) == 0.25
     both = type(config).of(config, epochs=10, max_updates=1000)
     assert Budget(both).fraction(1, 700, 0) == 0.7
-    assert Budget(both).is_spent(1, 1000, 0)
-    assert not Budget(both).is_spent(9.9, 999, 10**9)
+    assert Budget(both).fraction(1, 1001, 0) == 1
+    assert Budget(both).fraction(9.9, 999, 10**9) == 0.999
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,16 @@ DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.mm.default: _mm, torch.ops.aten
 
 def _suits_onednn(left: Tensor, right: Tensor) -> bool:
     sides = (*left.shape, right.shape[1])
+    if not _has_plain_strides(right):
+        return False
     is_float = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
     return is_float and min(sides) >= SMALLEST_SIDE and onednn_is_faster()
+
+
+def _has_plain_strides(matrix: Tensor) -> bool:
+    """Tell whether rows or columns lie one after the other without overlapping, as oneDNN demands."""
+    (rows, columns), (down, across) = matrix.shape, matrix.stride()
+    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
 @cache

@@ -17,7 +17,7 @@ from fptt.experiments.tasks import Task
 def make_model(config: TrainConfig, task: Task) -> nn.Module:
     """Return the model of a config, freshly initialized."""
     if task.vocabulary is not None:
-        return _language_model(config, task)
+        return make_language_model(config, task.input_size)
     _check_language_only(config, task)
     kind = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}[config.cell]
     return kind(
@@ -38,12 +38,17 @@ LANGUAGE_ONLY = ("embedding_size", "tied", *DROPOUTS)
 NOT_FOR_LANGUAGE = ("readout_sizes", "readout_activation", "forget_bias", "fan_in_init")
 
 
-def _language_model(config: TrainConfig, task: Task) -> nn.Module:
+def make_language_model(config: TrainConfig, num_tokens: int) -> LanguageModel:
+    """Return the model of a config for so many tokens, freshly initialized.
+
+    Raises:
+        UserError: If the config has options that are not for language models.
+    """
     for name in NOT_FOR_LANGUAGE:
         if getattr(config, name) != getattr(Setting, name):
-            raise UserError(f"{name} is not for language models, got {getattr(config, name)} with {task.name}.")
+            raise UserError(f"{name} is not for language models, got {getattr(config, name)} with {config.task}.")
     names = ("embedding_size", "hidden_size", "num_layers", "cell", "tied", *DROPOUTS)
-    return LanguageModel(num_tokens=task.input_size, **{name: getattr(config, name) for name in names})
+    return LanguageModel(num_tokens=num_tokens, **{name: getattr(config, name) for name in names})
 
 
 def _check_language_only(config: TrainConfig, task: Task) -> None:

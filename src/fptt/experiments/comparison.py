@@ -49,6 +49,8 @@ class Comparison:
             for method in self.methods
         }
         for configs in (lambda: equal_epochs, lambda: dict(self._other_budgets())):
+            if not configs():
+                continue
             runs = {self.folder(key).path: config for key, config in configs().items()}
             summaries = run_all(runs, console, num_jobs, overwrite=overwrite)
             self.summaries.update(zip(configs(), summaries, strict=True))
@@ -65,7 +67,7 @@ class Comparison:
                 for name, limit in limits.items():
                     if name.removeprefix("max_") not in self.budgets:
                         continue
-                    changes = {"method": method, "seed": seed, "epochs": None, name: limit}
+                    changes = {"method": method, "seed": seed, "epochs": None, "early_stopping": None, name: limit}
                     yield (name.removeprefix("max_"), method, seed), TrainConfig.of(self.setting, **changes)
 
     def folder(self, key: Key) -> RunFolder:

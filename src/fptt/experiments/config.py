@@ -161,7 +161,13 @@ class TrainConfig(Setting):
     method: MethodName = "fptt"
     """bptt, tbptt or fptt."""
     seed: int = 0
-    """Seed of weights, order of samples and generated data."""
+    """Seed of weights, order of samples and generated data, below 2³¹."""
+
+    def __post_init__(self) -> None:
+        """Check ranges that do not depend on the task."""
+        super().__post_init__()
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed must be in [0, 2³¹), got {self.seed}.")
 
     @classmethod
     def of(cls, setting: Setting, **changes: Any) -> Self:

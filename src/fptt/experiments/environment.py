@@ -35,7 +35,13 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.kind = "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
-        self.now = time.process_time if self.kind == "cpu" else time.perf_counter
+        self.device = device
+
+    def now(self) -> float:
+        """Return the time, once the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.process_time() if self.kind == "cpu" else time.perf_counter()
 
 
 class MemoryMeter:

@@ -14,7 +14,7 @@ from fptt.experiments.building import make_fabric, make_model
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import prepare_process
 from fptt.experiments.errors import UserError
-from fptt.experiments.run_folder import RunFolder
+from fptt.experiments.run_folder import RunFolder, Weights
 from fptt.experiments.tasks import Task, check_vocabulary, load_task
 from fptt.experiments.tasks.batches import Batch
 from fptt.experiments.tasks.scores import Score
@@ -86,9 +86,18 @@ def load_model(folder: RunFolder, config: TrainConfig, *, averages: bool) -> tup
     task = load_task(config, config.seed)
     check_vocabulary(folder.read_vocabulary(), task)
     model = make_model(config, task)
+    load_weights(model, weights, folder)
+    return model, task
+
+
+def load_weights(model: nn.Module, weights: Weights, folder: RunFolder) -> None:
+    """Give a model the weights of a run folder.
+
+    Raises:
+        UserError: If they do not fit.
+    """
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"run folder {folder.path} is damaged: weights and config do not fit ({reason}).") from error
-    return model, task

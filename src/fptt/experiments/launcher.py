@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -41,18 +42,56 @@ def run_all(
     told = f", {done} of them are finished already" if done else ""
     console.print(f"{len(runs)} runs{told}; {min(num_jobs, max(len(waiting), 1))} at a time", highlight=False)
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_jobs)), **os.environ}
-    children: list[subprocess.Popen[bytes]] = []
+    children = _Children(environment)
     executor = ThreadPoolExecutor(num_jobs)
     try:
-        jobs = [executor.submit(_run, path, config, console, environment, children) for path, config in waiting.items()]
+        jobs = [
+            executor.submit(_run, path, config, console, children, overwrite=overwrite)
+            for path, config in waiting.items()
+        ]
         failures = [error for error in (_failure(job) for job in jobs) if error is not None]
     finally:
-        for child in children:
-            child.send_signal(signal.SIGINT)  # does nothing to one that has ended
+        children.stop()
         executor.shutdown(wait=True, cancel_futures=True)
     if failures:
         raise failures[0]
     return [RunFolder(path).read_summary() for path in runs]
+
+
+class _Children:
+    """The processes under way.
+
+    Each leads a group of its own: Ctrl-C in the terminal is then sent to it once, by `stop`, and not twice, which would
+    end it at once.
+
+    Attributes:
+        is_stopping: Whether no more of them are started.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.is_stopping = False
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def run(self, command: Sequence[str], log: IO[str]) -> int:
+        """Run a command to its end and return its exit code."""
+        with self._lock:
+            if self.is_stopping:
+                return INTERRUPTED
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, process_group=0
+            )
+            self._processes.append(process)
+        return process.wait()
+
+    def stop(self) -> None:
+        """Ask all of them to end, once, and start no more."""
+        with self._lock:
+            if not self.is_stopping:
+                self.is_stopping = True
+                for process in self._processes:
+                    process.send_signal(signal.SIGINT)  # does nothing to one that has ended
 
 
 def _failure(job: Future[None]) -> UserError | None:
@@ -77,8 +116,9 @@ def _run(
     path: Path,
     config: TrainConfig,
     console: Console,
-    environment: dict[str, str],
-    children: list[subprocess.Popen[bytes]],
+    children: "_Children",
+    *,
+    overwrite: bool,
 ) -> None:
     config_file, log_file = (path.with_name(path.name + ending) for ending in (".yaml", ".log"))
     try:
@@ -86,14 +126,16 @@ def _run(
         config_file.write_text(config.to_yaml())
     except OSError as error:
         raise UserError(f"out {path.parent} cannot be written: {error}.") from error
+    if children.is_stopping:
+        return
     console.print(f"{path}: started; its progress is in {log_file.name}", highlight=False, soft_wrap=True)
-    start = ["--resume"] if RunFolder(path).can_resume(config) else ["--config", str(config_file), "--overwrite"]
+    goes_on = not overwrite and RunFolder(path).can_resume(config)
+    start = ["--resume"] if goes_on else ["--config", str(config_file), "--overwrite"]
     command = [sys.executable, "-m", "fptt", "train", "--out", str(path), *start]
     with log_file.open("w") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        children.append(child)
-        code = child.wait()
+        code = children.run(command, log)
     if code == INTERRUPTED:
+        children.stop()
         raise KeyboardInterrupt
     if code != 0:
         last = log_file.read_text().strip().splitlines()[-1:]

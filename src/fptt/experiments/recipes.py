@@ -1,10 +1,9 @@
 """Every setting that is offered by name: the published ones, and small ones for two cores."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from fptt.experiments.config import TrainConfig, read_values
+from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
 
 
@@ -25,10 +24,6 @@ class Recipe:
     figure: str | None = None
 
 
-def _config(task: str, **settings: Any) -> TrainConfig:
-    return TrainConfig(task=task, **settings)
-
-
 # An update every time step: small ones, many, judged by their moving average, for the weights never stand still.
 _PER_STEP: dict[str, Any] = {
     "engine": "compiled",
@@ -41,7 +36,7 @@ _PER_STEP: dict[str, Any] = {
     "readout_activation": "relu",
 }
 
-# method.md §4: LSTM-128, Adam 1e-3 and ÷ 10 at epochs 50, 75 and 90 of 200, batch 128, clip 1, α 0.1, β ½, K = 10
+# Kag & Saligrama: LSTM-128, Adam 1e-3, ÷ 10 at epochs 50, 75 and 90 of 200, batch 128, clip 1, α 0.1, β ½, K = 10
 _IMAGES: dict[str, Any] = {
     "readout_sizes": (256,),
     "batch_size": 128,
@@ -50,6 +45,7 @@ _IMAGES: dict[str, Any] = {
     "form": "released",
     "coupling": "coupled",
     "alpha": 0.1,
+    "divergence": "running",
     "epochs": 200,
     "schedule": "steps",
     "milestones": (0.25, 0.375, 0.45),
@@ -75,7 +71,7 @@ _ADDING: dict[str, Any] = {
     "divergence": "none",
 }
 
-# method.md §4: LSTM-256, SGD 2 with momentum 0.9, batch 128, dropout 0.2, α 0.5, μ 2, K = 6, rate ÷ 4 on a plateau
+# Kag & Saligrama: LSTM-256, SGD 2 with momentum 0.9, batch 128, dropout 0.2, α 0.5, μ 2, K = 6, rate ÷ 4 on a plateau
 _PTB_300: dict[str, Any] = {
     "length": 300,
     "hidden_size": 256,
@@ -86,7 +82,6 @@ _PTB_300: dict[str, Any] = {
     "dropout": 0.2,
     "input_dropout": 0.2,
     "num_chunks": 6,
-    "bptt_losses": 1,
     "form": "released",
     "coupling": "coupled",
     "alpha": 0.5,
@@ -95,157 +90,169 @@ _PTB_300: dict[str, Any] = {
     "lr_factor": 0.25,
 }
 
+# Merity, Keskar & Socher 2018
+_AWD: dict[str, Any] = {
+    "num_layers": 3,
+    "tied": True,
+    "hidden_dropout": 0.25,
+    "weight_dropout": 0.5,
+    "weight_decay": 1.2e-6,
+    "num_chunks": 3,
+}
+
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         about="64 pixels, K = 8: the first thing to try",
-        config=_config("digits", threads=1),  # too small for more, and robust beside other programs
+        config=TrainConfig(task="digits", threads=1),  # too small for more, and robust beside other programs
         minutes=1,
         figure="accuracy 0.959 ± 0.007",
     ),
     "digits-per-step": Recipe(
         about="64 pixels, K = 64: an update at every pixel, by the compiled engine",
-        config=_config("digits", num_chunks=64, epochs=200, threads=1, **_PER_STEP),
+        config=TrainConfig(task="digits", num_chunks=64, epochs=200, threads=1, **_PER_STEP),
     ),
     "adding-200": Recipe(
         about="add two numbers in 200 steps",
-        config=_config("adding", length=200, epochs=15, **_ADDING),
+        config=TrainConfig(task="adding", length=200, epochs=15, **_ADDING),
         minutes=4,
         figure="mse 0.0019 ± 0.0005",
     ),
     "adding-500": Recipe(
         about="add two numbers in 500 steps, where BPTT is known to fail",
-        config=_config("adding", length=500, epochs=30, **_ADDING),
+        config=TrainConfig(task="adding", length=500, epochs=30, **_ADDING),
     ),
     "adding-1000": Recipe(
         about="add two numbers in 1,000 steps",
-        config=_config("adding", length=1000, epochs=30, **_ADDING),
+        config=TrainConfig(task="adding", length=1000, epochs=30, **_ADDING),
     ),
     "copy-100": Recipe(
         about="repeat ten symbols after 100 steps",
-        config=_config("copy", length=100, num_chunks=10, batch_size=128, lr=1e-3, epochs=30, forget_bias=1.0),
+        config=TrainConfig(task="copy", length=100, num_chunks=10, batch_size=128, lr=1e-3, epochs=30, forget_bias=1.0),
     ),
     "anbn": Recipe(
         about="aⁿbⁿ for n ≤ 10, tested on n up to 20",
-        config=_config("anbn", length=10, num_chunks=7, hidden_size=16, batch_size=64, lr=5e-3, epochs=20, threads=1),
+        config=TrainConfig(
+            task="anbn", length=10, num_chunks=7, hidden_size=16, batch_size=64, lr=5e-3, epochs=20, threads=1
+        ),
     ),
     "smnist": Recipe(
         about="S-MNIST, 784 steps, the published setting",
-        config=_config("mnist", **_IMAGES),
+        config=TrainConfig(task="mnist", **_IMAGES),
         minutes=500,
     ),
     "psmnist": Recipe(
         about="permuted S-MNIST, the published setting",
-        config=_config("mnist", permuted=True, **_IMAGES),
+        config=TrainConfig(task="mnist", permuted=True, **_IMAGES),
         minutes=500,
     ),
     "smnist-small": Recipe(
         about="S-MNIST, K = 28, in half an hour",
-        config=_config("mnist", epochs=10, **_SMALL_IMAGES),
+        config=TrainConfig(task="mnist", epochs=10, **_SMALL_IMAGES),
         minutes=25,
     ),
     "psmnist-small": Recipe(
         about="permuted S-MNIST, K = 28, in half an hour",
-        config=_config("mnist", permuted=True, epochs=10, **_SMALL_IMAGES),
+        config=TrainConfig(task="mnist", permuted=True, epochs=10, **_SMALL_IMAGES),
         minutes=25,
     ),
     "smnist-rows": Recipe(
         about="MNIST row by row, 28 steps",
-        config=_config("mnist", by="row", num_chunks=4, batch_size=128, lr=1e-3, epochs=10),
+        config=TrainConfig(task="mnist", by="row", num_chunks=4, batch_size=128, lr=1e-3, epochs=10),
     ),
     "smnist-per-step": Recipe(
         about="S-MNIST, K = 784: an update at every pixel, by the compiled engine",
-        config=_config("mnist", num_chunks=784, batch_size=128, epochs=40, threads=1, **_PER_STEP),
+        config=TrainConfig(task="mnist", num_chunks=784, batch_size=128, epochs=40, threads=1, **_PER_STEP),
         minutes=120,
     ),
     "cifar10": Recipe(
         about="CIFAR-10 pixel by pixel, 1,024 steps, the published setting",
-        config=_config("cifar10", **_IMAGES),
+        config=TrainConfig(task="cifar10", **_IMAGES),
         minutes=600,
     ),
     "cifar10-small": Recipe(
         about="CIFAR-10 pixel by pixel, K = 32, in half an hour",
-        config=_config("cifar10", epochs=6, **{**_SMALL_IMAGES, "num_chunks": 32}),
+        config=TrainConfig(task="cifar10", epochs=6, **{**_SMALL_IMAGES, "num_chunks": 32}),
         minutes=25,
     ),
     "ptb-300": Recipe(
         about="words of the Penn Treebank, T = 300, the published setting",
-        config=_config("ptb-word", epochs=100, **_PTB_300),
+        config=TrainConfig(task="ptb-word", epochs=100, **_PTB_300),
         minutes=200,
     ),
     "ptb-300-small": Recipe(
         about="words of the Penn Treebank, T = 300, in half an hour",
-        config=_config("ptb-word", epochs=10, **_PTB_300),
+        config=TrainConfig(task="ptb-word", epochs=10, **_PTB_300),
         minutes=25,
     ),
     "ptb-70": Recipe(
         about="words of the Penn Treebank, T = 70, an LSTM with the dropouts of AWD-LSTM (no mixture of softmaxes)",
-        config=_config(
-            "ptb-word",
+        config=TrainConfig(
+            task="ptb-word",
             length=70,
             hidden_size=1150,
             embedding_size=400,
-            num_layers=3,
-            tied=True,
             dropout=0.4,
             input_dropout=0.4,
-            hidden_dropout=0.25,
-            weight_dropout=0.5,
             embedding_dropout=0.1,
             optimizer="sgd",
             lr=30.0,
-            weight_decay=1.2e-6,
             batch_size=20,
             max_norm=0.25,
-            num_chunks=3,
             schedule="plateau",
             lr_factor=0.25,
             plateau_epochs=5,
             epochs=200,
+            **_AWD,
         ),
         minutes=10_000,
     ),
     "ptb-char": Recipe(
-        about="characters of the Penn Treebank, T = 150, three layers of 1,000, tied: the published setting",
-        config=_config(
-            "ptb-char",
+        about="characters of the Penn Treebank, T = 150, K = 3, three layers of 1,000, tied; strength ours",
+        config=TrainConfig(
+            task="ptb-char",
             length=150,
             hidden_size=1000,
             embedding_size=200,
-            num_layers=3,
-            tied=True,
             dropout=0.1,
-            hidden_dropout=0.25,
-            weight_dropout=0.5,
             batch_size=128,
             lr=2.7e-3,
-            weight_decay=1.2e-6,
-            num_chunks=3,
+            form="released",
+            coupling="coupled",
+            alpha=0.1,
             epochs=100,
             schedule="steps",
             milestones=(0.6, 0.8),
+            **_AWD,
         ),
         minutes=10_000,
     ),
     "ptb-char-small": Recipe(
         about="characters of the Penn Treebank, T = 150, one layer of 256, in half an hour",
-        config=_config(
-            "ptb-char", length=150, hidden_size=256, embedding_size=64, batch_size=64, lr=3e-3, num_chunks=3, epochs=8
+        config=TrainConfig(
+            task="ptb-char",
+            length=150,
+            hidden_size=256,
+            embedding_size=64,
+            batch_size=64,
+            lr=3e-3,
+            num_chunks=3,
+            epochs=8,
         ),
         minutes=25,
     ),
     "text": Recipe(
         about="characters of any text: --data FILE, then fptt sample",
-        config=_config(
-            "text", length=100, hidden_size=256, embedding_size=64, batch_size=32, lr=3e-3, num_chunks=5, epochs=10
+        config=TrainConfig(
+            task="text", length=100, hidden_size=256, embedding_size=64, batch_size=32, lr=3e-3, num_chunks=5, epochs=10
         ),
     ),
     "har": Recipe(
         about="activities from windows of sensors, 128 steps",
-        config=_config("har", num_chunks=8, batch_size=64, lr=1e-3, epochs=30, forget_bias=1.0),
+        config=TrainConfig(task="har", num_chunks=8, batch_size=64, lr=1e-3, epochs=30, forget_bias=1.0),
     ),
     "hapt": Recipe(
         about="activities and transitions at every step of a recording",
-        config=_config("hapt", length=1000, num_chunks=20, batch_size=16, lr=2e-3, epochs=30, forget_bias=1.0),
+        config=TrainConfig(task="hapt", length=1000, num_chunks=20, batch_size=16, lr=2e-3, epochs=30, forget_bias=1.0),
     ),
 }
 """The recipes, by name."""
@@ -286,13 +293,3 @@ def task_config(task: str, engine: str = "eager") -> TrainConfig:
         raise UserError(f"unknown task {task!r}; there are {', '.join(tasks)}.")
     name = COMPILED.get(task) if engine == "compiled" else None
     return RECIPES[name or DEFAULTS.get(task, task)].config
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read a config file; fields that it lacks are those of its task's recipe.
-
-    Raises:
-        UserError: If the file is missing or damaged, or a field is unknown or wrong.
-    """
-    values = read_values(path)
-    return replace(task_config(values.get("task", "digits"), values.get("engine", "eager")), **values)

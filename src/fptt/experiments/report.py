@@ -39,7 +39,9 @@ def draw_comparison(panels: Mapping[str, Mapping[str, Sequence[RunFolder]]], met
         metric: Name of the metric.
         path: The picture.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained", sharey=True)
+    width = 4.3 * max(len(panels), 1.5)
+    figure, grid = plt.subplots(1, len(panels), figsize=(width, 3.8), layout="constrained", sharey=True, squeeze=False)
+    axes = grid[0]
     for axis, (budget, methods) in zip(axes, panels.items(), strict=True):
         column = "epoch" if budget == "epochs" else budget
         for method, runs in methods.items():

@@ -171,7 +171,8 @@ class Run:
         self.schedule.load_state_dict(state["schedule"])
         self.state = self._nested_state(state["state"])
         self.best = Best(**state["best"])
-        self.totals.sums, self.totals.batches = state["totals"]["sums"], state["totals"]["batches"]
+        self.totals.sums = state["totals"]["sums"].to(self.fabric.device)
+        self.totals.batches = state["totals"]["batches"]
         for name, value in state["counters"].items():
             setattr(self, name, value)
         _set_random_state(state["random"], self.fabric.device)

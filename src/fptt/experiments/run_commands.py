@@ -12,6 +12,7 @@ from rich.console import Console
 from fptt.experiments.announcements import say
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
+from fptt.experiments.recipes import task_config
 from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.starting_point import Origin, starting_config
 
@@ -64,8 +65,6 @@ class Train(Origin):
         """Return the config of the run to go on with."""
         if self.out is None:
             raise UserError("resume needs the run's folder: give it by --out.")
-        if self.overwrite or self.config is not None or self.recipe is not None:
-            raise UserError("resume goes on with the folder's own config: no overwrite, config or recipe fits it.")
         return RunFolder(self.out).read_config()
 
 
@@ -106,14 +105,12 @@ class Sample:
     """Of the draws."""
     averages: bool = False
     """Use FPTT's averages instead of the weights."""
-    data: str | None = None
-    """Where the data are now, if not where the run read them."""
 
     def __call__(self, console: Console) -> None:
         """Write and print."""
         from fptt.experiments.sampling import sample_text
 
-        names = ("prompt", "num_tokens", "temperature", "seed", "averages", "data")
+        names = ("prompt", "num_tokens", "temperature", "seed", "averages")
         say(console, sample_text(self.folder, **{name: getattr(self, name) for name in names}))
 
 
@@ -126,7 +123,13 @@ def with_absolute_data(setting: Any) -> Any:
 
 def parse_train(arguments: Sequence[str]) -> Train:
     """Return what `fptt train` is asked to do."""
-    return tyro.cli(Train, args=arguments, prog="fptt train", default=Train(run=starting_config(arguments)))
+    default = Train(run=starting_config(arguments))
+    command = tyro.cli(Train, args=arguments, prog="fptt train", default=default)
+    if command.resume and replace(command, run=TrainConfig(), out=None) != Train(run=TrainConfig(), resume=True):
+        raise UserError("resume goes on with the folder's own config: no overwrite, config or recipe fits it.")
+    if command.resume and command.run != task_config("digits"):
+        raise UserError("resume goes on with the folder's own config: give --out and no other option.")
+    return command
 
 
 def parse_evaluate(arguments: Sequence[str]) -> Evaluate:

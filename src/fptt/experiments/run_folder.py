@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fptt.experiments.config import TrainConfig
+from fptt.experiments.config import TrainConfig, read_values
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import read_config
+from fptt.experiments.recipes import task_config
 
 Weights = dict[str, Tensor]
 
@@ -107,7 +107,7 @@ class RunFolder:
         try:
             state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise self._damaged(self.checkpoint_file, error) from error
+            raise UserError(f"{self._damaged(self.checkpoint_file, error)} To begin again: --overwrite.") from error
         if not isinstance(state, dict):
             raise self._damaged(self.checkpoint_file, ValueError("it does not hold a state"))
         return state
@@ -138,9 +138,12 @@ class RunFolder:
         if not self.vocabulary_file.exists():
             return None
         try:
-            return json.loads(self.vocabulary_file.read_text())
+            tokens = json.loads(self.vocabulary_file.read_text())
         except (OSError, ValueError) as error:
             raise self._damaged(self.vocabulary_file, error) from error
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise self._damaged(self.vocabulary_file, ValueError("it does not hold a list of tokens"))
+        return tokens
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Read the rows of the metrics, as numbers."""
@@ -176,20 +179,33 @@ class RunFolder:
         """Tell whether the folder holds a whole run of this config that came to its end, wherever its data lay.
 
         Raises:
-            UserError: If it holds a finished run of another config, which would be lost.
+            UserError: If it holds a finished or an interrupted run of another config, which would be lost.
         """
         try:
-            finished = self.read_summary().get("status") == "finished" and bool(self.read_metrics())
-            found = replace(self.read_config(), data=config.data)
+            found = self.read_config()
         except UserError:
             return False
-        if finished and found != config:
-            field = next(f.name for f in fields(config) if getattr(found, f.name) != getattr(config, f.name))
+        if self._has_come_to_its_end():
+            self._check_same(replace(found, data=config.data), config, "a finished")
+            return True
+        if self.checkpoint_file.exists():
+            self._check_same(found, config, "an interrupted")
+        return False
+
+    def _has_come_to_its_end(self) -> bool:
+        try:
+            return self.read_summary().get("status") == "finished" and bool(self.read_metrics())
+        except UserError:
+            return False
+
+    def _check_same(self, found: TrainConfig, config: TrainConfig, kind: str) -> None:
+        names = [field.name for field in fields(config)]
+        other = next((name for name in names if getattr(found, name) != getattr(config, name)), None)
+        if other is not None:
             raise UserError(
-                f"{self.path} holds a finished run with {field} {getattr(found, field)!r}, not "
-                f"{getattr(config, field)!r}: give another folder, or --overwrite."
+                f"{self.path} holds {kind} run with {other} {getattr(found, other)!r}, not "
+                f"{getattr(config, other)!r}: give another folder, or --overwrite."
             )
-        return finished
 
     def can_resume(self, config: TrainConfig) -> bool:
         """Tell whether the folder holds an interrupted run of this config."""
@@ -212,3 +228,13 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a config file; fields that it lacks are those of its task's recipe.
+
+    Raises:
+        UserError: If the file is missing or damaged, or a field is unknown or wrong.
+    """
+    values = read_values(path)
+    return replace(task_config(values.get("task", "digits"), values.get("engine", "eager")), **values)

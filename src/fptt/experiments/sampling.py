@@ -1,16 +1,16 @@
 """Text from a trained language model, token by token."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fptt.experiments.building import make_language_model
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import prepare_process
 from fptt.experiments.errors import UserError
-from fptt.experiments.evaluation import load_model
+from fptt.experiments.evaluation import load_weights
 from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.tasks.language import CHARACTERS, UNDERSCORED, WORDS, Level, encode
 
@@ -22,7 +22,6 @@ def sample_text(
     num_tokens: int,
     temperature: float,
     seed: int,
-    data: str | None = None,
     averages: bool = False,
 ) -> str:
     """Continue a text by the model of a run folder, on the CPU.
@@ -33,7 +32,6 @@ def sample_text(
         num_tokens: Tokens to draw, ≥ 1: characters or words, as the run has them.
         temperature: What the scores are divided by, ≥ 0; 0 takes the most likely token.
         seed: Of the draws.
-        data: Where the data are now, which the vocabulary is read from, if not where the run read them.
         averages: Take the averages W̄ instead of the weights W.
 
     Returns:
@@ -47,6 +45,8 @@ def sample_text(
         raise UserError(f"num_tokens must be at least 1, got {num_tokens}.")
     if not temperature >= 0:
         raise UserError(f"temperature must not be negative, got {temperature}.")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed must be in [0, 2³¹), got {seed}.")
     folder = RunFolder(path)
     config = folder.read_config()
     level = _level(config)
@@ -54,8 +54,11 @@ def sample_text(
     if not beginning:
         raise UserError(f"prompt must have at least one {level.token}, got {prompt!r}.")
     prepare_process(config.threads)
-    model, task = load_model(folder, config if data is None else replace(config, data=data), averages=averages)
-    vocabulary = task.vocabulary or ()
+    vocabulary = folder.read_vocabulary()
+    if vocabulary is None:
+        raise UserError(f"run folder {path} is damaged: vocabulary.json is missing.")
+    model = make_language_model(config, len(vocabulary))
+    load_weights(model, folder.read_weights(averages=averages), folder)
     tokens = encode(beginning, vocabulary, level, "prompt").tolist()
     generator = torch.Generator().manual_seed(seed)
     drawn = continue_text(model, tokens, num_tokens=num_tokens, temperature=temperature, generator=generator)

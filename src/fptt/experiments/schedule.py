@@ -29,10 +29,6 @@ class Budget:
         parts = [spent / limit for spent, limit in zip((epochs, updates, seconds), limits, strict=True) if limit]
         return min(max(parts), 1.0)
 
-    def is_spent(self, epochs: float, updates: int, seconds: float) -> bool:
-        """Tell whether the run is over."""
-        return self.fraction(epochs, updates, seconds) >= 1.0
-
 
 class Schedule:
     """The learning rate over a run, which may wait for validation.

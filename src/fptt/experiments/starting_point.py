@@ -9,7 +9,8 @@ import tyro
 
 from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
-from fptt.experiments.recipes import read_config, recipe, task_config
+from fptt.experiments.recipes import recipe, task_config
+from fptt.experiments.run_folder import read_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """One run: train a config, select by validation, test, and leave a run folder; go on with one that was interrupted."""
 
+import time
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +14,8 @@ from fptt.experiments.interruption import Interruption
 from fptt.experiments.progress import Display, make_display
 from fptt.experiments.run import Best, Run, copy_weights
 from fptt.experiments.run_folder import RunFolder
+
+SECONDS_BETWEEN_FIGURES = 0.2
 
 
 def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: bool = False) -> dict[str, Any]:
@@ -41,6 +44,7 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
     status = "failed"
     try:
         training.loop()
+        training.save()  # the last validation is behind, the test may still be interrupted
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -65,6 +69,7 @@ class Training:
         self.run = Run(config)
         self.interruption = Interruption()
         self.saved_at = 0
+        self.shown_at = 0.0
 
     @property
     def can_finish(self) -> bool:
@@ -77,7 +82,7 @@ class Training:
         """Train until the budget is spent or patience is at its end."""
         run = self.run
         with closing(make_display(self.console)) as display, self.interruption:
-            while not (run.is_over or run.schedule.has_given_up):
+            while run.totals.batches or not (run.is_over or run.schedule.has_given_up):  # an epoch is always validated
                 run.memory.start()
                 self._train_epoch(display)
                 run.memory.stop()
@@ -91,8 +96,15 @@ class Training:
                 break
             run.schedule.set_rate(run.optimizer, run.fraction)
             run.train_batch(batch)
-            display.show(run.fraction, self._figures())
+            self._show(display)
             self._save_if_due()
+
+    def _show(self, display: Display) -> None:
+        """Show the figures, some times a second at most: to read them is to wait for the device."""
+        now = time.monotonic()
+        if now - self.shown_at >= SECONDS_BETWEEN_FIGURES:
+            self.shown_at = now
+            display.show(self.run.fraction, self._figures())
 
     def _save_if_due(self) -> None:
         every = self.config.checkpoint_updates
@@ -167,7 +179,8 @@ class Training:
         if self.can_finish:
             path = self.folder.path
             self.console.print(f"interrupted; completing {path} (again to stop at once)", highlight=False)
-            self.console.print(f"to go on: fptt train --resume --out {path}", highlight=False, soft_wrap=True)
+            if self.folder.checkpoint_file.exists():
+                self.console.print(f"to go on: fptt train --resume --out {path}", highlight=False, soft_wrap=True)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +190,7 @@ class Training:
         if run.best.metric is None:
             self._select()
         self.folder.write_summary(self._summary("interrupted", {task.metric: None}))  # in case the test is
-        if run.epoch:
+        if run.rows:
             from fptt.experiments.report import draw_curves  # matplotlib loads when there is something to draw
 
             draw_curves(self.folder, self.config, task.metric)

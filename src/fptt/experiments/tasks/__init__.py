@@ -24,6 +24,8 @@ TASKS: dict[str, str] = {
 OPTIONS: dict[str, tuple[str, ...]] = {
     "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt"),
     "permuted": ("mnist",),
+    "by": ("mnist",),
+    "level": ("text",),
     "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt"),
 }
 """Options that some tasks alone understand."""
@@ -38,15 +40,21 @@ def load_task(setting: Setting, seed: int) -> Task:
     if setting.task not in TASKS:
         raise UserError(f"unknown task {setting.task!r}; there are {', '.join(TASKS)}.")
     for option, tasks in OPTIONS.items():
-        if getattr(setting, option) and setting.task not in tasks:
+        if getattr(setting, option) != getattr(Setting, option) and setting.task not in tasks:
             named = f"the task{'s' if len(tasks) > 1 else ''} {', '.join(map(repr, tasks))}"
             raise UserError(f"{option} belongs to {named}, got it with the task {setting.task!r}.")
-    return import_module(f"fptt.experiments.tasks.{setting.task.replace('-', '_')}").load(setting, seed)
+    module = import_module(f"fptt.experiments.tasks.{setting.task.replace('-', '_')}")
+    try:
+        return module.load(setting, seed)
+    except ValueError as error:  # a data set that is not what it should be, where nothing says it better
+        raise UserError(f"the data of the task {setting.task!r} cannot be used: {error}") from error
 
 
 def check_vocabulary(saved: list[str] | None, task: Task) -> None:
     """Raise UserError if a run was trained on a text with another vocabulary than the task has now."""
     own = None if task.vocabulary is None else list(task.vocabulary)
+    if saved is None and own is not None:
+        raise UserError("the run folder is damaged: vocabulary.json is missing.")
     if saved != own:
         sizes = [0 if tokens is None else len(tokens) for tokens in (saved, own)]
         raise UserError(

@@ -130,5 +130,13 @@ class TokenScore(Score):
     def figures(self) -> dict[str, float]:
         """Return the metric and the accuracy."""
         nats = self.entropy / max(self.count, 1)
-        value = math.exp(nats) if self.metric == "perplexity" else nats / math.log(2)
+        value = _exp(nats) if self.metric == "perplexity" else nats / math.log(2)
         return {self.metric: value, "accuracy": self.correct / max(self.count, 1)}
+
+
+def _exp(value: float) -> float:
+    """Return exp of a number, infinite where a float cannot hold it."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fptt.experiments.config import Setting
@@ -20,7 +20,8 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     """Load a text file, or a data set with a column text.
 
     A part that is lacking, as validation and test are in a file, is cut from the end of training, 5 % each. At the
-    level of words, those that occur once in training are one token, `<unk>`, as are those that do not occur there.
+    level of words, those that occur once in training are one token, `<unk>`, as are words and characters that do not
+    occur there at all.
 
     Raises:
         UserError: If no data are given, or they cannot be read as text.
@@ -29,7 +30,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         raise UserError("data must be given for the task 'text': a text file, a folder of Parquet files or a hub id.")
     level = WORDS if setting.level == "word" else CHARACTERS
     parts = cut_lacking({name: level.split(text) for name, text in _read(setting.data).items()})
-    vocabulary = frequent_words(parts["train"]) if setting.level == "word" else None
+    vocabulary = frequent_words(parts["train"]) if setting.level == "word" else all_characters(parts)
     return make_task(setting, parts, level, length=LENGTH, vocabulary=vocabulary)
 
 
@@ -47,6 +48,13 @@ def frequent_words(tokens: Sequence[str]) -> tuple[str, ...]:
     counts = Counter(tokens)
     found = make_vocabulary(token if counts[token] > 1 else UNKNOWN for token in tokens)
     return found if UNKNOWN in found else (*found, UNKNOWN)
+
+
+def all_characters(parts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return the vocabulary of the characters of training, and `<unk>` if validation or test have others."""
+    found = make_vocabulary(parts["train"])
+    has_others = any(not set(parts[name]) <= set(found) for name in PARTS[1:])
+    return (*found, UNKNOWN) if has_others else found
 
 
 def _read(source: str) -> dict[str, str]:
