@@ -6,12 +6,10 @@ from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
 from fptt.experiments.errors import UserError
-from fptt.experiments.tasks.batches import Batch, FreshSamples
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, HELD_OUT_SEED, Batch, FreshSamples
 from fptt.experiments.tasks.task import Task
 
-BATCHES_AN_EPOCH = 100
 NUM_HELD_OUT = 2000
-HELD_OUT_SEED = 2**31
 
 
 def load(setting: Setting, seed: int) -> Task:

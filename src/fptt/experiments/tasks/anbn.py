@@ -8,13 +8,12 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
-from fptt.experiments.tasks.batches import Batch, FreshSamples
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, FreshSamples
 from fptt.experiments.tasks.scores import IGNORED, ClassScore
 from fptt.experiments.tasks.task import Task
 
 MARKER, A, B = range(3)
 """The symbols: start or end of a string, a, b."""
-BATCHES_AN_EPOCH = 100
 
 
 class StringScore(ClassScore):

@@ -14,6 +14,11 @@ Batch = tuple[Tensor, ...]
 
 EVALUATION_BATCH_SIZE = 256
 
+BATCHES_AN_EPOCH = 100
+"""Of generated data, where no limit is given."""
+HELD_OUT_SEED = 2**31
+"""Of generated validation and test data; no run has it."""
+
 
 class Batches(ABC):
     """The training batches of epoch after epoch.

@@ -8,16 +8,14 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
-from fptt.experiments.tasks.batches import Batch, FreshSamples
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, HELD_OUT_SEED, Batch, FreshSamples
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task
 
 NUM_KINDS = 8
 NUM_SYMBOLS = 10
 BLANK, GO = NUM_KINDS, NUM_KINDS + 1
-BATCHES_AN_EPOCH = 100
 NUM_HELD_OUT = 1000
-HELD_OUT_SEED = 2**31
 
 
 class CopyScore(Score):
