@@ -57,6 +57,11 @@ def _has_plain_strides(matrix: Tensor) -> bool:
     return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
+def _can_be_lowered() -> bool:
+    """Tell whether `register_lowering` fits this PyTorch: it is written for the Inductor of 2.13 and later."""
+    return torch.backends.mkldnn.is_available() and torch.__version__ >= "2.13"  # no comparison of texts: TorchVersion
+
+
 @cache
 def onednn_is_faster() -> bool:
     """Tell whether oneDNN multiplies faster than what is behind `torch.mm`.
@@ -64,7 +69,7 @@ def onednn_is_faster() -> bool:
     On other processors than Intel's MKL leaves out the widest instructions, which halves its speed; oneDNN asks what
     the processor can do.
     """
-    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and not _is_intel()
+    return torch.backends.mkl.is_available() and _can_be_lowered() and not _is_intel()
 
 
 def _is_intel() -> bool:
@@ -78,6 +83,8 @@ def register_lowering() -> None:
 
     Its own lowering of oneDNN's linear map is for frozen weights only, which these are not.
     """
+    if not _can_be_lowered():
+        return
     from torch._inductor import lowering, mkldnn_ir
     from torch._inductor.ir import FixedLayout, TensorBox
 
