@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,14 @@ def test_a_run_stands_for_another_budget_only_where_it_is_the_same(tmp_path: Pat
     rows = {(row["group"], row["method"]): row["num_seeds"] for row in make_rows(found, {})}
     assert rows["equal-updates", "bptt"] == 1  # the other seed was not made, and nothing stands for it
     assert ("equal-seconds", "tbptt") not in rows
+
+
+def test_a_comparison_at_equal_epochs_alone_has_no_other_rows(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "small")
+    for budget in ("updates", "seconds"):
+        shutil.rmtree(tmp_path / "small" / f"equal-{budget}")
+    found = read_results(tmp_path).experiments["small"]
+    assert {row["group"] for row in make_rows(found, {})} == {"equal-epochs"}
 
 
 def test_the_left_out_are_listed_with_their_reason(tmp_path: Path) -> None:

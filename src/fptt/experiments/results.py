@@ -164,9 +164,11 @@ _HARMLESS = ("threads", "data", "checkpoint_updates")
 def stand_ins(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
     """Yield the runs at equal epochs that are the same at equal updates or time: `Comparison` does not repeat them.
 
-    Those are the runs of the reference, and at equal updates those with as many as the reference.
+    Those are the runs of the reference, and at equal updates those with as many as the reference; only where the
+    comparison has runs of its own with that budget.
     """
     found = {(run.group, run.method, run.config.seed) for run in runs}
+    groups = {run.group for run in runs}
     equal_epochs = [run for run in runs if run.group.rpartition("/")[2] == "equal-epochs"]
     updates = {(run.group, run.method, run.config.seed): run.summary["updates"] for run in equal_epochs}
     for run in equal_epochs:
@@ -175,7 +177,7 @@ def stand_ins(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
         for budget in BUDGETS[1:]:
             group = run.group.removesuffix("epochs") + budget
             is_same = run.method == reference or (budget == "updates" and run.summary["updates"] == goal)
-            if is_same and (group, run.method, run.config.seed) not in found:
+            if group in groups and is_same and (group, run.method, run.config.seed) not in found:
                 yield replace(run, group=group)
 
 
@@ -285,7 +287,8 @@ def _panels(runs: Sequence[FinishedRun]) -> dict[str, Curves]:
     chosen = {"epoch": runs, "updates": runs}
     if is_comparison:
         everything = [*runs, *stand_ins(runs)]
-        groups = {"epoch": "equal-epochs", "updates": "equal-updates"}
+        at_equal_updates = any(run.group == "equal-updates" for run in runs)
+        groups = {"epoch": "equal-epochs", "updates": "equal-updates" if at_equal_updates else "equal-epochs"}
         chosen = {column: [run for run in everything if run.group == group] for column, group in groups.items()}
     return {
         column: {method: [run.metrics for run in some if run.method == method] for method in reversed(METHODS)}
