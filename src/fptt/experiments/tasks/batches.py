@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, RandomSampler
 
 Batch = tuple[Tensor, ...]
 """Inputs and targets."""
@@ -87,7 +87,7 @@ class ShuffledBatches(Batches):
         if is_new:
             self.before_epoch = self.generator.get_state()
         self.generator.set_state(self.before_epoch)
-        self.order = torch.randperm(num_samples(self.dataset), generator=self.generator).tolist()
+        self.order = list(RandomSampler(self.dataset, generator=self.generator))  # pyright: ignore[reportArgumentType]
 
     def _batch(self, number: int) -> Batch:
         return self.dataset[self.order[number * self.batch_size : (number + 1) * self.batch_size]]
