@@ -110,12 +110,14 @@ RECIPES: dict[str, Recipe] = {
     "digits-per-step": Recipe(
         about="64 pixels, K = 64: an update at every pixel, by the compiled engine",
         config=TrainConfig(task="digits", num_chunks=64, epochs=200, threads=1, **_PER_STEP),
+        minutes=2,
+        figure="accuracy 0.956 ± 0.017",
     ),
     "adding-200": Recipe(
         about="add two numbers in 200 steps",
         config=TrainConfig(task="adding", length=200, epochs=15, **_ADDING),
         minutes=4,
-        figure="mse 0.0019 ± 0.0005",
+        figure="mse 0.0018 ± 0.0008",
     ),
     "adding-500": Recipe(
         about="add two numbers in 500 steps, where BPTT is known to fail",
@@ -134,6 +136,8 @@ RECIPES: dict[str, Recipe] = {
         config=TrainConfig(
             task="anbn", length=10, num_chunks=7, hidden_size=16, batch_size=64, lr=5e-3, epochs=20, threads=1
         ),
+        minutes=0.3,
+        figure="accuracy 0.865 ± 0.100",
     ),
     "smnist": Recipe(
         about="S-MNIST, 784 steps, the published setting",

@@ -127,7 +127,7 @@ class Recipes:
         for column in ("name", "what", "minutes", "figure with FPTT"):
             table.add_column(column, justify="right" if column == "minutes" else "left")
         for name, entry in RECIPES.items():
-            minutes = "" if entry.minutes is None else f"{entry.minutes:,.0f}"
+            minutes = "" if entry.minutes is None else f"{entry.minutes:,g}"
             table.add_row(name, entry.about, minutes, entry.figure or "not measured yet")
         console.print(table)
 
