@@ -124,12 +124,22 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
 
 
+HEEDS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fptt.__main__ import main
+raise SystemExit(main())
+"""
+"""The command line, where the tests run in the background of a shell, which makes all programs there ignore Ctrl-C."""
+
+
 def test_an_interrupted_comparison_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C in the terminal, which reaches the whole group: the run under way saves what it needs, no other starts."""
     options = ["compare", "--methods", "tbptt", "--seeds", "2", "--budgets", "epochs", "--hidden-size", "8"]
     command = [*options, "--threads", "1", "--limit", "256", "--out", str(tmp_path / "study")]
-    long = [sys.executable, "-m", "fptt", *command, "--epochs", "2000"]
-    process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    long = [sys.executable, "-c", HEEDS_CTRL_C, *command, "--epochs", "2000"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(long, **pipes, process_group=0)
     first, second = (RunFolder(tmp_path / "study" / "equal-epochs" / f"tbptt-seed-{seed}") for seed in (0, 1))
     deadline = time.monotonic() + 120
     while not first.metrics_file.exists() and time.monotonic() < deadline:
