@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
 from fptt.experiments.errors import UserError
-from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, HELD_OUT_SEED, Batch, FreshSamples
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, generated_parts
 from fptt.experiments.tasks.task import Task
 
 NUM_HELD_OUT = 2000
@@ -24,12 +23,12 @@ def load(setting: Setting, seed: int) -> Task:
     def draw(count: int, generator: torch.Generator) -> Batch:
         return draw_samples(count, length, generator)
 
-    held_out = torch.Generator().manual_seed(HELD_OUT_SEED)
-    validation, test = (TensorDataset(*draw(NUM_HELD_OUT, held_out)) for _ in range(2))
+    size = setting.limit or BATCHES_AN_EPOCH * setting.batch_size
+    train, validation, test = generated_parts(draw, size, NUM_HELD_OUT, seed)
     return Task(
         name="adding",
         kind="regression",
-        train=FreshSamples(draw, setting.limit or BATCHES_AN_EPOCH * setting.batch_size, seed),
+        train=train,
         validation=validation,
         test=test,
         to_sequences=lambda batch: batch.transpose(0, 1),

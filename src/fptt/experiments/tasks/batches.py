@@ -2,12 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, RandomSampler
+from torch.utils.data import Dataset, RandomSampler, TensorDataset
 
 Batch = tuple[Tensor, ...]
 """Inputs and targets."""
@@ -131,7 +131,7 @@ class WindowBatches(Batches):
 class FreshSamples(Dataset[Batch]):
     """Generated training data: every read draws new samples from one seeded stream."""
 
-    def __init__(self, draw: Any, size: int, seed: int) -> None:
+    def __init__(self, draw: Callable[[int, torch.Generator], Batch], size: int, seed: int) -> None:
         self.draw, self.size = draw, size
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -142,6 +142,15 @@ class FreshSamples(Dataset[Batch]):
     def __getitem__(self, index: Sequence[int]) -> Batch:
         """Return as many new samples as there are numbers."""
         return self.draw(len(index), self.generator)
+
+
+def generated_parts(
+    draw: Callable[[int, torch.Generator], Batch], num_training: int, num_held_out: int, seed: int
+) -> tuple[FreshSamples, TensorDataset, TensorDataset]:
+    """Return fresh training data from a seed, and validation and test data that are the same for every seed."""
+    held_out = torch.Generator().manual_seed(HELD_OUT_SEED)
+    validation, test = (TensorDataset(*draw(num_held_out, held_out)) for _ in range(2))
+    return FreshSamples(draw, num_training, seed), validation, test
 
 
 class TokenWindows(Dataset[Batch]):

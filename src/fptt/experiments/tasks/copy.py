@@ -5,10 +5,9 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import TensorDataset
 
 from fptt.experiments.config import Setting
-from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, HELD_OUT_SEED, Batch, FreshSamples
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, generated_parts
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task
 
@@ -62,12 +61,12 @@ def load(setting: Setting, seed: int) -> Task:
     def draw(count: int, generator: torch.Generator) -> Batch:
         return draw_samples(count, length, generator)
 
-    held_out = torch.Generator().manual_seed(HELD_OUT_SEED)
-    validation, test = (TensorDataset(*draw(NUM_HELD_OUT, held_out)) for _ in range(2))
+    size = setting.limit or BATCHES_AN_EPOCH * setting.batch_size
+    train, validation, test = generated_parts(draw, size, NUM_HELD_OUT, seed)
     return Task(
         name="copy",
         kind="classes",
-        train=FreshSamples(draw, setting.limit or BATCHES_AN_EPOCH * setting.batch_size, seed),
+        train=train,
         validation=validation,
         test=test,
         to_sequences=one_hot,
