@@ -145,9 +145,9 @@ FAULTS = [
     ),
     Fault("averages left in the model", "_parameter_memory.py", "param.copy_(weight)", "pass"),
     Fault("averages never swapped in", "_parameter_memory.py", "param.copy_(average)", "pass"),
-    Fault(
-        "loading shares memory", "_parameter_memory.py", "(torch.empty_like(param).copy_(entry[name])", "(entry[name]"
-    ),
+    Fault("loading shares memory", "_parameter_memory.py", ".to(param, copy=True)", ".to(param)"),
+    Fault("average sees its own dual only", "_regularizer.py", "dual.mean(0) for", "dual[self.turn] for"),
+    Fault("every chunk has the first dual", "_methods.py", "chunk.number % regularizer.num_duals", "0"),
     Fault(
         "clipping before the penalty",
         "_step_hooks.py",

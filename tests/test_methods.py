@@ -517,3 +517,27 @@ def test_learns_to_remember_the_first_step() -> None:
     inputs = torch.zeros(12, 4, 4)
     inputs[0] = torch.eye(4)
     assert torch.equal(model(inputs)[0][-1].argmax(-1), labels)
+
+
+def test_each_chunk_uses_its_own_dual_from_batch_to_batch() -> None:
+    """The walk of FPTT-4 with four duals against a loop by hand that sets the turn."""
+    models = [lstm().double(), lstm().double()]
+    optimizers = [sgd(model) for model in models]
+    method = fptt.FPTT(models[0], optimizers[0], terminal(), num_chunks=4, num_duals=4, alpha=0.3)
+    regularizer = fptt.DynamicRegularizer(models[1].parameters(), 0.3, num_duals=4).attach(optimizers[1])
+    loss = terminal()
+    for number in range(3):
+        inputs, targets = batch(number, torch.float64)
+        method.train_batch(inputs, targets)
+        state = None
+        parts = loss.split(targets, None, fptt.chunk_lengths(T, num_chunks=4), B)
+        for turn, (x,) in enumerate(fptt.split_sequence(inputs, num_chunks=4)):
+            output, state = models[1](x, fptt.detach(state))
+            optimizers[1].zero_grad()
+            loss(output, parts[turn]).backward()
+            regularizer.turn = turn
+            optimizers[1].step()
+    assert_same_weights(*models)
+    model = lstm()
+    with pytest.raises(ValueError, match="num_duals must be 1 with engine='compiled'"):
+        fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, num_duals=4, engine="compiled")

@@ -401,3 +401,70 @@ def test_states_that_do_not_fit_are_refused_whole() -> None:
         regularizer.load_state_dict({name: saved[name] for name in saved if name != "beta"})
     with pytest.raises(ValueError, match="dict"):
         regularizer.load_state_dict([])  # pyright: ignore[reportArgumentType]
+
+
+def test_duals_of_their_own_by_hand() -> None:
+    """W = 10, W̄ = 2, λ = (3, −5), α = ¼, β = ⅕, released, η = ½, no loss gradient, dual 1's turn.
+
+    ∇R = ¼ · 8 + 5 = 7, W⁺ = 10 − 3.5 = 6.5, λ_1⁺ = −5 − ¼ · 4.5 = −6.125, mean (3 − 6.125)/2 = −1.5625,
+    W̄⁺ = ⅘ · 2 + ⅕ · 6.5 + ⅘ · 1.5625 = 4.15.
+    """
+    param = nn.Parameter(torch.tensor([10.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([param], lr=0.5)
+    regularizer = fptt.DynamicRegularizer(
+        [param], alpha=0.25, beta=0.2, form="released", coupling="coupled", num_duals=2
+    ).attach(optimizer)
+    state = {"average": torch.tensor([2.0]), "dual": torch.tensor([[3.0], [-5.0]])}
+    regularizer.load_state_dict({**regularizer.state_dict(), "state": {0: state}})
+    regularizer.turn = 1
+    assert regularizer.penalty().item() == pytest.approx(0.125 * 64 + 50)
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    entry = regularizer.state[param]
+    assert (param.item(), entry.average.item()) == pytest.approx((6.5, 4.15))
+    assert entry.dual.flatten().tolist() == pytest.approx([3.0, -6.125])
+
+
+@pytest.mark.parametrize("coupling", ["coupled", "decoupled"])
+def test_a_dual_for_each_loss_finds_the_minimum_of_their_mean_and_one_for_all_circles(coupling: Any) -> None:
+    """Losses a_k/2 (w − m_k)² in turn at a constant rate: the fixed point has λ_k = ∇ℓ_k and Σ_k λ_k = 0."""
+    curvatures, minima = (0.5, 1.0, 1.5, 0.25), (1.0, -2.0, 0.5, 4.0)
+    expected = sum(a * m for a, m in zip(curvatures, minima, strict=True)) / sum(curvatures)
+    distances = {}
+    for num_duals in (1, 4):
+        param = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+        optimizer = torch.optim.SGD([param], lr=0.1)
+        regularizer = fptt.DynamicRegularizer(
+            [param],
+            alpha=1.0 if coupling == "coupled" else 0.1,
+            form="released",
+            coupling=coupling,
+            num_duals=num_duals,
+        ).attach(optimizer)
+        for step in range(2000):
+            regularizer.turn = step % num_duals
+            param.grad = curvatures[step % 4] * (param.detach() - minima[step % 4])
+            optimizer.step()
+        distances[num_duals] = abs(param.item() - expected)
+    assert distances[4] < 1e-12
+    assert distances[1] > 0.01
+
+
+def test_duals_are_checked_and_saved() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer, num_duals=3)
+    run_steps(model, optimizer, range(2))
+    saved = regularizer.state_dict()
+    other = fptt.DynamicRegularizer(model.parameters(), num_duals=3)
+    other.load_state_dict(saved)
+    for param in model.parameters():
+        assert torch.equal(other.state[param].dual, regularizer.state[param].dual)
+        assert other.state[param].dual.shape == (3, *param.shape)
+    with pytest.raises(ValueError, match="num_duals"):
+        fptt.DynamicRegularizer(model.parameters()).load_state_dict(saved)
+    with pytest.raises(ValueError, match="num_duals"):
+        fptt.DynamicRegularizer(model.parameters(), num_duals=2, previous_gradient="recomputed", coupling="coupled")
+    for bad in (0, 1.5, True):
+        with pytest.raises(ValueError, match="num_duals"):
+            fptt.DynamicRegularizer(model.parameters(), num_duals=bad)  # pyright: ignore

@@ -20,6 +20,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless the value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
 def check_unit_interval(name: str, value: float, *, closed: bool) -> None:
     """Raise ValueError unless the value is in (0, 1], or in [0, 1) when `closed` is False."""
     inside = isinstance(value, int | float) and (0 < value <= 1 if closed else 0 <= value < 1)

@@ -132,6 +132,7 @@ class FPTT(TBPTT):
         form: See `DynamicRegularizer`.
         coupling: See `DynamicRegularizer`.
         mu: See `DynamicRegularizer`.
+        num_duals: See `DynamicRegularizer`: 1, or as many as chunks, so that each has a dual of its own; eager only.
         previous_gradient: See `DynamicRegularizer`. A recomputed gradient costs a second forward and backward pass a
             chunk, from the same incoming state and with the same random numbers; normalization layers with running
             statistics see the chunk twice.
@@ -165,6 +166,7 @@ class FPTT(TBPTT):
         coupling: Coupling = "decoupled",
         mu: float = 1.0,
         previous_gradient: PreviousGradient = "dual",
+        num_duals: int = 1,
         regularizer: DynamicRegularizer | None = None,
         **options: Any,
     ) -> None:
@@ -181,6 +183,7 @@ class FPTT(TBPTT):
                 coupling=coupling,
                 mu=mu,
                 previous_gradient=previous_gradient,
+                num_duals=num_duals,
             )
         self._regularizer = regularizer
         chunking = {"num_chunks": num_chunks, "chunk_length": chunk_length}
@@ -193,6 +196,8 @@ class FPTT(TBPTT):
 
     def _learn(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, list[Tensor], State]:
         regularizer = self._regularizer
+        if regularizer is not None:
+            regularizer.turn = chunk.number % regularizer.num_duals
         if regularizer is None or regularizer.previous_gradient == "dual":
             return super()._learn(chunk, state)
         random_state = _random_state(chunk.inputs.device)

@@ -11,7 +11,7 @@ from fptt._checks import check_positive
 
 
 class ParameterState(NamedTuple):
-    """What the regularizer remembers of one parameter; both have its shape, dtype and device."""
+    """What the regularizer remembers of one parameter, in its shape, dtype and device; several duals in a dim 0."""
 
     average: Tensor
     dual: Tensor
@@ -30,6 +30,8 @@ class ParameterMemory:
     previous_gradient: str
     beta: float
     mu: float
+    num_duals: int
+    turn: int
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], alpha: float) -> None:
         check_positive("alpha", alpha)
@@ -116,17 +118,28 @@ class ParameterMemory:
             ValueError: If a key is missing, or groups, shapes or settings differ.
         """
         params = self._params()
-        _check_state_dict(state_dict, self.state_dict(), [tuple(param.shape) for param in params])
+        _check_state_dict(state_dict, self.state_dict(), [self._shapes(param) for param in params])
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group["alpha"] = saved["alpha"]
         self.beta, self.mu = state_dict["beta"], state_dict["mu"]
         self.state = {params[number]: _copy_of(entry, params[number]) for number, entry in state_dict["state"].items()}
 
+    def _entry(self, param: Tensor) -> ParameterState:
+        """Return average and dual of the step to come; the dual as a view, if there are several."""
+        entry = self.state[param]
+        return entry if self.num_duals == 1 else entry._replace(dual=entry.dual[self.turn])
+
+    def _dual_shape(self, param: Tensor) -> tuple[int, ...]:
+        return tuple(param.shape) if self.num_duals == 1 else (self.num_duals, *param.shape)
+
+    def _shapes(self, param: Tensor) -> dict[str, tuple[int, ...]]:
+        return {"average": tuple(param.shape), "dual": self._dual_shape(param)}
+
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
     def _settings(self) -> dict[str, Any]:
-        names = ("form", "coupling", "previous_gradient", "beta", "mu")
+        names = ("form", "coupling", "previous_gradient", "beta", "mu", "num_duals")
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
@@ -139,18 +152,17 @@ class ParameterMemory:
 
 
 def _copy_of(entry: dict[str, Tensor], param: Tensor) -> ParameterState:
-    average, dual = (torch.empty_like(param).copy_(entry[name]) for name in ParameterState._fields)
-    return ParameterState(average, dual)
+    return ParameterState(*(entry[name].to(param, copy=True) for name in ParameterState._fields))
 
 
-def _check_state_dict(saved: Any, own: dict[str, Any], shapes: list[tuple[int, ...]]) -> None:
+def _check_state_dict(saved: Any, own: dict[str, Any], shapes: list[dict[str, tuple[int, ...]]]) -> None:
     """Raise ValueError, naming the key, unless `saved` has the keys, settings, groups and shapes of `own`."""
     if not isinstance(saved, dict):
         raise ValueError(f"state_dict must be a dict, got a {type(saved).__name__}.")
     missing = sorted(own.keys() - saved.keys())
     if missing:
         raise ValueError(f"state_dict lacks the keys {missing}.")
-    for name in ("form", "coupling", "previous_gradient"):
+    for name in ("form", "coupling", "previous_gradient", "num_duals"):
         if saved[name] != own[name]:
             raise ValueError(f"state_dict was saved with {name}={saved[name]!r}, the regularizer has {own[name]!r}.")
     saved_groups, own_groups = ([group["params"] for group in groups["param_groups"]] for groups in (saved, own))
@@ -160,9 +172,9 @@ def _check_state_dict(saved: Any, own: dict[str, Any], shapes: list[tuple[int, .
         _check_entry(number, entry, shapes)
 
 
-def _check_entry(number: int, entry: dict[str, Any], shapes: list[tuple[int, ...]]) -> None:
+def _check_entry(number: int, entry: dict[str, Any], shapes: list[dict[str, tuple[int, ...]]]) -> None:
     for name in ("average", "dual"):
         found = tuple(entry[name].shape) if name in entry else None
-        if not 0 <= number < len(shapes) or found != shapes[number]:
-            expected = shapes[number] if 0 <= number < len(shapes) else "no such parameter"
+        expected = shapes[number][name] if 0 <= number < len(shapes) else "no such parameter"
+        if found != expected:
             raise ValueError(f"state_dict has {name} {number} of shape {found}, expected {expected}.")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fptt import _foreach, _recurrences
-from fptt._checks import check_choice, check_positive, check_unit_interval
+from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
 from fptt._parameter_memory import ParameterMemory, ParameterState
 from fptt._step_hooks import StepHooks
 
@@ -44,6 +44,12 @@ class DynamicRegularizer(ParameterMemory):
         mu: Weight of the pull in the `released` form, > 0: 1 for the images of the paper, 2 for its language models.
         previous_gradient: `dual` keeps λ as the estimate of ∇ℓ at no cost. `recomputed` takes ∇ℓ at the new weights
             from `param.grad`, after a second backward pass; only for the coupled `paper` form.
+        num_duals: Duals of each parameter, ≥ 1. With K of them chunk k of FPTT-K has a dual of its own, λ_k, as every
+            device has in FedDyn (Acar et al., ICLR 2021), the method FPTT comes from; `turn` says whose step it is, and
+            the average is corrected by the mean of all: W̄⁺ = (1 − β) W̄ + β W⁺ − (β/αK) Σ_k λ_k⁺.
+
+    Attributes:
+        turn: Number of the dual that the next step uses, in [0, num_duals); `fptt.FPTT` sets it to that of the chunk.
 
     Raises:
         ValueError: If an argument is out of range or a combination has no source.
@@ -72,6 +78,7 @@ class DynamicRegularizer(ParameterMemory):
         coupling: Coupling = "decoupled",
         mu: float = 1.0,
         previous_gradient: PreviousGradient = "dual",
+        num_duals: int = 1,
     ) -> None:
         check_choice("form", form, ("paper", "released"))
         check_choice("coupling", coupling, ("coupled", "decoupled"))
@@ -85,8 +92,11 @@ class DynamicRegularizer(ParameterMemory):
                 "previous_gradient='recomputed' needs form='paper' and coupling='coupled', "
                 f"got form={form!r} and coupling={coupling!r}."
             )
+        check_count("num_duals", num_duals)
+        if previous_gradient == "recomputed" and num_duals > 1:
+            raise ValueError(f"num_duals must be 1 with previous_gradient='recomputed', got {num_duals}.")
         super().__init__(params, alpha)
-        self.beta, self.mu = beta, mu
+        self.beta, self.mu, self.num_duals, self.turn = beta, mu, num_duals, 0
         self.form, self.coupling, self.previous_gradient = form, coupling, previous_gradient
         self._hooks: StepHooks | None = None
         self._pending: list[_Pending] | None = None
@@ -100,7 +110,7 @@ class DynamicRegularizer(ParameterMemory):
         adds. A decoupled penalty is in units of an update: a figure to watch, not to add to a loss.
         """
         terms = [
-            _recurrences.penalty(param, *self.state[param], alpha=group["alpha"], form=self.form, mu=self.mu)
+            _recurrences.penalty(param, *self._entry(param), alpha=group["alpha"], form=self.form, mu=self.mu)
             for group in self.param_groups
             for param in group["params"]
             if param in self.state and group["alpha"] is not None
@@ -135,9 +145,9 @@ class DynamicRegularizer(ParameterMemory):
             raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
         for param in params:
             if param not in self.state:
-                self.state[param] = ParameterState(param.detach().clone(), torch.zeros_like(param))
-        averages = [self.state[param].average for param in params]
-        duals = [self.state[param].dual for param in params]
+                dual = torch.zeros_like(param) if self.num_duals == 1 else param.new_zeros(self._dual_shape(param))
+                self.state[param] = ParameterState(param.detach().clone(), dual)
+        averages, duals = ([entry[field] for entry in map(self._entry, params)] for field in (0, 1))
         parameters = _foreach.Parameters(params, averages, duals, group["alpha"])
         gradients = _foreach.penalty_gradients(parameters, form=self.form, mu=self.mu) if params else []
         return _Pending(parameters, gradients)
@@ -165,6 +175,8 @@ class DynamicRegularizer(ParameterMemory):
             torch._foreach_copy_(group.duals, _gradients(group.params))
         else:
             _foreach.advance_duals_(group)
+        if self.num_duals > 1:
+            group = group._replace(duals=[self.state[param].dual.mean(0) for param in group.params])
         _foreach.advance_averages_(group, beta=self.beta)
 
     # -- around an optimizer -----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fptt._checks import check_count
+
 State = Any
 """Any nest of tensors (tuple, NamedTuple, list, dict), or None for the model's own initial state."""
 
@@ -51,8 +53,7 @@ def check_chunking(num_chunks: int | None, chunk_length: int | None) -> None:
             f"got num_chunks={num_chunks}, chunk_length={chunk_length}."
         )
     name, value = ("num_chunks", num_chunks) if num_chunks is not None else ("chunk_length", chunk_length)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    check_count(name, value)  # pyright: ignore[reportArgumentType]
 
 
 def split_sequence(

@@ -87,6 +87,8 @@ class CompiledEngine:
         count: Callable[[int], None],
     ) -> None:
         check_rule(optimizer)
+        if regularizer is not None and regularizer.num_duals > 1:
+            raise ValueError(f"num_duals must be 1 with engine='compiled', got {regularizer.num_duals}.")
         self.risk = Risk(model, loss, chunking)
         self.optimizer, self.regularizer, self.forward, self.count = optimizer, regularizer, forward, count
         self.max_norm, self.check_finite = max_norm, check_finite

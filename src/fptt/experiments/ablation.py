@@ -25,7 +25,7 @@ Key = tuple[MethodName, Changes]
 """A method, and its variant."""
 
 METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
-_OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient")
+_OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_duals")
 UNUSED: dict[MethodName, tuple[str, ...]] = {
     "fptt": ("bptt_losses",),
     "tbptt": (*_OF_FPTT, "bptt_losses"),
@@ -33,7 +33,7 @@ UNUSED: dict[MethodName, tuple[str, ...]] = {
 }
 """Fields that make no difference to a method."""
 
-FIELDS = ("num_chunks", "alpha", "form", "coupling", "lr", "beta", "optimizer", "hidden_size")
+FIELDS = ("num_chunks", "alpha", "form", "coupling", "lr", "beta", "optimizer", "hidden_size", "num_duals")
 """Fields that may vary."""
 
 _FACTORS = {"num_chunks": (1 / 4, 1 / 2, 1, 2, 4), "lr": (1 / 3, 1, 3), "hidden_size": (1 / 2, 1, 2)}
@@ -203,6 +203,8 @@ def _parsed(field: str, text: str) -> Any:
 
 def _defaults(setting: Setting, field: str) -> list[Any]:
     """Return the values of a field that comes without any; setting's own stays as it is."""
+    if field == "num_duals":
+        return [1, setting.num_chunks]
     if field in _VALUES:
         return list(_VALUES[field])
     if field not in _FACTORS:

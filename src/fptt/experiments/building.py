@@ -111,5 +111,5 @@ def make_method(
         options["backward"] = fabric.backward
     if config.method == "tbptt":
         return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
-    names = ("num_chunks", "alpha", "beta", "form", "coupling", "mu", "previous_gradient")
+    names = ("num_chunks", "alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_duals")
     return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)

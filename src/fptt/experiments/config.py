@@ -115,6 +115,8 @@ class Setting:
     """Pull towards the average in the released form."""
     previous_gradient: Literal["dual", "recomputed"] = "dual"
     """FPTT's previous gradient: the dual at no cost, or a second pass."""
+    num_duals: int = 1
+    """Duals of FPTT: one for all chunks, or num_chunks, one for each chunk."""
     engine: Literal["eager", "compiled"] = "eager"
     """Executor of TBPTT and FPTT: PyTorch's operations one by one, or a chunk step compiled to machine code, which pays
     with many small chunks. BPTT is always eager."""
@@ -201,7 +203,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 _POSITIVE = (
     *("limit", "length", "hidden_size", "num_layers", "epochs", "max_updates", "max_seconds", "batch_size", "lr"),
-    *("max_norm", "num_chunks", "bptt_losses", "mu", "threads", "embedding_size"),
+    *("max_norm", "num_chunks", "bptt_losses", "num_duals", "mu", "threads", "embedding_size"),
     *("plateau_epochs", "early_stopping", "checkpoint_updates"),
 )
 
