@@ -182,6 +182,22 @@ class TrainConfig(Setting):
         return yaml.safe_dump(values, sort_keys=False)
 
 
+def is_config_of(text: Any, config: TrainConfig) -> bool:
+    """Tell whether a text that `TrainConfig.to_yaml` wrote, perhaps before some of today's fields, is of a config.
+
+    Fields that it lacks must have their defaults.
+    """
+    try:
+        saved = yaml.safe_load(text)
+    except (AttributeError, yaml.YAMLError):
+        return False
+    own = yaml.safe_load(config.to_yaml())
+    if not isinstance(saved, dict):
+        return False
+    defaults = yaml.safe_load(TrainConfig().to_yaml())
+    return all(saved.get(name, defaults[name]) == value for name, value in own.items()) and saved.keys() <= own.keys()
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """Read the fields of a file that `TrainConfig.to_yaml` wrote, or of one written by hand.
 

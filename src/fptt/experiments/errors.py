@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """A message for the user: shown on one line, without a traceback, with exit code 2."""
+
+
+class UnwritableError(UserError):
+    """A file of a run cannot be written: the disk is full, or the folder does not allow it."""

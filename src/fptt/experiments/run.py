@@ -1,5 +1,6 @@
 """The parts of a run, what it has done so far, and all of that as one state from which it goes on bit for bit."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,15 +11,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fptt
 from fptt._sequence import flatten_state, map_state
 from fptt.experiments.building import check_chunks, make_fabric, make_method, make_model, make_optimizer
+from fptt.experiments.checkpoints import DamagedCheckpointError
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.errors import UserError
+from fptt.experiments.random_state import random_state, set_random_state
 from fptt.experiments.run_folder import Weights
 from fptt.experiments.schedule import Budget, Schedule
 from fptt.experiments.tasks import Task, check_vocabulary, load_task
 from fptt.experiments.tasks.batches import Batch
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 @dataclass
@@ -138,6 +141,7 @@ class Run:
         """Return everything that training depends on: tensors, plain values, lists and dicts of them only."""
         return {
             "version": CHECKPOINT_VERSION,
+            "data": self.task.fingerprint,
             "vocabulary": None if self.task.vocabulary is None else list(self.task.vocabulary),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -149,33 +153,68 @@ class Run:
             "best": asdict(self.best),
             "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
             "counters": {name: getattr(self, name) for name in ("epoch", "rows", "seconds", "metric")},
-            "random": _random_state(self.fabric.device),
+            "random": random_state(self.fabric.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what `state_dict` returned.
 
         Raises:
-            UserError: If it is of another version, or of a text with another vocabulary.
-            KeyError: If something is missing.
+            UserError: If it is of another version, or of other data.
+            DamagedCheckpointError: If a field is missing or does not fit; the run may then load another state only.
         """
-        if state["version"] != CHECKPOINT_VERSION:
-            raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state['version']}.")
-        check_vocabulary(state["vocabulary"], self.task)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.method.load_state_dict(state["method"])
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
+        check_vocabulary(_field(state, "vocabulary", lambda value: value), self.task)
+        if _field(state, "data", str) != self.task.fingerprint:
+            raise UserError(f"the data of the task {self.task.name!r} are not those that the run was trained on.")
+        for name, load in self._loaders().items():
+            _field(state, name, load)
+
+    def _loaders(self) -> dict[str, Callable[[Any], None]]:
+        """Return what takes each field of a state."""
+        loaders: dict[str, Callable[[Any], None]] = {
+            "model": self.model.load_state_dict,  # pyright: ignore[reportAssignmentType]
+            "optimizer": self._load_optimizer,
+            "method": self.method.load_state_dict,
+            "batches": self.batches.load_state_dict,
+            "schedule": self.schedule.load_state_dict,
+            "state": self._load_state,
+            "best": self._load_best,
+            "totals": self._load_totals,
+            "counters": self._load_counters,
+            "random": lambda states: set_random_state(states, self.fabric.device),
+        }
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.batches.load_state_dict(state["batches"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.state = self._nested_state(state["state"])
-        self.best = Best(**state["best"])
-        self.totals.sums = state["totals"]["sums"].to(self.fabric.device)
-        self.totals.batches = state["totals"]["batches"]
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
-        _set_random_state(state["random"], self.fabric.device)
+            loaders["average"] = self.average.load_state_dict  # pyright: ignore[reportArgumentType]
+        return loaders
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved)
+        for param, entries in self.optimizer.state.items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != param.shape:
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(param.shape)}")
+
+    def _load_state(self, tensors: list[Tensor] | None) -> None:
+        self.state = self._nested_state(tensors)
+
+    def _load_best(self, saved: dict[str, Any]) -> None:
+        best = Best(**saved)
+        for weights in (best.weights, best.averages):
+            if weights and not _fit(weights, self.model.state_dict()):
+                raise ValueError("the weights do not fit the model")
+        if (best.metric is None) != (not best.weights):
+            raise ValueError("there are weights if and only if there is a metric")
+        self.best = best
+
+    def _load_totals(self, saved: dict[str, Any]) -> None:
+        self.totals.sums = saved["sums"].to(self.totals.sums).reshape(len(Totals.NAMES))
+        self.totals.batches = int(saved["batches"])
+
+    def _load_counters(self, saved: dict[str, Any]) -> None:
+        self.epoch, self.rows, self.seconds = int(saved["epoch"]), int(saved["rows"]), float(saved["seconds"])
+        self.metric = None if saved["metric"] is None else float(saved["metric"])
 
     def _nested_state(self, tensors: list[Tensor] | None) -> Any:
         """Return the tensors of a recurrent state in the nest that the model gives them."""
@@ -194,15 +233,24 @@ def _flat_state(state: Any) -> list[Tensor] | None:
     return None if state is None else flatten_state(state)
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+def _fit(weights: Weights, own: Weights) -> bool:
+    """Tell whether tensors have the names, shapes and types of others."""
+    described = [{name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} for found in (weights, own)]
+    return described[0] == described[1]
 
 
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1].cpu(), device)
+def _field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:
+    """Return what `load` makes of a field.
+
+    Raises:
+        DamagedCheckpointError: If the field is missing, or `load` cannot take it.
+    """
+    try:
+        return load(state[name])
+    except UserError:
+        raise
+    except Exception as error:  # a wrong value can fail in any way
+        raise DamagedCheckpointError(f"the checkpoint's field {name!r} is damaged: {error!r:.200}") from error
 
 
 def copy_weights(model: nn.Module) -> Weights:

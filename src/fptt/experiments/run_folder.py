@@ -3,19 +3,19 @@
 import csv
 import json
 import os
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fptt.experiments.checkpoints import Checkpoints
 from fptt.experiments.config import TrainConfig, read_values
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UnwritableError, UserError
 from fptt.experiments.recipes import task_config
 
 Weights = dict[str, Tensor]
@@ -32,7 +32,7 @@ class RunFolder:
         self.weights_file = path / "model.safetensors"
         self.averages_file = path / "averages.safetensors"
         self.curves_file = path / "curves.png"
-        self.checkpoint_file = path / "checkpoint.pt"
+        self.checkpoints = Checkpoints(path)
         self.vocabulary_file = path / "vocabulary.json"
 
     def check_free(self) -> None:
@@ -52,6 +52,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self._files():
                 file.unlink(missing_ok=True)
+            self.checkpoints.remove()
             _write(self.config_file, config.to_yaml())
             if vocabulary is not None:
                 _write(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
@@ -60,12 +61,12 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
-        return [*files, self.weights_file, self.averages_file, self.checkpoint_file, self.vocabulary_file]
+        return [*files, self.weights_file, self.averages_file, self.vocabulary_file]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
         is_new = not self.metrics_file.exists()
-        with self.metrics_file.open("a", newline="") as file:
+        with _told(self.metrics_file), self.metrics_file.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
@@ -79,43 +80,6 @@ class RunFolder:
             lines = self.metrics_file.read_text().splitlines(keepends=True)
             _write(self.metrics_file, "".join(lines[: num_rows + 1]))
 
-    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Write all that a run needs to go on, whole or not at all.
-
-        Raises:
-            UserError: If it cannot be written; an earlier checkpoint stays.
-        """
-        temporary = self.checkpoint_file.with_name(self.checkpoint_file.name + ".new")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.checkpoint_file)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"checkpoint {self.checkpoint_file} cannot be written: {error}.") from error
-
-    def read_checkpoint(self) -> dict[str, Any]:
-        """Read the checkpoint; nothing in it is executed.
-
-        Raises:
-            UserError: If there is none, or it is damaged.
-        """
-        self._check_exists()
-        if not self.checkpoint_file.exists():
-            raise UserError(f"run folder {self.path} has no checkpoint to go on from: train without --resume.")
-        try:
-            state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{self._damaged(self.checkpoint_file, error)} To begin again: --overwrite.") from error
-        if not isinstance(state, dict):
-            raise self._damaged(self.checkpoint_file, ValueError("it does not hold a state"))
-        return state
-
-    def remove_checkpoint(self) -> None:
-        """Forget the checkpoint of a run that has come to its end."""
-        self.checkpoint_file.unlink(missing_ok=True)
-
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, whole or not at all."""
         _write(self.summary_file, json.dumps(summary, indent=2) + "\n")
@@ -125,8 +89,9 @@ class RunFolder:
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
                 temporary = file.with_name(file.name + ".new")
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-                os.replace(temporary, file)
+                with _told(file):
+                    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+                    os.replace(temporary, file)
 
     def read_config(self) -> TrainConfig:
         """Read the config."""
@@ -188,7 +153,7 @@ class RunFolder:
         if self._has_come_to_its_end():
             self._check_same(replace(found, data=config.data), config, "a finished")
             return True
-        if self.checkpoint_file.exists():
+        if self.checkpoints.files():
             self._check_same(found, config, "an interrupted")
         return False
 
@@ -210,7 +175,7 @@ class RunFolder:
     def can_resume(self, config: TrainConfig) -> bool:
         """Tell whether the folder holds an interrupted run of this config."""
         try:
-            return self.checkpoint_file.exists() and self.read_config() == config
+            return bool(self.checkpoints.files()) and self.read_config() == config
         except UserError:
             return False
 
@@ -226,8 +191,19 @@ class RunFolder:
 def _write(path: Path, text: str) -> None:
     """Replace a file in one step, so that nobody reads half of it."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with _told(path):
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Tell of a full disk or a folder that cannot be written as of a user's slip, which leaves the checkpoints."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UnwritableError(f"{file} cannot be written: {reason}.") from error
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 
 import fptt
-from fptt.experiments.config import TrainConfig
-from fptt.experiments.errors import UserError
+from fptt.experiments.announcements import say
+from fptt.experiments.config import TrainConfig, is_config_of
+from fptt.experiments.errors import UnwritableError, UserError
 from fptt.experiments.evaluation import measure
 from fptt.experiments.interruption import Interruption
 from fptt.experiments.progress import Display, make_display
@@ -34,14 +35,30 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
         UserError: If data, device, settings or checkpoint are not usable, or the training diverges.
     """
     try:
+        return _train_to_the_end(_prepare(config, folder, console, resume=resume))
+    except UnwritableError as error:
+        path = folder.path
+        hint = f"To go on when that is mended: fptt train --resume --out {path}." if folder.checkpoints.files() else ""
+        raise UserError(f"{error} {hint}".strip()) from error
+
+
+def _prepare(config: TrainConfig, folder: RunFolder, console: Console, *, resume: bool) -> "Training":
+    """Return what is ready to train, with a checkpoint to go on from already now."""
+    try:
         training = Training(config, folder, console)
         if resume:
             training.restore()
         else:
             folder.create(config, training.run.task.vocabulary)
+            training.save()
     except (ValueError, RuntimeError) as error:
         raise UserError(" ".join(str(error).split())) from error
-    status = "failed"
+    return training
+
+
+def _train_to_the_end(training: "Training") -> dict[str, Any]:
+    """Train, test, and complete the folder whatever happens, as long as it can be written."""
+    status, can_write = "failed", True
     try:
         training.loop()
         training.save()  # the last validation is behind, the test may still be interrupted
@@ -50,14 +67,17 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
         status = "interrupted"
         training.tell_interruption()
         raise
+    except UnwritableError:
+        can_write = False
+        raise
     except fptt.CompilationError as error:
         raise UserError(str(error)) from error
     except FloatingPointError as error:
         raise UserError(
-            f"{error} Try a smaller lr or max_norm; what was trained so far is in {folder.path}."
+            f"{error} Try a smaller lr or max_norm; what was trained so far is in {training.folder.path}."
         ) from error
     finally:
-        summary = training.finish(status) if training.can_finish else {}
+        summary = training.finish(status) if training.can_finish and can_write else {}
     return summary
 
 
@@ -155,7 +175,7 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint between two batches."""
-        self.folder.write_checkpoint({"config": self.config.to_yaml(), **self.run.state_dict()})
+        self.folder.checkpoints.write({"config": self.config.to_yaml(), **self.run.state_dict()})
         self.saved_at = self.run.method.updates
 
     def restore(self) -> None:
@@ -164,22 +184,21 @@ class Training:
         Raises:
             UserError: If there is none, it is damaged, or it belongs to another config or other data.
         """
-        state = self.folder.read_checkpoint()
-        if state.get("config") != self.config.to_yaml():
-            raise UserError(f"the checkpoint in {self.folder.path} is of another config than the folder's config.yaml.")
-        try:
-            self.run.load_state_dict(state)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"the checkpoint in {self.folder.path} is damaged: {error!r} is missing.") from error
+        self.folder.checkpoints.restore(self._load, lambda text: say(self.console, text))
         self.saved_at = self.run.method.updates
         self.folder.keep_metrics(self.run.rows)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if not is_config_of(state.get("config"), self.config):
+            raise UserError(f"the checkpoint in {self.folder.path} is of another config than the folder's config.yaml.")
+        self.run.load_state_dict(state)
 
     def tell_interruption(self) -> None:
         """Say what happens now, and how to go on."""
         if self.can_finish:
             path = self.folder.path
             self.console.print(f"interrupted; completing {path} (again to stop at once)", highlight=False)
-            if self.folder.checkpoint_file.exists():
+            if self.folder.checkpoints.files():
                 self.console.print(f"to go on: fptt train --resume --out {path}", highlight=False, soft_wrap=True)
 
     # -- the end -----------------------------------------------------------------------------------------------------
@@ -198,7 +217,7 @@ class Training:
         summary = self._summary(status, measure(run.model, task, task.test, run.fabric.device))
         self.folder.write_summary(summary)
         if status == "finished":
-            self.folder.remove_checkpoint()
+            self.folder.checkpoints.remove()
         return summary
 
     def _summary(self, status: str, test: dict[str, Any]) -> dict[str, Any]:

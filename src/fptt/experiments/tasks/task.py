@@ -1,7 +1,9 @@
 """What a task is: data in three parts, the shape of its sequences, and what to measure."""
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
@@ -62,6 +64,19 @@ class Task:
     def is_stream(self) -> bool:
         """Whether the data are a stream, over which the state is carried."""
         return isinstance(self.train, TokenWindows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Checksums of what is stored of training and test data; generated data are those of their seed."""
+        parts = (self.train, self.test)
+        return "-".join("generated" if isinstance(part, FreshSamples) else self._checksum(part) for part in parts)
+
+    def _checksum(self, dataset: Dataset[Batch]) -> str:
+        checksum = 0
+        for batch in self.evaluation_batches(dataset):
+            for tensor in batch:
+                checksum = zlib.crc32(tensor.contiguous().numpy().tobytes(), checksum)
+        return f"{checksum:08x}"
 
     def make_score(self) -> Score:
         """Return an empty score."""

@@ -1,0 +1,161 @@
+"""Damaged and forged files end in one clear error: never in another exception, a half-loaded run or foreign code."""
+
+import copy
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fptt.experiments.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
+from fptt.experiments.config import TrainConfig
+from fptt.experiments.errors import UserError
+from fptt.experiments.run import Run
+from fptt.experiments.run_folder import RunFolder, read_config
+from fptt.experiments.tasks.loading import floats, load_splits, whole_numbers
+
+CASES = 1000
+fuzzed = settings(
+    max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+few = settings(fuzzed, max_examples=60)
+
+Place = tuple[str | int, ...]
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_subnormal=False)
+    | st.text(max_size=9)
+)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars, inner, max_size=3))
+changes = st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+def changed(content: bytes, places: list[tuple[int, int]], cut: int | None) -> bytes:
+    """Return bytes with some replaced, and the end cut off if asked."""
+    damaged = bytearray(content)
+    for place, value in places:
+        damaged[place % len(damaged)] = value
+    return bytes(damaged if cut is None else damaged[: cut % len(damaged)])
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Run, dict[str, Any]]:
+    """Return a run after two batches, and its state."""
+    config = TrainConfig(limit=64, hidden_size=4, batch_size=16, epochs=1, threads=1)
+    run = Run(config)
+    batches = iter(run.batches)
+    for _ in range(2):
+        run.train_batch(next(batches))
+    return run, copy.deepcopy(run.state_dict())
+
+
+@given(changes, st.none() | st.integers(0, 10**9))
+@fuzzed
+def test_damaged_checkpoints(tmp_path: Path, places: list[tuple[int, int]], cut: int | None) -> None:
+    """Whatever byte is not what was written, the name tells."""
+    checkpoints = Checkpoints(tmp_path)
+    if not checkpoints.files():
+        checkpoints.write({"weights": torch.arange(50.0), "name": "a state"})
+        (tmp_path / "kept").write_bytes(checkpoints.files()[0].read_bytes())
+    path, content = checkpoints.files()[0], (tmp_path / "kept").read_bytes()
+    damaged = changed(content, places, cut)
+    path.write_bytes(damaged)
+    if damaged == content:
+        assert torch.equal(read_checkpoint(path)["weights"], torch.arange(50.0))
+        return
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoint-000001-\w+\.pt is damaged"):
+        read_checkpoint(path)
+
+
+@given(changes, st.none() | st.integers(0, 10**9))
+@fuzzed
+def test_damaged_weights(tmp_path: Path, places: list[tuple[int, int]], cut: int | None) -> None:
+    """What safetensors still reads is tensors."""
+    folder = RunFolder(tmp_path)
+    kept = tmp_path / "kept"
+    if not kept.exists():
+        folder.write_weights({"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}, {})
+        kept.write_bytes(folder.weights_file.read_bytes())
+    folder.weights_file.write_bytes(changed(kept.read_bytes(), places, cut))
+    told = ""
+    try:
+        weights = folder.read_weights()
+    except UserError as error:
+        told = str(error)
+    else:
+        assert all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
+    assert not told or f"{tmp_path} is damaged: model.safetensors cannot be read" in told
+
+
+@given(st.data())
+@fuzzed
+def test_forged_states(trained: tuple[Run, dict[str, Any]], data: st.DataObject) -> None:
+    """One value anywhere in a state is replaced: it is refused with the name of its field, or it fits."""
+    run, state = trained
+    forged = copy.deepcopy(state)
+    place = data.draw(st.sampled_from(places_in(forged)))
+    holder: Any = forged
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = data.draw(values)
+    told = ""
+    try:
+        run.load_state_dict(forged)
+    except UserError as error:
+        told = str(error)
+    assert not told or str(place[0]) in told or "data of the task" in told
+    run.load_state_dict(state)  # whatever was loaded of the forged one is replaced
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, state["model"][name])
+
+
+def places_in(value: Any, place: Place = ()) -> list[Place]:
+    """Return the way to every value in a nest of dicts and lists."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    found: list[Place] = []
+    for key in list(keys)[:20]:
+        found += [(*place, key), *places_in(value[key], (*place, key))]
+    return found
+
+
+@given(st.one_of(st.text(), st.dictionaries(st.sampled_from([*TrainConfig.__dataclass_fields__, "x"]), values)))
+@fuzzed
+def test_random_configs(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    with suppress(UserError):
+        assert isinstance(read_config(path), TrainConfig)
+
+
+@given(changes, st.none() | st.integers(0, 10**9))
+@few
+def test_damaged_parquet(tmp_path: Path, places: list[tuple[int, int]], cut: int | None) -> None:
+    check_damaged_parquet(tmp_path, places, cut)
+
+
+@pytest.mark.slow
+@given(changes, st.none() | st.integers(0, 10**9))
+@fuzzed
+def test_damaged_parquet_often(tmp_path: Path, places: list[tuple[int, int]], cut: int | None) -> None:
+    check_damaged_parquet(tmp_path, places, cut)
+
+
+def check_damaged_parquet(tmp_path: Path, places: list[tuple[int, int]], cut: int | None) -> None:
+    folder, kept = tmp_path / "data", tmp_path / "kept"
+    if not kept.exists():
+        folder.mkdir()
+        rows = {"signal": [[0.5, 1.5, -2.0]] * 40, "label": [number % 3 for number in range(40)]}
+        datasets.Dataset.from_dict(rows).to_parquet(kept)
+        (folder / "test-00000.parquet").write_bytes(kept.read_bytes())
+    (folder / "train-00000.parquet").write_bytes(changed(kept.read_bytes(), places, cut))
+    with suppress(UserError):
+        split = load_splits(str(folder))["train"]
+        assert all(signal.shape == (3,) for signal in floats(split, "train", "signal", (3,)))
+        assert int(whole_numbers(split, "train", "label", 2).max()) <= 2
