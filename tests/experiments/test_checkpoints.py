@@ -84,6 +84,7 @@ FIELDS = [
     "model",
     "optimizer",
     "method",
+    "precision",
     "batches",
     "schedule",
     "state",

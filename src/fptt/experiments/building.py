@@ -66,16 +66,33 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
     return kind[config.optimizer](model.parameters(), **options)
 
 
-def make_fabric(accelerator: str) -> Fabric:
-    """Return the device.
+def make_fabric(accelerator: str, precision: str = "32-true") -> Fabric:
+    """Return device and precision.
 
     Raises:
-        UserError: If there is no such device here.
+        UserError: If there is no such device here, or it does not have the precision.
     """
     try:
-        return Fabric(accelerator=accelerator, devices=1)
+        if precision == "16-mixed" and Fabric(accelerator=accelerator, devices=1).device.type == "cpu":
+            raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"accelerator {accelerator!r} cannot be used: {' '.join(str(error).split())}") from error
+        asked = f"accelerator {accelerator!r} with precision {precision!r}"
+        raise UserError(f"{asked} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def is_bare(config: TrainConfig) -> bool:
+    """Tell whether the method takes model and optimizer as they are, without Fabric's autocast around them.
+
+    Fabric would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
+
+    Raises:
+        UserError: If the precision needs what the engine cannot have around it.
+    """
+    is_mixed = config.precision.endswith("mixed")
+    if is_mixed and config.engine == "compiled" and config.method != "bptt":
+        raise UserError(f"precision must be 32-true or 64-true with engine compiled, got {config.precision}.")
+    return not is_mixed
 
 
 def check_chunks(config: TrainConfig, task: Task) -> None:

@@ -125,6 +125,10 @@ class Setting:
     """Save all that a run needs to go on, after every so many updates; Ctrl-C saves it too."""
     accelerator: str = "cpu"
     """Device, as Lightning Fabric names it: cpu, cuda, mps, auto."""
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Of weights and arithmetic, as Lightning Fabric names it; with mixed ones the weights are float32."""
+    deterministic: bool = False
+    """Allow only operations that give the same bits every time; one that cannot is an error."""
     threads: int | None = None
     """CPU threads; all cores by default."""
 

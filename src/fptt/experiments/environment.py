@@ -1,5 +1,6 @@
 """Where a run took place: device, versions, commit, memory."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -23,11 +24,20 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def prepare_process(threads: int | None) -> None:
-    """Set the CPU threads, and flush denormal numbers, which are slow: for training and evaluation alike."""
+def prepare_process(threads: int | None, *, deterministic: bool = False) -> None:
+    """Set the CPU threads, and flush denormal numbers, which are slow: for training and evaluation alike.
+
+    Args:
+        threads: CPU threads; all cores if None.
+        deterministic: Allow only operations that give the same bits every time.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.backends.cudnn.benchmark = False  # it would choose kernels by their time
+    torch.use_deterministic_algorithms(deterministic)
 
 
 class Clock:

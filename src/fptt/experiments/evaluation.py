@@ -30,13 +30,19 @@ def measure(model: nn.Module, task: Task, dataset: Dataset[Batch], device: torch
     score = task.make_score()
     state: State = None
     for stored in task.evaluation_batches(dataset):
-        inputs, targets = task.sequences(tuple(tensor.to(device) for tensor in stored))
+        parts = task.sequences(tuple(tensor.to(device) for tensor in stored))
+        inputs, targets = (in_precision_of(model, part) for part in parts)
         if task.has_step_targets:
             state = _add_steps(score, model, inputs, targets, state if task.is_stream else None)
         else:
             score.add(final_output(model, inputs), targets)
     model.train(was_training)
     return score.figures()
+
+
+def in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
+    """Return numbers in the type of a model's weights, and anything else as it is."""
+    return tensor.to(next(model.parameters()).dtype) if tensor.is_floating_point() else tensor
 
 
 def _add_steps(score: Score, model: nn.Module, inputs: Tensor, targets: Tensor, state: State) -> State:
@@ -68,7 +74,7 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     """
     folder = RunFolder(path)
     config = folder.read_config()
-    prepare_process(config.threads)
+    prepare_process(config.threads, deterministic=config.deterministic)
     model, task = load_model(folder, config if data is None else replace(config, data=data), averages=averages)
     fabric = make_fabric(config.accelerator)
     figures = measure(model.to(fabric.device), task, task.test, fabric.device)
@@ -97,7 +103,7 @@ def load_weights(model: nn.Module, weights: Weights, folder: RunFolder) -> None:
         UserError: If they do not fit.
     """
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    except (RuntimeError, StopIteration) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"run folder {folder.path} is damaged: weights and config do not fit ({reason}).") from error

@@ -10,11 +10,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fptt
 from fptt._sequence import flatten_state, map_state
-from fptt.experiments.building import check_chunks, make_fabric, make_method, make_model, make_optimizer
+from fptt.experiments.building import check_chunks, is_bare, make_fabric, make_method, make_model, make_optimizer
 from fptt.experiments.checkpoints import DamagedCheckpointError
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.errors import UserError
+from fptt.experiments.evaluation import in_precision_of
 from fptt.experiments.random_state import random_state, set_random_state
 from fptt.experiments.run_folder import Weights
 from fptt.experiments.schedule import Budget, Schedule
@@ -73,17 +74,16 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        prepare_process(config.threads)
+        prepare_process(config.threads, deterministic=config.deterministic)
         self.config = config
-        self.fabric = make_fabric(config.accelerator)
+        self.fabric = make_fabric(config.accelerator, config.precision)
         torch.manual_seed(config.seed)
         self.task: Task = load_task(config, config.seed)
         self.model: nn.Module = make_model(config, self.task)
         self.optimizer = make_optimizer(config, self.model)
         check_chunks(config, self.task)
         wrapped = self.fabric.setup(self.model, self.optimizer)
-        is_bare = config.engine == "compiled" and config.method != "bptt"
-        model, optimizer = (self.model, self.optimizer) if is_bare else wrapped
+        model, optimizer = (self.model, self.optimizer) if is_bare(config) else wrapped
         self.method = make_method(config, self.task, model, optimizer, self.fabric)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema_decay else None
@@ -119,7 +119,9 @@ class Run:
 
     def train_batch(self, batch: Batch) -> None:
         """Train on a batch, and count."""
-        inputs, targets = self.task.sequences(self.fabric.to_device(batch))
+        inputs, targets = (
+            in_precision_of(self.model, part) for part in self.task.sequences(self.fabric.to_device(batch))
+        )
         if self.batches.position == 1:
             self.state = self._first_state(inputs)
         start = self.clock.now()
@@ -146,6 +148,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "method": self.method.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "batches": self.batches.state_dict(),
             "state": _flat_state(self.state),
@@ -177,6 +180,7 @@ class Run:
             "model": self.model.load_state_dict,  # pyright: ignore[reportAssignmentType]
             "optimizer": self._load_optimizer,
             "method": self.method.load_state_dict,
+            "precision": self.fabric.strategy.precision.load_state_dict,
             "batches": self.batches.load_state_dict,
             "schedule": self.schedule.load_state_dict,
             "state": self._load_state,
