@@ -102,6 +102,28 @@ ENGINE_FAULTS = [
     ),
 ]
 
+STREAM_FAULTS = [
+    Fault("nothing begins anew", "_segments.py", "state = _restart(model, segment, state, lanes[edge])", "pass"),
+    Fault("all lanes begin anew", "_segments.py", "if lanes is None or state is None:", "if True:"),
+    Fault("all begin at zeros", "_segments.py", "initial = initial_state(model, inputs)", "initial = None"),
+    Fault("beginnings of the first chunk", "_segments.py", "step - end + length", "step"),
+    Fault("state of a stream lost", "_stream.py", "chunk.inputs.shape[batch_dim], result.state", "None, state"),
+    Fault("two chunks held", "_stream.py", "del item, chunk", "pass"),
+    Fault("packed steps of another chunk", "_packing.py", "last - sequence.start)", "last - sequence.start + 1)"),
+    Fault("packed lanes go on", "_packing.py", "] = first == sequence.start", "] = False"),
+    Fault(
+        "lanes wait for the chunk",
+        "_packing.py",
+        "heapq.heapreplace(free, (placed[-1].end",
+        "heapq.heapreplace(free, (end",
+    ),
+    Fault("padding counts", "_sequence.py", "[:, None] < lengths", "[:, None] <= lengths"),
+    Fault("position not restored", "_arrays.py", 'self._next = state_dict["chunk"]', "pass"),
+    Fault("position of what is pulled ahead", "_prefetch.py", "self._position = pulled.position", "pass"),
+    Fault("pulls without a limit", "_prefetch.py", "slots.acquire() and not", "not"),
+    Fault("thread not ended", "_prefetch.py", "self._stop.set()", "pass"),
+]
+
 FAULTS = [
     Fault(
         "sign of the dual in the penalty gradient", "_recurrences.py", "- DUAL_WEIGHTS[form]", "+ DUAL_WEIGHTS[form]"
@@ -261,6 +283,7 @@ FAULTS = [
         "self.probabilities = probabilities = self.probabilities.to(output.device)",
         "self.probabilities = probabilities = self.probabilities.to(output)",
     ),
+    *STREAM_FAULTS,
     *ENGINE_FAULTS,
 ]
 

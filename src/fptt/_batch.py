@@ -4,19 +4,31 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from fptt._checks import all_finite
 from fptt._losses import ChunkLoss
-from fptt._sequence import State, chunk_lengths, flatten_state
+from fptt._segments import Start, find_starts
+from fptt._sequence import State, chunk_lengths, describe_state, length_mask
+from fptt._stream import StreamChunk
 
 
 class Chunk(NamedTuple):
-    """Chunk k of a batch: its inputs, in the layout in which they came, and its part of the targets."""
+    """Chunk k of a batch: its inputs, in the layout in which they came, and its part of the targets.
+
+    Attributes:
+        number: k.
+        inputs: (T_k, B, …), or (B, T_k, …).
+        part: What the loss needs of the targets.
+        has_steps: Whether something in it counts.
+        starts: Where sequences begin in it; None where nobody asked.
+    """
 
     number: int
     inputs: Tensor
     part: Any
     has_steps: bool
+    starts: tuple[Start, ...] | None
 
 
 class Chunking(NamedTuple):
@@ -36,25 +48,62 @@ class Chunking(NamedTuple):
         return tensor.transpose(0, 1) if self.batch_first else tensor
 
 
-def cut_batch(inputs: Tensor, targets: Tensor, mask: Tensor | None, loss: ChunkLoss, chunking: Chunking) -> list[Chunk]:
-    """Return the chunks of a batch.
+def unpack(batch: StreamChunk, loss: ChunkLoss, chunking: Chunking) -> StreamChunk:
+    """Return a batch as padded tensors, its sequences in the order in which they were given before packing.
 
     Raises:
-        ValueError: If inputs, targets or mask do not fit together, or there are fewer time steps than chunks.
+        ValueError: If there is a mask beside packed inputs, or packed targets do not belong to their steps.
     """
-    _check_tensors(inputs=inputs, targets=targets, mask=mask)
+    inputs, targets, mask, is_first = batch
+    if not isinstance(inputs, PackedSequence):
+        return batch
+    if mask is not None:
+        raise ValueError("mask must be None with a PackedSequence, whose lengths say which steps are real.")
+    padded, lengths = pad_packed_sequence(inputs, chunking.batch_first)
+    if isinstance(targets, PackedSequence):
+        if not loss.per_step:
+            raise ValueError("targets must be one per sequence, (B, …), for this loss, got a PackedSequence of steps.")
+        targets, own = pad_packed_sequence(targets, chunking.batch_first)
+        if not torch.equal(lengths, own):
+            raise ValueError(f"targets must have the lengths of inputs, {lengths.tolist()}, got {own.tolist()}.")
+    mask = chunking.time_major(length_mask(lengths, int(lengths.max())))
+    return StreamChunk(padded, targets, mask, is_first)
+
+
+def cut_batch(
+    inputs: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    loss: ChunkLoss,
+    chunking: Chunking,
+    *,
+    is_first: Tensor | None = None,
+    allow_empty: bool = False,
+) -> list[Chunk]:
+    """Return the chunks of a batch; with `allow_empty`, also of one without a real step.
+
+    Raises:
+        ValueError: If inputs, targets, mask or flags do not fit together, or there are fewer time steps than chunks.
+    """
+    _check_tensors(inputs=inputs, targets=targets)
     if inputs.dim() < 2 or inputs.numel() == 0:
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
         raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
     num_steps, batch_size = chunking.time_major(inputs).shape[:2]
     lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
+    mask = _checked_flags("mask", mask, (num_steps, batch_size), chunking)
     if mask is not None:
-        mask = chunking.time_major(mask).to(inputs.device) if mask.dim() == 2 else mask
-        _check_mask(mask, (num_steps, batch_size))
+        mask = mask.to(inputs.device)
+        if not allow_empty and not mask.any():
+            raise ValueError("mask must have at least one real step, got none.")
+    is_first = _checked_flags("is_first", is_first, (num_steps, batch_size), chunking)
+    if is_first is not None and not loss.per_step:
+        raise ValueError("is_first needs a loss of every step, a SequenceLoss: a label has a single sequence.")
     if loss.per_step and targets.dim() >= 2:
         targets = chunking.time_major(targets)
     parts = loss.split(targets, mask, lengths, batch_size)
-    pieces = zip(inputs.split(lengths, chunking.time_dim), parts, _have_steps(parts), strict=True)
+    starts = find_starts(is_first, lengths)
+    pieces = zip(inputs.split(lengths, chunking.time_dim), parts, _have_steps(parts), starts, strict=True)
     return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
 
 
@@ -70,15 +119,19 @@ def _have_steps(parts: list[Any]) -> list[bool]:
 
 def _check_tensors(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, Tensor) and not (name == "mask" and value is None):
+        if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
 
 
-def _check_mask(mask: Tensor, expected: tuple[int, int]) -> None:
-    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-        raise ValueError(f"mask must be boolean with T, B = {expected}, got {mask.dtype} of {tuple(mask.shape)}.")
-    if not mask.any():
-        raise ValueError("mask must have at least one real step, got none.")
+def _checked_flags(name: str, flags: Tensor | None, expected: tuple[int, int], chunking: Chunking) -> Tensor | None:
+    """Return flags of steps, (T, B), time-major."""
+    if flags is None:
+        return None
+    _check_tensors(**{name: flags})
+    found = chunking.time_major(flags) if flags.dim() == 2 else flags
+    if found.dtype != torch.bool or tuple(found.shape) != expected:
+        raise ValueError(f"{name} must be boolean with T, B = {expected}, got {found.dtype} of {tuple(found.shape)}.")
+    return found
 
 
 def check_inputs(inputs: Tensor, chunks: list[Chunk], batch: int) -> None:
@@ -94,8 +147,3 @@ def check_same_state(given: State, returned: State) -> None:
     """Raise ValueError unless the state that came back has the tensors and shapes of the one that went in."""
     if describe_state(given) != describe_state(returned):
         raise ValueError(f"state must match the model's own, {describe_state(returned)}, got {describe_state(given)}.")
-
-
-def describe_state(state: State) -> str:
-    """Return the shapes of the tensors of a state."""
-    return "tensors of shapes " + ", ".join(str(tuple(tensor.shape)) for tensor in flatten_state(state))

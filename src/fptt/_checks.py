@@ -36,3 +36,16 @@ def check_unit_interval(name: str, value: float, *, closed: bool) -> None:
 def all_finite(tensor: Tensor) -> bool:
     """Tell whether a tensor holds neither NaN nor Inf; always true for integers."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def check_iterable(name: str, value: Any) -> None:
+    """Raise TypeError unless the value can be iterated over."""
+    if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name} must be iterable, got a {type(value).__name__}.")
+
+
+def check_keys(name: str, saved: Any, own: dict[str, Any]) -> None:
+    """Raise ValueError unless what was saved is a dict with the keys of one's own."""
+    if not isinstance(saved, dict) or saved.keys() != own.keys():
+        found = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(f"{name} must have the keys {sorted(own)}, got {found}.")

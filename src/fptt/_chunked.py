@@ -78,6 +78,10 @@ class ChunkedMethod(Method):
     def _walk_compiled(
         self, engine: CompiledEngine, chunks: list[Chunk], state: State
     ) -> tuple[list[Tensor], list[Tensor], State]:
+        if any(chunk.starts is not None for chunk in chunks):
+            raise ValueError(
+                "is_first must be None with engine='compiled', whose chunks run whole: use engine='eager'."
+            )
         walked = engine.walk(chunks, state)
         if walked.bad_chunk is None:
             return walked.losses, walked.norms, walked.state

@@ -1,19 +1,23 @@
 """What the three methods share: a batch is cut, its chunks are walked over, updates are made and counted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
-from fptt._batch import Chunk, Chunking, check_inputs, check_same_state, cut_batch, describe_state
-from fptt._checks import all_finite
+from fptt._batch import Chunk, Chunking, check_inputs, check_same_state, cut_batch, unpack
+from fptt._checks import all_finite, check_iterable, check_keys
 from fptt._losses import ChunkLoss
 from fptt._regularizer import DynamicRegularizer
-from fptt._sequence import State, check_chunking, detach
+from fptt._segments import run_segments
+from fptt._sequence import State, check_chunking, describe_state, detach
 from fptt._step_hooks import StepHooks
+from fptt._stream import StreamChunk, walk_stream
 
 
 def step_optimizer(optimizer: Optimizer) -> Any:
@@ -94,16 +98,26 @@ class Method(ABC):
         return None
 
     def train_batch(
-        self, inputs: Tensor, targets: Tensor, state: State = None, mask: Tensor | None = None
+        self,
+        inputs: Tensor | PackedSequence,
+        targets: Tensor | PackedSequence,
+        state: State = None,
+        mask: Tensor | None = None,
+        is_first: Tensor | None = None,
     ) -> BatchResult:
         """Train on one batch of sequences.
 
         Args:
-            inputs: (T, B, …), or (B, T, …) with `batch_first`.
-            targets: (B, …) for a `TerminalLoss`, (T, B, …) for a `SequenceLoss`.
+            inputs: (T, B, …), or (B, T, …) with `batch_first`; or packed, then padded here, with the mask of its
+                lengths. The order is that before packing, also of states and targets.
+            targets: (B, …) for a `TerminalLoss`, (T, B, …) for a `SequenceLoss`, or packed as the inputs are.
             state: State to begin with, any nest of tensors, detached here; None for the model's own beginning.
-            mask: Boolean, (T, B), True at real steps. It weighs the loss; the model still sees every step. A chunk
-                without a real step makes no update.
+            mask: Boolean, (T, B), True at real steps. It weighs the loss; the model still sees every step, and the
+                final state is that after the padding. A chunk without a real step makes no update.
+            is_first: Boolean, (T, B), True where a new sequence begins in a lane: its state starts again there, at the
+                model's `initial_state(inputs)` if it has one, else at zeros, and no gradient crosses. The model is
+                called once from one such step to the next. State tensors are (…, B, H) unless the model has another
+                `state_batch_dim`. `SequenceLoss` and `engine="eager"` only.
 
         Returns:
             A `BatchResult`.
@@ -115,7 +129,45 @@ class Method(ABC):
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
                 chunks before stay; the weights are as they were before the bad chunk.
         """
-        chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking)
+        batch = StreamChunk(inputs, targets, mask, is_first)  # pyright: ignore[reportArgumentType]  # may be packed
+        return self._train(unpack(batch, self.loss, self.chunking), state)
+
+    def train_stream(self, source: Iterable[Any], state: State = None) -> Iterator[BatchResult]:
+        """Train on chunks as they come, for as long as they come, and yield the result of each.
+
+        A chunk is pulled when the result before has been taken, learned as a batch of its own that goes on from the
+        last state, and let go: memory is that of one. `num_chunks` and `chunk_length` cut each further, with an update
+        after every piece; `num_chunks=1` is one update a chunk. Every chunk weighs alike, however many real steps it
+        has; without one it makes no update. What the source raises comes through between two chunks, when all results
+        so far are out: go on with `state=result.state` of the last.
+
+        Args:
+            source: Any iterable of `StreamChunk`s or pairs `(inputs, targets)`, as for `train_batch`; their lengths may
+                differ, the batch size not.
+            state: State to begin with; None for the model's own beginning.
+
+        Returns:
+            An iterator of one `BatchResult` a chunk; nothing is trained before it is asked.
+
+        Raises:
+            TypeError: If the source is not iterable, or gives something else; also for `BPTT`, which would have to
+                wait for the end.
+            ValueError: If the batch size changes; see also `train_batch`.
+
+        Examples:
+            >>> model = nn.LSTM(3, 5)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> method = fptt.FPTT(model, optimizer, fptt.SequenceLoss(nn.functional.mse_loss), num_chunks=1)
+            >>> chunks = ((torch.randn(steps, 4, 3), torch.zeros(steps, 4, 5)) for steps in (8, 8, 2))
+            >>> sum(result.updates for result in method.train_stream(chunks))
+            3
+        """
+        check_iterable("source", source)
+        return walk_stream(partial(self._train, allow_empty=True), source, state, 1 - self.chunking.time_dim)
+
+    def _train(self, batch: StreamChunk, state: State, *, allow_empty: bool = False) -> BatchResult:
+        inputs, targets, mask, is_first = batch
+        chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking, is_first=is_first, allow_empty=allow_empty)
         if self.check_finite:
             check_inputs(inputs, chunks, self.batches)
         hooks = self._open_hooks()
@@ -140,25 +192,27 @@ class Method(ABC):
     def _forward(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, State]:
         """Return outputs, time-major, loss and next state of a chunk."""
         torch.clear_autocast_cache()  # it holds the weights before the last update
-        output, next_state = self._call_model(chunk, state)
+        call = partial(self._call_model, is_given=chunk.number == 0 and state is not None)
+        output, next_state = run_segments(
+            call, self.model, chunk.inputs, state, starts=chunk.starts, time_dim=self.chunking.time_dim
+        )
         output = self.chunking.time_major(output)
         loss = self.loss(output, chunk.part)
         if self.check_finite and not all_finite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} {self._place(chunk)}")
         return output, loss, next_state
 
-    def _call_model(self, chunk: Chunk, state: State) -> tuple[Tensor, State]:
+    def _call_model(self, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
         """Call the model; where the user gave the state, say so if it does not fit."""
-        is_given = chunk.number == 0 and state is not None
         try:
-            result = self.model(chunk.inputs, state)
+            result = self.model(inputs, state)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             if is_given:
                 raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
             raise
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
-        if is_given:
+        if is_given and state is not None:
             check_same_state(state, result[1])
         return result
 
@@ -205,8 +259,8 @@ class Method(ABC):
         Raises:
             ValueError: If a key is missing, or it was saved by a method with another regularizer or loss.
         """
-        _check_keys("state_dict", state_dict, self.state_dict())
-        _check_keys("state_dict['loss']", state_dict["loss"], self.loss.state_dict())
+        check_keys("state_dict", state_dict, self.state_dict())
+        check_keys("state_dict['loss']", state_dict["loss"], self.loss.state_dict())
         if (state_dict["regularizer"] is None) != (self.regularizer is None):
             raise ValueError("state_dict must come from a method that has a regularizer if and only if this one has.")
         if self.regularizer is not None:
@@ -231,9 +285,3 @@ def _check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> N
     held = {param for group in optimizer.param_groups for param in group["params"]}
     if held.isdisjoint(model.parameters()):
         raise ValueError("optimizer must hold parameters of the model, got none of them.")
-
-
-def _check_keys(name: str, saved: Any, own: dict[str, Any]) -> None:
-    if not isinstance(saved, dict) or saved.keys() != own.keys():
-        found = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
-        raise ValueError(f"{name} must have the keys {sorted(own)}, got {found}.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,14 @@ class BPTT(Method):
         if num_chunks is None and chunk_length is None:
             num_chunks = 1
         super().__init__(model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, **options)
+
+    def train_stream(self, source: Any, state: State = None) -> NoReturn:  # noqa: ARG002
+        """Refuse: a stream has no end to wait for, and BPTT of its chunks one by one is `TBPTT`.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("train_stream needs an update after every chunk, thus TBPTT or FPTT: BPTT waits for the end.")
 
     def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
         outputs, losses = [], []

@@ -1,6 +1,6 @@
 """Where a sequence is cut, and what happens to the recurrent state at the cut."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,32 @@ def split_sequence(
     return zip(*(tensor.split(lengths, dim) for tensor in tensors), strict=True)
 
 
+def length_mask(lengths: Tensor | Sequence[int], num_steps: int) -> Tensor:
+    """Return the mask of sequences that are padded at their ends.
+
+    Args:
+        lengths: Real steps of each sequence, (B,), integers in 0 … `num_steps`.
+        num_steps: T, the steps with padding.
+
+    Returns:
+        Boolean, (T, B), True at real steps, on the device of `lengths`.
+
+    Raises:
+        ValueError: If the lengths are no row of integers, or one is out of range.
+
+    Examples:
+        >>> fptt.length_mask([3, 1], num_steps=3).int().tolist()
+        [[1, 1], [1, 0], [1, 0]]
+    """
+    check_count("num_steps", num_steps)
+    lengths = torch.as_tensor(lengths)
+    if lengths.dim() != 1 or lengths.numel() == 0 or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be integers of shape (B,), got {lengths.dtype} of {tuple(lengths.shape)}.")
+    if lengths.min() < 0 or lengths.max() > num_steps:
+        raise ValueError(f"lengths must be in 0 … num_steps = {num_steps}, got {lengths.tolist()}.")
+    return torch.arange(num_steps, device=lengths.device)[:, None] < lengths
+
+
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
     """Apply a function to every tensor of a nest and keep the nest's own types."""
     if state is None:
@@ -159,6 +185,18 @@ def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int =
     return map_state(restart, state)
 
 
+def initial_state(module: Any, inputs: Tensor) -> State:
+    """Return where sequences begin, by the module's own `initial_state(inputs)`; None, for zeros, if it has none.
+
+    Raises:
+        TypeError: If the module has something else of that name.
+    """
+    begin = getattr(module, "initial_state", None)
+    if begin is not None and not callable(begin):
+        raise TypeError(f"initial_state must be a method, initial_state(inputs), got a {type(begin).__name__}.")
+    return None if begin is None else begin(inputs)
+
+
 def flatten_state(state: State) -> list[Tensor]:
     """Return the tensors of a nest in the order in which `map_state` visits them."""
     tensors: list[Tensor] = []
@@ -169,3 +207,8 @@ def flatten_state(state: State) -> list[Tensor]:
 
     map_state(collect, state)
     return tensors
+
+
+def describe_state(state: State) -> str:
+    """Return the shapes of the tensors of a state."""
+    return "tensors of shapes " + ", ".join(str(tuple(tensor.shape)) for tensor in flatten_state(state))

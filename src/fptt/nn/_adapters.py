@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fptt._sequence import State, flatten_state
+from fptt._sequence import State, flatten_state, initial_state
 
 
 class Recurrent(nn.Module):
@@ -36,6 +36,10 @@ class Recurrent(nn.Module):
         hidden, state = self.rnn(inputs, state)
         return self.readout(hidden), state
 
+    def initial_state(self, inputs: Tensor) -> State:
+        """Return where sequences begin, by the layer's own `initial_state(inputs)`; None, for zeros, without one."""
+        return initial_state(self.rnn, inputs)
+
 
 class Unroll(nn.Module):
     """A cell of your own, `(input, state) -> state`, run over time; its output is the first tensor of its state.
@@ -63,3 +67,7 @@ class Unroll(nn.Module):
             state = self.cell(step, state)
             outputs.append(flatten_state(state)[0])
         return torch.stack(outputs), state
+
+    def initial_state(self, inputs: Tensor) -> State:
+        """Return where sequences begin, by the cell's own `initial_state(input)`; None, for zeros, without one."""
+        return initial_state(self.cell, inputs[0])

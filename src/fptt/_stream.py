@@ -1,0 +1,79 @@
+"""A stream: chunks that come one at a time and need not end."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from fptt._sequence import State
+
+
+class StreamChunk(NamedTuple):
+    """The next time steps of a stream, in all its lanes.
+
+    Attributes:
+        inputs: (T, B, …), or (B, T, …) with `batch_first`; T may change from chunk to chunk, B not.
+        targets: As the loss wants them: (T, B, …) for a `SequenceLoss`.
+        mask: Boolean, (T, B), True at real steps; None if all are real.
+        is_first: Boolean, (T, B), True where a new sequence begins; None if all lanes go on.
+
+    Examples:
+        >>> fptt.StreamChunk(torch.zeros(5, 2, 3), torch.zeros(5, 2)).to("cpu").mask is None
+        True
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+    is_first: Tensor | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StreamChunk":
+        """Return the chunk on another device."""
+        moved = [tensor if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self]
+        return StreamChunk(*moved)  # pyright: ignore[reportArgumentType]  # None stands where it stood
+
+
+class _HasState(Protocol):
+    @property
+    def state(self) -> State: ...
+
+
+Result = TypeVar("Result", bound=_HasState)
+
+
+def walk_stream(
+    learn: Callable[[StreamChunk, State], Result], source: Iterable[Any], state: State, batch_dim: int
+) -> Iterator[Result]:
+    """Learn each chunk of a source from the state after the one before, and yield what that gave.
+
+    No chunk is held while the next is pulled: `enumerate` would.
+    """
+    number, batch_size = 0, None
+    for item in source:
+        chunk = _as_chunk(item, number)
+        _check_batch_size(chunk.inputs, batch_size, batch_dim, number)
+        result = learn(chunk, state)
+        number, batch_size, state = number + 1, chunk.inputs.shape[batch_dim], result.state
+        del item, chunk
+        yield result
+        del result
+
+
+def _as_chunk(item: Any, number: int) -> StreamChunk:
+    if isinstance(item, StreamChunk):
+        return item
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return StreamChunk(*item)
+    what = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
+    raise TypeError(f"source must give pairs (inputs, targets) or StreamChunks, got a {what} as chunk {number}.")
+
+
+def _check_batch_size(inputs: Any, batch_size: int | None, batch_dim: int, number: int) -> None:
+    if batch_size is None or not isinstance(inputs, Tensor) or inputs.dim() < 2:
+        return  # what is no batch at all is told when it is cut
+    if inputs.shape[batch_dim] != batch_size:
+        raise ValueError(
+            f"inputs must keep the batch size of the stream, {batch_size} in dim {batch_dim}, "
+            f"got {tuple(inputs.shape)} in chunk {number}."
+        )
