@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from fptt.experiments.cli import run
 from fptt.experiments.config import Setting
 from fptt.experiments.errors import UserError
 from fptt.experiments.recipes import task_config
@@ -92,6 +93,20 @@ def test_bad_data_folders_are_named(tmp_path: Path) -> None:
     for data, message in cases.items():
         with pytest.raises(UserError, match=message):
             load_task(Setting(task="mnist", data=data), 0)
+
+
+def test_splits_with_other_columns_are_named(tmp_path: Path) -> None:
+    folder = make_mnist(tmp_path / "other")
+    Dataset.from_dict({"picture": [1], "label": [1]}).to_parquet(folder / "test-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=r"cannot be loaded: .*picture.*column names don't match"):
+        load_task(Setting(task="mnist", data=str(folder)), 0)
+
+
+def test_a_running_divergence_needs_one_label_a_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--task", "anbn", "--divergence", "running", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert run(command) == 2
+    assert "divergence running is for tasks with one label a sequence, not for anbn" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 REAL = Path(os.environ.get("FPTT_DATA", "")) / "mnist"

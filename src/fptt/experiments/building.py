@@ -107,6 +107,8 @@ def make_loss(config: TrainConfig, task: Task) -> fptt.ChunkLoss:
     """Return the chunk loss of a task: of every step, or of the end of a chunk; only classes have a divergence."""
     function = functional.mse_loss if task.kind == "regression" else functional.cross_entropy
     if task.has_step_targets:
+        if config.divergence == "running":
+            raise UserError(f"divergence running is for tasks with one label a sequence, not for {task.name}.")
         return fptt.SequenceLoss(function)
     if task.kind == "regression":
         return fptt.TerminalLoss(function)

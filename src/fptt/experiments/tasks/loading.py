@@ -37,13 +37,22 @@ def load_splits(
         splits = datasets.load_dataset(str(path) if looks_local else source)
     except Exception as error:  # the loader raises many kinds, all of them about the data
         hint = "" if looks_local else " Without a connection, give a local folder of Parquet files by --data."
-        raise UserError(f"data set {source!r} cannot be loaded: {' '.join(str(error).split())[:300]}.{hint}") from error
+        raise UserError(f"data set {source!r} cannot be loaded: {_reasons(error)}.{hint}") from error
     if set(names) - set(splits):
         raise UserError(
             f"data set {source!r} must have the splits {' and '.join(names)}, got {', '.join(map(str, splits))}."
         )
     found = [*names, *(name for name in optional if name in splits)]
     return {name: splits[name] for name in found}  # pyright: ignore
+
+
+def _reasons(error: BaseException | None) -> str:
+    """Return what an error says, and what those behind it say, of which the last is often the clearest."""
+    reasons: list[str] = []
+    while error is not None:
+        reasons.append(" ".join(str(error).split())[:300].rstrip("."))
+        error = error.__cause__
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def check_columns(split: datasets.Dataset, name: str, columns: Iterable[str]) -> None:
