@@ -15,6 +15,7 @@ from fptt._method import Method as Method
 from fptt._methods import BPTT as BPTT
 from fptt._methods import FPTT as FPTT
 from fptt._methods import TBPTT as TBPTT
+from fptt._online import OnlineLearner as OnlineLearner
 from fptt._priors import RunningPrior as RunningPrior
 from fptt._regularizer import DynamicRegularizer as DynamicRegularizer
 from fptt._sequence import chunk_lengths as chunk_lengths
