@@ -247,7 +247,7 @@ def test_classes_are_numbered_as_they_come() -> None:
     assert online.steps == 6
 
 
-def test_features_keep_the_order_of_the_first_step() -> None:
+def test_features_may_come_in_any_order() -> None:
     named, bare = learner(), learner()
     inputs, labels = stream()
     for x, y in zip(inputs.tolist(), labels, strict=True):
@@ -269,6 +269,9 @@ def test_features_keep_the_order_of_the_first_step() -> None:
     with pytest.raises(ValueError, match="x must be numbers as the first step was"):
         bare.learn_one({"p": 1, "q": 2, "r": 3})
     assert named.steps == bare.steps == T
+    mixed = learner()
+    mixed.learn_one({"q": 1, 2: 2, None: 3})
+    assert torch.equal(mixed.predict_chunk([{None: 3, "q": 1, 2: 2}]), mixed.predict_chunk([[1, 2, 3]]))
 
 
 def test_a_first_step_that_cannot_be_used_decides_nothing() -> None:

@@ -1,6 +1,6 @@
 """From what a user passes for a step to a tensor of numbers: the row of the step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ class Features:
         like: Decides dtype and device of the rows.
 
     Attributes:
-        names: The features in their order, if steps are mappings.
+        names: The features in their order, if steps are mappings: sorted, if they can be, else as in the first one.
         example: A row of zeros; None before the first step.
         are_accepted: Whether the model has taken a step.
     """
@@ -69,11 +69,11 @@ class Features:
             raise TypeError(f"x must hold numbers, got {values!r}: {error}.") from error
 
     def _values(self, x: Mapping[Any, Any]) -> Sequence[Any]:
-        """Return the values of a mapping in the order of the first one."""
+        """Return the values of a mapping in the order of the names."""
         if self.names is None:
             if self.example is not None or not x:
                 raise ValueError(f"x must be numbers as the first step was, and not empty, got {dict(x)!r}.")
-            self.names = list(x)
+            self.names = _in_order(x)
         if x.keys() != set(self.names):
             missing = [name for name in self.names if name not in x]
             unknown = [name for name in x if name not in self.names]
@@ -107,3 +107,10 @@ class Features:
         self.names = state_dict["names"]
         self.example = None if example is None else example.to(self.like.device)
         self.are_accepted = example is not None
+
+
+def _in_order(names: Iterable[Any]) -> list[Any]:
+    try:
+        return sorted(names)
+    except TypeError:  # of several kinds
+        return list(names)

@@ -91,7 +91,7 @@ class Classes(Targets):
 
     def probabilities(self, output: Tensor) -> dict[Any, float]:
         """Return the probability of each label known so far."""
-        return dict(zip(self.labels, output[: len(self.labels)].softmax(0).tolist(), strict=True))
+        return dict(zip(self.labels, output[: len(self.labels)].double().softmax(0).tolist(), strict=True))
 
     def tensor(self, targets: Sequence[int | None], num_outputs: int, like: Tensor) -> Tensor:  # noqa: ARG002
         """Return class numbers, (n, 1)."""
