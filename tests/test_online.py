@@ -146,6 +146,21 @@ def test_a_delay_changes_when_a_stream_is_learned_and_not_what(length: int, dela
     torch.testing.assert_close(punctual.predict_chunk(inputs), late.predict_chunk(inputs))
 
 
+def test_asking_changes_nothing_when_a_late_label_comes_between_asking_and_telling() -> None:
+    silent, asked = (learner(chunk_length=2, max_delay=3) for _ in range(2))
+    inputs, labels = stream()
+    for step in range(T):
+        before = asked.predict_chunk(inputs[step : step + 1])
+        for online in (silent, asked):
+            if step >= 3:
+                online.learn_delayed(labels[step - 3], 3)
+        after = asked.predict_chunk(inputs[step : step + 1])
+        assert torch.equal(before, after) == (step < 4 or step % 2 == 1)  # the weights change with every other label
+        for online in (silent, asked):
+            online.learn_one(inputs[step])
+    assert torch.equal(silent.predict_chunk(inputs), asked.predict_chunk(inputs))
+
+
 def test_a_label_that_does_not_come_is_not_awaited_for_ever() -> None:
     online = learner(chunk_length=2, max_delay=3)
     inputs, labels = stream()

@@ -34,7 +34,7 @@ class StreamConfig:
     """Recurrent layers."""
     chunk_length: int = 25
     """Steps of an update. The answers of a chunk are given with the weights before it."""
-    lr: float = 2e-3
+    lr: float = 5e-3
     """Learning rate of Adam."""
     max_norm: float | None = 1.0
     """Clip the norm of the gradient; None for no clipping."""
