@@ -122,6 +122,42 @@ STREAM_FAULTS = [
     Fault("position of what is pulled ahead", "_prefetch.py", "self._position = pulled.position", "pass"),
     Fault("pulls without a limit", "_prefetch.py", "slots.acquire() and not", "not"),
     Fault("thread not ended", "_prefetch.py", "self._stop.set()", "pass"),
+ONLINE_FAULTS = [
+    Fault("online: state of training lost", "_online/_learner.py", "self._state = self._trainer.state", "pass"),
+    Fault("online: stale answers", "_online/_trainer.py", "self.forward.forget()", "pass"),
+    Fault(
+        "online: steps without a label count",
+        "_online/_trainer.py",
+        "if None in targets else None",
+        "if False else None",
+    ),
+    Fault(
+        "online: steps without a label skipped",
+        "_online/_trainer.py",
+        "self.state = self.forward.run(rows, self.state)[1]",
+        "pass",
+    ),
+    Fault(
+        "online: labels not awaited", "_online/_waiting.py", "max(len(self) - self.max_delay, 0)", "self.chunk_length"
+    ),
+    Fault("online: labels awaited for ever", "_online/_waiting.py", "max(len(self) - self.max_delay, 0)", "0"),
+    Fault(
+        "online: states exchanged",
+        "_online/_learner.py",
+        "self._trainer.state = restored",
+        "self._trainer.state = restored[::-1]",
+    ),
+    Fault(
+        "online: features as they come", "_online/_features.py", "[x[name] for name in self.names]", "list(x.values())"
+    ),
+    Fault("online: the user's memory kept", "_online/_features.py", "return rows.clone()", "return rows"),
+    Fault(
+        "online: standardized by itself",
+        "_online/_scale.py",
+        "mean, mean_square = totals[:-1]",
+        "mean, mean_square = totals[1:]",
+    ),
+    Fault("online: answers with dropout", "_online/_forward.py", "module.training = False", "pass"),
 ]
 
 FAULTS = [
@@ -285,6 +321,7 @@ FAULTS = [
     ),
     *STREAM_FAULTS,
     *ENGINE_FAULTS,
+    *ONLINE_FAULTS,
 ]
 
 NO_FAULT = Fault("none", "_recurrences.py", "- DUAL_WEIGHTS[form]", "- DUAL_WEIGHTS[form]")
@@ -309,6 +346,7 @@ def _nearest_first(fault: Fault) -> list[str]:
     """Return the tests in an order in which the fault is likely to be met early."""
     files = sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
     core = [f"tests/{name}" for name in files if name != "test_architecture.py"]  # it looks at the source as it is
+    core.sort(key=lambda path: ("online" in path) != fault.file.startswith("_online"))
     engine = ["tests/engine"]
     return [*engine, *core] if fault.file.startswith("_engine") else [*core, *engine]
 

@@ -13,6 +13,7 @@ from fptt.experiments.announcements import announcements_on, say
 from fptt.experiments.benchmarks.commands import parse_bench
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_commands import parse_evaluate, parse_sample, parse_train
+from fptt.experiments.stream_commands import parse_stream
 from fptt.experiments.study_commands import parse_ablate, parse_compare, parse_recipes, parse_report
 from fptt.experiments.tasks import TASKS
 
@@ -27,6 +28,7 @@ fptt {__version__}: train recurrent networks forward in time, with FPTT beside B
   fptt train      train one model on one task; leaves a folder with weights, figures and a picture
   fptt evaluate   measure a trained model on the test data again
   fptt sample     let a trained language model write
+  fptt stream     learn from a stream as it comes, each step answered before it is learned
   fptt recipes    list the settings that have a name: what they show, how long they take
   fptt compare    train with several methods and seeds; a table at equal epochs, updates and time
   fptt ablate     vary settings of a recipe; a table and a picture
@@ -48,6 +50,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Command]] = {
     "train": parse_train,
     "evaluate": parse_evaluate,
     "sample": parse_sample,
+    "stream": parse_stream,
     "compare": parse_compare,
     "ablate": parse_ablate,
     "report": parse_report,

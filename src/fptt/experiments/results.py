@@ -12,6 +12,7 @@ from fptt.experiments.errors import UserError
 from fptt.experiments.report import mean_and_sd, summary_row
 from fptt.experiments.results_page import Curves, direction, draw_results, markdown_table, results_cells, settings_line
 from fptt.experiments.run_folder import RunFolder
+from fptt.experiments.stream_folder import ROLLING
 
 
 class Reference(NamedTuple):
@@ -86,7 +87,7 @@ def write_report(results: Path, out: Path, runs: Path, references: References) -
 
 
 def read_results(results: Path) -> Results:
-    """Read all run folders below a folder, at any depth.
+    """Read all run folders below a folder, at any depth; those of streams are something else.
 
     Raises:
         UserError: If none of them holds a finished run.
@@ -95,7 +96,7 @@ def read_results(results: Path) -> Results:
         raise UserError(f"results {results} does not exist.")
     found = Results({}, {})
     files = [file for name in ("summary.json", "config.yaml") for file in results.rglob(name)]
-    for path in sorted({file.parent for file in files}):
+    for path in sorted({file.parent for file in files if not (file.parent / ROLLING).exists()}):
         try:
             _add(found.experiments, _read(path, path.relative_to(results)))
         except UserError as error:

@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,7 +14,7 @@ from fptt.experiments.errors import UserError
 
 
 def load_splits(
-    source: str, names: Sequence[str] = ("train", "test"), optional: Sequence[str] = ()
+    source: str, names: Sequence[str] = ("train", "test"), optional: Sequence[str] = (), *, streaming: bool = False
 ) -> dict[str, datasets.Dataset]:
     """Return the splits of a data set.
 
@@ -21,6 +22,7 @@ def load_splits(
         source: Hub id, or a local folder that `datasets.load_dataset` can read.
         names: The splits that it must have.
         optional: Splits that are returned too if it has them.
+        streaming: Read rows one after another, whenever a split is gone through, instead of all at once.
 
     Raises:
         UserError: If it cannot be read, or a split is missing; says what to do without a connection.
@@ -34,7 +36,7 @@ def load_splits(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        splits = datasets.load_dataset(str(path) if looks_local else source)
+        splits = datasets.load_dataset(str(path) if looks_local else source, streaming=streaming)
     except Exception as error:  # the loader raises many kinds, all of them about the data
         hint = "" if looks_local else " Without a connection, give a local folder of Parquet files by --data."
         raise UserError(f"data set {source!r} cannot be loaded: {_reasons(error)}.{hint}") from error
@@ -94,7 +96,9 @@ def images(split: datasets.Dataset, name: str, column: str, shape: tuple[int, ..
     return from_numpy(array.astype(np.uint8))
 
 
-def floats(split: datasets.Dataset, name: str, column: str, shape: tuple[int | None, ...]) -> list[Tensor]:
+def floats(
+    split: datasets.Dataset | Mapping[str, Any], name: str, column: str, shape: tuple[int | None, ...]
+) -> list[Tensor]:
     """Return a column of signals, one tensor a row, of a shape in which None stands for any length."""
     expected = " × ".join("T" if size is None else str(size) for size in shape)
     try:

@@ -1,0 +1,135 @@
+"""What a label is to the model, and what an output is to the user: classes, or numbers."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Targets(ABC):
+    """Turns labels into targets of a loss, and outputs into answers."""
+
+    @abstractmethod
+    def check(self, num_outputs: int) -> None:
+        """Raise ValueError if the model has too few outputs."""
+
+    @abstractmethod
+    def encode(self, y: Any, num_outputs: int) -> Any:
+        """Return the target of a label: a class number, or a list of numbers.
+
+        Raises:
+            ValueError: If the label is not one that the model has outputs for.
+            TypeError: If it is of another kind.
+        """
+
+    @abstractmethod
+    def decode(self, output: Tensor) -> Any:
+        """Return the answer of an output, (C,)."""
+
+    @abstractmethod
+    def tensor(self, targets: Sequence[Any], num_outputs: int, like: Tensor) -> Tensor:
+        """Return targets as the loss takes them, (n, 1, …), on the device of a tensor; None stands there as zeros."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned about the labels."""
+        return {"labels": None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: If it was saved for a regression and this is none, or the other way round, or other classes.
+        """
+        if state_dict["labels"] is not None:
+            raise ValueError(f"classes must be those of the saved learner, {state_dict['labels']}, got None.")
+
+
+class Classes(Targets):
+    """Any hashable labels, numbered in their order.
+
+    Args:
+        labels: All labels; none to number them as they come.
+    """
+
+    def __init__(self, labels: Iterable[Hashable]) -> None:
+        self.labels = list(labels)
+        self.numbers = {label: number for number, label in enumerate(self.labels)}
+        self.is_open = not self.labels
+        if len(self.numbers) < len(self.labels):
+            raise ValueError(f"classes must be distinct, got {self.labels}.")
+
+    def check(self, num_outputs: int) -> None:
+        """Raise ValueError if there are more classes than outputs."""
+        if len(self.labels) > num_outputs:
+            raise ValueError(
+                f"classes must be at most {num_outputs}, as many as the model has outputs, got {len(self.labels)}."
+            )
+
+    def encode(self, y: Any, num_outputs: int) -> int:
+        """Return the number of a label, a new one if it may be."""
+        try:
+            number = self.numbers.get(y)
+        except TypeError as error:
+            raise TypeError(f"y must be a class label that can be hashed, got {y!r}.") from error
+        return self._add(y, num_outputs) if number is None else number
+
+    def _add(self, y: Hashable, num_outputs: int) -> int:
+        if not self.is_open or len(self.labels) >= num_outputs:
+            raise ValueError(
+                f"y must be one of the classes {self.labels}, of which the model has {num_outputs}, got {y!r}."
+            )
+        self.labels.append(y)
+        self.numbers[y] = len(self.labels) - 1
+        return self.numbers[y]
+
+    def decode(self, output: Tensor) -> Any:
+        """Return the most likely of the labels known so far; None without any."""
+        return self.labels[int(output[: len(self.labels)].argmax())] if self.labels else None
+
+    def probabilities(self, output: Tensor) -> dict[Any, float]:
+        """Return the probability of each label known so far."""
+        return dict(zip(self.labels, output[: len(self.labels)].double().softmax(0).tolist(), strict=True))
+
+    def tensor(self, targets: Sequence[int | None], num_outputs: int, like: Tensor) -> Tensor:  # noqa: ARG002
+        """Return class numbers, (n, 1)."""
+        return torch.tensor([[target or 0] for target in targets], device=like.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the labels in the order of their numbers."""
+        return {"labels": list(self.labels)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; labels given beforehand must be the same."""
+        labels = state_dict["labels"]
+        if labels is None or (not self.is_open and labels != self.labels):
+            raise ValueError(f"classes must be those of the saved learner, {labels}, got {self.labels}.")
+        self.labels, self.numbers = list(labels), {label: number for number, label in enumerate(labels)}
+
+
+class Numbers(Targets):
+    """A number, or as many as the model has outputs."""
+
+    def check(self, num_outputs: int) -> None:
+        """Accept any number of outputs."""
+
+    def encode(self, y: Any, num_outputs: int) -> list[float]:
+        """Return the numbers."""
+        try:
+            values = torch.as_tensor(y, dtype=torch.float64).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"y must be a number, or {num_outputs}, got {y!r}.") from error
+        if len(values) != num_outputs or not all(map(math.isfinite, values)):
+            raise ValueError(f"y must be {num_outputs} finite number(s), as many as the model has outputs, got {y!r}.")
+        return values
+
+    def decode(self, output: Tensor) -> float | list[float]:
+        """Return the number, or a list of several."""
+        return output.item() if len(output) == 1 else output.tolist()
+
+    def tensor(self, targets: Sequence[list[float] | None], num_outputs: int, like: Tensor) -> Tensor:
+        """Return numbers, (n, 1, C)."""
+        rows = [[[0.0] * num_outputs if target is None else target] for target in targets]
+        return torch.tensor(rows, device=like.device, dtype=like.dtype)

@@ -1,0 +1,78 @@
+"""How right the answers to a stream are: of all steps, and of the latest ones."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from fptt.experiments.tasks.scores import IGNORED, ClassScore
+
+
+class Rolling:
+    """The accuracy of the latest labeled steps.
+
+    Args:
+        window: How many, at least, once there are as many; they come and go in pieces.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.pieces: deque[tuple[int, int]] = deque()
+        self.right = self.count = 0
+
+    def add(self, right: int, count: int) -> None:
+        """Add a piece: how many labeled steps it has, and how many of them were answered right."""
+        self.pieces.append((right, count))
+        self.right, self.count = self.right + right, self.count + count
+        while self.count - self.pieces[0][1] >= self.window:
+            right, count = self.pieces.popleft()
+            self.right, self.count = self.right - right, self.count - count
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy; NaN before the first labeled step."""
+        return self.right / self.count if self.count else float("nan")
+
+
+class StreamScores:
+    """The figures of a learner and of its baselines on the same stream.
+
+    Args:
+        names: Who answers.
+        num_classes: C.
+        window: Labeled steps of the rolling accuracy.
+
+    Attributes:
+        steps, labels: Steps so far, and those of them that have a label.
+        rows: The rolling accuracies after each piece of the stream.
+    """
+
+    def __init__(self, names: Iterable[str], num_classes: int, window: int) -> None:
+        self.num_classes = num_classes
+        self.totals = {name: ClassScore(num_classes) for name in names}
+        self.rolling = {name: Rolling(window) for name in self.totals}
+        self.steps = self.labels = 0
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, answers: Mapping[str, Tensor], classes: Tensor) -> None:
+        """Add the answers to the next steps: outputs (n, C), or classes (n,); and what is right, (n,)."""
+        self.steps += len(classes)
+        is_labeled = classes != IGNORED
+        count = int(is_labeled.sum())
+        if not count:
+            return
+        self.labels += count
+        for name, given in answers.items():
+            outputs = given if given.dim() > 1 else functional.one_hot(given, self.num_classes).float()
+            self.totals[name].add(outputs, classes)
+            self.rolling[name].add(int((outputs.argmax(-1) == classes)[is_labeled].sum()), count)
+        accuracies = {name: round(rolling.accuracy, 6) for name, rolling in self.rolling.items()}
+        self.rows.append({"step": self.steps, **accuracies})
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return accuracy and macro-averaged F1 of each."""
+        return {
+            name: {key: total.figures()[key] for key in ("accuracy", "macro_f1")} for name, total in self.totals.items()
+        }
