@@ -161,6 +161,14 @@ FAULTS = [
         "self.regularizer.add_penalty_grad_(); self.regularizer.update(); self.regularizer.add_penalty_grad_()\n",
     ),
     Fault(
+        "closure called after the penalty",
+        "_step_hooks.py",
+        "call = _closure_called(_Call(args, kwargs))",
+        "call = _Call(args, kwargs)",
+    ),
+    Fault("closure called again", "_step_hooks.py", "called = _Called(closure())", "called = (closure(), closure)[1]"),
+    Fault("hooks on a wrapper without any", "_step_hooks.py", "optimizer = _running_hooks(optimizer)", "pass"),
+    Fault(
         "graph not cut between chunks", "_chunked.py", "self._learn(chunk, detach(state))", "self._learn(chunk, state)"
     ),
     Fault(

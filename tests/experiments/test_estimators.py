@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils import estimator_checks
 from skorch.callbacks import Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
 from skorch.dataset import ValidSplit
 from torch import Tensor, nn
@@ -243,6 +244,23 @@ def test_callbacks_see_figures_of_the_same_labels(tmp_path: Path) -> None:
     assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.02 / 8)
     kept = pickle.loads((tmp_path / "net.pkl").read_bytes())
     assert np.array_equal(kept.predict(X), net.predict(X))
+
+
+@pytest.mark.filterwarnings("ignore")  # of data that the checks make
+@pytest.mark.parametrize("net", [FPTTClassifier, FPTTRegressor])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dict_unchanged", "estimator_repr", "estimators_dtypes", "estimators_nan_inf"),
+        *("estimators_overwrite_params", "estimators_pickle", "estimators_unfitted", "fit_check_is_fitted"),
+        *("fit_idempotent", "fit_score_takes_y", "get_params_invariance", "methods_sample_order_invariance"),
+        *("methods_subset_invariance", "pipeline_consistency", "requires_y_none"),
+    ],
+)
+def test_the_contract_of_scikit_learn(name: str, net: Any) -> None:
+    """Without those checks that want one number of features, here of steps, or attributes that skorch has not."""
+    check = getattr(estimator_checks, f"check_{name}")
+    check(net.__name__, net(num_chunks=1, hidden_size=3, max_epochs=1, random_state=0))
 
 
 @pytest.mark.parametrize("num_targets", [None, 1, 2])

@@ -84,7 +84,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         return {**super()._settings(), "divergence": self.divergence}
 
     def _check_targets(self, y: ArrayLike) -> NDArray[Any]:
-        labels = column_or_1d(y)
+        labels = column_or_1d(y, warn=True)
         check_classification_targets(labels)
         return labels
 
@@ -92,7 +92,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         known = self.classes if classes is None else classes
         self.labels_ = np.unique(targets if known is None else column_or_1d(known))
         if len(self.labels_) < 2:
-            raise ValueError(f"y must have labels of at least 2 classes, got {self.labels_.tolist()} alone.")
+            raise ValueError(f"y must have labels of at least 2 classes, got one class, {self.labels_.tolist()}.")
         return len(self.labels_)
 
     def _numbers_of(self, targets: NDArray[Any]) -> NDArray[Any]:

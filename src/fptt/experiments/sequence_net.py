@@ -152,7 +152,7 @@ class SequenceNet(NeuralNet, ABC):
         """
         if not self.warm_start:
             self.initialized_ = False
-        return self.partial_fit(X, y, _routing_method="fit", **fit_params)
+        return self.partial_fit(X, y, **fit_params)
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None, **fit_params: Any) -> Self:  # noqa: N803
         """Train on for `max_epochs`, with the optimizer's moments, averages and duals as they are.
@@ -166,9 +166,10 @@ class SequenceNet(NeuralNet, ABC):
         Raises:
             ValueError: Also if y has a label that was not there before, or a setting has changed since `fit`.
         """
-        routing = {"_routing_method": fit_params.pop("_routing_method", "partial_fit")}
         if fit_params:
             raise TypeError(f"fit takes X and y alone, got {', '.join(sorted(fit_params))}.")
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         sequences, targets = self._check_sequences(X), self._check_targets(y)
         check_consistent_length(sequences, targets)
         if self.initialized_:
@@ -181,7 +182,7 @@ class SequenceNet(NeuralNet, ABC):
         self.is_training_ = True
         try:
             with self._own_random_numbers():
-                return super().partial_fit(sequences, self._numbers_of(targets), **routing)
+                return super().partial_fit(sequences, self._numbers_of(targets))
         finally:
             self.is_training_ = False
 
