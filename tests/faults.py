@@ -122,6 +122,8 @@ STREAM_FAULTS = [
     Fault("position of what is pulled ahead", "_prefetch.py", "self._position = pulled.position", "pass"),
     Fault("pulls without a limit", "_prefetch.py", "slots.acquire() and not", "not"),
     Fault("thread not ended", "_prefetch.py", "self._stop.set()", "pass"),
+]
+
 ONLINE_FAULTS = [
     Fault("online: state of training lost", "_online/_learner.py", "self._state = self._trainer.state", "pass"),
     Fault("online: stale answers", "_online/_trainer.py", "self.forward.forget()", "pass"),
@@ -218,6 +220,14 @@ FAULTS = [
         "self.regularizer.add_penalty_grad_()\n",
         "self.regularizer.add_penalty_grad_(); self.regularizer.update(); self.regularizer.add_penalty_grad_()\n",
     ),
+    Fault(
+        "closure called after the penalty",
+        "_step_hooks.py",
+        "call = _closure_called(_Call(args, kwargs))",
+        "call = _Call(args, kwargs)",
+    ),
+    Fault("closure called again", "_step_hooks.py", "called = _Called(closure())", "called = (closure(), closure)[1]"),
+    Fault("hooks on a wrapper without any", "_step_hooks.py", "optimizer = _running_hooks(optimizer)", "pass"),
     Fault(
         "graph not cut between chunks", "_chunked.py", "self._learn(chunk, detach(state))", "self._learn(chunk, state)"
     ),

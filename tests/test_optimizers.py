@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fptt
 from tests.problems import FORMS, OPTIMIZERS, assert_same_weights, attached, loss_of, run_steps, small_model, weights
@@ -105,12 +105,50 @@ def test_a_step_that_grad_scaler_skips_leaves_everything_as_it_was() -> None:
         assert torch.equal(regularizer.state[param].dual, dual)
 
 
-def test_closures_and_fused_scaling_are_refused() -> None:
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_a_step_with_a_closure_is_the_step_after_its_backward_pass(settings: dict[str, Any], is_named: bool) -> None:
+    models = [small_model()]
+    models.append(copy.deepcopy(models[0]))
+    optimizers: list[Any] = [OPTIMIZERS["Adam"](model.parameters()) for model in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        fptt.DynamicRegularizer(model.parameters(), **settings).attach(optimizer, max_norm=0.5)
+    run_steps(models[0], optimizers[0], range(5))
+    for step in range(5):
+        losses: list[Tensor] = []
+
+        def closure(step: int = step, losses: list[Tensor] = losses) -> Tensor:
+            optimizers[1].zero_grad()
+            losses.append(loss_of(models[1], step))
+            losses[-1].backward()
+            return losses[-1]
+
+        returned = optimizers[1].step(closure=closure) if is_named else optimizers[1].step(closure)
+        assert [returned] == losses
+    assert_same_weights(*models)
+
+
+def test_optimizers_that_call_a_closure_again_are_refused() -> None:
     model = small_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.LBFGS(model.parameters())
     attached(model, optimizer)
+    before = weights(model)
     with pytest.raises(RuntimeError, match="closure"):
-        optimizer.step(lambda: 0.0)
+        optimizer.step(lambda: loss_of(model, 0))
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
+
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return closure() + closure()
+
+    twice = Twice(model.parameters(), lr=0.1)
+    attached(model, twice)
+    with pytest.raises(RuntimeError, match="calls the closure again"):
+        twice.step(lambda: 0.0)
+
+
+def test_fused_scaling_is_refused() -> None:
+    model = small_model()
     fused = torch.optim.Adam(model.parameters(), fused=True)
     attached(model, fused)
     scaler = torch.amp.GradScaler("cpu")

@@ -185,10 +185,12 @@ class DynamicRegularizer(ParameterMemory):
         """Make every `optimizer.step()` an FPTT step, by PyTorch's step hooks; the optimizer stays what it is.
 
         The penalty is added inside `step()`: after GradScaler's unscaling, and not at all if it skips the step.
-        Hooks do not travel with `copy.deepcopy` or pickle (PyTorch drops them): attach the copy again.
+        A closure, `step(closure)`, is called once, before the penalty is added. Hooks do not travel with
+        `copy.deepcopy` or pickle (PyTorch drops them): attach the copy again.
 
         Args:
-            optimizer: Any `torch.optim` optimizer that holds all regularized parameters. Gains two hooks.
+            optimizer: Any `torch.optim` optimizer that holds all regularized parameters, but LBFGS, which needs several
+                gradients an update; also in the wrapper of Fabric, Lightning or Accelerate. Gains two hooks.
             max_norm: Clip the norm of loss gradient plus penalty gradient (the released code's order), > 0. Whoever
                 clips before `step()` clips the loss gradient alone. A decoupled penalty is never clipped.
 

@@ -1,6 +1,6 @@
 """What happens inside `optimizer.step()`, before and after the optimizer's own work."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +20,18 @@ class Regularizer(Protocol):
     def update(self) -> None: ...
 
 
+class _Call(NamedTuple):
+    """The arguments of a call of `step()`; the first of `args` is the optimizer."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class StepHooks:
     """Measure and check the loss gradient, add the penalty, clip; after the step, advance dual and average.
 
-    Everything runs inside `step()`, thus after GradScaler's unscaling, and not at all when a step is skipped.
+    Everything runs inside `step()`, thus after GradScaler's unscaling, and not at all when a step is skipped. A closure
+    is called first, so that its gradient is there.
 
     Attributes:
         gradient_norm: Norm of the loss gradient at the last step, before penalty and clipping.
@@ -42,6 +50,7 @@ class StepHooks:
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}.")
         if max_norm is not None:
             check_positive("max_norm", max_norm)
+        optimizer = _running_hooks(optimizer)
         _check_free(optimizer)
         if regularizer is not None:
             _check_holds(optimizer, regularizer)
@@ -58,8 +67,9 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _check_plain_step(optimizer, args, kwargs)
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        _check_unscaled(optimizer)
+        call = _closure_called(_Call(args, kwargs))
         params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
         self.gradient_norm = norm = gradient_norm(params)
         if self.check_finite and not torch.isfinite(norm):
@@ -69,6 +79,7 @@ class StepHooks:
             norm = gradient_norm(params) if self.max_norm is not None else norm
         if self.max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
+        return call
 
     def _after_step(self, *_: Any) -> None:
         self.num_steps += 1
@@ -80,6 +91,13 @@ def gradient_norm(params: list[Tensor]) -> Tensor:
     """Return the norm of all gradients together, a scalar."""
     gradients = [param.grad for param in params if param.grad is not None]
     return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+
+
+def _running_hooks(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that runs step hooks: a wrapper without any, as Accelerate's, hands on to the one inside."""
+    inner = getattr(optimizer, "optimizer", None)
+    has_hooks = hasattr(optimizer, "_optimizer_step_pre_hooks")
+    return optimizer if has_hooks or not isinstance(inner, Optimizer) else _running_hooks(inner)
 
 
 def _check_free(optimizer: Optimizer) -> None:
@@ -102,11 +120,38 @@ def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
                 raise ValueError(f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not.")
 
 
-def _check_plain_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-    if closure is not None:
-        raise RuntimeError("step(closure) computes the gradient after the penalty: call backward(), then step().")
+def _check_unscaled(optimizer: Optimizer) -> None:
     if getattr(optimizer, "found_inf", None) is not None:
         raise RuntimeError(
             "a fused optimizer under GradScaler unscales inside its kernel, after the penalty: use fused=False."
         )
+
+
+class _Called:
+    """What stands for a closure that was called already: returns its value, once."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.is_used = value, False
+
+    def __call__(self) -> Any:
+        if self.is_used:
+            raise RuntimeError(
+                "step(closure) takes one gradient an update; this optimizer calls the closure again, at other weights."
+            )
+        self.is_used = True
+        return self.value
+
+
+def _closure_called(call: _Call) -> _Call:
+    """Call the closure of `step(closure)`, if there is one, and let its value stand for it."""
+    optimizer, *others = call.args
+    closure = call.kwargs.get("closure", others[0] if others else None)
+    if closure is None:
+        return call
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise RuntimeError("step(closure) takes one gradient an update; LBFGS needs several: use another optimizer.")
+    with torch.enable_grad():
+        called = _Called(closure())
+    if "closure" in call.kwargs:
+        return call._replace(kwargs={**call.kwargs, "closure": called})
+    return call._replace(args=(optimizer, called, *others[1:]))
