@@ -142,7 +142,6 @@ ONLINE_FAULTS = [
     Fault(
         "online: labels not awaited", "_online/_waiting.py", "max(len(self) - self.max_delay, 0)", "self.chunk_length"
     ),
-    Fault("online: labels awaited for ever", "_online/_waiting.py", "max(len(self) - self.max_delay, 0)", "0"),
     Fault(
         "online: states exchanged",
         "_online/_learner.py",

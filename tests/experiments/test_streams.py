@@ -182,7 +182,7 @@ def test_stream_leaves_a_folder(data: str, tmp_path: Path, capsys: pytest.Captur
         "updates": summary["updates"],
     }
     assert {name: summary[name] for name in expected} == expected
-    assert 0 < summary["updates"] <= 60 + 28 + 36
+    assert 0 < summary["updates"] <= 30 + 14 + 18
     assert set(summary["baselines"]) == {"last_label", "majority_class"}
     assert 0 <= summary["accuracy"] <= 1
     assert "data" not in summary

@@ -26,15 +26,15 @@ class StreamConfig:
 
     method: Literal["tbptt", "fptt"] = "fptt"
     """tbptt or fptt."""
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    cell: Literal["lstm", "gru", "rnn"] = "gru"
     """Recurrent layer."""
     hidden_size: int = 64
     """Width of the recurrent state."""
     num_layers: int = 1
     """Recurrent layers."""
-    chunk_length: int = 25
+    chunk_length: int = 50
     """Steps of an update. The answers of a chunk are given with the weights before it."""
-    lr: float = 5e-3
+    lr: float = 1e-2
     """Learning rate of Adam."""
     max_norm: float | None = 1.0
     """Clip the norm of the gradient; None for no clipping."""
