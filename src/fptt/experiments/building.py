@@ -77,7 +77,7 @@ def make_fabric(accelerator: str, precision: str = "32-true") -> Fabric:
             raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
         return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
     except (ValueError, RuntimeError) as error:
-        asked = f"accelerator {accelerator!r} with precision {precision!r}"
+        asked = f"accelerator {accelerator!r}" + ("" if precision == "32-true" else f" with precision {precision!r}")
         raise UserError(f"{asked} cannot be used: {' '.join(str(error).split())}") from error
 
 
