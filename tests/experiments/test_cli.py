@@ -178,7 +178,7 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dance"], "unknown command 'dance'; there are train, evaluate, sample, compare"),
+        (["dance"], "unknown command 'dance'; there are train, evaluate, sample, stream, compare"),
         (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, adding, copy"),
         (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
         (["compare", "--seeds", "0"], "seeds must be at least 1"),

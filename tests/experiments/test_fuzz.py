@@ -111,7 +111,7 @@ def test_forged_states(trained: tuple[Run, dict[str, Any]], data: st.DataObject)
     except UserError as error:
         told = str(error)
     assert not told or str(place[0]) in told or "data of the task" in told
-    run.load_state_dict(state)  # whatever was loaded of the forged one is replaced
+    run.load_state_dict(copy.deepcopy(state))  # whatever was loaded of the forged one is replaced
     for name, weight in run.model.state_dict().items():
         assert torch.equal(weight, state["model"][name])
 
