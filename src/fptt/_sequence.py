@@ -209,6 +209,12 @@ def flatten_state(state: State) -> list[Tensor]:
     return tensors
 
 
+def refill_state(like: State, tensors: Sequence[Tensor]) -> State:
+    """Return the nest of a state with other tensors, in the order of `flatten_state`, with its dtypes and devices."""
+    following = iter(tensors)
+    return map_state(lambda own: next(following).to(own), like)
+
+
 def describe_state(state: State) -> str:
     """Return the shapes of the tensors of a state."""
     return "tensors of shapes " + ", ".join(str(tuple(tensor.shape)) for tensor in flatten_state(state))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fptt._sequence import State, map_state
+from fptt._sequence import State, refill_state
 
 
 class _Ahead(NamedTuple):
@@ -65,8 +65,7 @@ class Forward:
         """Return the state with these tensors, in the nest that the model makes of an example step."""
         if tensors is None or example is None:
             return None
-        saved = iter(tensors)
-        return map_state(lambda tensor: next(saved).to(tensor), self.run(example.unsqueeze(0), None)[1])
+        return refill_state(self.run(example.unsqueeze(0), None)[1], tensors)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fptt
-from fptt._sequence import flatten_state, map_state
+from fptt._sequence import flatten_state, refill_state
 from fptt.experiments.building import check_chunks, is_bare, make_fabric, make_method, make_model, make_optimizer
 from fptt.experiments.checkpoints import DamagedCheckpointError
 from fptt.experiments.config import TrainConfig
@@ -164,7 +164,7 @@ class Run:
 
         Raises:
             UserError: If it is of another version, or of other data.
-            DamagedCheckpointError: If a field is missing or does not fit; the run may then load another state only.
+            DamagedCheckpointError: If a field is missing or does not fit; load another state, or drop the run.
         """
         if state.get("version") != CHECKPOINT_VERSION:
             raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
@@ -225,8 +225,7 @@ class Run:
         if tensors is None:
             return None
         inputs, _ = self.task.sequences(self.fabric.to_device(self.task.train[0]))
-        following = iter(tensors)
-        return map_state(lambda _: next(following).to(self.fabric.device), self._first_state(inputs))
+        return refill_state(self._first_state(inputs), tensors)
 
     def _first_state(self, inputs: Tensor) -> Any:
         """Return the state that a stream begins with; independent sequences leave it to the model."""
