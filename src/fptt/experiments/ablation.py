@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fptt.experiments.building import check_chunks
+from fptt.experiments.components import OF_FPTT
 from fptt.experiments.config import MethodName, Setting, TrainConfig
 from fptt.experiments.errors import UserError
 from fptt.experiments.launcher import run_all
@@ -25,11 +26,10 @@ Key = tuple[MethodName, Changes]
 """A method, and its variant."""
 
 METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
-_OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_duals")
 UNUSED: dict[MethodName, tuple[str, ...]] = {
     "fptt": ("bptt_losses",),
-    "tbptt": (*_OF_FPTT, "bptt_losses"),
-    "bptt": (*_OF_FPTT, "num_chunks", "engine"),
+    "tbptt": (*OF_FPTT, "bptt_losses"),
+    "bptt": (*OF_FPTT, "num_chunks", "engine"),
 }
 """Fields that make no difference to a method."""
 

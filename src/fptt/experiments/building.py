@@ -8,8 +8,9 @@ from torch import nn, optim
 from torch.nn import functional
 
 import fptt
+from fptt.experiments.components import CELLS, OF_FPTT
 from fptt.experiments.config import Setting, TrainConfig
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UserError, one_line
 from fptt.experiments.language_model import LanguageModel
 from fptt.experiments.tasks import Task
 
@@ -19,8 +20,7 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
     if task.vocabulary is not None:
         return make_language_model(config, task.input_size)
     _check_language_only(config, task)
-    kind = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}[config.cell]
-    return kind(
+    return CELLS[config.cell](
         task.input_size,
         config.hidden_size,
         task.output_size,
@@ -78,7 +78,7 @@ def make_fabric(accelerator: str, precision: str = "32-true") -> Fabric:
         return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
     except (ValueError, RuntimeError) as error:
         asked = f"accelerator {accelerator!r}" + ("" if precision == "32-true" else f" with precision {precision!r}")
-        raise UserError(f"{asked} cannot be used: {' '.join(str(error).split())}") from error
+        raise UserError(f"{asked} cannot be used: {one_line(error)}") from error
 
 
 def is_bare(config: TrainConfig) -> bool:
@@ -130,5 +130,5 @@ def make_method(
         options["backward"] = fabric.backward
     if config.method == "tbptt":
         return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
-    names = ("num_chunks", "alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_duals")
+    names = ("num_chunks", *OF_FPTT)
     return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)

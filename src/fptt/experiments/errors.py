@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class UnwritableError(UserError):
     """A file of a run cannot be written: the disk is full, or the folder does not allow it."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line."""
+    return " ".join(str(error).split())

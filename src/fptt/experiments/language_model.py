@@ -11,12 +11,11 @@ from torch.nn import functional
 
 import fptt
 from fptt._checks import check_choice, check_unit_interval
+from fptt.experiments.components import CELLS
 from fptt.nn._cells import plain_is_wanted
 
 Layer = fptt.nn.LSTM | fptt.nn.GRU
 """One recurrent layer; `fptt.nn.RNN` is a `fptt.nn.GRU` of another cell."""
-
-LAYERS: dict[str, type[Layer]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
 
 KERNELS: dict[type[nn.RNNBase], Callable[..., Any]] = {nn.LSTM: torch.lstm, nn.GRU: torch.gru, nn.RNN: torch.rnn_tanh}
 """The fused kernels as functions of their weights."""
@@ -70,14 +69,14 @@ class LanguageModel(nn.Module):
         embedding_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_choice("cell", cell, LAYERS)
+        check_choice("cell", cell, CELLS)
         self.dropout, self.input_dropout, self.hidden_dropout = dropout, input_dropout, hidden_dropout
         self.weight_dropout, self.embedding_dropout = weight_dropout, embedding_dropout
         for name in ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout"):
             check_unit_interval(name, getattr(self, name), closed=False)
         sizes = _layer_sizes(hidden_size if embedding_size is None else embedding_size, hidden_size, num_layers, tied)
         self.embedding = nn.Embedding(num_tokens, sizes[0])
-        layers = [LAYERS[cell](size, next_size) for size, next_size in itertools.pairwise(sizes)]
+        layers = [CELLS[cell](size, next_size) for size, next_size in itertools.pairwise(sizes)]
         self.layers = nn.ModuleList(layers)
         # the tied weight has one name, so that it is saved, averaged and updated once
         decoder_weight = None if tied else nn.Parameter(torch.empty(num_tokens, sizes[-1]).uniform_(-0.1, 0.1))

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 import fptt
 from fptt._checks import check_choice
+from fptt.experiments.components import CELLS, OF_FPTT
 
 Cell = Literal["lstm", "gru", "rnn"]
-CELLS: dict[Any, Callable[..., nn.Module]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
 FLOATS: Any = [np.float32, np.float64]
 OF_TBPTT = ("num_chunks", "engine", "max_norm")
-OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_duals")
 
 
 class SequenceNet(NeuralNet, ABC):
@@ -77,7 +76,8 @@ class SequenceNet(NeuralNet, ABC):
         """Make the model."""
         if not hasattr(self, "input_size_"):
             raise ValueError(f"{type(self).__name__} learns its sizes from the data: call fit or partial_fit.")
-        make = CELLS.get(self.cell, self.cell)
+        cells: dict[Any, Callable[..., nn.Module]] = {**CELLS}
+        make = cells.get(self.cell, self.cell)
         if not callable(make):
             raise ValueError(f"cell must be one of {', '.join(map(repr, CELLS))} or a callable, got {self.cell!r}.")
         options = ({"last_only": True} if self.cell in CELLS else {}) | self.get_params_for("module")

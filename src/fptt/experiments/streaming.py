@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import fptt
 from fptt.experiments.baselines import Baseline, LastLabel, MajorityClass, RiverSoftmax
+from fptt.experiments.components import CELLS
 from fptt.experiments.environment import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.errors import UserError
 from fptt.experiments.interruption import Interruption
@@ -153,8 +154,7 @@ class Streaming:
 def make_learner(config: StreamConfig, num_inputs: int, num_classes: int) -> fptt.OnlineLearner:
     """Return the learner of a config, which standardizes its inputs by itself."""
     torch.manual_seed(config.seed)
-    kind = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}[config.cell]
-    model = kind(num_inputs, config.hidden_size, num_classes, num_layers=config.num_layers)
+    model = CELLS[config.cell](num_inputs, config.hidden_size, num_classes, num_layers=config.num_layers)
     names = ("chunk_length", "max_norm", "beta", "form", "coupling")
     return fptt.OnlineLearner(
         model,

@@ -10,6 +10,7 @@ from torch.nn import functional
 import fptt
 from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Setting, Spec
 from fptt.experiments.benchmarks.literal import LiteralFPTT
+from fptt.experiments.components import CELLS
 
 LR = 1e-3
 MAX_NORM = 1.0
@@ -22,8 +23,7 @@ Trainer = Callable[[Tensor, Tensor], object]
 def make_model(cell: str, seed: int, device: torch.device) -> nn.Module:
     """Return the recurrent network that all rows train, with the same weights for all."""
     torch.manual_seed(seed)
-    kind = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU}[cell]
-    model = kind(INPUT_SIZE, HIDDEN_SIZE, NUM_CLASSES, readout_sizes=[READOUT_SIZE], last_only=True)
+    model = CELLS[cell](INPUT_SIZE, HIDDEN_SIZE, NUM_CLASSES, readout_sizes=[READOUT_SIZE], last_only=True)
     return model.to(device)
 
 
