@@ -16,6 +16,7 @@ from fptt.experiments.errors import UserError
 from fptt.experiments.recordings import Recording, Recordings
 from fptt.experiments.results import read_results
 from fptt.experiments.stream_config import StreamConfig
+from fptt.experiments.stream_folder import StreamFolder
 from fptt.experiments.stream_scores import Rolling, StreamScores
 from fptt.experiments.streaming import answer_and_learn, gathered, make_learner
 from fptt.experiments.tasks.scores import IGNORED
@@ -278,3 +279,13 @@ print(100 * (meter.peak / meter.before - 1))
 def test_memory_is_flat_over_a_million_steps() -> None:
     result = subprocess.run([sys.executable, "-c", FLAT], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 5, result.stdout
+
+
+def test_a_file_that_cannot_be_written_is_a_users_slip(tmp_path: Path) -> None:
+    """What was there before stays."""
+    folder = StreamFolder(tmp_path)
+    folder.write({"steps": 1}, [{"step": 1}], {})
+    (tmp_path / "summary.json.new").mkdir()  # stands in the way
+    with pytest.raises(UserError, match=r"summary\.json cannot be written"):
+        folder.write({"steps": 2}, [{"step": 2}], {})
+    assert json.loads(folder.summary_file.read_text()) == {"steps": 1}

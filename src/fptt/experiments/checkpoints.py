@@ -4,12 +4,13 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fptt.experiments.errors import UnwritableError, UserError
+from fptt.experiments.errors import UnwritableError, UserError, one_line
 
 KEPT = 2
 """How many stay: if the newest is damaged, the one before it is used."""
@@ -52,8 +53,11 @@ class Checkpoints:
             os.replace(temporary, self.folder / f"checkpoint-{number:06d}-{_digest(temporary)}.pt")
             _sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)  # on a full disk, room for what is written next
-            raise UnwritableError(f"a checkpoint in {self.folder} cannot be written: {_line(error)}.") from error
+            with suppress(OSError):
+                temporary.unlink()  # on a full disk, room for what is written next
+            raise UnwritableError(
+                f"a checkpoint in {self.folder} cannot be written: {one_line(error).rstrip('.')}."
+            ) from error
         for path in self.files()[KEPT:]:
             path.unlink(missing_ok=True)
 
@@ -104,7 +108,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # the reader raises many kinds, all of them about the file
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {_line(error)[:200]}") from error
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {one_line(error)[:200].rstrip('.')}") from error
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: it holds a {type(state).__name__}, not a state")
     return state
@@ -128,7 +132,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 import yaml
 
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UserError, one_line
 
 MethodName = Literal["bptt", "tbptt", "fptt"]
 
@@ -211,7 +211,7 @@ def read_values(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"config {path} cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"config {path} must hold one field a line, got {type(values).__name__}.")
     hints = get_type_hints(TrainConfig)

@@ -13,7 +13,7 @@ from fptt._sequence import State
 from fptt.experiments.building import make_fabric, make_model
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import prepare_process
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UserError, one_line
 from fptt.experiments.run_folder import RunFolder, Weights
 from fptt.experiments.tasks import Task, check_vocabulary, load_task
 from fptt.experiments.tasks.batches import Batch
@@ -105,5 +105,5 @@ def load_weights(model: nn.Module, weights: Weights, folder: RunFolder) -> None:
     try:
         model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
     except (RuntimeError, StopIteration) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"run folder {folder.path} is damaged: weights and config do not fit ({reason}).") from error

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from torch import Tensor
 
 from fptt.experiments.checkpoints import Checkpoints
 from fptt.experiments.config import TrainConfig, read_values
-from fptt.experiments.errors import UnwritableError, UserError
+from fptt.experiments.errors import UserError, one_line
+from fptt.experiments.files import replace_text, replaced, unwritable_told
 from fptt.experiments.recipes import task_config
 
 Weights = dict[str, Tensor]
@@ -53,9 +52,9 @@ class RunFolder:
             for file in self._files():
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
-            _write(self.config_file, config.to_yaml())
+            replace_text(self.config_file, config.to_yaml())
             if vocabulary is not None:
-                _write(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
+                replace_text(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
 
@@ -66,7 +65,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
         is_new = not self.metrics_file.exists()
-        with _told(self.metrics_file), self.metrics_file.open("a", newline="") as file:
+        with unwritable_told(self.metrics_file), self.metrics_file.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
@@ -78,20 +77,18 @@ class RunFolder:
             self.metrics_file.unlink(missing_ok=True)
         elif self.metrics_file.exists():
             lines = self.metrics_file.read_text().splitlines(keepends=True)
-            _write(self.metrics_file, "".join(lines[: num_rows + 1]))
+            replace_text(self.metrics_file, "".join(lines[: num_rows + 1]))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, whole or not at all."""
-        _write(self.summary_file, json.dumps(summary, indent=2) + "\n")
+        replace_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
 
     def write_weights(self, weights: Weights, averages: Weights) -> None:
         """Write the weights W and, if there are any, the averages W̄."""
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
-                temporary = file.with_name(file.name + ".new")
-                with _told(file):
+                with replaced(file) as temporary:
                     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-                    os.replace(temporary, file)
 
     def read_config(self) -> TrainConfig:
         """Read the config."""
@@ -184,26 +181,7 @@ class RunFolder:
             raise UserError(f"run folder {self.path} does not exist.")
 
     def _damaged(self, file: Path, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())
-        return UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step, so that nobody reads half of it."""
-    temporary = path.with_name(path.name + ".new")
-    with _told(path):
-        temporary.write_text(text)
-        os.replace(temporary, path)
-
-
-@contextmanager
-def _told(file: Path) -> Iterator[None]:
-    """Tell of a full disk or a folder that cannot be written as of a user's slip, which leaves the checkpoints."""
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UnwritableError(f"{file} cannot be written: {reason}.") from error
+        return UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({one_line(error)}).")
 
 
 def read_config(path: Path) -> TrainConfig:

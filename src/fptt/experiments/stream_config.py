@@ -72,4 +72,4 @@ class StreamConfig:
         return dataclasses.asdict(self)
 
 
-_POSITIVE = (*("limit", "hidden_size", "num_layers", "chunk_length", "lr", "max_norm", "alpha", "window", "threads"),)
+_POSITIVE = ("limit", "hidden_size", "num_layers", "chunk_length", "lr", "max_norm", "alpha", "window", "threads")

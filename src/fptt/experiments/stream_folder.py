@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fptt.experiments.errors import UserError
+from fptt.experiments.files import replace_text, replaced
 from fptt.experiments.run_folder import RunFolder
 
 ROLLING = "rolling.csv"
@@ -41,10 +42,15 @@ class StreamFolder:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
 
     def write(self, summary: Mapping[str, Any], rolling: Sequence[Mapping[str, Any]], learner: Mapping) -> None:
-        """Write all but the picture."""
-        with self.rolling_file.open("w", newline="") as file:
+        """Write all but the picture.
+
+        Raises:
+            UnwritableError: If a file cannot be written.
+        """
+        with replaced(self.rolling_file) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rolling[0]) if rolling else ["step"])
             writer.writeheader()
             writer.writerows(rolling)
-        torch.save(dict(learner), self.learner_file)
-        self.summary_file.write_text(json.dumps(summary, indent=2) + "\n")
+        with replaced(self.learner_file) as temporary, temporary.open("wb") as file:
+            torch.save(dict(learner), file)
+        replace_text(self.summary_file, json.dumps(summary, indent=2) + "\n")

@@ -9,7 +9,7 @@ from rich.console import Console
 import fptt
 from fptt.experiments.announcements import say
 from fptt.experiments.config import TrainConfig, is_config_of
-from fptt.experiments.errors import UnwritableError, UserError
+from fptt.experiments.errors import UnwritableError, UserError, one_line
 from fptt.experiments.evaluation import measure
 from fptt.experiments.interruption import Interruption
 from fptt.experiments.progress import Display, make_display
@@ -52,7 +52,7 @@ def _prepare(config: TrainConfig, folder: RunFolder, console: Console, *, resume
             folder.create(config, training.run.task.vocabulary)
             training.save()
     except (ValueError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     return training
 
 

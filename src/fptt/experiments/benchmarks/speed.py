@@ -24,7 +24,7 @@ from fptt.experiments.benchmarks.trainers import (
     warm_up_steps,
 )
 from fptt.experiments.environment import environment
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UserError, one_line
 from fptt.experiments.progress import Display, make_display
 
 Row = dict[str, Any]
@@ -162,5 +162,4 @@ def _warm_up(spec: Spec, trainer: Trainer, inputs: Tensor, targets: Tensor) -> N
     except RuntimeError as error:
         if spec.engine != "compiled":
             raise
-        reason = " ".join(str(error).split())
-        raise UserError(f"{reason} To do without the compiled rows: --engines eager.") from error
+        raise UserError(f"{one_line(error)} To do without the compiled rows: --engines eager.") from error

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from torch import Tensor, from_numpy, std_mean
 
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UserError, one_line
 
 
 def load_splits(
@@ -52,7 +52,7 @@ def _reasons(error: BaseException | None) -> str:
     """Return what an error says, and what those behind it say, of which the last is often the clearest."""
     reasons: list[str] = []
     while error is not None:
-        reasons.append(" ".join(str(error).split())[:300].rstrip("."))
+        reasons.append(one_line(error)[:300].rstrip("."))
         error = error.__cause__
     return "; ".join(dict.fromkeys(reasons))
 
