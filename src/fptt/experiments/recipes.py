@@ -53,7 +53,9 @@ _IMAGES: dict[str, Any] = {
 
 _SMALL_IMAGES: dict[str, Any] = {
     "readout_sizes": (256,),
-    "batch_size": 128,
+    "batch_size": 64,
+    "epochs": 2,
+    "threads": 1,
     "num_chunks": 28,
     "lr": 1e-3,
     "forget_bias": 1.0,
@@ -121,11 +123,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "adding-500": Recipe(
         about="add two numbers in 500 steps, where BPTT is known to fail",
-        config=TrainConfig(task="adding", length=500, epochs=30, **_ADDING),
+        config=TrainConfig(task="adding", length=500, epochs=15, **_ADDING),
     ),
     "adding-1000": Recipe(
         about="add two numbers in 1,000 steps",
-        config=TrainConfig(task="adding", length=1000, epochs=30, **_ADDING),
+        config=TrainConfig(task="adding", length=1000, epochs=15, **_ADDING),
     ),
     "copy-100": Recipe(
         about="repeat ten symbols after 100 steps",
@@ -151,12 +153,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     "smnist-small": Recipe(
         about="S-MNIST, K = 28, in half an hour",
-        config=TrainConfig(task="mnist", epochs=10, **_SMALL_IMAGES),
+        config=TrainConfig(task="mnist", **_SMALL_IMAGES),
         minutes=25,
     ),
     "psmnist-small": Recipe(
         about="permuted S-MNIST, K = 28, in half an hour",
-        config=TrainConfig(task="mnist", permuted=True, epochs=10, **_SMALL_IMAGES),
+        config=TrainConfig(task="mnist", permuted=True, **_SMALL_IMAGES),
         minutes=25,
     ),
     "smnist-rows": Recipe(
@@ -175,7 +177,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cifar10-small": Recipe(
         about="CIFAR-10 pixel by pixel, K = 32, in half an hour",
-        config=TrainConfig(task="cifar10", epochs=6, **{**_SMALL_IMAGES, "num_chunks": 32}),
+        config=TrainConfig(task="cifar10", **{**_SMALL_IMAGES, "num_chunks": 32}),
         minutes=25,
     ),
     "ptb-300": Recipe(
@@ -185,7 +187,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "ptb-300-small": Recipe(
         about="words of the Penn Treebank, T = 300, in half an hour",
-        config=TrainConfig(task="ptb-word", epochs=10, **_PTB_300),
+        config=TrainConfig(task="ptb-word", epochs=4, threads=1, **_PTB_300),
         minutes=25,
     ),
     "ptb-70": Recipe(
@@ -240,7 +242,8 @@ RECIPES: dict[str, Recipe] = {
             batch_size=64,
             lr=3e-3,
             num_chunks=3,
-            epochs=8,
+            epochs=4,
+            threads=1,
         ),
         minutes=25,
     ),
