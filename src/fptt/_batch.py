@@ -13,6 +13,26 @@ from fptt._sequence import State, chunk_lengths, describe_state, length_mask
 from fptt._stream import StreamChunk
 
 
+class BatchResult(NamedTuple):
+    """What one batch gave; tensors stay on the device, so that reading a figure is the only synchronization.
+
+    Attributes:
+        loss: Mean of the chunk losses, a scalar.
+        chunk_losses: ℓ_k at the weights before the update of chunk k, (K,).
+        penalty: R after the last update, a scalar; 0 without a regularizer.
+        updates: Updates that the optimizer made.
+        gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
+        state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
+    """
+
+    loss: Tensor
+    chunk_losses: Tensor
+    penalty: Tensor
+    updates: int
+    gradient_norm: Tensor
+    state: State
+
+
 class Chunk(NamedTuple):
     """Chunk k of a batch: its inputs, in the layout in which they came, and its part of the targets.
 

@@ -67,6 +67,7 @@ class ChunkedMethod(Method):
             self.loss.observe(output, chunk.part)
             losses.append(loss)
             norms.extend(norm)
+            self.processes.after_chunk()
         return losses, norms, state
 
     def _learn(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, list[Tensor], State]:

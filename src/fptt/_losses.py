@@ -46,6 +46,10 @@ class ChunkLoss(nn.Module, ABC):
     def observe(self, output: Tensor, part: Any) -> None:
         """Learn from the outputs of a chunk after its update; only a loss with a running estimate does."""
 
+    def num_counted(self, parts: Sequence[Any]) -> float:
+        """Return what the mean over the batch is over: its weight beside the batches of other processes."""
+        raise NotImplementedError(f"{type(self).__name__} must define num_counted to be trained in several processes.")
+
 
 class SequencePart(NamedTuple):
     """The targets of a chunk, (T_k, B, …); where they count, (T_k, B); K; and N, the counted steps of the batch."""
@@ -108,6 +112,10 @@ class SequenceLoss(ChunkLoss):
             return mask
         kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
         return kept if mask is None else kept & mask
+
+    def num_counted(self, parts: Sequence[SequencePart]) -> float:
+        """Return N, the real steps of the batch, at least 1."""
+        return float(parts[0].num_counted)
 
     def forward(self, output: Tensor, part: SequencePart) -> Tensor:
         """Return ℓ_k of a chunk."""
@@ -209,6 +217,10 @@ class TerminalLoss(ChunkLoss):
             return None, len(targets)
         kept = targets != self.ignore_index
         return kept, kept.sum().clamp(min=1)
+
+    def num_counted(self, parts: Sequence[TerminalPart]) -> float:
+        """Return the samples of the batch that count, at least 1."""
+        return float(parts[0].num_counted)
 
     def forward(self, output: Tensor, part: TerminalPart) -> Tensor:
         """Return ℓ_k of a chunk."""

@@ -3,16 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
-from fptt._batch import Chunk, Chunking, check_inputs, check_same_state, cut_batch, unpack
+from fptt._batch import BatchResult, Chunk, Chunking, check_inputs, check_same_state, cut_batch, unpack
 from fptt._checks import all_finite, check_iterable, check_keys
 from fptt._losses import ChunkLoss
+from fptt._parallel import DataParallel
+from fptt._processes import Alone, Together
 from fptt._regularizer import DynamicRegularizer
 from fptt._segments import run_segments
 from fptt._sequence import State, check_chunking, describe_state, detach
@@ -23,26 +25,6 @@ from fptt._stream import StreamChunk, walk_stream
 def step_optimizer(optimizer: Optimizer) -> Any:
     """Call `optimizer.step()`."""
     return optimizer.step()
-
-
-class BatchResult(NamedTuple):
-    """What one batch gave; tensors stay on the device, so that reading a figure is the only synchronization.
-
-    Attributes:
-        loss: Mean of the chunk losses, a scalar.
-        chunk_losses: ℓ_k at the weights before the update of chunk k, (K,).
-        penalty: R after the last update, a scalar; 0 without a regularizer.
-        updates: Updates that the optimizer made.
-        gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
-        state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
-    """
-
-    loss: Tensor
-    chunk_losses: Tensor
-    penalty: Tensor
-    updates: int
-    gradient_norm: Tensor
-    state: State
 
 
 class Method(ABC):
@@ -60,6 +42,7 @@ class Method(ABC):
             chunk on an accelerator.
         backward: Called with each loss instead of `loss.backward()`, for example `fabric.backward`.
         step: Called with the optimizer instead of `optimizer.step()`, for example with a GradScaler.
+        parallel: The processes that train the model, each on its part of every batch; None for this one alone.
 
     Attributes:
         batches, updates, timesteps: What has been done so far; time steps are T · B a batch.
@@ -78,6 +61,7 @@ class Method(ABC):
         check_finite: bool = True,
         backward: Callable[[Tensor], Any] = Tensor.backward,
         step: Callable[[Optimizer], Any] = step_optimizer,
+        parallel: DataParallel | None = None,
     ) -> None:
         if not isinstance(loss, ChunkLoss):
             raise TypeError(
@@ -90,6 +74,9 @@ class Method(ABC):
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
         self.max_norm, self.check_finite, self.backward, self.step = max_norm, check_finite, backward, step
         self.batches = self.updates = self.timesteps = 0
+        self.processes = Alone()
+        if parallel is not None:
+            self.processes = Together(parallel, model, loss, optimizer, self.regularizer)
         self._hooks: StepHooks | None = self._attach()
 
     @property
@@ -166,14 +153,14 @@ class Method(ABC):
         return walk_stream(partial(self._train, allow_empty=True), source, state, 1 - self.chunking.time_dim)
 
     def _train(self, batch: StreamChunk, state: State, *, allow_empty: bool = False) -> BatchResult:
-        inputs, targets, mask, is_first = batch
-        chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking, is_first=is_first, allow_empty=allow_empty)
-        if self.check_finite:
-            check_inputs(inputs, chunks, self.batches)
-        hooks = self._open_hooks()
+        hooks, inputs = self._open_hooks(), batch.inputs
+        chunks = self.processes.agree(partial(self._cut, batch), allow_empty=allow_empty)
         before = hooks.num_steps
         try:
             losses, norms, state = self._walk(chunks, detach(state))
+        except FloatingPointError as error:
+            self.processes.tell(error)
+            raise
         finally:
             updates = hooks.num_steps - before
             self.updates += updates
@@ -183,7 +170,15 @@ class Method(ABC):
         norm = torch.stack(norms).mean() if norms else chunk_losses.new_zeros(())
         with torch.no_grad():
             penalty = chunk_losses.new_zeros(()) if self.regularizer is None else self.regularizer.penalty()
+            chunk_losses, norm, penalty = self.processes.total(chunk_losses, norm, penalty)
         return BatchResult(chunk_losses.mean(), chunk_losses, penalty, updates, norm, detach(state))
+
+    def _cut(self, batch: StreamChunk, *, allow_empty: bool) -> list[Chunk]:
+        inputs, targets, mask, is_first = batch
+        chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking, is_first=is_first, allow_empty=allow_empty)
+        if self.check_finite:
+            check_inputs(inputs, chunks, self.batches)
+        return chunks
 
     @abstractmethod
     def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
@@ -198,9 +193,13 @@ class Method(ABC):
         )
         output = self.chunking.time_major(output)
         loss = self.loss(output, chunk.part)
+        if not self.processes.adds_gradients:
+            self._check_loss(loss, chunk)
+        return output, loss, next_state
+
+    def _check_loss(self, loss: Tensor, chunk: Chunk) -> None:
         if self.check_finite and not all_finite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} {self._place(chunk)}")
-        return output, loss, next_state
 
     def _call_model(self, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
         """Call the model; where the user gave the state, say so if it does not fit."""
@@ -218,8 +217,7 @@ class Method(ABC):
 
     def _update(self, loss: Tensor, chunk: Chunk) -> list[Tensor]:
         """Make one update and return the norm of its gradient, if the optimizer stepped."""
-        self.optimizer.zero_grad()
-        self.backward(loss)
+        self._take_gradient(loss, chunk, self.backward)
         hooks = self._open_hooks()
         hooks.gradient_norm = None
         try:
@@ -227,6 +225,14 @@ class Method(ABC):
         except FloatingPointError as error:
             raise FloatingPointError(f"the gradient is NaN or Inf {self._place(chunk)}") from error
         return [] if hooks.gradient_norm is None else [hooks.gradient_norm]
+
+    def _take_gradient(self, loss: Tensor, chunk: Chunk, backward: Callable[[Tensor], Any]) -> None:
+        """Leave the gradient of the loss, which is that of all processes where they make updates together."""
+        self.optimizer.zero_grad()
+        backward(self.processes.weigh(loss))
+        total = self.processes.add_gradients_(loss.detach())
+        if self.processes.adds_gradients:
+            self._check_loss(total, chunk)
 
     def _place(self, chunk: Chunk) -> str:
         return f"in chunk {chunk.number} of batch {self.batches}; the weights are as before that chunk."
@@ -251,6 +257,7 @@ class Method(ABC):
         """Return counters, the loss's running estimates and the regularizer; model and optimizer have their own."""
         regularizer = None if self.regularizer is None else self.regularizer.state_dict()
         counters = {name: getattr(self, name) for name in ("batches", "updates", "timesteps")}
+        counters["num_unsynced"] = self.processes.num_unsynced
         return {**counters, "loss": self.loss.state_dict(), "regularizer": regularizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -268,6 +275,7 @@ class Method(ABC):
         self.loss.load_state_dict(state_dict["loss"])
         for name in ("batches", "updates", "timesteps"):
             setattr(self, name, state_dict[name])
+        self.processes.num_unsynced = state_dict["num_unsynced"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": self._hooks is not None}

@@ -69,6 +69,7 @@ class BPTT(Method):
             outputs.append(output.detach())
             losses.append(loss)
         norms = self._update(torch.stack(losses).mean(), chunks[-1])
+        self.processes.after_chunk()
         for output, chunk in zip(outputs, chunks, strict=True):
             self.loss.observe(output, chunk.part)
         return [loss.detach() for loss in losses], norms, state
@@ -220,9 +221,8 @@ class FPTT(TBPTT):
 
         The loss is not scaled here, whatever `backward` does: λ is in the unit of the gradient.
         """
-        self.optimizer.zero_grad()
         try:
-            self._forward(chunk, state)[1].backward()
+            self._take_gradient(self._forward(chunk, state)[1], chunk, Tensor.backward)
             norm = gradient_norm([param for group in self.optimizer.param_groups for param in group["params"]])
             if self.check_finite and not torch.isfinite(norm):
                 raise FloatingPointError(f"it has norm {norm.item()}.")

@@ -124,6 +124,20 @@ class ParameterMemory:
         self.beta, self.mu = state_dict["beta"], state_dict["mu"]
         self.state = {params[number]: _copy_of(entry, params[number]) for number, entry in state_dict["state"].items()}
 
+    def begin(self, params: Iterable[Tensor]) -> None:
+        """Let averages and duals begin, W̄ = W and λ = 0, for those parameters that have none yet."""
+        for param in params:
+            if param not in self.state:
+                average = param.detach().clone()
+                dual = torch.zeros_like(average) if self.num_duals == 1 else param.new_zeros(self._dual_shape(param))
+                self.state[param] = ParameterState(average, dual)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Return averages and duals, named by the number of their parameter."""
+        numbers = {param: number for number, param in enumerate(self._params())}
+        found = sorted((numbers[param], entry) for param, entry in self.state.items())
+        return {f"{name} {number}": tensor for number, entry in found for name, tensor in entry._asdict().items()}
+
     def _entry(self, param: Tensor) -> ParameterState:
         """Return average and dual of the step to come; the dual as a view, if there are several."""
         entry = self.state[param]

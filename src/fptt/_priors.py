@@ -1,6 +1,7 @@
 """Q, the prediction to which the terminal loss holds the early chunks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class RunningPrior(Prior):
         num_classes: C ≥ 2; labels are 0 … C − 1.
         decay: In [0, 1).
 
+    Attributes:
+        total: Adds up the sums over samples of several processes; None where there is one.
+
     Raises:
         ValueError: If an argument is out of range.
 
@@ -59,6 +63,7 @@ class RunningPrior(Prior):
             raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
         check_unit_interval("decay", decay, closed=False)
         self.decay = decay
+        self.total: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("probabilities", torch.full((num_classes, num_classes), 1 / num_classes))
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
@@ -74,6 +79,9 @@ class RunningPrior(Prior):
         output, weight = output.to(probabilities.dtype), ended.to(probabilities.dtype)
         counts = torch.zeros_like(probabilities[0]).index_add(0, targets, weight)
         sums = torch.zeros_like(probabilities).index_add(0, targets, output.softmax(-1) * weight[:, None])
+        if self.total is not None:
+            sums, counts = self.total(torch.cat([sums, counts[:, None]], dim=1)).split([len(counts), 1], dim=1)
+            counts = counts[:, 0]
         means = sums / counts.clamp(min=1)[:, None]
         moved = torch.lerp(probabilities, means, 1 - self.decay)
         probabilities.copy_(torch.where(counts[:, None] > 0, moved, probabilities))

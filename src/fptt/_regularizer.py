@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from fptt import _foreach, _recurrences
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
-from fptt._parameter_memory import ParameterMemory, ParameterState
+from fptt._parameter_memory import ParameterMemory
 from fptt._step_hooks import StepHooks
 
 Form = Literal["paper", "released"]
@@ -143,10 +143,7 @@ class DynamicRegularizer(ParameterMemory):
         params = [param for param in group["params"] if param.requires_grad and param.grad is not None]
         if any(gradient.is_sparse for gradient in _gradients(params)):
             raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
-        for param in params:
-            if param not in self.state:
-                dual = torch.zeros_like(param) if self.num_duals == 1 else param.new_zeros(self._dual_shape(param))
-                self.state[param] = ParameterState(param.detach().clone(), dual)
+        self.begin(params)
         averages, duals = ([entry[field] for entry in map(self._entry, params)] for field in (0, 1))
         parameters = _foreach.Parameters(params, averages, duals, group["alpha"])
         gradients = _foreach.penalty_gradients(parameters, form=self.form, mu=self.mu) if params else []

@@ -1,0 +1,73 @@
+"""What several processes say to each other: sums of tensors, copies of the first one's, and whether all is well."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | None
+
+
+def total(tensor: Tensor, group: Group) -> Tensor:
+    """Return the sum of the tensors of all processes."""
+    tensor = tensor.detach().clone()
+    dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def gather(tensor: Tensor, group: Group) -> Tensor:
+    """Return the tensors of all processes, one row each."""
+    rows = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(rows, tensor, group=group)
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def sum_(tensors: Sequence[Tensor], group: Group) -> None:
+    """Put the sum over all processes into each tensor, in place: one message for each dtype and device."""
+    for alike in _alike(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        dist.all_reduce(flat, group=group)
+        _scatter(flat, alike)
+
+
+def average_(tensors: Sequence[Tensor], group: Group) -> None:
+    """Put the mean over all processes into each tensor, in place."""
+    sum_(tensors, group)
+    if tensors:
+        torch._foreach_div_(list(tensors), dist.get_world_size(group))
+
+
+@torch.no_grad()
+def broadcast_(tensors: Sequence[Tensor], group: Group) -> None:
+    """Give every process the tensors of the first one, in place."""
+    first = dist.get_global_rank(group, 0) if group is not None else 0
+    for alike in _alike(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        dist.broadcast(flat, first, group=group)
+        _scatter(flat, alike)
+
+
+def fingerprints(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a number for the bits of each tensor, (N,)."""
+    return torch.stack([_fingerprint(tensor.detach()) for tensor in tensors])
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    bits = tensor.contiguous().reshape(-1).view(torch.uint8).to(torch.int64)
+    return (bits * (torch.arange(len(bits), device=bits.device) % 65_521 + 1)).sum()
+
+
+def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors by dtype and device, in an order that is the same in every process."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    return list(kinds.values())
+
+
+def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
