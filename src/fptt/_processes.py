@@ -56,17 +56,20 @@ class Alone:
         """Let the others know that this process cannot go on."""
 
 
+_NOTHING, _BAD_NUMBERS, _ANYTHING = 0.0, 1.0, 2.0
+
+
 class _Report(NamedTuple):
     """What the processes tell each other about a batch before they learn it.
 
     Attributes:
-        has_failed: Whether its batch is of no use.
+        error: What is wrong with it: `_NOTHING`, `_BAD_NUMBERS` or `_ANYTHING`.
         num_chunks: K.
         num_counted: What the mean of its loss is over.
         has_gaps: Whether a chunk has nothing that counts.
     """
 
-    has_failed: float = 1.0
+    error: float
     num_chunks: float = 0.0
     num_counted: float = 0.0
     has_gaps: float = 0.0
@@ -122,16 +125,17 @@ class Together(Alone):
 
         Raises:
             RuntimeError: If another process cannot learn its batch.
+            OtherProcessError: If that is because of NaN or Inf.
             ValueError: If the others have another number of chunks, or nothing counts in any.
         """
         try:
             chunks = cut(allow_empty=True)
-        except Exception:
-            self._exchange(_Report())
+        except Exception as error:
+            self._exchange(_Report(_BAD_NUMBERS if isinstance(error, FloatingPointError) else _ANYTHING))
             raise
         has_steps = [chunk.has_steps for chunk in chunks]
         num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
-        reports = self._exchange(_Report(0.0, len(chunks), num_counted, not all(has_steps)))
+        reports = self._exchange(_Report(_NOTHING, len(chunks), num_counted, not all(has_steps)))
         _check_reports(reports, allow_empty=allow_empty)
         self.weight = num_counted / max(float(reports[:, 2].sum()), 1.0)
         if self.adds_gradients and reports[:, 3].any():
@@ -231,9 +235,11 @@ class Together(Alone):
 
 
 def _check_reports(reports: Tensor, *, allow_empty: bool) -> None:
-    failed, num_chunks = reports[:, 0].nonzero().flatten().tolist(), reports[:, 1].long().tolist()
-    if failed:
-        raise RuntimeError(f"process {failed[0]} cannot learn its batch; its own error says why.")
+    errors, num_chunks = reports[:, 0], reports[:, 1].long().tolist()
+    if errors.any():
+        number = int(errors.argmax())
+        kind = RuntimeError if errors[number] == _ANYTHING else OtherProcessError
+        raise kind(f"process {number} cannot learn its batch; its own error says why.")
     if len(set(num_chunks)) > 1:
         raise ValueError(f"inputs must be cut into as many chunks in every process, got {num_chunks} of them.")
     if not allow_empty and not reports[:, 2].any():
