@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch import multiprocessing
 
 
 def run_in_processes(function: Callable[[int], Any], folder: Path, size: int = 2) -> list[Any]:

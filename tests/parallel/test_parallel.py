@@ -1,0 +1,152 @@
+"""Several processes equal one on the whole batch; with updates of their own they meet at the means."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fptt
+from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, batch, difference, everything, make_method, train
+from tests.parallel.processes import run_in_processes
+from tests.parallel.work import TwoReadouts, work
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_in_processes(work, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_equal_one_on_the_whole_batch(found: list[dict[str, Any]], name: str) -> None:
+    alone = make_method(SETTINGS[name])
+    results = train(alone, range(len(found[0][name]["results"])))
+    assert found[0][name]["updates"] == alone.updates >= 0.9 * NUM_UPDATES
+    assert difference(found[0][name]["tensors"], everything(alone)) < 1e-10
+    for together, one in zip(found[0][name]["results"], results, strict=True):
+        assert together.updates == one.updates
+        for field in ("loss", "chunk_losses", "penalty", "gradient_norm"):
+            torch.testing.assert_close(getattr(together, field), getattr(one, field), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_both_processes_have_the_same_bits(found: list[dict[str, Any]], name: str) -> None:
+    assert difference(found[0][name]["tensors"], found[1][name]["tensors"]) == 0
+    for one, other in zip(found[0][name]["results"], found[1][name]["results"], strict=True):
+        assert torch.equal(one.chunk_losses, other.chunk_losses)
+
+
+def average_(methods: list[fptt.Method]) -> None:
+    for tensors in zip(*(shared(method) for method in methods), strict=True):
+        mean = torch.stack(list(tensors)).mean(0)
+        for tensor in tensors:
+            tensor.copy_(mean)
+
+
+def shared(method: fptt.Method) -> list[Tensor]:
+    assert method.regularizer is not None
+    return [*(param.data for param in method.model.parameters()), *method.regularizer.named_tensors().values()]
+
+
+def test_updates_of_ones_own_meet_at_the_means(found: list[dict[str, Any]]) -> None:
+    """The same in one process: chunk by chunk, with means of weights, averages and duals after every third."""
+    methods = [make_method({**SETTINGS["FPTT"], "num_chunks": 1}) for _ in range(2)]
+    count = 0
+    for index in range(6):
+        inputs, targets, _ = batch(index, per_step=False)
+        states: list[Any] = [None, None]
+        for k, chunk in enumerate(inputs.split(3)):
+            for number, method in enumerate(methods):
+                method.loss = ScaledLoss(k)
+                result = method.train_batch(chunk[:, number::2], targets[number::2], states[number])
+                states[number] = result.state
+            count += 1
+            if count % 3 == 0:
+                average_(methods)
+        for number, method in enumerate(methods):
+            assert difference(found[number]["local"][index], everything(method)) < 1e-12
+    assert difference(found[0]["local"][2], found[1]["local"][2]) == 0  # 12 updates
+    assert difference(found[0]["local"][3], found[1]["local"][3]) > 1e-3  # 16
+
+
+class ScaledLoss(fptt.TerminalLoss):
+    """The loss of chunk k of K, as the loss of a whole batch."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(nn.functional.cross_entropy, "uniform")
+        self.number = number
+
+    def split(self, targets: Tensor, mask: Tensor | None, lengths: Any, batch_size: int) -> list[Any]:
+        (part,) = super().split(targets, mask, lengths, batch_size)
+        return [part._replace(position=float(self.number + 1), num_chunks=float(K))]
+
+
+def test_going_on_keeps_the_updates_since_the_last_sync(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        assert difference(process["resumed"], process["local"][5]) == 0
+
+
+def test_a_gradient_that_only_one_process_has_counts_by_its_share(found: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    model = TwoReadouts().double()
+    loss, targets = nn.CrossEntropyLoss(), torch.tensor([0, 1])
+    total = sum(
+        (0.5 * loss(model(torch.full((3, 2, 3), value, dtype=torch.float64))[0][-1], targets) for value in (-1.0, 1.0)),
+        torch.zeros(()),
+    )
+    total.backward()
+    expected = [(param - 0.5 * param.grad).detach() for param in model.parameters() if param.grad is not None]
+    for process in found:
+        assert difference(process["gradients"][: len(expected)], expected) < 1e-12
+
+
+def test_buffers_of_floating_point_become_their_means(found: list[dict[str, Any]]) -> None:
+    assert [process["buffers"] for process in found] == [[1.0, 1], [1.0, 1]]
+
+
+@pytest.mark.parametrize("sync_every", [1, 3])
+def test_a_bad_batch_in_one_process_stops_both_and_changes_nothing(
+    found: list[dict[str, Any]], sync_every: int
+) -> None:
+    said = [process["errors"] for process in found]
+    for name, kinds in {
+        "inputs": ("OtherProcessError", "FloatingPointError"),
+        "targets": ("RuntimeError", "ValueError"),
+        "empty": ("RuntimeError", "ValueError"),
+    }.items():
+        for (text, updates, is_same), kind in zip((one[f"{name} {sync_every}"] for one in said), kinds, strict=True):
+            assert text.startswith(kind)
+            assert (updates, is_same) == (0, True)
+        assert "process 1 cannot learn its batch" in said[0][f"{name} {sync_every}"][0]
+
+
+def test_a_bad_loss_is_seen_by_all_at_the_same_chunk(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        text, updates, is_finite = process["errors"]["loss 1"]
+        assert text.startswith("FloatingPointError: the loss is ")
+        assert "in chunk 2 of batch 0" in text
+        assert (updates, is_finite) == (2, True)
+
+
+def test_a_bad_loss_of_ones_own_stops_the_others_at_the_next_sync(found: list[dict[str, Any]]) -> None:
+    first, second = (process["errors"]["loss 3"] for process in found)
+    assert first[0].startswith("OtherProcessError: process 1 has met NaN or Inf")
+    assert "in chunk 2 of batch 0" in second[0]
+    assert (first[1], second[1]) == (3, 2)
+    assert first[2]
+    assert second[2]
+
+
+def test_what_does_not_fit_together_is_told(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        said = process["errors"]
+        assert said["drift"].startswith("RuntimeError: the processes have drifted apart in layer.weight_ih_l0")
+        assert said["lengths"] == (
+            "ValueError: inputs must be cut into as many chunks in every process, got [4, 3] of them."
+        )
+        assert said["sizes"].startswith("ValueError: model must be the same in all processes, got [")
+
+
+def test_there_must_be_processes() -> None:
+    with pytest.raises(ValueError, match=r"group must be one of torch\.distributed, or None .* init_process_group"):
+        fptt.DataParallel()

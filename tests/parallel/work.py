@@ -1,0 +1,167 @@
+"""What each process does in the tests; all of it in one start."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fptt
+from tests.parallel.problem import (
+    NUM_UPDATES,
+    SETTINGS,
+    K,
+    Model,
+    batch,
+    everything,
+    make_loss,
+    make_method,
+    message,
+    train,
+)
+
+
+def work(number: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        method = make_method(setting, fptt.DataParallel(check=True), seed=number)
+        num_batches = NUM_UPDATES if setting["kind"] is fptt.BPTT else NUM_UPDATES // K
+        results = train(method, range(num_batches), number, 2)
+        found[name] = {"tensors": everything(method), "results": results, "updates": method.updates}
+    found["local"] = local_updates(number)
+    found["resumed"] = resumed(number)
+    found["gradients"] = missing_gradient(number)
+    found["buffers"] = buffers(number)
+    found["errors"] = errors(number)
+    return found
+
+
+def local_updates(number: int) -> list[list[Tensor]]:
+    """Return everything after each of 6 batches of 4 chunks, averaged after every 3 updates."""
+    method = make_method(SETTINGS["FPTT"], fptt.DataParallel(sync_every=3, check=True), seed=number)
+    seen = []
+    for index in range(6):
+        train(method, range(index, index + 1), number, 2)
+        seen.append(everything(method))
+    return seen
+
+
+def resumed(number: int) -> list[Tensor]:
+    """Return everything after the same 6 batches, with a stop 8 updates after the beginning."""
+    parallel = fptt.DataParallel(sync_every=3)
+    method = make_method(SETTINGS["FPTT"], parallel, seed=number)
+    train(method, range(2), number, 2)
+    states = method.model.state_dict(), method.optimizer.state_dict(), method.state_dict()
+    method = make_method(SETTINGS["FPTT"], parallel, seed=7)
+    for part, state in zip((method.model, method.optimizer, method), states, strict=True):
+        part.load_state_dict(state)
+    train(method, range(2, 6), number, 2)
+    return everything(method)
+
+
+class TwoReadouts(Model):
+    """Uses its second read-out for positive inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(6, 4)
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        outputs, state = self.layer(inputs, state)
+        return (self.other if inputs.mean() > 0 else self.readout)(outputs), state
+
+
+def missing_gradient(number: int) -> list[Tensor]:
+    """Return the weights after an update in which each process uses a read-out of its own."""
+    torch.manual_seed(0)
+    model = TwoReadouts().double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    method = fptt.FPTT(model, optimizer, make_loss("uniform"), num_chunks=1, parallel=fptt.DataParallel(check=True))
+    inputs = torch.full((3, 2, 3), 1.0 if number else -1.0, dtype=torch.float64)
+    method.train_batch(inputs, torch.tensor([0, 1]))
+    return everything(method)
+
+
+class Counting(Model):
+    """Has a buffer of floating point, as BatchNorm, and one of whole numbers."""
+
+    mean: Tensor
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self.mean += inputs[0, 0, 0]
+        self.calls += 1
+        return super().forward(inputs, state)
+
+
+def buffers(number: int) -> list[float]:
+    model = Counting().double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = fptt.TBPTT(model, optimizer, make_loss("uniform"), num_chunks=1, parallel=fptt.DataParallel())
+    method.train_batch(torch.full((3, 2, 3), 2.0 * number, dtype=torch.float64), torch.tensor([0, 1]))
+    return [model.mean.item(), model.calls.item()]
+
+
+def errors(number: int) -> dict[str, Any]:
+    """Return what is said in this process when the first batch is wrong in process 1."""
+    good = torch.zeros(12, 2, 3, dtype=torch.float64), torch.tensor([0, 1])
+    nan = good[0].clone()
+    nan[7] = float("nan")
+    found: dict[str, Any] = {}
+    for sync_every in (1, 3):
+        parallel = fptt.DataParallel(sync_every=sync_every, check=True)
+
+        def told(bad: Any, parallel: fptt.DataParallel = parallel, **options: Any) -> list[Any]:
+            method = make_method({**SETTINGS["FPTT"], **options}, parallel)
+            before = everything(method)
+            text = message(lambda: method.train_batch(*(bad if number else good)))
+            same = all(torch.equal(one, other) for one, other in zip(before, everything(method), strict=False))
+            return [text, method.updates, same]
+
+        found[f"inputs {sync_every}"] = told((nan, good[1]))
+        found[f"targets {sync_every}"] = told((good[0], torch.tensor([0, 1, 2])))
+        found[f"empty {sync_every}"] = told((good[0][:0], good[1]))
+        found[f"loss {sync_every}"] = bad_loss(number, parallel)
+    drifted = make_method(SETTINGS["TBPTT"], fptt.DataParallel(check=True))
+    if number:
+        with torch.no_grad():
+            next(drifted.model.parameters())[0, 0] += 1e-12
+    found["drift"] = message(lambda: drifted.train_batch(*good))
+    found["lengths"] = message(
+        lambda: make_method({"kind": fptt.TBPTT, "chunk_length": 3 + number}, fptt.DataParallel()).train_batch(*good)
+    )
+    found["sizes"] = message(lambda: other_size(number))
+    return found
+
+
+def other_size(number: int) -> None:
+    model = nn.LSTM(3, 4 + number)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    fptt.TBPTT(model, optimizer, make_loss("uniform"), num_chunks=1, parallel=fptt.DataParallel())
+
+
+class Overflowing(Model):
+    """Gives outputs that are not finite at its third call in process 1."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.calls = number, 0
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self.calls += 1
+        outputs, state = super().forward(inputs, state)
+        return outputs * (float("inf") if self.calls == 3 and self.number else 1.0), state
+
+
+def bad_loss(number: int, parallel: fptt.DataParallel) -> list[Any]:
+    torch.manual_seed(0)
+    model = Overflowing(number).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = fptt.FPTT(model, optimizer, make_loss("uniform"), num_chunks=K, parallel=parallel)
+    inputs, targets, _ = batch(0, per_step=False)
+    text = message(lambda: method.train_batch(inputs[:, number::2], targets[number::2]))
+    return [text, method.updates, bool(all(param.isfinite().all() for param in model.parameters()))]
