@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from fptt import nn as nn
 from fptt._arrays import ArrayChunks as ArrayChunks
 from fptt._batch import BatchResult as BatchResult
+from fptt._collectives import LostProcessError as LostProcessError
 from fptt._engine import CompilationError as CompilationError
 from fptt._gradient_check import ChunkGradient as ChunkGradient
 from fptt._gradient_check import GradientReport as GradientReport

@@ -1,6 +1,7 @@
 """What several processes say to each other: sums of tensors, copies of the first one's, and whether all is well."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -9,17 +10,33 @@ from torch import Tensor
 Group = dist.ProcessGroup | None
 
 
+class LostProcessError(RuntimeError):
+    """Another process that trains the model has ended, or cannot be reached."""
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Say in one line what has happened when a message does not arrive."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LostProcessError(f"another process has ended, or cannot be reached ({reason}).") from error
+
+
 def total(tensor: Tensor, group: Group) -> Tensor:
     """Return the sum of the tensors of all processes."""
     tensor = tensor.detach().clone()
-    dist.all_reduce(tensor, group=group)
+    with lost_processes_told():
+        dist.all_reduce(tensor, group=group)
     return tensor
 
 
 def gather(tensor: Tensor, group: Group) -> Tensor:
     """Return the tensors of all processes, one row each."""
     rows = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(rows, tensor, group=group)
+    with lost_processes_told():
+        dist.all_gather(rows, tensor, group=group)
     return torch.stack(rows)
 
 
@@ -28,7 +45,8 @@ def sum_(tensors: Sequence[Tensor], group: Group) -> None:
     """Put the sum over all processes into each tensor, in place: one message for each dtype and device."""
     for alike in _alike(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-        dist.all_reduce(flat, group=group)
+        with lost_processes_told():
+            dist.all_reduce(flat, group=group)
         _scatter(flat, alike)
 
 
@@ -45,7 +63,8 @@ def broadcast_(tensors: Sequence[Tensor], group: Group) -> None:
     first = dist.get_global_rank(group, 0) if group is not None else 0
     for alike in _alike(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-        dist.broadcast(flat, first, group=group)
+        with lost_processes_told():
+            dist.broadcast(flat, first, group=group)
         _scatter(flat, alike)
 
 

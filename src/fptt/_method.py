@@ -153,7 +153,7 @@ class Method(ABC):
         return walk_stream(partial(self._train, allow_empty=True), source, state, 1 - self.chunking.time_dim)
 
     def _train(self, batch: StreamChunk, state: State, *, allow_empty: bool = False) -> BatchResult:
-        hooks, inputs = self._open_hooks(), batch.inputs
+        hooks = self._open_hooks()
         chunks = self.processes.agree(partial(self._cut, batch), allow_empty=allow_empty)
         before = hooks.num_steps
         try:
@@ -165,7 +165,7 @@ class Method(ABC):
             updates = hooks.num_steps - before
             self.updates += updates
         self.batches += 1
-        self.timesteps += inputs.shape[0] * inputs.shape[1]
+        self.timesteps += self.processes.num_timesteps
         chunk_losses = torch.stack(losses)
         norm = torch.stack(norms).mean() if norms else chunk_losses.new_zeros(())
         with torch.no_grad():
@@ -241,6 +241,10 @@ class Method(ABC):
         return StepHooks(
             self.optimizer, regularizer=self.regularizer, max_norm=self.max_norm, check_finite=self.check_finite
         )
+
+    def sync(self) -> None:
+        """Average weights, averages and duals over the processes now, between two batches; see `DataParallel`."""
+        self.processes.sync()
 
     def close(self) -> None:
         """Take the method's hooks off the optimizer; the method cannot train any more."""

@@ -27,15 +27,19 @@ class Alone:
         adds_gradients: Whether several processes make every update together.
         weight: Of the loss of this process in that of all.
         num_unsynced: Updates since the weights were last the same in all.
+        num_timesteps: T · B of the whole batch under way.
     """
 
     adds_gradients = False
     weight = 1.0
     num_unsynced = 0
+    num_timesteps = 0
 
     def agree(self, cut: Callable[..., list[Chunk]], *, allow_empty: bool) -> list[Chunk]:
         """Return the chunks that `cut` gives; it is told whether a batch without a real step will do."""
-        return cut(allow_empty=allow_empty)
+        chunks = cut(allow_empty=allow_empty)
+        self.num_timesteps = _num_timesteps(chunks)
+        return chunks
 
     def weigh(self, loss: Tensor) -> Tensor:
         """Return what to take the gradient of."""
@@ -47,6 +51,9 @@ class Alone:
 
     def after_chunk(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
         """Make what is trained the same in all processes, if it is time."""
+
+    def sync(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
+        """Make what is trained the same in all processes now."""
 
     def total(self, losses: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Return the losses of the whole batch, (K,), and other scalars."""
@@ -67,12 +74,14 @@ class _Report(NamedTuple):
         num_chunks: K.
         num_counted: What the mean of its loss is over.
         has_gaps: Whether a chunk has nothing that counts.
+        num_timesteps: T · B.
     """
 
     error: float
     num_chunks: float = 0.0
     num_counted: float = 0.0
     has_gaps: float = 0.0
+    num_timesteps: float = 0.0
 
 
 class Together(Alone):
@@ -135,8 +144,11 @@ class Together(Alone):
             raise
         has_steps = [chunk.has_steps for chunk in chunks]
         num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
-        reports = self._exchange(_Report(_NOTHING, len(chunks), num_counted, not all(has_steps)))
+        reports = self._exchange(
+            _Report(_NOTHING, len(chunks), num_counted, not all(has_steps), _num_timesteps(chunks))
+        )
         _check_reports(reports, allow_empty=allow_empty)
+        self.num_timesteps = int(reports[:, 4].sum())
         self.weight = num_counted / max(float(reports[:, 2].sum()), 1.0)
         if self.adds_gradients and reports[:, 3].any():
             has_steps = (self._sum(torch.tensor(has_steps, dtype=torch.float64, device=self.device)) > 0).tolist()
@@ -171,17 +183,22 @@ class Together(Alone):
     # -- updates of one's own ----------------------------------------------------------------------------------------
 
     def after_chunk(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
-        """Count an update; if it is time, put the means of weights, averages and duals, or other `tensors`, in place.
+        """Count an update, and synchronize if it is time."""
+        if not self.adds_gradients:
+            self.num_unsynced += 1
+            if self.num_unsynced == self.parallel.sync_every:
+                self.sync(tensors)
+
+    def sync(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
+        """Put the means of weights, averages and duals, or other `tensors`, in their place, if they are not the same.
 
         Raises:
             OtherProcessError: If another process is not well.
         """
-        if self.adds_gradients:
-            return
-        self.num_unsynced = (self.num_unsynced + 1) % self.parallel.sync_every
-        if not self.num_unsynced:
+        if self.num_unsynced:
             self._confirm()
             collectives.average_((tensors or self._trained)(), self.group)
+            self.num_unsynced = 0
 
     def _confirm(self, *, is_well: bool = True) -> None:
         """Tell the others whether this process is well, and hear whether they are."""
@@ -232,6 +249,10 @@ class Together(Alone):
         apart = [name for name, column in zip(named, found.T, strict=True) if (column != column[0]).any()]
         if apart:
             raise RuntimeError(f"the processes have drifted apart in {', '.join(apart)}.")
+
+
+def _num_timesteps(chunks: list[Chunk]) -> int:
+    return sum(chunk.inputs.shape[0] * chunk.inputs.shape[1] for chunk in chunks)
 
 
 def _check_reports(reports: Tensor, *, allow_empty: bool) -> None:

@@ -17,6 +17,7 @@ from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
 from fptt.experiments.run import Run
 from fptt.experiments.run_folder import RunFolder, read_config
+from fptt.experiments.run_state import load_state, state_of
 from fptt.experiments.tasks.loading import floats, load_splits, whole_numbers
 
 CASES = 1000
@@ -49,7 +50,7 @@ def trained() -> tuple[Run, dict[str, Any]]:
     batches = iter(run.batches)
     for _ in range(2):
         run.train_batch(next(batches))
-    return run, copy.deepcopy(run.state_dict())
+    return run, copy.deepcopy(state_of(run))
 
 
 @given(changes, st.none() | st.integers(0, 10**9))
@@ -103,11 +104,11 @@ def test_forged_states(trained: tuple[Run, dict[str, Any]], data: st.DataObject)
     holder[place[-1]] = data.draw(values)
     told = ""
     try:
-        run.load_state_dict(forged)
+        load_state(run, forged)
     except UserError as error:
         told = str(error)
     assert not told or str(place[0]) in told or "data of the task" in told
-    run.load_state_dict(copy.deepcopy(state))  # whatever was loaded of the forged one is replaced
+    load_state(run, copy.deepcopy(state))  # whatever was loaded of the forged one is replaced
     for name, weight in run.model.state_dict().items():
         assert torch.equal(weight, state["model"][name])
 

@@ -1,10 +1,11 @@
 """From a config to the parts of a run: device, model, optimizer, loss, method."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn, optim
+from torch import Tensor, nn, optim
 from torch.nn import functional
 
 import fptt
@@ -13,6 +14,7 @@ from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError, one_line
 from fptt.experiments.language_model import LanguageModel
 from fptt.experiments.tasks import Task
+from fptt.nn._cells import plain_cells
 
 
 def make_model(config: TrainConfig, task: Task) -> nn.Module:
@@ -66,8 +68,8 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
     return kind[config.optimizer](model.parameters(), **options)
 
 
-def make_fabric(accelerator: str, precision: str = "32-true") -> Fabric:
-    """Return device and precision.
+def make_fabric(accelerator: str, precision: str = "32-true", devices: int = 1, num_nodes: int = 1) -> Fabric:
+    """Return device, precision and, not launched yet, the processes.
 
     Raises:
         UserError: If there is no such device here, or it does not have the precision.
@@ -75,24 +77,24 @@ def make_fabric(accelerator: str, precision: str = "32-true") -> Fabric:
     try:
         if precision == "16-mixed" and Fabric(accelerator=accelerator, devices=1).device.type == "cpu":
             raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
-        return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
+        strategy = "ddp" if devices * num_nodes > 1 else "auto"
+        return Fabric(
+            accelerator=accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=precision,  # pyright: ignore[reportArgumentType]
+        )
     except (ValueError, RuntimeError) as error:
         asked = f"accelerator {accelerator!r}" + ("" if precision == "32-true" else f" with precision {precision!r}")
+        asked += "" if devices == 1 else f" and devices {devices}"
         raise UserError(f"{asked} cannot be used: {one_line(error)}") from error
 
 
-def is_bare(config: TrainConfig) -> bool:
-    """Tell whether the method takes model and optimizer as they are, without Fabric's autocast around them.
-
-    Fabric would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
-
-    Raises:
-        UserError: If the precision needs what the engine cannot have around it.
-    """
-    is_mixed = config.precision.endswith("mixed")
-    if is_mixed and config.engine == "compiled" and config.method != "bptt":
+def check_precision(config: TrainConfig) -> None:
+    """Raise UserError if the precision needs what the engine cannot have around it."""
+    if config.precision.endswith("mixed") and config.engine == "compiled" and config.method != "bptt":
         raise UserError(f"precision must be 32-true or 64-true with engine compiled, got {config.precision}.")
-    return not is_mixed
 
 
 def check_chunks(config: TrainConfig, task: Task) -> None:
@@ -116,12 +118,48 @@ def make_loss(config: TrainConfig, task: Task) -> fptt.ChunkLoss:
     return fptt.TerminalLoss(function, "uniform" if config.divergence == "uniform" else running)
 
 
+class InPrecision(nn.Module):
+    """A model whose operations have Fabric's mixed precision, and whose outputs and states are float32.
+
+    The fused kernels of processors without instructions for bfloat16 refuse it: there the cells are written out.
+    """
+
+    def __init__(self, model: nn.Module, fabric: Fabric) -> None:
+        super().__init__()
+        self.model, self.fabric = model, fabric
+
+    def forward(self, inputs: Tensor, state: Any = None) -> Any:
+        """Call the model."""
+        with self.fabric.autocast(), nullcontext() if has_bfloat16(self.fabric.device) else plain_cells():
+            result = self.model(inputs, state)
+        return self.fabric.strategy.precision.convert_output(result)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the fused recurrent kernels of a device take bfloat16."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def make_method(
-    config: TrainConfig, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
+    config: TrainConfig,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    fabric: Fabric,
+    parallel: fptt.DataParallel | None = None,
 ) -> fptt.Method:
-    """Return the method of a config; model and optimizer as Fabric gives them, or bare for the compiled engine."""
+    """Return the method of a config.
+
+    The gradients of several processes are added up by the method and not by Fabric's DistributedDataParallel, so that
+    the penalty, the compiled engine and updates of their own have their say. True precisions go without any wrapper:
+    Fabric's would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
+    """
     loss = make_loss(config, task).to(fabric.device)
-    options: dict[str, Any] = {"max_norm": config.max_norm}
+    options: dict[str, Any] = {"max_norm": config.max_norm, "parallel": parallel}
+    if config.precision.endswith("mixed"):
+        model = InPrecision(model, fabric)
+        optimizer = fabric.setup_optimizers(optimizer)  # pyright: ignore[reportAssignmentType]
     if config.method == "bptt":
         return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, backward=fabric.backward, **options)
     if config.engine == "compiled":  # takes the gradient itself

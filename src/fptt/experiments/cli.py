@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from fptt import __version__
+from fptt import LostProcessError, __version__
 from fptt.experiments.announcements import announcements_on, say
 from fptt.experiments.benchmarks.commands import parse_bench
 from fptt.experiments.errors import UserError
+from fptt.experiments.process_number import is_leader, process_number
 from fptt.experiments.run_commands import parse_evaluate, parse_sample, parse_train
 from fptt.experiments.stream_commands import parse_stream
 from fptt.experiments.study_commands import parse_ablate, parse_compare, parse_recipes, parse_report
@@ -62,7 +63,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], Command]] = {
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: 0, 2 for a user's slip, 130 after Ctrl-C."""
-    console, errors = Console(), Console(stderr=True)
+    console, errors = Console(quiet=not is_leader()), Console(stderr=True)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(OVERVIEW)
         return 0
@@ -76,14 +77,28 @@ def run(arguments: Sequence[str]) -> int:
         with announcements_on(console):
             command(console)
     except UserError as error:
-        say(errors, f"fptt: {error}")
-        return 2
+        return _tell(error, errors)
     except BrokenPipeError:  # the reader, such as `head`, has gone: nothing is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
-        say(errors, "fptt: interrupted.")
-        return INTERRUPTED
+        if is_leader():
+            say(errors, "fptt: interrupted.")
+        return INTERRUPTED if is_leader() else 0
+    return 0
+
+
+def _tell(error: UserError, errors: Console) -> int:
+    """Say what went wrong, and return the exit code.
+
+    Fabric kills the first process as soon as another ends with a code; but it has a folder to complete. It notices by
+    itself when another is gone, and is the one to say so.
+    """
+    if is_leader():
+        say(errors, f"fptt: {error}")
+        return 2
+    if not isinstance(error.__cause__, LostProcessError):
+        say(errors, f"fptt, process {process_number()}: {error}")
     return 0
 
 

@@ -130,7 +130,17 @@ class Setting:
     deterministic: bool = False
     """Allow only operations that give the same bits every time; one that cannot is an error."""
     threads: int | None = None
-    """CPU threads; all cores by default."""
+    """CPU threads of each process; all cores by default."""
+    devices: int = 1
+    """Processes on this machine, each on a device of its own, or on a part of the cores; they share every batch."""
+    num_nodes: int = 1
+    """Machines with as many processes; start the same command on each of them by torchrun or `fabric run`."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several processes train one model; auto is ddp: each has the whole model and a part of every batch."""
+    sync_every: int = 1
+    """Updates between two averagings of weights, averages and duals over the processes; 1 averages every gradient."""
+    check_sync: bool = False
+    """Compare the weights of all processes after every batch that ends in step, for debugging."""
 
     def __post_init__(self) -> None:
         """Check ranges that do not depend on the task."""
@@ -224,7 +234,7 @@ def read_values(path: Path) -> dict[str, Any]:
 _POSITIVE = (
     *("limit", "length", "hidden_size", "num_layers", "epochs", "max_updates", "max_seconds", "batch_size", "lr"),
     *("max_norm", "num_chunks", "bptt_losses", "num_duals", "mu", "threads", "embedding_size"),
-    *("plateau_epochs", "early_stopping", "checkpoint_updates"),
+    *("plateau_epochs", "early_stopping", "checkpoint_updates", "devices", "num_nodes", "sync_every"),
 )
 
 _PARTS = ("ema_decay", "dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")

@@ -41,10 +41,11 @@ def prepare_process(threads: int | None, *, deterministic: bool = False) -> None
 
 
 class Clock:
-    """Seconds of training: those of the processor on one CPU thread, so that other programs do not count, else real."""
+    """Seconds of training: those of the processor if there is one CPU thread, without other programs; else real."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.kind = "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+    def __init__(self, device: torch.device, *, is_alone: bool = True) -> None:
+        is_one = is_alone and device.type == "cpu" and torch.get_num_threads() == 1
+        self.kind = "cpu" if is_one else "wall"
         self.device = device
 
     def now(self) -> float:

@@ -1,7 +1,6 @@
-"""The parts of a run, what it has done so far, and all of that as one state from which it goes on bit for bit."""
+"""The parts of a run, and what it has done so far."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,20 +8,22 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fptt
-from fptt._sequence import flatten_state, refill_state
-from fptt.experiments.building import check_chunks, is_bare, make_fabric, make_method, make_model, make_optimizer
-from fptt.experiments.checkpoints import DamagedCheckpointError
+from fptt.experiments.building import (
+    check_chunks,
+    check_precision,
+    make_fabric,
+    make_method,
+    make_model,
+    make_optimizer,
+)
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.errors import UserError
 from fptt.experiments.evaluation import in_precision_of
-from fptt.experiments.random_state import random_state, set_random_state
+from fptt.experiments.ranks import Ranks
 from fptt.experiments.run_folder import Weights
 from fptt.experiments.schedule import Budget, Schedule
-from fptt.experiments.tasks import Task, check_vocabulary, load_task
+from fptt.experiments.tasks import Task, load_task
 from fptt.experiments.tasks.batches import Batch
-
-CHECKPOINT_VERSION = 2
 
 
 @dataclass
@@ -71,20 +72,25 @@ class Run:
         state: The recurrent state that the next batch of a stream begins with.
         rows: Rows of metrics so far.
         metric: Of the last validation.
+        fraction: The part of the budget that is spent, the same in all processes.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         prepare_process(config.threads, deterministic=config.deterministic)
         self.config = config
-        self.fabric = make_fabric(config.accelerator, config.precision)
+        self.fabric = make_fabric(config.accelerator, config.precision, config.devices, config.num_nodes)
         torch.manual_seed(config.seed)
         self.task: Task = load_task(config, config.seed)
         self.model: nn.Module = make_model(config, self.task)
         self.optimizer = make_optimizer(config, self.model)
         check_chunks(config, self.task)
-        wrapped = self.fabric.setup(self.model, self.optimizer)
-        model, optimizer = (self.model, self.optimizer) if is_bare(config) else wrapped
-        self.method = make_method(config, self.task, model, optimizer, self.fabric)
+        check_precision(config)
+        self.ranks = Ranks(self.fabric, config)  # starts the others; what is wrong was told before, once
+        prepare_process(config.threads, deterministic=config.deterministic)
+        self.fabric.strategy.precision.convert_module(self.model).to(self.fabric.device)
+        parallel = self.ranks.parallel()
+        self.method = make_method(config, self.task, self.model, self.optimizer, fabric=self.fabric, parallel=parallel)
+        self.ranks.seed()
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema_decay else None
         self.batches = self.task.training_batches(config.batch_size, config.seed)
@@ -93,9 +99,10 @@ class Run:
         self.state: Any = None
         self.metric: float | None = None
         self.epoch = self.rows = 0
-        self.seconds = 0.0
+        self.seconds = self.fraction = 0.0
         self.environment = environment(self.fabric.device)
-        self.clock, self.memory = Clock(self.fabric.device), MemoryMeter(self.fabric.device)
+        self.clock = Clock(self.fabric.device, is_alone=self.ranks.size == 1)
+        self.memory = MemoryMeter(self.fabric.device)
 
     @property
     def judged(self) -> nn.Module:
@@ -108,22 +115,32 @@ class Run:
         return self.method.batches / len(self.batches)
 
     @property
-    def fraction(self) -> float:
-        """The part of the budget that is spent."""
-        return self.budget.fraction(self.epochs, self.method.updates, self.seconds)
-
-    @property
     def is_over(self) -> bool:
         """Whether the budget is spent."""
         return self.fraction >= 1.0
 
+    def count(self, *, is_asked: bool = False, is_due: bool = False) -> tuple[bool, bool]:
+        """Agree with the other processes on the part of the budget that is spent, and on what comes next.
+
+        Args:
+            is_asked: Whether this process is asked to stop.
+            is_due: Whether it is time for a checkpoint.
+
+        Returns:
+            Whether any is asked to stop, and whether it is time in the first one.
+        """
+        spent = self.budget.fraction(self.epochs, self.method.updates, self.seconds)
+        self.fraction, is_asked, is_due = self.ranks.agree(spent, is_asked=is_asked, is_due=is_due)
+        return is_asked, is_due
+
     def train_batch(self, batch: Batch) -> None:
-        """Train on a batch, and count."""
-        inputs, targets = (
-            in_precision_of(self.model, part) for part in self.task.sequences(self.fabric.to_device(batch))
+        """Train on this process's part of a batch."""
+        inputs, targets = self.ranks.part(
+            *(in_precision_of(self.model, part) for part in self.task.sequences(self.fabric.to_device(batch))),
+            per_step=self.task.has_step_targets,
         )
         if self.batches.position == 1:
-            self.state = self._first_state(inputs)
+            self.state = self.first_state(inputs)
         start = self.clock.now()
         result = self.method.train_batch(inputs, targets, self.state)
         if self.average is not None:
@@ -139,121 +156,9 @@ class Run:
         with self.method.regularizer.averaged():
             return copy_weights(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that training depends on: tensors, plain values, lists and dicts of them only."""
-        return {
-            "version": CHECKPOINT_VERSION,
-            "data": self.task.fingerprint,
-            "vocabulary": None if self.task.vocabulary is None else list(self.task.vocabulary),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "method": self.method.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "batches": self.batches.state_dict(),
-            "state": _flat_state(self.state),
-            "schedule": self.schedule.state_dict(),
-            "best": asdict(self.best),
-            "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
-            "counters": {name: getattr(self, name) for name in ("epoch", "rows", "seconds", "metric")},
-            "random": random_state(self.fabric.device),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned.
-
-        Raises:
-            UserError: If it is of another version, or of other data.
-            DamagedCheckpointError: If a field is missing or does not fit; load another state, or drop the run.
-        """
-        if state.get("version") != CHECKPOINT_VERSION:
-            raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
-        check_vocabulary(_field(state, "vocabulary", lambda value: value), self.task)
-        if _field(state, "data", str) != self.task.fingerprint:
-            raise UserError(f"the data of the task {self.task.name!r} are not those that the run was trained on.")
-        for name, load in self._loaders().items():
-            _field(state, name, load)
-
-    def _loaders(self) -> dict[str, Callable[[Any], None]]:
-        """Return what takes each field of a state."""
-        loaders: dict[str, Callable[[Any], None]] = {
-            "model": self.model.load_state_dict,  # pyright: ignore[reportAssignmentType]
-            "optimizer": self._load_optimizer,
-            "method": self.method.load_state_dict,
-            "precision": self.fabric.strategy.precision.load_state_dict,
-            "batches": self.batches.load_state_dict,
-            "schedule": self.schedule.load_state_dict,
-            "state": self._load_state,
-            "best": self._load_best,
-            "totals": self._load_totals,
-            "counters": self._load_counters,
-            "random": lambda states: set_random_state(states, self.fabric.device),
-        }
-        if self.average is not None:
-            loaders["average"] = self.average.load_state_dict  # pyright: ignore[reportArgumentType]
-        return loaders
-
-    def _load_optimizer(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(saved)
-        for param, entries in self.optimizer.state.items():
-            for name, value in entries.items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != param.shape:
-                    raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(param.shape)}")
-
-    def _load_state(self, tensors: list[Tensor] | None) -> None:
-        self.state = self._nested_state(tensors)
-
-    def _load_best(self, saved: dict[str, Any]) -> None:
-        best = Best(**saved)
-        for weights in (best.weights, best.averages):
-            if weights and not _fit(weights, self.model.state_dict()):
-                raise ValueError("the weights do not fit the model")
-        if (best.metric is None) != (not best.weights):
-            raise ValueError("there are weights if and only if there is a metric")
-        self.best = best
-
-    def _load_totals(self, saved: dict[str, Any]) -> None:
-        self.totals.sums = saved["sums"].to(self.totals.sums).reshape(len(Totals.NAMES))
-        self.totals.batches = int(saved["batches"])
-
-    def _load_counters(self, saved: dict[str, Any]) -> None:
-        self.epoch, self.rows, self.seconds = int(saved["epoch"]), int(saved["rows"]), float(saved["seconds"])
-        self.metric = None if saved["metric"] is None else float(saved["metric"])
-
-    def _nested_state(self, tensors: list[Tensor] | None) -> Any:
-        """Return the tensors of a recurrent state in the nest that the model gives them."""
-        if tensors is None:
-            return None
-        inputs, _ = self.task.sequences(self.fabric.to_device(self.task.train[0]))
-        return refill_state(self._first_state(inputs), tensors)
-
-    def _first_state(self, inputs: Tensor) -> Any:
+    def first_state(self, inputs: Tensor) -> Any:
         """Return the state that a stream begins with; independent sequences leave it to the model."""
         return self.model.initial_state(inputs) if self.batches.carries_state else None  # pyright: ignore
-
-
-def _flat_state(state: Any) -> list[Tensor] | None:
-    return None if state is None else flatten_state(state)
-
-
-def _fit(weights: Weights, own: Weights) -> bool:
-    """Tell whether tensors have the names, shapes and types of others."""
-    described = [{name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} for found in (weights, own)]
-    return described[0] == described[1]
-
-
-def _field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:
-    """Return what `load` makes of a field.
-
-    Raises:
-        DamagedCheckpointError: If the field is missing, or `load` cannot take it.
-    """
-    try:
-        return load(state[name])
-    except UserError:
-        raise
-    except Exception as error:  # a wrong value can fail in any way
-        raise DamagedCheckpointError(f"the checkpoint's field {name!r} is damaged: {error!r:.200}") from error
 
 
 def copy_weights(model: nn.Module) -> Weights:

@@ -12,8 +12,9 @@ from rich.console import Console
 from fptt.experiments.announcements import say
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
+from fptt.experiments.process_number import is_leader
 from fptt.experiments.recipes import task_config
-from fptt.experiments.run_folder import RunFolder
+from fptt.experiments.run_folder import FollowerFolder, RunFolder
 from fptt.experiments.starting_point import Origin, starting_config
 
 Flat = tyro.conf.OmitArgPrefixes
@@ -46,13 +47,15 @@ class Train(Origin):
     def __call__(self, console: Console) -> None:
         """Train, and say where everything is."""
         run = self._interrupted_run() if self.resume else with_absolute_data(self.run)
-        folder = RunFolder(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
-        if not (self.overwrite or self.resume):
+        folder = folder_of_run(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
+        if is_leader() and not (self.overwrite or self.resume):
             folder.check_free()
         say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
         from fptt.experiments.training import train  # seconds of loading, after the first sign of life
 
         summary = train(run, folder, console, resume=self.resume)
+        if not summary:  # the first process has it
+            return
         metric = next(name for name in summary if name.startswith("test_"))
         say(
             console,
@@ -112,6 +115,11 @@ class Sample:
 
         names = ("prompt", "num_tokens", "temperature", "seed", "averages")
         say(console, sample_text(self.folder, **{name: getattr(self, name) for name in names}))
+
+
+def folder_of_run(path: Path) -> RunFolder:
+    """Return the folder of a run, in which only the first of its processes writes."""
+    return RunFolder(path) if is_leader() else FollowerFolder(path)
 
 
 def with_absolute_data(setting: Any) -> Any:

@@ -184,6 +184,22 @@ class RunFolder:
         return UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({one_line(error)}).")
 
 
+class FollowerFolder(RunFolder):
+    """The folder of a run in a process that does not lead it, and so writes nothing."""
+
+    def create(self, config: TrainConfig, vocabulary: Sequence[str] | None = None) -> None:
+        """Leave it to the first process."""
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def keep_metrics(self, num_rows: int) -> None:
+        """Leave it to the first process."""
+
+    def write_weights(self, weights: Weights, averages: Weights) -> None:
+        """Leave it to the first process."""
+
+
 def read_config(path: Path) -> TrainConfig:
     """Read a config file; fields that it lacks are those of its task's recipe.
 

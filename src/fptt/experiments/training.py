@@ -15,6 +15,7 @@ from fptt.experiments.interruption import Interruption
 from fptt.experiments.progress import Display, make_display
 from fptt.experiments.run import Best, Run, copy_weights
 from fptt.experiments.run_folder import RunFolder
+from fptt.experiments.run_state import load_state, state_of
 
 SECONDS_BETWEEN_FIGURES = 0.2
 
@@ -36,7 +37,7 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
     """
     try:
         return _train_to_the_end(_prepare(config, folder, console, resume=resume))
-    except UnwritableError as error:
+    except (UnwritableError, fptt.LostProcessError) as error:
         path = folder.path
         hint = f"To go on when that is mended: fptt train --resume --out {path}." if folder.checkpoints.files() else ""
         raise UserError(f"{error} {hint}".strip()) from error
@@ -63,6 +64,9 @@ def _train_to_the_end(training: "Training") -> dict[str, Any]:
         training.loop()
         training.save()  # the last validation is behind, the test may still be interrupted
         status = "finished"
+    except fptt.LostProcessError:
+        can_write = False  # what it has done since the last checkpoint is lost
+        raise
     except KeyboardInterrupt:
         status = "interrupted"
         training.tell_interruption()
@@ -77,7 +81,7 @@ def _train_to_the_end(training: "Training") -> dict[str, Any]:
             f"{error} Try a smaller lr or max_norm; what was trained so far is in {training.folder.path}."
         ) from error
     finally:
-        summary = training.finish(status) if training.can_finish and can_write else {}
+        summary = training.finish(status) if training.can_finish and can_write and training.run.ranks.leads else {}
     return summary
 
 
@@ -116,8 +120,8 @@ class Training:
                 break
             run.schedule.set_rate(run.optimizer, run.fraction)
             run.train_batch(batch)
+            self._count()
             self._show(display)
-            self._save_if_due()
 
     def _show(self, display: Display) -> None:
         """Show the figures, some times a second at most: to read them is to wait for the device."""
@@ -126,12 +130,14 @@ class Training:
             self.shown_at = now
             display.show(self.run.fraction, self._figures())
 
-    def _save_if_due(self) -> None:
-        every = self.config.checkpoint_updates
+    def _count(self) -> None:
+        """Count a batch; save if it is time, and stop if that is asked."""
+        every, asked = self.config.checkpoint_updates, self.interruption
         is_due = every is not None and self.run.method.updates - self.saved_at >= every
-        if is_due or self.interruption.is_asked:
+        asked.is_asked, is_due = self.run.count(is_asked=asked.is_asked, is_due=is_due)
+        if is_due or asked.is_asked:
             self.save()
-        self.interruption.check()
+        asked.check()
 
     def _figures(self) -> str:
         run, seconds = self.run, max(self.run.seconds, 1e-9)
@@ -163,7 +169,10 @@ class Training:
     def _select(self) -> dict[str, float]:
         """Validate, keep the weights if they are the best, and return the figures."""
         run, task = self.run, self.run.task
-        figures = measure(run.judged, task, task.validation, run.fabric.device)
+        run.method.sync()
+        figures = run.ranks.from_leader(
+            measure(run.judged, task, task.validation, run.fabric.device) if run.ranks.leads else {}
+        )
         metric = figures[task.metric]
         run.schedule.observe(is_better=run.best.metric is None or task.is_improved(metric, run.best.metric))
         if run.best.metric is None or task.is_better(metric, run.best.metric):
@@ -175,7 +184,9 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint between two batches."""
-        self.folder.checkpoints.write({"config": self.config.to_yaml(), **self.run.state_dict()})
+        state = {"config": self.config.to_yaml(), **state_of(self.run)}
+        if self.run.ranks.leads:
+            self.folder.checkpoints.write(state)
         self.saved_at = self.run.method.updates
 
     def restore(self) -> None:
@@ -184,14 +195,22 @@ class Training:
         Raises:
             UserError: If there is none, it is damaged, or it belongs to another config or other data.
         """
-        self.folder.checkpoints.restore(self._load, lambda text: say(self.console, text))
+        if self.run.ranks.leads:
+            self._read_checkpoint()
+        self.run.ranks.from_leader(None)  # a damaged one is set aside before the others look
+        if not self.run.ranks.leads:
+            self._read_checkpoint()
+        self.run.count()
         self.saved_at = self.run.method.updates
         self.folder.keep_metrics(self.run.rows)
+
+    def _read_checkpoint(self) -> None:
+        self.folder.checkpoints.restore(self._load, lambda text: say(self.console, text))
 
     def _load(self, state: dict[str, Any]) -> None:
         if not is_config_of(state.get("config"), self.config):
             raise UserError(f"the checkpoint in {self.folder.path} is of another config than the folder's config.yaml.")
-        self.run.load_state_dict(state)
+        load_state(self.run, state)
 
     def tell_interruption(self) -> None:
         """Say what happens now, and how to go on."""
@@ -246,6 +265,8 @@ class Training:
             "seconds": round(run.seconds, 3),
             "seconds_clock": run.clock.kind,
             **run.memory.figures(),
+            "processes": run.ranks.size,
+            "sync_every": config.sync_every if run.ranks.size > 1 else None,
             "num_parameters": sum(param.numel() for param in run.model.parameters()),
             "num_test": len(run.task.test),  # pyright: ignore[reportArgumentType]
             **run.environment,
