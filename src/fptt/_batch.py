@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.optim import Optimizer
 
 from fptt._checks import all_finite
 from fptt._losses import ChunkLoss
@@ -23,6 +24,7 @@ class BatchResult(NamedTuple):
         updates: Updates that the optimizer made.
         gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
         state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
+        skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
     """
 
     loss: Tensor
@@ -31,6 +33,7 @@ class BatchResult(NamedTuple):
     updates: int
     gradient_norm: Tensor
     state: State
+    skipped: int = 0
 
 
 class Chunk(NamedTuple):
@@ -42,6 +45,7 @@ class Chunk(NamedTuple):
         part: What the loss needs of the targets.
         has_steps: Whether something in it counts.
         starts: Where sequences begin in it; None where nobody asked.
+        has_bad_inputs: Whether it is to be skipped, for NaN or Inf in its inputs.
     """
 
     number: int
@@ -49,6 +53,7 @@ class Chunk(NamedTuple):
     part: Any
     has_steps: bool
     starts: tuple[Start, ...] | None
+    has_bad_inputs: bool = False
 
 
 class Chunking(NamedTuple):
@@ -163,7 +168,44 @@ def check_inputs(inputs: Tensor, chunks: list[Chunk], batch: int) -> None:
             )
 
 
+def mark_bad_inputs(inputs: Tensor, chunks: list[Chunk]) -> list[Chunk]:
+    """Return the chunks, told which of them hold NaN or Inf."""
+    if all_finite(inputs):
+        return chunks
+    return [chunk._replace(has_bad_inputs=not all_finite(chunk.inputs)) for chunk in chunks]
+
+
+def call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
+    """Return outputs and next state; where the user gave the state, say so if it does not fit.
+
+    Raises:
+        ValueError: If a given state does not fit the model.
+        TypeError: If the model does not return outputs and state.
+    """
+    try:
+        result = model(inputs, state)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_given:
+            raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
+        raise
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
+    if is_given and state is not None:
+        check_same_state(state, result[1])
+    return result
+
+
 def check_same_state(given: State, returned: State) -> None:
     """Raise ValueError unless the state that came back has the tensors and shapes of the one that went in."""
     if describe_state(given) != describe_state(returned):
         raise ValueError(f"state must match the model's own, {describe_state(returned)}, got {describe_state(given)}.")
+
+
+def check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> None:
+    """Raise ValueError if model and data have another layout, or the optimizer does not train the model."""
+    layout = getattr(model, "batch_first", batch_first)
+    if layout != batch_first:
+        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
+    held = {param for group in optimizer.param_groups for param in group["params"]}
+    if held.isdisjoint(model.parameters()):
+        raise ValueError("optimizer must hold parameters of the model, got none of them.")

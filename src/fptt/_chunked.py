@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fptt._bad_numbers import bad_losses
 from fptt._batch import Chunk
 from fptt._checks import check_choice
-from fptt._engine import CompiledEngine
+from fptt._engine import CompiledEngine, Walked
 from fptt._losses import ChunkLoss
 from fptt._method import Method, step_optimizer
 from fptt._sequence import State, detach
@@ -34,6 +35,12 @@ class ChunkedMethod(Method):
         return "eager" if self._engine is None else "compiled"
 
     def _make_engine(self) -> CompiledEngine:
+        if self.processes.adds_gradients:
+            self.close()
+            raise ValueError(
+                "parallel must have sync_every above 1 with engine='compiled', whose steps run from gradient to update "
+                "without a stop, got 1."
+            )
         for name, default in (("backward", Tensor.backward), ("step", step_optimizer)):
             if getattr(self, name) is not default:
                 self.close()
@@ -51,6 +58,7 @@ class ChunkedMethod(Method):
                 max_norm=self.max_norm,
                 check_finite=self.check_finite,
                 forward=self._forward,
+                after_chunk=self.processes.after_chunk,
                 count=self._count,
             )
         except ValueError:
@@ -63,12 +71,20 @@ class ChunkedMethod(Method):
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         for chunk in chunks:
-            output, loss, norm, state = self._learn(chunk, detach(state))
-            self.loss.observe(output, chunk.part)
+            loss, norm, state = self._attempt(chunk, detach(state))
             losses.append(loss)
             norms.extend(norm)
             self.processes.after_chunk()
         return losses, norms, state
+
+    def _attempt(self, chunk: Chunk, state: State) -> tuple[Tensor, list[Tensor], State]:
+        """Return loss, gradient norm if it stepped, and next state; a skipped chunk leaves the state as it is."""
+        learned = self._skipping.attempt(lambda: self._learn(chunk, state))
+        if learned is None:
+            return bad_losses([chunk], self.model)[0], [], state
+        output, loss, norm, state = learned
+        self.loss.observe(output, chunk.part)
+        return loss, norm, state
 
     def _learn(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, list[Tensor], State]:
         """Learn one chunk from its incoming state; return outputs, loss, gradient norm if it stepped, next state."""
@@ -83,12 +99,34 @@ class ChunkedMethod(Method):
             raise ValueError(
                 "is_first must be None with engine='compiled', whose chunks run whole: use engine='eager'."
             )
+        if not self._skipping.is_on:
+            walked = self._run_compiled(engine, chunks, state)
+            return walked.losses, walked.norms, walked.state
+        walked = self._skipping.attempt(lambda: self._run_compiled(engine, chunks, state), is_told=len(chunks) == 1)
+        if walked is not None:
+            return walked.losses, walked.norms, walked.state
+        if len(chunks) == 1:
+            return bad_losses(chunks, self.model), [], state
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        for chunk in chunks:  # again, one by one, to leave out the bad ones
+            loss, norm, state = self._walk_compiled(engine, [chunk], state)
+            losses, norms = [*losses, *loss], [*norms, *norm]
+        return losses, norms, state
+
+    def _run_compiled(self, engine: CompiledEngine, chunks: list[Chunk], state: State) -> Walked:
+        """Walk over chunks; raise FloatingPointError at the first bad one, whose update was not made."""
+        for chunk in chunks:
+            if chunk.has_bad_inputs:
+                raise FloatingPointError(f"inputs hold NaN or Inf {self._place(chunk)}")
         walked = engine.walk(chunks, state)
         if walked.bad_chunk is None:
-            return walked.losses, walked.norms, walked.state
+            return walked
         chunk, loss = chunks[walked.bad_chunk], walked.losses[walked.bad_chunk]
         if walked.is_recomputation:
             raise self._bad_recomputation(chunk)
+        if walked.has_bad_weights:
+            raise self._bad_weights(chunk)
         what = "the gradient is NaN or Inf" if torch.isfinite(loss) else f"the loss is {loss.item()}"
         raise FloatingPointError(f"{what} {self._place(chunk)}")
 
@@ -96,10 +134,12 @@ class ChunkedMethod(Method):
         self._open_hooks().num_steps += updates
 
     def _bad_recomputation(self, chunk: Chunk) -> FloatingPointError:
-        """Let averages and duals start again, and return what to raise."""
-        if self.regularizer is not None:
+        """Let averages and duals start again, if the update is not undone, and return what to raise."""
+        outcome = "the update is undone."
+        if self.regularizer is not None and not self._skipping.is_on:
             self.regularizer.reset()
+            outcome = "averages and duals start again."
         return FloatingPointError(
             f"the recomputed gradient is NaN or Inf after the update of chunk {chunk.number} of batch {self.batches}; "
-            "averages and duals start again."
+            + outcome
         )

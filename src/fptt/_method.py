@@ -1,6 +1,6 @@
 """What the three methods share: a batch is cut, its chunks are walked over, updates are made and counted."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -10,14 +10,24 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
-from fptt._batch import BatchResult, Chunk, Chunking, check_inputs, check_same_state, cut_batch, unpack
-from fptt._checks import all_finite, check_iterable, check_keys
+from fptt._bad_numbers import OnBadNumber, Skipping, Snapshot
+from fptt._batch import (
+    BatchResult,
+    Chunk,
+    Chunking,
+    check_inputs,
+    check_model,
+    cut_batch,
+    mark_bad_inputs,
+    unpack,
+)
+from fptt._checks import check_choice, check_iterable, check_keys
+from fptt._learning import Learning
 from fptt._losses import ChunkLoss
 from fptt._parallel import DataParallel
 from fptt._processes import Alone, Together
 from fptt._regularizer import DynamicRegularizer
-from fptt._segments import run_segments
-from fptt._sequence import State, check_chunking, describe_state, detach
+from fptt._sequence import State, check_chunking, detach
 from fptt._step_hooks import StepHooks
 from fptt._stream import StreamChunk, walk_stream
 
@@ -27,7 +37,7 @@ def step_optimizer(optimizer: Optimizer) -> Any:
     return optimizer.step()
 
 
-class Method(ABC):
+class Method(Learning):
     """What the three methods share: they cut a batch, walk over its chunks, and count.
 
     Args:
@@ -38,8 +48,9 @@ class Method(ABC):
         chunk_length: Longest chunk in time steps, instead of `num_chunks`.
         max_norm: Largest norm of the gradient; it is clipped inside `step()`. None for no clipping.
         batch_first: Whether inputs, outputs, targets of steps and masks are (B, T, …) instead of (T, B, …).
-        check_finite: Stop at NaN or Inf in inputs, loss or gradient before a weight changes; one synchronization a
-            chunk on an accelerator.
+        check_finite: Notice NaN or Inf in inputs, loss, gradient and weights; a synchronization each a chunk on an
+            accelerator.
+        on_bad_number: `raise` a FloatingPointError, or `skip` the chunk: see `TBPTT`.
         backward: Called with each loss instead of `loss.backward()`, for example `fabric.backward`.
         step: Called with the optimizer instead of `optimizer.step()`, for example with a GradScaler.
         parallel: The processes that train the model, each on its part of every batch; None for this one alone.
@@ -59,6 +70,7 @@ class Method(ABC):
         max_norm: float | None = None,
         batch_first: bool = False,
         check_finite: bool = True,
+        on_bad_number: OnBadNumber = "raise",
         backward: Callable[[Tensor], Any] = Tensor.backward,
         step: Callable[[Optimizer], Any] = step_optimizer,
         parallel: DataParallel | None = None,
@@ -69,15 +81,22 @@ class Method(ABC):
                 "wrap it to say whether the targets belong to the sequence or to its steps."
             )
         check_chunking(num_chunks, chunk_length)
-        _check_model(model, optimizer, batch_first)
+        check_choice("on_bad_number", on_bad_number, ("raise", "skip") if check_finite else ("raise",))
+        check_model(model, optimizer, batch_first)
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
         self.max_norm, self.check_finite, self.backward, self.step = max_norm, check_finite, backward, step
         self.batches = self.updates = self.timesteps = 0
+        self._skipping = Skipping(on_bad_number, self._snapshot)
         self.processes = Alone()
         if parallel is not None:
             self.processes = Together(parallel, model, loss, optimizer, self.regularizer)
         self._hooks: StepHooks | None = self._attach()
+
+    @property
+    def skipped(self) -> int:
+        """Chunks that were skipped so far."""
+        return self._skipping.num_skipped
 
     @property
     def regularizer(self) -> DynamicRegularizer | None:
@@ -114,7 +133,8 @@ class Method(ABC):
             TypeError: If an argument is no tensor, or the model does not return outputs and state.
             RuntimeError: If the method was closed.
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
-                chunks before stay; the weights are as they were before the bad chunk.
+                chunks before stay; the weights are as they were before the bad chunk. Also if an update has made the
+                weights NaN or Inf, which cannot be undone here.
         """
         batch = StreamChunk(inputs, targets, mask, is_first)  # pyright: ignore[reportArgumentType]  # may be packed
         return self._train(unpack(batch, self.loss, self.chunking), state)
@@ -155,7 +175,7 @@ class Method(ABC):
     def _train(self, batch: StreamChunk, state: State, *, allow_empty: bool = False) -> BatchResult:
         hooks = self._open_hooks()
         chunks = self.processes.agree(partial(self._cut, batch), allow_empty=allow_empty)
-        before = hooks.num_steps
+        before, skipped = hooks.num_steps, self.skipped
         try:
             losses, norms, state = self._walk(chunks, detach(state))
         except FloatingPointError as error:
@@ -171,11 +191,15 @@ class Method(ABC):
         with torch.no_grad():
             penalty = chunk_losses.new_zeros(()) if self.regularizer is None else self.regularizer.penalty()
             chunk_losses, norm, penalty = self.processes.total(chunk_losses, norm, penalty)
-        return BatchResult(chunk_losses.mean(), chunk_losses, penalty, updates, norm, detach(state))
+        skipped = self.skipped - skipped
+        loss = chunk_losses.nanmean() if skipped else chunk_losses.mean()
+        return BatchResult(loss, chunk_losses, penalty, updates, norm, detach(state), skipped)
 
     def _cut(self, batch: StreamChunk, *, allow_empty: bool) -> list[Chunk]:
         inputs, targets, mask, is_first = batch
         chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking, is_first=is_first, allow_empty=allow_empty)
+        if self._skipping.is_on:
+            return mark_bad_inputs(inputs, chunks)
         if self.check_finite:
             check_inputs(inputs, chunks, self.batches)
         return chunks
@@ -184,58 +208,8 @@ class Method(ABC):
     def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
         """Return the chunk losses, the gradient norm of each update, and the final state."""
 
-    def _forward(self, chunk: Chunk, state: State) -> tuple[Tensor, Tensor, State]:
-        """Return outputs, time-major, loss and next state of a chunk."""
-        torch.clear_autocast_cache()  # it holds the weights before the last update
-        call = partial(self._call_model, is_given=chunk.number == 0 and state is not None)
-        output, next_state = run_segments(
-            call, self.model, chunk.inputs, state, starts=chunk.starts, time_dim=self.chunking.time_dim
-        )
-        output = self.chunking.time_major(output)
-        loss = self.loss(output, chunk.part)
-        if not self.processes.adds_gradients:
-            self._check_loss(loss, chunk)
-        return output, loss, next_state
-
-    def _check_loss(self, loss: Tensor, chunk: Chunk) -> None:
-        if self.check_finite and not all_finite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} {self._place(chunk)}")
-
-    def _call_model(self, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
-        """Call the model; where the user gave the state, say so if it does not fit."""
-        try:
-            result = self.model(inputs, state)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            if is_given:
-                raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
-            raise
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
-        if is_given and state is not None:
-            check_same_state(state, result[1])
-        return result
-
-    def _update(self, loss: Tensor, chunk: Chunk) -> list[Tensor]:
-        """Make one update and return the norm of its gradient, if the optimizer stepped."""
-        self._take_gradient(loss, chunk, self.backward)
-        hooks = self._open_hooks()
-        hooks.gradient_norm = None
-        try:
-            self.step(self.optimizer)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"the gradient is NaN or Inf {self._place(chunk)}") from error
-        return [] if hooks.gradient_norm is None else [hooks.gradient_norm]
-
-    def _take_gradient(self, loss: Tensor, chunk: Chunk, backward: Callable[[Tensor], Any]) -> None:
-        """Leave the gradient of the loss, which is that of all processes where they make updates together."""
-        self.optimizer.zero_grad()
-        backward(self.processes.weigh(loss))
-        total = self.processes.add_gradients_(loss.detach())
-        if self.processes.adds_gradients:
-            self._check_loss(total, chunk)
-
-    def _place(self, chunk: Chunk) -> str:
-        return f"in chunk {chunk.number} of batch {self.batches}; the weights are as before that chunk."
+    def _snapshot(self) -> Snapshot:
+        return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self._open_hooks())
 
     def _attach(self) -> StepHooks:
         return StepHooks(
@@ -252,16 +226,11 @@ class Method(ABC):
             self._hooks.remove()
         self._hooks = None
 
-    def _open_hooks(self) -> StepHooks:
-        if self._hooks is None:
-            raise RuntimeError("the method is closed: make a new one to train on.")
-        return self._hooks
-
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the loss's running estimates and the regularizer; model and optimizer have their own."""
         regularizer = None if self.regularizer is None else self.regularizer.state_dict()
         counters = {name: getattr(self, name) for name in ("batches", "updates", "timesteps")}
-        counters["num_unsynced"] = self.processes.num_unsynced
+        counters |= {"num_unsynced": self.processes.num_unsynced, "skipped": self.skipped}
         return {**counters, "loss": self.loss.state_dict(), "regularizer": regularizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -280,6 +249,7 @@ class Method(ABC):
         for name in ("batches", "updates", "timesteps"):
             setattr(self, name, state_dict[name])
         self.processes.num_unsynced = state_dict["num_unsynced"]
+        self._skipping.num_skipped = state_dict["skipped"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": self._hooks is not None}
@@ -287,13 +257,3 @@ class Method(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # pyright: ignore[reportAttributeAccessIssue]
         self._hooks = self._attach() if state["_hooks"] else None
-
-
-def _check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> None:
-    """Raise ValueError if model and data have another layout, or the optimizer does not train the model."""
-    layout = getattr(model, "batch_first", batch_first)
-    if layout != batch_first:
-        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
-    held = {param for group in optimizer.param_groups for param in group["params"]}
-    if held.isdisjoint(model.parameters()):
-        raise ValueError("optimizer must hold parameters of the model, got none of them.")

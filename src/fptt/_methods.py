@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fptt._bad_numbers import bad_losses
 from fptt._batch import Chunk
 from fptt._checks import check_positive
 from fptt._chunked import ChunkedMethod, Engine
@@ -30,7 +31,8 @@ class BPTT(Method):
         loss: See `TBPTT`.
         num_chunks: Number of chunk losses; 1, the default, is plain BPTT.
         chunk_length: Longest chunk in time steps, instead of `num_chunks`.
-        **options: `max_norm`, `batch_first`, `check_finite`, `backward`, `step`; see `TBPTT`.
+        **options: `max_norm`, `batch_first`, `check_finite`, `on_bad_number`, `backward`, `step`, `parallel`; see
+            `TBPTT`. The chunk that is skipped is the whole batch.
 
     Examples:
         >>> model = nn.LSTM(3, 5)
@@ -63,13 +65,17 @@ class BPTT(Method):
         raise TypeError("train_stream needs an update after every chunk, thus TBPTT or FPTT: BPTT waits for the end.")
 
     def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
+        learned = self._skipping.attempt(lambda: self._learn(chunks, state))
+        self.processes.after_chunk()
+        return learned or (bad_losses(chunks, self.model), [], state)
+
+    def _learn(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
         outputs, losses = [], []
         for chunk in chunks:
             output, loss, state = self._forward(chunk, state)
             outputs.append(output.detach())
             losses.append(loss)
         norms = self._update(torch.stack(losses).mean(), chunks[-1])
-        self.processes.after_chunk()
         for output, chunk in zip(outputs, chunks, strict=True):
             self.loss.observe(output, chunk.part)
         return [loss.detach() for loss in losses], norms, state
@@ -88,9 +94,12 @@ class TBPTT(ChunkedMethod):
         chunk_length: Longest chunk in time steps, instead of `num_chunks`.
         engine: `eager`, or `compiled`, the whole chunk step as machine code, for many small updates.
         **options: `max_norm` (clip the gradient inside `step()`), `batch_first` (inputs, outputs, targets of steps and
-            masks are (B, T, …)), `check_finite` (stop at NaN or Inf before a weight changes; True), `backward` (called
-            with each loss instead of `loss.backward()`, for example `fabric.backward`), `step` (called with the
-            optimizer instead of `optimizer.step()`; whoever scales the loss in `backward` unscales here, as with
+            masks are (B, T, …)), `check_finite` (notice NaN or Inf in inputs, loss, gradient and weights; True),
+            `on_bad_number` (`raise` stops; `skip` puts weights, moments, averages, duals, buffers and recurrent state
+            back as they were before the chunk, counts it, logs it and goes on, for the time and memory of a copy of all
+            of them), `parallel` (a `DataParallel`), `backward` (called with each loss instead of `loss.backward()`, for
+            example `fabric.backward`), `step` (called with the optimizer instead of `optimizer.step()`; whoever scales
+            the loss in `backward` unscales here, as with
             `lambda optimizer: (scaler.step(optimizer), scaler.update())`).
 
     Raises:

@@ -73,7 +73,7 @@ class _Report(NamedTuple):
         error: What is wrong with it: `_NOTHING`, `_BAD_NUMBERS` or `_ANYTHING`.
         num_chunks: K.
         num_counted: What the mean of its loss is over.
-        has_gaps: Whether a chunk has nothing that counts.
+        has_gaps: Whether a chunk has nothing that counts, or bad inputs.
         num_timesteps: T · B.
     """
 
@@ -144,15 +144,17 @@ class Together(Alone):
             raise
         has_steps = [chunk.has_steps for chunk in chunks]
         num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
-        reports = self._exchange(
-            _Report(_NOTHING, len(chunks), num_counted, not all(has_steps), _num_timesteps(chunks))
-        )
+        are_bad = [chunk.has_bad_inputs for chunk in chunks]
+        has_gaps = any(are_bad) or not all(has_steps)
+        reports = self._exchange(_Report(_NOTHING, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))
         _check_reports(reports, allow_empty=allow_empty)
         self.num_timesteps = int(reports[:, 4].sum())
         self.weight = num_counted / max(float(reports[:, 2].sum()), 1.0)
         if self.adds_gradients and reports[:, 3].any():
-            has_steps = (self._sum(torch.tensor(has_steps, dtype=torch.float64, device=self.device)) > 0).tolist()
-        return [chunk._replace(has_steps=own) for chunk, own in zip(chunks, has_steps, strict=True)]
+            flags = torch.tensor([has_steps, are_bad], dtype=torch.float64, device=self.device)
+            has_steps, are_bad = (self._sum(flags) > 0).tolist()
+        found = zip(chunks, has_steps, are_bad, strict=True)
+        return [chunk._replace(has_steps=counts, has_bad_inputs=is_bad) for chunk, counts, is_bad in found]
 
     def _exchange(self, report: _Report) -> Tensor:
         """Return the reports of all processes, a row each."""
@@ -196,8 +198,9 @@ class Together(Alone):
             OtherProcessError: If another process is not well.
         """
         if self.num_unsynced:
+            own = (tensors or self._trained)()
             self._confirm()
-            collectives.average_((tensors or self._trained)(), self.group)
+            collectives.average_(own, self.group)
             self.num_unsynced = 0
 
     def _confirm(self, *, is_well: bool = True) -> None:

@@ -216,6 +216,17 @@ class DynamicRegularizer(ParameterMemory):
         super().reset()
         self._pending = None
 
+    def restore(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
+        """Put copies of averages and duals back; those of other parameters have not begun."""
+        for param in list(self.state):
+            if param not in entries:
+                del self.state[param]
+        self.begin(entries)
+        for param, copies in entries.items():
+            for name, tensor in self.state[param]._asdict().items():
+                tensor.copy_(copies[name])
+        self._pending = None
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; see `ParameterMemory`."""
         super().load_state_dict(state_dict)

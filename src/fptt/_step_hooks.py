@@ -27,6 +27,10 @@ class _Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
+class BadWeightsError(FloatingPointError):
+    """A step has made weights NaN or Inf."""
+
+
 class StepHooks:
     """Measure and check the loss gradient, add the penalty, clip; after the step, advance dual and average.
 
@@ -81,10 +85,21 @@ class StepHooks:
             torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
         return call
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.num_steps += 1
         if self.regularizer is not None and self.regularizer.previous_gradient == "dual":
             self.regularizer.update()
+        if self.check_finite:
+            check_weights(optimizer)
+
+
+@torch.no_grad()
+def check_weights(optimizer: Optimizer) -> None:
+    """Raise BadWeightsError if a weight is NaN or Inf."""
+    params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+    largest = torch._foreach_norm(params, float("inf"))
+    if not torch.isfinite(torch.stack([norm.to(largest[0]) for norm in largest])).all():
+        raise BadWeightsError("a weight is NaN or Inf after the step.")
 
 
 def gradient_norm(params: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from fptt._engine._compiler import EAGER_INSTEAD, CompilationError, Compiled, co
 from fptt._engine._constants import constants
 from fptt._engine._cuda_graph import CUDAGraph
 from fptt._engine._denormals import flushed_denormals
-from fptt._engine._flat import FlatGroup
+from fptt._engine._flat import AVERAGE, DUAL, PARAM, FlatGroup
 from fptt._engine._layout import Layout
 from fptt._engine._probe import Probe, check_first, probe
 from fptt._engine._rules import check_rule
@@ -37,6 +37,7 @@ class Walked(NamedTuple):
         state: The last one.
         bad_chunk: The first chunk with NaN or Inf, from which on nothing was changed, or None.
         is_recomputation: Whether it is only the gradient recomputed after the update of that chunk.
+        has_bad_weights: Whether the update of that chunk has made weights NaN or Inf.
     """
 
     losses: list[Tensor]
@@ -44,6 +45,7 @@ class Walked(NamedTuple):
     state: State
     bad_chunk: int | None
     is_recomputation: bool
+    has_bad_weights: bool = False
 
 
 class _Entry(NamedTuple):
@@ -69,6 +71,7 @@ class CompiledEngine:
         regularizer: None for TBPTT.
         max_norm: See `TBPTT`.
         check_finite: See `TBPTT`.
+        after_chunk: Called after every chunk, with what returns the tensors that are trained.
         forward: The method's own forward pass of a chunk, which knows what to say about bad input.
         count: Told how many updates a batch has made, also when it ends with an error.
     """
@@ -84,6 +87,7 @@ class CompiledEngine:
         max_norm: float | None,
         check_finite: bool,
         forward: Callable[[Chunk, State], tuple[Tensor, Tensor, State]],
+        after_chunk: Callable[[Callable[[], Sequence[Tensor]]], None],
         count: Callable[[int], None],
     ) -> None:
         check_rule(optimizer)
@@ -91,7 +95,7 @@ class CompiledEngine:
             raise ValueError(f"num_duals must be 1 with engine='compiled', got {regularizer.num_duals}.")
         self.risk = Risk(model, loss, chunking)
         self.optimizer, self.regularizer, self.forward, self.count = optimizer, regularizer, forward, count
-        self.max_norm, self.check_finite = max_norm, check_finite
+        self.max_norm, self.check_finite, self.after_chunk = max_norm, check_finite, after_chunk
         self.layout = Layout(self.risk, optimizer, regularizer)
         self._entries: dict[Key, _Entry] = {}
         self._alive = torch.ones((), dtype=torch.bool)
@@ -120,7 +124,9 @@ class CompiledEngine:
                 lasting = [*_buffers(groups), *module.values(), self._alive]
                 with _flushed_on(walk.device):
                     self._advance(walk, entry, groups, lasting, rows)
-            return self._result(walk)
+        except FloatingPointError:  # there is nothing to share with other processes
+            if not self._is_dead():
+                raise
         finally:
             if self._is_dead():
                 bad, is_recomputation = walk.first_bad()
@@ -128,6 +134,7 @@ class CompiledEngine:
             self.layout.publish()
             self.count(walk.num_updates)
             self.optimizer._opt_called = True  # pyright: ignore  # for torch's schedulers: there was a step
+        return self._result(walk)
 
     def _is_dead(self) -> bool:
         """Tell whether a number was NaN or Inf: the one synchronization of a batch."""
@@ -151,13 +158,29 @@ class CompiledEngine:
         while True:
             own = [row[walk.position - start] for row in numbers]
             walk.take(entry.run(*lasting, *own, *walk.arguments()), entry.next_nest, groups)
+            self.after_chunk(self._trained)
             if not walk.goes_on_alike():
                 return
+
+    def _trained(self) -> list[Tensor]:
+        """Return weights, averages and duals, and the running estimates of the loss.
+
+        Raises:
+            FloatingPointError: If they are not to be shared: a chunk was bad.
+        """
+        if self._is_dead():
+            raise FloatingPointError("a number is NaN or Inf.")
+        names = (PARAM, AVERAGE, DUAL)
+        flat = [group.buffers[name] for group in self.layout.groups for name in names if name in group.buffers]
+        return [*flat, *(buffer for buffer in self.risk.loss.buffers() if buffer.is_floating_point())]
 
     def _result(self, walk: Walk) -> Walked:
         bad, is_recomputation = walk.first_bad() if self._is_dead() else (None, False)
         norms = [norm for norm, groups in zip(walk.norms, walk.stepped, strict=True) if groups]
-        return Walked(walk.losses, norms, walk.state(), bad, is_recomputation)
+        has_bad_weights = self.check_finite and not self.layout.has_finite_weights()
+        if has_bad_weights:  # nothing was changed after the first bad chunk: the update before it has made them so
+            bad, is_recomputation = max(walk.position - 1 if bad is None else bad - 1, 0), False
+        return Walked(walk.losses, norms, walk.state(), bad, is_recomputation, has_bad_weights)
 
     # -- what the steps are compiled for -----------------------------------------------------------------------------
 

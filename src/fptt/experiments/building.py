@@ -157,6 +157,7 @@ def make_method(
     """
     loss = make_loss(config, task).to(fabric.device)
     options: dict[str, Any] = {"max_norm": config.max_norm, "parallel": parallel}
+    options["on_bad_number"] = "skip" if config.on_bad_number == "skip" else "raise"
     if config.precision.endswith("mixed"):
         model = InPrecision(model, fabric)
         optimizer = fabric.setup_optimizers(optimizer)  # pyright: ignore[reportAssignmentType]

@@ -127,6 +127,13 @@ class Setting:
     """Device, as Lightning Fabric names it: cpu, cuda, mps, auto."""
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Of weights and arithmetic, as Lightning Fabric names it; with mixed ones the weights are float32."""
+    on_bad_number: Literal["raise", "skip", "rollback"] = "raise"
+    """At NaN or Inf in inputs, loss, gradient or weights: raise an error, skip the chunk, or go back to the last
+    checkpoint and on with a smaller learning rate."""
+    rollback_factor: float = 0.5
+    """What the learning rate is multiplied by at every rollback."""
+    max_rollbacks: int = 5
+    """Give up after so many rollbacks."""
     deterministic: bool = False
     """Allow only operations that give the same bits every time; one that cannot is an error."""
     threads: int | None = None
@@ -150,24 +157,29 @@ class Setting:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, got {value}.")
-        for name in ("alpha", "weight_decay"):
+        for name in ("alpha", "weight_decay", "max_rollbacks"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not 0 < self.beta <= 1:
             raise UserError(f"beta must be in (0, 1], got {self.beta}.")
-        for name in _PARTS:
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
-        if not 0 < self.lr_factor < 1:
-            raise UserError(f"lr_factor must be in (0, 1), got {self.lr_factor}.")
-        if any(not 0 < part < 1 for part in self.milestones):
-            raise UserError(f"milestones must be in (0, 1), parts of the run, got {self.milestones}.")
-        if any(size < 1 for size in self.readout_sizes):
-            raise UserError(f"readout_sizes must be positive, got {self.readout_sizes}.")
+        self._check_parts()
         if self.momentum and self.optimizer != "sgd":
             raise UserError(
                 f"momentum belongs to the optimizer sgd, got momentum {self.momentum} with {self.optimizer}."
             )
+
+    def _check_parts(self) -> None:
+        """Check what is a part of something, or a width."""
+        for name in _PARTS:
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+        for name in ("lr_factor", "rollback_factor"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name} must be in (0, 1), got {getattr(self, name)}.")
+        if any(not 0 < part < 1 for part in self.milestones):
+            raise UserError(f"milestones must be in (0, 1), parts of the run, got {self.milestones}.")
+        if any(size < 1 for size in self.readout_sizes):
+            raise UserError(f"readout_sizes must be positive, got {self.readout_sizes}.")
 
 
 @dataclass(frozen=True, kw_only=True)

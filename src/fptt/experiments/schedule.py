@@ -37,11 +37,12 @@ class Schedule:
         waited: Epochs since validation was last better, or since the rate fell on a plateau.
         drops: How often the rate fell on a plateau.
         stale: Epochs since validation was last better.
+        rollbacks: How often the run went back to a checkpoint; each made the rate smaller.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.waited = self.drops = self.stale = 0
+        self.waited = self.drops = self.stale = self.rollbacks = 0
 
     def factor(self, fraction: float) -> float:
         """Return the learning rate, as a part of the first one, when a fraction of the run is over."""
@@ -55,7 +56,7 @@ class Schedule:
     def set_rate(self, optimizer: optim.Optimizer, fraction: float) -> None:
         """Set the learning rate for this part of the run."""
         for group in optimizer.param_groups:
-            group["lr"] = self.config.lr * self.factor(fraction)
+            group["lr"] = self.config.lr * self.factor(fraction) * self.config.rollback_factor**self.rollbacks
 
     def observe(self, *, is_better: bool) -> None:
         """Take in whether the validation of an epoch was better than all before it."""
@@ -72,8 +73,9 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been observed."""
-        return {"waited": self.waited, "drops": self.drops, "stale": self.stale}
+        return {"waited": self.waited, "drops": self.drops, "stale": self.stale, "rollbacks": self.rollbacks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what `state_dict` returned."""
         self.waited, self.drops, self.stale = state["waited"], state["drops"], state["stale"]
+        self.rollbacks = state["rollbacks"]

@@ -103,7 +103,26 @@ class Training:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def loop(self) -> None:
-        """Train until the budget is spent or patience is at its end."""
+        """Train until the budget is spent or patience is at its end, over rollbacks if need be."""
+        while True:
+            try:
+                self._loop()
+                return
+            except FloatingPointError as error:
+                self._roll_back(error)
+
+    def _roll_back(self, error: FloatingPointError) -> None:
+        """Go back to the last checkpoint, with a smaller learning rate from there on; or raise the error, at last."""
+        config, rollbacks = self.config, self.run.schedule.rollbacks + 1
+        if config.on_bad_number != "rollback" or rollbacks > config.max_rollbacks:
+            raise error
+        self.restore()
+        self.run.schedule.rollbacks = rollbacks
+        self.save()
+        batches, factor = self.run.method.batches, config.rollback_factor**rollbacks
+        say(self.console, f"{error} Rollback {rollbacks}: on from batch {batches} with the learning rate × {factor:g}.")
+
+    def _loop(self) -> None:
         run = self.run
         with closing(make_display(self.console)) as display, self.interruption:
             while run.totals.batches or not (run.is_over or run.schedule.has_given_up):  # an epoch is always validated
@@ -142,8 +161,9 @@ class Training:
     def _figures(self) -> str:
         run, seconds = self.run, max(self.run.seconds, 1e-9)
         metric = "" if run.metric is None else f"{run.task.metric} {run.metric:.4f}  "
+        skipped = f"{run.method.skipped} skipped  " if run.method.skipped else ""
         return (
-            f"epoch {run.epoch}  loss {run.totals.means()['train_loss']:.3f}  {metric}"
+            f"epoch {run.epoch}  {skipped}loss {run.totals.means()['train_loss']:.3f}  {metric}"
             f"{run.method.updates / seconds:,.0f} updates/s  {run.method.timesteps / seconds / 1000:,.0f}k steps/s"
         )
 
@@ -266,6 +286,8 @@ class Training:
             "seconds_clock": run.clock.kind,
             **run.memory.figures(),
             "processes": run.ranks.size,
+            "skipped": method.skipped,
+            "rollbacks": run.schedule.rollbacks,
             "sync_every": config.sync_every if run.ranks.size > 1 else None,
             "num_parameters": sum(param.numel() for param in run.model.parameters()),
             "num_test": len(run.task.test),  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,238 @@
+"""NaN and Inf are noticed at the chunk where they come up; a skipped chunk is as one that never was."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fptt
+from tests.problems import weights
+
+K, T, B = 4, 12, 3
+
+HUGE = 1e120
+"""Times the rate of `scale` an overflow, though not its own square."""
+
+
+class Model(nn.Module):
+    """An LSTM on two inputs, plus a third one times a weight of its own that learns at an absurd rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.readout, self.scale = fptt.nn.LSTM(2, 5), nn.Linear(5, 1), nn.Parameter(torch.zeros(1))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self.get_buffer("calls").add_(1)
+        outputs, state = self.layer(inputs[..., :2], state)
+        return self.readout(outputs) + self.scale * inputs[..., 2:], state
+
+    def initial_state(self, inputs: Tensor) -> Any:
+        return self.layer.initial_state(inputs)
+
+
+def make(kind: Any, **options: Any) -> fptt.Method:
+    torch.manual_seed(0)
+    model = Model().double()
+    others = [*model.layer.parameters(), *model.readout.parameters()]
+    optimizer = torch.optim.SGD([{"params": [model.scale], "lr": 1e200}, {"params": others}], lr=0.1, momentum=0.5)
+    return kind(model, optimizer, fptt.SequenceLoss(functional.mse_loss), num_chunks=K, **options)
+
+
+def batch(number: int, bad: Iterable[int] = (), what: str = "inputs") -> tuple[Tensor, Tensor]:
+    """Return inputs and targets; in the bad chunks something of them, or of what comes of them, is not finite."""
+    generator = torch.Generator().manual_seed(number)
+    inputs = torch.randn(T, B, 3, generator=generator, dtype=torch.float64)
+    targets = torch.randn(T, B, 1, generator=generator, dtype=torch.float64)
+    inputs[..., 2] = 0
+    for chunk in bad:
+        steps = slice(chunk * T // K, (chunk + 1) * T // K)
+        if what == "inputs":
+            inputs[steps][1, 0, 2] = float("nan")
+        elif what == "loss":
+            targets[steps] = 1e200
+        else:
+            inputs[steps][..., 2] = HUGE
+    return inputs, targets
+
+
+def left_out(method: fptt.Method, number: int, bad: Iterable[int]) -> Any:
+    """Learn a batch without its bad chunks, by hand; return the last state."""
+    inputs, targets = batch(number)
+    lengths = [T // K] * K
+    parts = method.loss.split(targets, None, lengths, B)
+    state = method.model.initial_state(inputs)  # pyright: ignore[reportCallIssue]
+    for k, (chunk, part) in enumerate(zip(inputs.split(lengths), parts, strict=True)):
+        if k not in bad:
+            outputs, state = method.model(chunk, fptt.detach(state))
+            method.optimizer.zero_grad()
+            method.loss(outputs, part).backward()
+            method.optimizer.step()
+    return fptt.detach(state)
+
+
+def everything(method: fptt.Method) -> list[Tensor]:
+    memory = {} if method.regularizer is None else method.regularizer.named_tensors()
+    moments = [t for state in method.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    own = [*method.model.parameters(), *method.model.buffers(), *memory.values(), *moments]
+    return [tensor.detach().clone() for tensor in own]
+
+
+def assert_near(ones: list[Tensor], others: list[Tensor]) -> None:
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("what", ["inputs", "loss", "weights"])
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [
+        (fptt.TBPTT, "eager"),
+        (fptt.FPTT, "eager"),
+        pytest.param(fptt.FPTT, "compiled", marks=pytest.mark.machine_code),
+    ],
+)
+def test_a_skipped_chunk_is_as_one_that_never_was(
+    kind: Any, what: str, engine: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    method, reference = make(kind, on_bad_number="skip", engine=engine), make(kind)
+    for number, bad in enumerate(((), (1,), (0, 3), ())):
+        with caplog.at_level(logging.WARNING, "fptt"):
+            result = method.train_batch(*batch(number, bad, what))
+        state = left_out(reference, number, bad)
+        assert_near(everything(method), everything(reference))
+        assert_near(list(result.state), list(state))
+        assert (result.skipped, result.updates) == (len(bad), K - len(bad))
+        assert result.chunk_losses.isnan().nonzero().flatten().tolist() == list(bad)
+        torch.testing.assert_close(result.loss, result.chunk_losses[~result.chunk_losses.isnan()].mean())
+    assert (method.skipped, method.updates) == (3, 13)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 3
+    assert "chunk 3 of batch 2" in warnings[-1]
+
+
+@pytest.mark.parametrize("what", ["inputs", "loss", "weights"])
+def test_bptt_skips_the_batch(what: str) -> None:
+    method = make(fptt.BPTT, on_bad_number="skip")
+    method.train_batch(*batch(0))
+    before = everything(method)
+    result = method.train_batch(*batch(1, (2,), what))
+    assert_near(everything(method), before)
+    assert (result.skipped, result.updates, method.updates) == (1, 0, 1)
+    assert result.loss.isnan()
+
+
+def test_a_bad_recomputed_gradient_undoes_the_update() -> None:
+    """The update itself is good, and the loss after it is not."""
+    method = make(fptt.FPTT, on_bad_number="skip", coupling="coupled", previous_gradient="recomputed")
+    method.train_batch(*batch(0))
+    before, calls = everything(method), [0]
+
+    def blow_up(module: nn.Module, arguments: Any, outputs: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        calls[0] += 1
+        return (outputs[0] * float("inf"), outputs[1]) if calls[0] % 2 == 0 else outputs
+
+    method.model.register_forward_hook(blow_up)
+    assert method.train_batch(*batch(1)).skipped == K
+    assert_near(everything(method), before)
+
+
+class BadGradient(nn.Module):
+    """Has a finite loss and an infinite gradient where the third input is not 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        outputs = (inputs * self.weight).sum(-1, keepdim=True)
+        if inputs[..., 2].any():
+            outputs = outputs + (outputs - outputs.detach()).abs().sqrt()
+        return outputs, torch.zeros(())
+
+
+def test_a_bad_gradient_is_skipped() -> None:
+    model = BadGradient().double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.FPTT(model, optimizer, loss, num_chunks=K, on_bad_number="skip")
+    inputs, targets = batch(0)
+    inputs[3:6, :, 2] = 1.0
+    result = method.train_batch(inputs, targets)
+    assert (result.skipped, result.updates) == (1, 3)
+    assert all(weight.isfinite().all() for weight in weights(model))
+
+
+@pytest.mark.parametrize(
+    ("bad", "engine"),
+    [(0, "eager"), (3, "eager"), pytest.param(2, "compiled", marks=pytest.mark.machine_code)],
+)
+def test_weights_that_overflow_name_the_chunk_that_made_them_so(bad: int, engine: str) -> None:
+    method = make(fptt.FPTT, engine=engine)
+    method.train_batch(*batch(0))
+    with pytest.raises(FloatingPointError, match=f"weights are NaN or Inf after the update of chunk {bad} of batch 1"):
+        method.train_batch(*batch(1, (bad,), "weights"))
+
+
+def test_bptt_notices_weights_that_overflow() -> None:
+    method = make(fptt.BPTT)
+    with pytest.raises(FloatingPointError, match="weights are NaN or Inf after the update of chunk 3 of batch 0"):
+        method.train_batch(*batch(0, (1,), "weights"))
+
+
+def test_skips_are_kept_with_the_state() -> None:
+    method = make(fptt.FPTT, on_bad_number="skip")
+    method.train_batch(*batch(0, (1, 2), "loss"))
+    other = make(fptt.FPTT, on_bad_number="skip")
+    other.load_state_dict(method.state_dict())
+    assert other.skipped == 2
+
+
+def test_skipping_under_autocast() -> None:
+    torch.manual_seed(0)
+    model = fptt.nn.GRU(3, 5, 1, kernel="plain")
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.FPTT(model, optimizer, loss, num_chunks=K, on_bad_number="skip")
+    inputs, targets = (tensor.float() for tensor in batch(0, (1,)))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = method.train_batch(inputs, targets)
+    assert (result.skipped, result.updates) == (1, 3)
+    assert all(weight.isfinite().all() for weight in weights(model))
+
+
+def test_a_scaler_that_skips_a_step_is_left_to_it() -> None:
+    """A loss scale that overflows the gradient is no bad number: the scaler halves it and goes on."""
+    torch.manual_seed(0)
+    model = fptt.nn.LSTM(3, 5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        scaler.step(optimizer)
+        scaler.update()
+
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    backward = lambda loss: scaler.scale(loss).backward()  # noqa: E731
+    options: dict[str, Any] = {"backward": backward, "step": step, "on_bad_number": "skip"}
+    method = fptt.FPTT(model, optimizer, loss, num_chunks=K, **options)
+    inputs, targets = (tensor.float() * 100 for tensor in batch(0))
+    before = weights(model)
+    result = method.train_batch(inputs, targets)
+    assert (result.skipped, method.skipped) == (0, 0)
+    assert result.updates < K
+    assert scaler.get_scale() < 2.0**127
+    if not result.updates:
+        assert all(torch.equal(one, other) for one, other in zip(weights(model), before, strict=True))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="on_bad_number must be one of 'raise', 'skip', got 'stop'"):
+        make(fptt.FPTT, on_bad_number="stop")
+    with pytest.raises(ValueError, match="on_bad_number must be one of 'raise', got 'skip'"):
+        make(fptt.FPTT, on_bad_number="skip", check_finite=False)
