@@ -1,5 +1,6 @@
 """Several processes equal one on the whole batch; with updates of their own they meet at the means."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 import fptt
 from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, batch, difference, everything, make_method, train
 from tests.parallel.processes import run_in_processes
-from tests.parallel.work import TwoReadouts, work
+from tests.parallel.work import TwoReadouts, compiled, work
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +151,22 @@ def test_what_does_not_fit_together_is_told(found: list[dict[str, Any]]) -> None
 def test_there_must_be_processes() -> None:
     with pytest.raises(ValueError, match=r"group must be one of torch\.distributed, or None .* init_process_group"):
         fptt.DataParallel()
+
+
+def test_a_chunk_that_is_bad_in_one_process_is_skipped(found: list[dict[str, Any]]) -> None:
+    """By all of them where they make updates together, by that one where each makes its own."""
+    first, second = (process["skips"] for process in found)
+    assert first["skipped 1"] == second["skipped 1"] == [0, 1, 0]
+    assert (first["skipped 3"], second["skipped 3"]) == ([0, 0, 0], [0, 1, 0])
+    for sync_every in (1, 3):
+        tensors = [part[f"tensors {sync_every}"] for part in (first, second)]
+        assert difference(*tensors) == 0
+        assert all(tensor.isfinite().all() for tensor in tensors[0])
+
+
+@pytest.mark.machine_code
+def test_the_compiled_engine_meets_at_the_same_means(found: list[dict[str, Any]], tmp_path: Path) -> None:
+    for process, eager in zip(run_in_processes(compiled, tmp_path), found, strict=True):
+        for one, other in zip(process["local"], eager["local"], strict=True):
+            assert difference(one, other) < 1e-10
+        assert process["refused"].startswith("ValueError: parallel must have sync_every above 1 with engine='compiled'")

@@ -28,6 +28,7 @@ def work(number: int) -> dict[str, Any]:
         results = train(method, range(num_batches), number, 2)
         found[name] = {"tensors": everything(method), "results": results, "updates": method.updates}
     found["local"] = local_updates(number)
+    found["skips"] = skips(number)
     found["resumed"] = resumed(number)
     found["gradients"] = missing_gradient(number)
     found["buffers"] = buffers(number)
@@ -35,14 +36,37 @@ def work(number: int) -> dict[str, Any]:
     return found
 
 
-def local_updates(number: int) -> list[list[Tensor]]:
+def local_updates(number: int, engine: str = "eager") -> list[list[Tensor]]:
     """Return everything after each of 6 batches of 4 chunks, averaged after every 3 updates."""
-    method = make_method(SETTINGS["FPTT"], fptt.DataParallel(sync_every=3, check=True), seed=number)
+    setting = {**SETTINGS["FPTT"], "engine": engine}
+    method = make_method(setting, fptt.DataParallel(sync_every=3, check=True), seed=number)
     seen = []
     for index in range(6):
         train(method, range(index, index + 1), number, 2)
         seen.append(everything(method))
     return seen
+
+
+def compiled(number: int) -> dict[str, Any]:
+    """Return the same with the compiled engine, and what is said where gradients are added up."""
+    refused = message(lambda: make_method({**SETTINGS["FPTT"], "engine": "compiled"}, fptt.DataParallel()))
+    return {"local": local_updates(number, "compiled"), "refused": refused}
+
+
+def skips(number: int) -> dict[str, Any]:
+    """Return what is skipped if chunk 2 of the second batch has bad inputs in process 1."""
+    found: dict[str, Any] = {}
+    for sync_every in (1, 3):
+        setting = {**SETTINGS["FPTT"], "on_bad_number": "skip"}
+        method = make_method(setting, fptt.DataParallel(sync_every=sync_every, check=True))
+        skipped = []
+        for index in range(3):
+            inputs, targets, _ = batch(index, per_step=False)
+            inputs[6, 1] = float("nan") if index == 1 else 0.0
+            skipped.append(method.train_batch(inputs[:, number::2], targets[number::2]).skipped)
+        method.sync()
+        found[f"skipped {sync_every}"], found[f"tensors {sync_every}"] = skipped, everything(method)
+    return found
 
 
 def resumed(number: int) -> list[Tensor]:
