@@ -166,6 +166,7 @@ ONLINE_FAULTS = [
 ]
 
 ABLATION_TESTS = "tests/experiments/test_ablation.py::test_a_"
+STREAM_TESTS = "tests/experiments/test_stream_resume.py::test_"
 
 EXPERIMENT_FAULTS = [
     Fault(
@@ -181,6 +182,27 @@ EXPERIMENT_FAULTS = [
         'changed.setdefault("momentum", 0.0)',
         'changed["momentum"] = 0.0',
         f"{ABLATION_TESTS}grid_with_a_momentum_that_an_optimizer_lacks_is_named",
+    ),
+    Fault(
+        "stream: its recording begun again",
+        "experiments/streaming.py",
+        'int(place["start"])',
+        "0",
+        f"{STREAM_TESTS}a_killed_stream_goes_on_from_its_last_checkpoint_twice",
+    ),
+    Fault(
+        "stream: weights of River's model lost",
+        "experiments/baselines.py",
+        "self.regression.weights[label].update(weights)",
+        "pass",
+        f"{STREAM_TESTS}a_killed_stream_goes_on_from_its_last_checkpoint_twice",
+    ),
+    Fault(
+        "stream: not saved when data vanish",
+        "experiments/streaming.py",
+        "            self.save()\n            raise",
+        "            raise",
+        f"{STREAM_TESTS}data_that_vanish_while_they_are_read_are_told_and_the_stream_goes_on_when_they_are_back",
     ),
 ]
 

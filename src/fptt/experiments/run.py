@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fptt
 from fptt._sequence import flatten_state, refill_state
 from fptt.experiments.building import check_chunks, is_bare, make_fabric, make_method, make_model, make_optimizer
-from fptt.experiments.checkpoints import DamagedCheckpointError
+from fptt.experiments.checkpoints import load_field
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.environment import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.errors import UserError
@@ -168,11 +168,11 @@ class Run:
         """
         if state.get("version") != CHECKPOINT_VERSION:
             raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
-        check_vocabulary(_field(state, "vocabulary", lambda value: value), self.task)
-        if _field(state, "data", str) != self.task.fingerprint:
+        check_vocabulary(load_field(state, "vocabulary", lambda value: value), self.task)
+        if load_field(state, "data", str) != self.task.fingerprint:
             raise UserError(f"the data of the task {self.task.name!r} are not those that the run was trained on.")
         for name, load in self._loaders().items():
-            _field(state, name, load)
+            load_field(state, name, load)
 
     def _loaders(self) -> dict[str, Callable[[Any], None]]:
         """Return what takes each field of a state."""
@@ -240,20 +240,6 @@ def _fit(weights: Weights, own: Weights) -> bool:
     """Tell whether tensors have the names, shapes and types of others."""
     described = [{name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} for found in (weights, own)]
     return described[0] == described[1]
-
-
-def _field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:
-    """Return what `load` makes of a field.
-
-    Raises:
-        DamagedCheckpointError: If the field is missing, or `load` cannot take it.
-    """
-    try:
-        return load(state[name])
-    except UserError:
-        raise
-    except Exception as error:  # a wrong value can fail in any way
-        raise DamagedCheckpointError(f"the checkpoint's field {name!r} is damaged: {error!r:.200}") from error
 
 
 def copy_weights(model: nn.Module) -> Weights:
