@@ -118,8 +118,15 @@ STREAM_FAULTS = [
     Fault(
         "lanes wait for the chunk",
         "_packing.py",
-        "heapq.heapreplace(free, (placed[-1].end",
-        "heapq.heapreplace(free, (end",
+        "heapq.heapreplace(self._free, (self._placed[-1].end",
+        "heapq.heapreplace(self._free, (end",
+    ),
+    Fault("packed sequences lost on resuming", "_packing.py", "yield _Placed(number, inputs", "_Placed(number, inputs"),
+    Fault(
+        "lanes free too early on resuming",
+        "_packing.py",
+        'enumerate(state_dict["free"])',
+        "enumerate([0] * self.batch_size)",
     ),
     Fault("padding counts", "_sequence.py", "[:, None] < lengths", "[:, None] <= lengths"),
     Fault("position not restored", "_arrays.py", 'self._next = state_dict["chunk"]', "pass"),
