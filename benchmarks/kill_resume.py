@@ -2,7 +2,9 @@
 
     python benchmarks/kill_resume.py --kills 50
 
-Every third kill waits for a file that is being written. Ends with `50 of 50 identical`, or with exit code 1.
+The moments are spread evenly over the run, from its first checkpoint to the end of its process. Every third kill waits
+for a file that is being written. In every second trial the resumed run is killed again, once it has saved something of
+its own. Ends with `50 of 50 identical`, or with exit code 1.
 """
 
 import argparse
@@ -26,16 +28,16 @@ POLL = 0.0005
 
 
 class Trial:
-    """One run that is killed once.
+    """One run that is killed, perhaps more than once.
 
     Attributes:
-        was_writing: Whether a file was half written when it was killed.
-        outcome: What was there to go on from.
+        kills: What is told of each kill.
+        outcome: What was there to go on from in the end.
     """
 
     def __init__(self, folder: Path, options: list[str]) -> None:
         self.folder, self.options = RunFolder(folder), options
-        self.was_writing = False
+        self.kills: list[str] = []
         self.outcome = ""
 
     def start(self, *, resume: bool = False) -> "subprocess.Popen[bytes]":
@@ -47,8 +49,9 @@ class Trial:
             return subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
 
     def wait_for_training(self, process: "subprocess.Popen[bytes]") -> None:
-        """Return when the first checkpoint is there."""
-        while process.poll() is None and not self.folder.checkpoints.files():
+        """Return when the process has written its first checkpoint."""
+        before = self.folder.checkpoints.files()
+        while process.poll() is None and self.folder.checkpoints.files() in (before, []):
             time.sleep(POLL)
 
     def kill(self, process: "subprocess.Popen[bytes]", after: float, *, in_write: bool) -> None:
@@ -60,11 +63,17 @@ class Trial:
             pass  # a write takes less than a millisecond
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        self.was_writing = bool(self._unfinished())
+        was_killed = process.wait() == -signal.SIGKILL
+        writing = ", in a write" if self._unfinished() else ""
+        self.kills.append(f"killed after {after:.3f} s{writing}" if was_killed else "over before it was killed")
 
     def _unfinished(self) -> list[str]:
         return [name for name in os.listdir(self.folder.path) if name.endswith(".new")]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run came to its end, so that there is nothing to go on from."""
+        return not self.folder.checkpoints.files()
 
     def finish(self) -> None:
         """Go on to the end, from the checkpoint or, if there is none yet, from the beginning."""
@@ -111,15 +120,15 @@ def main() -> int:
             trial.wait_for_training(process)
             after = moments.uniform(0, seconds)
             trial.kill(process, after, in_write=number % 3 == 2)
+            if number % 2 and not trial.is_over:
+                process = trial.start(resume=True)
+                trial.wait_for_training(process)
+                trial.kill(process, moments.uniform(0, max(seconds - after, 0.0)), in_write=number % 3 == 1)
             trial.finish()
             is_same = trial.result() == whole.result()
             identical += is_same
-            writing = ", in a write" if trial.was_writing else ""
-            print(
-                f"{number + 1:3d}  killed after {after:.3f} s{writing}; {trial.outcome}; "
-                f"{'identical' if is_same else 'DIFFERENT'}",
-                flush=True,
-            )
+            told = "; ".join([*trial.kills, trial.outcome, "identical" if is_same else "DIFFERENT"])
+            print(f"{number + 1:3d}  {told}", flush=True)
             shutil.rmtree(trial.folder.path)
     print(f"{identical} of {arguments.kills} identical")
     return int(identical < arguments.kills)

@@ -16,12 +16,16 @@ ROOT = Path(__file__).parents[1]
 
 
 class Fault(NamedTuple):
-    """What is wrong, where, and the text that stands there now and with the fault."""
+    """What is wrong, where, the text that stands there now and with the fault, and the test that is to see it.
+
+    Without one, all tests of the mathematics.
+    """
 
     name: str
     file: str
     right: str
     wrong: str
+    test: str = ""
 
 
 ENGINE_FAULTS = [
@@ -114,8 +118,15 @@ STREAM_FAULTS = [
     Fault(
         "lanes wait for the chunk",
         "_packing.py",
-        "heapq.heapreplace(free, (placed[-1].end",
-        "heapq.heapreplace(free, (end",
+        "heapq.heapreplace(self._free, (self._placed[-1].end",
+        "heapq.heapreplace(self._free, (end",
+    ),
+    Fault("packed sequences lost on resuming", "_packing.py", "yield _Placed(number, inputs", "_Placed(number, inputs"),
+    Fault(
+        "lanes free too early on resuming",
+        "_packing.py",
+        'enumerate(state_dict["free"])',
+        "enumerate([0] * self.batch_size)",
     ),
     Fault("padding counts", "_sequence.py", "[:, None] < lengths", "[:, None] <= lengths"),
     Fault("position not restored", "_arrays.py", 'self._next = state_dict["chunk"]', "pass"),
@@ -159,6 +170,47 @@ ONLINE_FAULTS = [
         "mean, mean_square = totals[1:]",
     ),
     Fault("online: answers with dropout", "_online/_forward.py", "module.training = False", "pass"),
+]
+
+ABLATION_TESTS = "tests/experiments/test_ablation.py::test_a_"
+STREAM_TESTS = "tests/experiments/test_stream_resume.py::test_"
+
+EXPERIMENT_FAULTS = [
+    Fault(
+        "ablation: None makes no difference",
+        "experiments/ablation_axes.py",
+        'return "none" if value is None else value',
+        "return value",
+        f"{ABLATION_TESTS}value_of_none_is_no_field_without_a_difference",
+    ),
+    Fault(
+        "ablation: a momentum taken away",
+        "experiments/ablation.py",
+        'changed.setdefault("momentum", 0.0)',
+        'changed["momentum"] = 0.0',
+        f"{ABLATION_TESTS}grid_with_a_momentum_that_an_optimizer_lacks_is_named",
+    ),
+    Fault(
+        "stream: its recording begun again",
+        "experiments/streaming.py",
+        'int(place["start"])',
+        "0",
+        f"{STREAM_TESTS}a_killed_stream_goes_on_from_its_last_checkpoint_twice",
+    ),
+    Fault(
+        "stream: weights of River's model lost",
+        "experiments/baselines.py",
+        "self.regression.weights[label].update(weights)",
+        "pass",
+        f"{STREAM_TESTS}a_killed_stream_goes_on_from_its_last_checkpoint_twice",
+    ),
+    Fault(
+        "stream: not saved when data vanish",
+        "experiments/streaming.py",
+        "            self.save()\n            raise",
+        "            raise",
+        f"{STREAM_TESTS}data_that_vanish_while_they_are_read_are_told_and_the_stream_goes_on_when_they_are_back",
+    ),
 ]
 
 FAULTS = [
@@ -331,6 +383,7 @@ FAULTS = [
     *STREAM_FAULTS,
     *ENGINE_FAULTS,
     *ONLINE_FAULTS,
+    *EXPERIMENT_FAULTS,
 ]
 
 NO_FAULT = Fault("none", "_recurrences.py", "- DUAL_WEIGHTS[form]", "- DUAL_WEIGHTS[form]")
@@ -353,6 +406,8 @@ def main() -> int:
 
 def _nearest_first(fault: Fault) -> list[str]:
     """Return the tests in an order in which the fault is likely to be met early."""
+    if fault.test:
+        return [fault.test]
     files = sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
     core = [f"tests/{name}" for name in files if name != "test_architecture.py"]  # it looks at the source as it is
     core.sort(key=lambda path: ("online" in path) != fault.file.startswith("_online"))

@@ -1,6 +1,9 @@
 """Sequences of unequal lengths: packed end to end, or padded with the mask of their lengths."""
 
+import copy
+import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -101,6 +104,74 @@ def test_a_sequence_is_pulled_when_a_lane_is_free() -> None:
         next(chunks)
         assert len(pulled) == expected
     assert list(fptt.pack_sequences([], 2, 4)) == []
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("chunk_length", [1, 3, 50])
+@pytest.mark.parametrize("stop", [0, 1, 2, 5, 8])
+def test_stopped_packing_goes_on_bitwise(stop: int, chunk_length: int, ahead: int) -> None:
+    """Everything is saved after some chunks; elsewhere what is over is skipped, and the rest is alike."""
+
+    def start(skip: int = 0, position: dict[str, Any] | None = None) -> tuple[Any, ...]:
+        model, optimizer, method = build("fptt")
+        chunks = fptt.pack_sequences(islice(ragged(), skip, None), 3, chunk_length)
+        if position is not None:
+            chunks.load_state_dict(position)
+            assert chunks.state_dict() == position
+        return model, optimizer, method, fptt.prefetch(chunks, ahead) if ahead else chunks
+
+    parts = start()
+    stream, state = parts[2].train_stream(parts[3]), None
+    for result in islice(stream, stop):
+        state = result.state
+    saved = copy.deepcopy([part.state_dict() for part in parts])
+    expected = [result.loss.item() for result in stream]
+    position = json.loads(json.dumps(saved[3]))  # it is plain numbers
+    assert position["skip"] <= position["taken"] <= len(LENGTHS)
+    others = start(position["skip"], position)
+    for part, own in zip(others[:3], saved[:3], strict=True):
+        part.load_state_dict(own)
+    assert [result.loss.item() for result in others[2].train_stream(others[3], state)] == expected
+    assert_same_weights(parts[0], others[0])
+
+
+def test_packing_goes_on_after_its_source_failed() -> None:
+    """The sequences that were taken for the chunk that was not finished are in the position."""
+
+    def broken() -> Iterator[Any]:
+        yield from ragged()[:7]
+        raise OSError("unreadable")
+
+    chunks = fptt.pack_sequences(broken(), 3, 6)
+    first = next(chunks)
+    with pytest.raises(OSError, match="unreadable"):
+        next(chunks)
+    position = chunks.state_dict()
+    assert (position["taken"], position["step"]) == (7, 6)
+    others = fptt.pack_sequences(ragged()[position["skip"] :], 3, 6)
+    others.load_state_dict(position)
+    found, expected = [first, *others], list(fptt.pack_sequences(ragged(), 3, 6))
+    for own, its in zip(found, expected, strict=True):
+        torch.testing.assert_close(tuple(own), tuple(its), rtol=0, atol=0)
+
+
+def test_slips_of_resuming_are_named() -> None:
+    chunks = fptt.pack_sequences(ragged(), 3, 4)
+    next(chunks)
+    position = chunks.state_dict()
+    assert (position["skip"], position["taken"]) == (0, 4)
+    slips: list[tuple[list[Any], int, int, dict[str, Any], str]] = [
+        (ragged(), 2, 4, position, "state_dict must have batch_size=2 as here, got 3"),
+        (ragged(), 3, 5, position, "state_dict must have chunk_length=5 as here, got 4"),
+        (ragged(), 3, 4, {}, "must have the keys"),
+        (ragged()[1:], 3, 4, position, "without the first 0: number 0 must have 7 steps, got one of 1 steps"),
+        (ragged()[:3], 3, 4, position, "number 3 must have 9 steps, got the end"),
+    ]
+    for sequences, batch_size, chunk_length, state, message in slips:
+        with pytest.raises(ValueError, match=message):
+            fptt.pack_sequences(sequences, batch_size, chunk_length).load_state_dict(state)
+    with pytest.raises(ValueError, match="must be loaded before the first chunk, got 4 sequences taken"):
+        chunks.load_state_dict(position)
 
 
 def test_batch_first_chunks_are_the_same_transposed() -> None:

@@ -1,6 +1,12 @@
 import copy
+import os
+import signal
+import subprocess
+import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +239,73 @@ def test_slips_of_arrays_are_named() -> None:
 class Chunks(IterableDataset):
     def __iter__(self) -> Iterator[fptt.StreamChunk]:
         yield from fptt.ArrayChunks(*recording(40), chunk_length=4, batch_size=B)
+
+
+class Dying(IterableDataset):
+    """Chunks of which the worker does not live to make the third."""
+
+    def __init__(self, death: str) -> None:
+        self.death = death
+
+    def __iter__(self) -> Iterator[fptt.StreamChunk]:
+        for number, chunk in enumerate(fptt.ArrayChunks(*recording(40), chunk_length=4, batch_size=B)):
+            if number == 2:
+                time.sleep(0.5)  # the chunks before are on their way
+                os.kill(os.getpid(), signal.SIGKILL) if self.death == "killed" else os._exit(3)
+            yield chunk
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("death", ["killed", "exit"])
+def test_a_worker_that_dies_is_told_and_training_goes_on_from_the_last_checkpoint(death: str, ahead: int) -> None:
+    (model, stopped), (other, whole) = build(), build()
+    loader = DataLoader(Dying(death), batch_size=None, num_workers=1)
+    saved: list[Any] = []
+    state: Any = None
+
+    def learn() -> None:
+        nonlocal saved, state
+        for result in stopped.train_stream(fptt.prefetch(loader, ahead) if ahead else loader):
+            parts = (model, stopped.optimizer, stopped)
+            saved, state = copy.deepcopy([part.state_dict() for part in parts]), result.state
+
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"):
+        learn()
+    assert len(saved) == 3
+    assert saved[2]["updates"] == 2
+    for part, own in zip((model, stopped.optimizer, stopped), saved, strict=True):
+        part.load_state_dict(own)
+    list(stopped.train_stream(islice(Chunks(), 2, None), state))
+    list(whole.train_stream(Chunks()))
+    assert_same_weights(model, other)
+
+
+SCRIPT = """
+import os, signal, sys, time, torch, fptt
+from torch.utils.data import DataLoader, IterableDataset
+
+class Dying(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(4, 1, 2), torch.zeros(4, 1, 3)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model = torch.nn.GRU(2, 3)
+method = fptt.FPTT(
+    model, torch.optim.SGD(model.parameters(), lr=0.1), fptt.SequenceLoss(torch.nn.functional.mse_loss), num_chunks=1
+)
+source = DataLoader(Dying(), batch_size=None, num_workers=1)
+for result in method.train_stream(fptt.prefetch(source) if sys.argv[1:] else source):
+    print(result.updates, flush=True)
+"""
+
+
+@pytest.mark.parametrize("ahead", [[], ["ahead"]], ids=["", "ahead"])
+def test_a_script_whose_worker_dies_ends_with_an_error_and_does_not_hang(ahead: list[str]) -> None:
+    command = [sys.executable, "-c", SCRIPT, *ahead]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (1, "1\n"), result.stderr
+    assert "DataLoader worker" in result.stderr.splitlines()[-1]
 
 
 def test_a_data_loader_with_a_worker_is_a_source() -> None:

@@ -18,6 +18,7 @@ from fptt._methods import BPTT as BPTT
 from fptt._methods import FPTT as FPTT
 from fptt._methods import TBPTT as TBPTT
 from fptt._online import OnlineLearner as OnlineLearner
+from fptt._packing import PackedSequences as PackedSequences
 from fptt._packing import pack_sequences as pack_sequences
 from fptt._parallel import DataParallel as DataParallel
 from fptt._prefetch import Prefetched as Prefetched

@@ -145,7 +145,8 @@ class Method(Learning):
         A chunk is pulled when the result before has been taken, learned as a batch of its own that goes on from the
         last state, and let go: memory is that of one. `num_chunks` and `chunk_length` cut each further, with an update
         after every piece; `num_chunks=1` is one update a chunk. Every chunk weighs alike, however many real steps it
-        has; without one it makes no update. What the source raises comes through between two chunks, when all results
+        has; without one it makes no update. With `num_duals` above 1 the duals count the pieces within each chunk that
+        is pulled: its first piece has dual 0. What the source raises comes through between two chunks, when all results
         so far are out: go on with `state=result.state` of the last.
 
         Args:

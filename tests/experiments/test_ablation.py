@@ -1,13 +1,16 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from rich.console import Console
 
 from fptt.experiments import results_page
-from fptt.experiments.ablation import Ablation, parse_axes
+from fptt.experiments.ablation import Ablation
+from fptt.experiments.ablation_axes import FIELDS, parse_axes
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_folder import RunFolder
@@ -32,18 +35,42 @@ def test_axes_are_parsed_in_the_types_of_their_fields() -> None:
         "optimizer": ["sgd", "adamw"],
     }
     assert parse_axes("hidden_size=8:16:8") == {"hidden_size": [8, 16]}
+    assert parse_axes("precision=32-true:bf16-mixed,permuted=true,max_norm=none:0.5,epochs=3,limit=64:none") == {
+        "precision": ["32-true", "bf16-mixed"],
+        "permuted": [True],
+        "max_norm": [None, 0.5],
+        "epochs": [3],
+        "limit": [64, None],
+    }
+
+
+def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
+    values = {name: getattr(TrainConfig(), name) for name in FIELDS}
+    others = {field.name for field in dataclasses.fields(TrainConfig)} - values.keys()
+    assert others == {"task", "data", "readout_sizes", "milestones", "accelerator", "method", "seed"}
+    for name in FIELDS:
+        (value,) = parse_axes(f"{name}={'none' if values[name] is None else str(values[name]).lower()}")[name]
+        assert (value, type(value)) == (values[name], type(values[name]))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown field ''; there are num_chunks, alpha, form, coupling, lr, beta, optimizer, hidden_size"),
-        ("alpha,epochs", "unknown field 'epochs'; there are num_chunks, alpha"),
+        ("", "unknown field ''; there are limit, permuted, by, length, level, cell, hidden_size, num_layers,"),
+        ("alpha,color", "unknown field 'color'; there are limit, permuted"),
+        ("milestones=0.5", "the field milestones cannot vary: it is neither a choice nor a number"),
+        ("seed=0:1", "the field seed cannot vary: --seeds says how many there are"),
+        ("method", "the field method cannot vary: every ablation has all methods"),
         ("alpha,,form", "unknown field ''"),
         ("lr,lr=1", "fields must not repeat, got lr twice"),
         ("num_chunks=4:x", "num_chunks must be a whole number, got 'x'"),
         ("num_chunks=4.5", "num_chunks must be a whole number, got '4.5'"),
         ("lr=fast", "lr must be a number, got 'fast'"),
+        ("alpha=none", "alpha must be a number, got 'none'"),
+        ("max_norm=big", "max_norm must be a number or none, got 'big'"),
+        ("limit=0.5", "limit must be a whole number or none, got '0.5'"),
+        ("tied=yes", "tied must be one of false, true, got 'yes'"),
+        ("precision=bf16", "precision must be one of 32-true, 64-true, bf16-mixed, 16-mixed, got 'bf16'"),
         ("alpha=nan", "alpha must be a number, got 'nan'"),
         ("alpha=", "alpha must be a number, got ''"),
         ("form=paper:printed", "form must be one of paper, released, got 'printed'"),
@@ -63,6 +90,9 @@ def test_slips_in_axes_are_named(text: str, message: str) -> None:
         ("beta=2", "beta must be in"),
         ("num_chunks=0", "num_chunks must be positive"),
         ("num_chunks=4:65", "num_chunks must be at most the sequence length 64, got 65"),
+        ("momentum=0.9", "momentum belongs to the optimizer sgd"),
+        ("epochs=none", "epochs, max_updates and max_seconds are all None"),
+        ("batch_size", "batch_size has no usual values: give some, as in batch_size=A:B"),
     ],
 )
 def test_impossible_values_are_named_before_anything_runs(text: str, message: str) -> None:
@@ -78,7 +108,7 @@ def test_fields_that_a_method_does_not_have_are_named() -> None:
 
 
 def test_default_values_are_around_the_setting() -> None:
-    axes = ablation_of("num_chunks,alpha,form,coupling,lr,beta,optimizer,hidden_size").axes
+    axes = ablation_of("num_chunks,alpha,form,coupling,lr,beta,optimizer,hidden_size,precision,fan_in_init").axes
     assert axes == {
         "num_chunks": [2, 4, 8, 16, 32],
         "alpha": [0.01, 0.1, 0.5],
@@ -88,6 +118,8 @@ def test_default_values_are_around_the_setting() -> None:
         "beta": [0.5, 0.7],
         "optimizer": ["adam", "sgd", "rmsprop"],
         "hidden_size": [2, 4, 8],
+        "precision": ["32-true", "bf16-mixed"],
+        "fan_in_init": [False, True],
     }
 
 
@@ -145,6 +177,22 @@ def test_other_optimizers_do_without_the_momentum_of_sgd() -> None:
     ablation = Ablation(setting, parse_axes("optimizer=sgd:adam"), [0], Path("out"))
     found = [(config.method, config.optimizer, config.momentum) for config in ablation.runs.values()]
     assert found == [(name, *rest) for name in ("fptt", "tbptt", "bptt") for rest in (("sgd", 0.9), ("adam", 0.0))]
+
+
+def test_a_grid_with_a_momentum_that_an_optimizer_lacks_is_named() -> None:
+    """It would be the same run under another name."""
+    setting = TrainConfig(task="digits", optimizer="sgd")
+    axes = parse_axes("optimizer=sgd:adam,momentum=0:0.9")
+    with pytest.raises(UserError, match=r"momentum belongs to the optimizer sgd, got momentum 0.9 with adam"):
+        Ablation(setting, axes, [0], Path("out"), grid=True)
+
+
+def test_chunks_beside_other_lengths_are_checked_by_the_runs_themselves() -> None:
+    setting = TrainConfig(task="adding", length=20, limit=64, num_chunks=4)
+    ablation = Ablation(setting, parse_axes("num_chunks=40,length=50"), [0], Path("out"), grid=True, method="tbptt")
+    assert names(ablation)[0] == "tbptt-num_chunks-40-length-50/seed-0"
+    with pytest.raises(UserError, match="num_chunks must be at most the sequence length 20, got 40"):
+        Ablation(setting, parse_axes("num_chunks=40"), [0], Path("out"), method="tbptt")
 
 
 def summary(config: TrainConfig, test: float) -> dict[str, Any]:
@@ -233,6 +281,31 @@ def test_a_grid_is_drawn_and_mixed_commits_are_told(tmp_path: Path, capsys: pyte
     ablation.report(Console(width=200))
     assert "more than one commit: c0ffee, decade" in capsys.readouterr().out
     assert (tmp_path / "ablation.png").stat().st_size > 5000
+
+
+def test_a_value_of_none_is_no_field_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = Ablation(TINY, parse_axes("max_norm=none:0.5"), [0], tmp_path, method="bptt")
+    tests = {"bptt/seed-0": 0.3, "bptt-max_norm-None/seed-0": 0.1, "bptt-max_norm-0.5/seed-0": 0.2}
+    write_runs(ablation, tests)
+    ablation.run(Console(), 1)
+    assert [row["max_norm"] for row in ablation.rows()] == [1.0, "none", 0.5]
+    figures: list[Any] = []
+    monkeypatch.setattr(results_page, "save_figure", lambda figure, _: figures.append(figure))
+    ablation.report(Console())
+    (axis,) = figures[0].axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "1.0", "none"]
+    assert next(line for line in axis.lines if line.get_label() == "BPTT").get_ydata().tolist() == [0.2, 0.3, 0.1]
+    plt.close(figures[0])
+
+
+def test_precisions_are_compared(tmp_path: Path) -> None:
+    axes = parse_axes("precision=32-true:bf16-mixed")
+    ablation = Ablation(TINY, axes, [0], tmp_path, method="bptt")
+    ablation.run(Console(), 1)
+    weights = [RunFolder(ablation.folder(*key)).read_weights() for key in ablation.runs]
+    assert [key for (_, key), _ in ablation.runs] == [(), (("precision", "bf16-mixed"),)]
+    assert not torch.equal(weights[0]["readout.0.weight"], weights[1]["readout.0.weight"])
+    assert [row["precision"] for row in ablation.rows()] == ["32-true", "bf16-mixed"]
 
 
 def test_runs_are_made_and_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from fptt.experiments.checkpoints import Checkpoints, DamagedCheckpointError, re
 from fptt.experiments.cli import INTERRUPTED, run
 from fptt.experiments.errors import UserError
 from fptt.experiments.run_folder import RunFolder
+from tests.experiments.permissions import obey_permissions
 from tests.experiments.test_resume import QUICK, assert_same_end, interrupt_at
 
 COMMAND = ["train", *QUICK, "--batch-size", "24", "--checkpoint-updates", "8"]
@@ -197,6 +198,50 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     assert file in told
     assert f"To go on when that is mended: fptt train --resume --out {interrupted.path}." in told
     assert "Traceback" not in full.stderr
+    assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
+    assert_same_end(interrupted, whole)
+
+
+READ_ONLY = """
+import os, sys
+from fptt.experiments.cli import run
+from fptt.experiments.run import Run
+from fptt.experiments.training import Training
+
+name = sys.argv.pop(1)
+train_batch, select = Run.train_batch, Training._select
+
+def locking(self, *arguments):
+    train_batch(self, *arguments)
+    if name == "a checkpoint" and self.method.batches == 10:
+        os.chmod(sys.argv[-1], 0o500)
+
+def selecting(self):
+    figures = select(self)
+    if name == "metrics.csv" and self.run.epoch == 2:
+        os.chmod(sys.argv[-1], 0o500)
+        os.chmod(self.folder.metrics_file, 0o400)
+    return figures
+
+Run.train_batch, Training._select = locking, selecting
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("file", ["a checkpoint", "metrics.csv"])
+def test_a_folder_that_becomes_read_only_is_told_and_the_run_goes_on_when_it_is_not(
+    file: str, interrupted: RunFolder, whole: RunFolder
+) -> None:
+    arguments = [sys.executable, "-c", READ_ONLY, file, "train", "--resume", "--out", str(interrupted.path)]
+    locked = subprocess.run(arguments, preexec_fn=obey_permissions, capture_output=True, text=True, check=False)
+    interrupted.path.chmod(0o700)
+    interrupted.metrics_file.chmod(0o600)
+    told = " ".join(locked.stderr.split())
+    assert locked.returncode == 2, locked.stderr
+    assert f"{file} " in told
+    assert "cannot be written: [Errno 13] Permission denied" in told
+    assert f"To go on when that is mended: fptt train --resume --out {interrupted.path}." in told
+    assert "Traceback" not in told
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     assert_same_end(interrupted, whole)
 

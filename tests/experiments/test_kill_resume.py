@@ -8,8 +8,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
 
 
 def test_killed_runs_end_as_an_undisturbed_one() -> None:
-    """The third is killed in a write."""
+    """The second is killed again after it was resumed, the third in a write."""
     command = [sys.executable, str(SCRIPT), "--kills", "3"]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == 0, killed.stdout + killed.stderr
     assert killed.stdout.splitlines()[-1] == "3 of 3 identical"
+    assert "killed after" in killed.stdout

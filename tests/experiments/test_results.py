@@ -199,8 +199,12 @@ def test_settings_that_differ_are_not_mixed_and_their_difference_is_told(tmp_pat
     write_run(results / "deep" / "er" / "b-seed-0", TrainConfig.of(SMALL, lr=0.01), 0.5)
     write_run(results / "c-seed-0", TrainConfig.of(SMALL, beta=0.75), 0.5, commit=None)
     write_run(results / "d-seed-0", TrainConfig.of(SMALL, method="bptt", beta=0.25, num_chunks=8), 0.5)
+    (tmp_path / "other.sh").write_text("fptt ablate --out results/digits-more")
     page = write_report(tmp_path / "results", tmp_path, tmp_path, {}).read_text()
     assert "Command: no command file." in page
+    (tmp_path / "several.sh").write_text("fptt ablate --out results/digits\n")
+    page = write_report(tmp_path / "results", tmp_path, tmp_path, {}).read_text()
+    assert "```bash\nfptt ablate --out results/digits\n```" in page
     head, *lines = table_of(page, "digits")
     rows = [dict(zip(head, line, strict=True)) for line in lines]
     names = ("group", "method", "K", "differs in", "test accuracy (seeds)")

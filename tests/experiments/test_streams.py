@@ -17,19 +17,14 @@ from fptt.experiments.recordings import Recording, Recordings
 from fptt.experiments.results import read_results
 from fptt.experiments.stream_config import StreamConfig
 from fptt.experiments.stream_folder import StreamFolder
+from fptt.experiments.stream_learner import answer_and_learn, gathered, make_learner
 from fptt.experiments.stream_scores import Rolling, StreamScores
-from fptt.experiments.streaming import answer_and_learn, gathered, make_learner
 from fptt.experiments.tasks.scores import IGNORED
+from tests.experiments.recordings import recording, write_recordings
 from tests.problems import assert_same_weights
 
 NONE = torch.zeros(0, 6)
 T = 60
-
-
-def recording(seed: int = 0, length: int = T) -> Recording:
-    generator = torch.Generator().manual_seed(seed)
-    classes = torch.randint(-2, 12, (length // 4 + 1,), generator=generator).repeat_interleave(4)[:length]
-    return Recording(torch.randn(length, 6, generator=generator), torch.where(classes < 0, IGNORED, classes))
 
 
 def go_through(config: StreamConfig, *recordings: Recording) -> tuple[torch.Tensor, Any]:
@@ -44,15 +39,15 @@ def go_through(config: StreamConfig, *recordings: Recording) -> tuple[torch.Tens
 @pytest.mark.parametrize(("length", "delay"), [(1, 0), (1, 7), (5, 0), (5, 3), (5, 5), (8, 30), (7, 100)])
 def test_no_answer_knows_a_label_before_its_time(length: int, delay: int) -> None:
     config = StreamConfig(chunk_length=length, delay=delay, hidden_size=8)
-    one = recording()
-    outputs, _ = go_through(config, one, recording(1))
+    one = recording(0, T)
+    outputs, _ = go_through(config, one, recording(1, T))
     assert outputs.shape == (2 * T, 12)
     for step in (4, 41):
         if one.classes[step] == IGNORED:
             continue
         changed = one.classes.clone()
         changed[step] = (changed[step] + 1) % 12
-        others, _ = go_through(config, Recording(one.signal, changed), recording(1))
+        others, _ = go_through(config, Recording(one.signal, changed), recording(1, T))
         same = (outputs == others).all(1)
         assert same[: min(step + delay, T - 1) + 1].all()
         first = int(same.long().argmin())
@@ -62,7 +57,7 @@ def test_no_answer_knows_a_label_before_its_time(length: int, delay: int) -> Non
 
 @pytest.mark.parametrize(("length", "delay"), [(1, 7), (5, 3), (5, 12), (7, 100)])
 def test_late_labels_teach_the_same(length: int, delay: int) -> None:
-    recordings = (recording(0), recording(1, 23))
+    recordings = (recording(0, T), recording(1, 23))
     late = go_through(StreamConfig(chunk_length=length, delay=delay, hidden_size=8), *recordings)[1]
     punctual = go_through(StreamConfig(chunk_length=length, hidden_size=8), *recordings)[1]
     assert_same_weights(late.method.model, punctual.method.model)
@@ -71,7 +66,7 @@ def test_late_labels_teach_the_same(length: int, delay: int) -> None:
 
 def test_a_stream_is_the_loop_of_predict_and_learn() -> None:
     config = StreamConfig(chunk_length=1, hidden_size=8, method="tbptt")
-    one = recording()
+    one = recording(0, T)
     outputs, learner = go_through(config, one)
     by_hand = make_learner(config, 6, 12)
     for step, (x, y) in enumerate(zip(one.signal, one.classes.tolist(), strict=True)):
@@ -114,7 +109,7 @@ def test_rivers_model_is_that_of_rivers_own_evaluation() -> None:
     pytest.importorskip("river", reason="River is not installed: pip install 'fptt[experiments]'")
     from river import evaluate, linear_model, metrics, preprocessing
 
-    one = recording()
+    one = recording(0, T)
     steps = [
         (dict(enumerate(x)), y) for x, y in zip(one.signal.tolist(), one.classes.tolist(), strict=True) if y != IGNORED
     ]
@@ -153,16 +148,7 @@ def test_scores_count_labeled_steps_alone() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name, lengths in (("train", (1500, 700)), ("test", (900,))):
-        parts = [recording(length, length) for length in lengths]
-        columns = {
-            "signal": [part.signal.numpy() for part in parts],
-            "label": [torch.where(part.classes == IGNORED, 0, part.classes + 1).tolist() for part in parts],
-        }
-        Dataset.from_dict(columns).to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    return str(folder)
+    return write_recordings(tmp_path / "data", {"train": (1500, 700), "test": (900,)})
 
 
 QUICK = ["--hidden-size", "8", "--window", "500"]
@@ -202,7 +188,7 @@ def test_stream_leaves_a_folder(data: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
     recordings = Recordings(data, "all", 1600)
-    assert recordings.num_steps() == 1600
+    assert recordings.survey().num_steps == 1600
     assert [len(one.signal) for one in recordings] == [1500, 100]
     assert [len(one.classes) for one in recordings] == [1500, 100]  # read again
     assert torch.equal(next(iter(recordings)).classes, recording(1500, 1500).classes)

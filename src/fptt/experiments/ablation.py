@@ -1,15 +1,15 @@
 """One setting with some of its fields varied, FPTT beside TBPTT and BPTT: `fptt ablate`."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fptt.experiments.ablation_axes import check_field, default_values, told
 from fptt.experiments.building import check_chunks
 from fptt.experiments.components import OF_FPTT
 from fptt.experiments.config import MethodName, Setting, TrainConfig
@@ -33,11 +33,8 @@ UNUSED: dict[MethodName, tuple[str, ...]] = {
 }
 """Fields that make no difference to a method."""
 
-FIELDS = ("num_chunks", "alpha", "form", "coupling", "lr", "beta", "optimizer", "hidden_size", "num_duals")
-"""Fields that may vary."""
-
-_FACTORS = {"num_chunks": (1 / 4, 1 / 2, 1, 2, 4), "lr": (1 / 3, 1, 3), "hidden_size": (1 / 2, 1, 2)}
-_VALUES = {"alpha": (0.01, 0.1, 0.5), "beta": (0.5, 0.7), "optimizer": ("adam", "sgd", "rmsprop")}
+OF_THE_LENGTH = ("length", "by")
+"""Fields that decide how many steps a sequence has."""
 
 
 class Ablation:
@@ -70,18 +67,19 @@ class Ablation:
         method: MethodName = "fptt",
     ) -> None:
         for field in axes:
-            _check_field(field)
+            check_field(field)
             if field in UNUSED[method]:
                 raise UserError(f"{field} makes no difference to {method}.")
         self.setting, self.seeds, self.out, self.grid = setting, seeds, out, grid
         self.methods = METHODS[METHODS.index(method) :]
         task = load_task(setting, 0) if "num_chunks" in axes else None
-        self.axes = {field: list(values) or _defaults(setting, field) for field, values in axes.items()}
+        self.axes = {field: list(values) or default_values(setting, field) for field, values in axes.items()}
         if task is not None and not axes["num_chunks"]:
             self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= task.training_length()]
         self.runs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
         for config in self.runs.values():
-            if task is not None:
+            has_own_length = any(getattr(config, field) != getattr(setting, field) for field in OF_THE_LENGTH)
+            if task is not None and not has_own_length:
                 check_chunks(config, task)
         self.summaries: dict[tuple[Key, int], dict[str, Any]] = {}
 
@@ -109,7 +107,7 @@ class Ablation:
         method, changes = key
         changed = {"method": method, "seed": seed, **dict(changes)}
         if changed.get("optimizer", "sgd") != "sgd":
-            changed["momentum"] = 0.0  # which no other optimizer has
+            changed.setdefault("momentum", 0.0)  # which no other optimizer has
         return TrainConfig.of(self.setting, **changed)
 
     def folder(self, key: Key, seed: int) -> Path:
@@ -134,7 +132,7 @@ class Ablation:
             runs = {seed: self.summaries[(method, changes), seed] for seed in self.seeds}
             config = self.runs[(method, changes), self.seeds[0]]
             names = dict.fromkeys(["num_chunks", "form", "coupling", "alpha", *self.axes])
-            values = {name: None if name in UNUSED[method] else getattr(config, name) for name in names}
+            values = {name: None if name in UNUSED[method] else told(getattr(config, name)) for name in names}
             tests = [summary[f"test_{self.metric}"] for summary in runs.values()]
             paths = [self.folder((method, changes), seed).relative_to(self.out).as_posix() for seed in runs]
             figures = summary_row(list(runs.values()), self.metric)
@@ -154,69 +152,6 @@ class Ablation:
                 console.print(f"warning: these runs are of more than one {name}: {', '.join(found)}", highlight=False)
         (self.out / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n")
         (self.out / "ablation.md").write_text(ablation_markdown(rows, self.metric, self.seeds))
-        own = {field: None if self.grid else getattr(self.setting, field) for field in self.axes}
+        own = {field: None if self.grid else told(getattr(self.setting, field)) for field in self.axes}
         draw_ablation(rows, own, self.metric, self.out / "ablation.png")
         console.print(f"picture: {self.out / 'ablation.png'}", highlight=False, soft_wrap=True)
-
-
-def parse_axes(text: str) -> dict[str, list[Any]]:
-    """Return the fields of a list like `num_chunks=4:8:16,alpha,form`, and the values of those that have some.
-
-    Raises:
-        UserError: If a field is unknown or repeated, or a value is not of its type; lists what there is.
-
-    Examples:
-        >>> parse_axes("num_chunks=4:8,alpha")
-        {'num_chunks': [4, 8], 'alpha': []}
-    """
-    axes: dict[str, list[Any]] = {}
-    for entry in text.split(","):
-        field, has_values, values = entry.strip().partition("=")
-        _check_field(field)
-        if field in axes:
-            raise UserError(f"fields must not repeat, got {field} twice.")
-        parsed = [_parsed(field, value.strip()) for value in values.split(":")] if has_values else []
-        axes[field] = list(dict.fromkeys(parsed))
-    return axes
-
-
-def _check_field(field: str) -> None:
-    if field not in FIELDS:
-        raise UserError(f"unknown field {field!r}; there are {', '.join(FIELDS)}.")
-
-
-def _parsed(field: str, text: str) -> Any:
-    """Return a value in the type of its field."""
-    kind = get_type_hints(Setting)[field]
-    if choices := get_args(kind):
-        if text not in choices:
-            raise UserError(f"{field} must be one of {', '.join(choices)}, got {text!r}.")
-        return text
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{field} must be {'a whole number' if kind is int else 'a number'}, got {text!r}.")
-    return value
-
-
-def _defaults(setting: Setting, field: str) -> list[Any]:
-    """Return the values of a field that comes without any; setting's own stays as it is."""
-    if field == "num_duals":
-        return [1, setting.num_chunks]
-    if field in _VALUES:
-        return list(_VALUES[field])
-    if field not in _FACTORS:
-        return list(get_args(get_type_hints(Setting)[field]))
-    own = getattr(setting, field)
-    tidy = _three_digits if field == "lr" else _whole
-    return list(dict.fromkeys(own if factor == 1 else tidy(own * factor) for factor in _FACTORS[field]))
-
-
-def _three_digits(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-def _whole(value: float) -> int:
-    return max(1, round(value))

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -32,6 +34,14 @@ class Baseline(ABC):
             classes: (T,), IGNORED where there is none.
         """
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned from the recordings so far, as plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned, between two recordings."""
+
 
 class WithoutModel(Baseline):
     """A baseline that looks at the labels alone."""
@@ -48,6 +58,14 @@ class WithoutModel(Baseline):
     @abstractmethod
     def _after(self, classes: np.ndarray) -> np.ndarray:
         """Return what it would answer after each step, if it were told at once, (T,)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the answer of now."""
+        return {"current": self.current}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        self.current = int(state_dict["current"])
 
 
 class LastLabel(WithoutModel):
@@ -70,6 +88,15 @@ class MajorityClass(WithoutModel):
         self.counts = counts[-1]
         return counts.argmax(1)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the answer of now, and how often each class was told."""
+        return {**super().state_dict(), "counts": self.counts.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self.counts = np.array(state_dict["counts"], dtype=np.int64).reshape(self.num_classes)
+
 
 class RiverSoftmax(Baseline):
     """River's multi-class logistic regression on the standardized signals of each step, with River's own settings.
@@ -84,7 +111,8 @@ class RiverSoftmax(Baseline):
             from river import linear_model, preprocessing
         except ImportError as error:
             raise UserError(f"baselines need River ({error}): pip install 'fptt[experiments]'") from error
-        self.model = preprocessing.StandardScaler() | linear_model.SoftmaxRegression()
+        self.scaler, self.regression = preprocessing.StandardScaler(), linear_model.SoftmaxRegression()
+        self.model = self.scaler | self.regression
         self.waiting: deque[tuple[dict, int]] = deque()
 
     def answers(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
@@ -104,3 +132,23 @@ class RiverSoftmax(Baseline):
             x, label = self.waiting.popleft()
             if label != IGNORED:
                 self.model.learn_one(x, label)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return moments and weights; the rate of River's optimizer is constant."""
+        moments = {name: _plain(getattr(self.scaler, name)) for name in _MOMENTS}
+        return {**moments, "weights": {label: _plain(weights) for label, weights in self.regression.weights.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        for name in _MOMENTS:
+            getattr(self.scaler, name).update(state_dict[name])
+        for label, weights in state_dict["weights"].items():
+            self.regression.weights[label].update(weights)
+
+
+_MOMENTS = ("counts", "means", "vars")
+
+
+def _plain(values: Mapping[Any, Any]) -> dict[int, float]:
+    """Return numbers by feature, in their order, on which a sum depends."""
+    return {feature: float(value) for feature, value in values.items()}

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole or not at all, the last two kept, and none trusted that has changed."""
+"""The checkpoints of a run or a stream: written whole or not at all, two kept, and none trusted that has changed."""
 
 import hashlib
 import os
@@ -73,7 +73,7 @@ class Checkpoints:
         """
         files = self.files()
         if not files:
-            raise UserError(f"run folder {self.folder} has no checkpoint to go on from: train without --resume.")
+            raise UserError(f"run folder {self.folder} has no checkpoint to go on from: begin without --resume.")
         for path in files:
             try:
                 load(read_checkpoint(path))
@@ -92,6 +92,20 @@ class Checkpoints:
     def _all(self) -> Iterator[Path]:
         yield from self.folder.glob("checkpoint-*.pt*")
         yield self.folder / _UNFINISHED
+
+
+def load_field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:
+    """Return what `load` makes of a field.
+
+    Raises:
+        DamagedCheckpointError: If the field is missing, or `load` cannot take it.
+    """
+    try:
+        return load(state[name])
+    except UserError:
+        raise
+    except Exception as error:  # a wrong value can fail in any way
+        raise DamagedCheckpointError(f"the checkpoint's field {name!r} is damaged: {error!r:.200}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

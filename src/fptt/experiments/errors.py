@@ -9,6 +9,10 @@ class UnwritableError(UserError):
     """A file of a run cannot be written: the disk is full, or the folder does not allow it."""
 
 
+class UnreadableError(UserError):
+    """The data of a run, which could be read at its start, cannot be read any more."""
+
+
 def one_line(error: BaseException) -> str:
     """Return what an error says in one line."""
     return " ".join(str(error).split())

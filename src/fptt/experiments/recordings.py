@@ -1,14 +1,15 @@
 """Continuous recordings (HAPT), read one at a time, as long as there are any."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UnreadableError, UserError
 from fptt.experiments.tasks.hapt import NUM_CLASSES, step_targets
-from fptt.experiments.tasks.loading import check_columns, floats, load_splits
+from fptt.experiments.tasks.loading import check_columns, floats, load_splits, reasons
 
 SPLITS = {"all": ("train", "test"), "train": ("train",), "test": ("test",)}
 
@@ -18,6 +19,13 @@ class Recording(NamedTuple):
 
     signal: Tensor
     classes: Tensor
+
+
+class Survey(NamedTuple):
+    """How many steps there are, and a digest of all labels, by which the data are known again."""
+
+    num_steps: int
+    digest: str
 
 
 class Recordings:
@@ -46,16 +54,28 @@ class Recordings:
             if rows.column_names is not None:  # some kinds of files do not tell
                 check_columns(rows, name, ("signal", "label"))
 
-    def num_steps(self) -> int:
-        """Count the steps, by the labels alone."""
-        total = sum(len(row["label"]) for rows in self.splits.values() for row in rows.select_columns(["label"]))
-        return total if self.limit is None else min(total, self.limit)
+    def survey(self) -> Survey:
+        """Count the steps, by the labels alone.
+
+        Raises:
+            UnreadableError: If a file cannot be read.
+        """
+        total, digest = 0, hashlib.sha256()
+        for name, rows in self.splits.items():
+            for row in _told(rows.select_columns(["label"]), name):
+                total += len(row["label"])
+                digest.update(repr(row["label"]).encode())
+        return Survey(total if self.limit is None else min(total, self.limit), digest.hexdigest())
 
     def __iter__(self) -> Iterator[Recording]:
-        """Read the next recording when it is asked for."""
+        """Read the next recording when it is asked for.
+
+        Raises:
+            UnreadableError: If a file cannot be read any more.
+        """
         left = self.limit
         for name, rows in self.splits.items():
-            for row in rows.with_format("numpy"):
+            for row in _told(rows.with_format("numpy"), name):
                 recording = _recording(row, name)
                 if left is not None:
                     recording = Recording(*(part[:left] for part in recording))
@@ -63,6 +83,14 @@ class Recordings:
                 yield recording
                 if left == 0:
                     return
+
+
+def _told(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """Give the rows of a split, and tell if one cannot be read."""
+    try:
+        yield from rows
+    except Exception as error:  # the reader raises many kinds, all of them about the data
+        raise UnreadableError(f"the {name} split cannot be read any more: {reasons(error)}.") from error
 
 
 def _recording(row: dict[str, Any], name: str) -> Recording:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from fptt.experiments.config import TrainConfig
+from fptt.experiments.files import unwritable_told
 from fptt.experiments.run_folder import RunFolder
 
 COLORS = {"bptt": "tab:gray", "tbptt": "tab:blue", "fptt": "tab:red"}
@@ -62,9 +63,16 @@ def _line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, labe
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a picture and forget the figure."""
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    """Write a picture and forget the figure.
+
+    Raises:
+        UnwritableError: If it cannot be written.
+    """
+    try:
+        with unwritable_told(path):
+            figure.savefig(path, dpi=120)
+    finally:
+        plt.close(figure)
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:

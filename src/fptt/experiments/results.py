@@ -10,7 +10,7 @@ from fptt.experiments.comparison import BUDGETS
 from fptt.experiments.config import Setting, TrainConfig
 from fptt.experiments.errors import UserError
 from fptt.experiments.report import mean_and_sd, summary_row
-from fptt.experiments.results_page import Curves, direction, draw_results, markdown_table, results_cells, settings_line
+from fptt.experiments.results_page import Curves, command_text, draw_results, markdown_table, opening, results_cells
 from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.stream_folder import ROLLING
 
@@ -64,7 +64,7 @@ def write_report(results: Path, out: Path, runs: Path, references: References) -
     Args:
         results: Where the run folders are, as `NAME/…/RUN`; NAME is the experiment.
         out: Where the page goes.
-        runs: Where the command file of an experiment is, `NAME.sh`.
+        runs: Where the command files of the experiments are; see `command_text`.
         references: Published and replicated figures for (NAME, method).
 
     Returns:
@@ -246,7 +246,7 @@ def _sections(found: Results, out: Path, commands: Path, references: References)
     num_runs = sum(len(runs) for runs in found.experiments.values())
     yield _INTRODUCTION.format(num_runs=num_runs, num_experiments=len(found.experiments))
     for name, runs in sorted(found.experiments.items()):
-        yield from _experiment(name, runs, commands / f"{name}.sh", references)
+        yield from _experiment(name, runs, command_text(name, commands), references)
         picture = out / "figures" / f"results-{name}.png"
         draw_results(_panels(runs), runs[0].metric, name, picture)
         yield f"![Validation {runs[0].metric} of {name}](figures/{picture.name})\n"
@@ -265,12 +265,12 @@ epochs, updates and seconds are means. A distance is the figure here minus that 
 """
 
 
-def _experiment(name: str, runs: Sequence[FinishedRun], command: Path, references: References) -> Iterator[str]:
+def _experiment(name: str, runs: Sequence[FinishedRun], command: str | None, references: References) -> Iterator[str]:
     rows = make_rows(runs, references)
     metric = runs[0].metric
     yield f"## {name}\n"
-    yield f"{settings_line(_example(runs).config)} {direction(metric).capitalize()}\n"
-    yield f"```bash\n{command.read_text().strip()}\n```\n" if command.is_file() else "Command: no command file.\n"
+    yield f"{opening(_example(runs).config, metric)}\n"
+    yield "Command: no command file.\n" if command is None else f"```bash\n{command}\n```\n"
     yield markdown_table(results_cells(rows, metric, other_figures(runs)))
     methods = {(name, run.method) for run in runs}
     for source in dict.fromkeys(reference.source for key, reference in references.items() if key in methods):

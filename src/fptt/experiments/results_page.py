@@ -92,8 +92,9 @@ def draw_ablation(rows: Sequence[Row], own: Mapping[str, Any], metric: str, path
 def _draw_field(axis: Axes, rows: Sequence[Row], field: str, own: Mapping[str, Any]) -> None:
     found = {method: _values(rows, method, field, own) for method in COLORS}
     values = list(dict.fromkeys(value for points in found.values() for value in points if value is not None))
-    values = values if isinstance(values[0], str) else sorted(values)
-    is_logarithmic = field in LOGARITHMIC and min(values) > 0
+    names = [value for value in values if isinstance(value, str)]
+    values = [*sorted(value for value in values if value not in names), *names]
+    is_logarithmic = field in LOGARITHMIC and not names and min(values) > 0
     places = values if is_logarithmic else list(range(len(values)))
     for method, points in found.items():
         means = [sum(tests) / len(tests) for tests in points.values()]
@@ -133,6 +134,11 @@ def _style(axis: Axes, metric: str) -> None:
 # -- the page --------------------------------------------------------------------------------------------------------
 
 
+def opening(config: TrainConfig, metric: str) -> str:
+    """Return what the section of an experiment begins with: its settings, and which way the metric points."""
+    return f"{settings_line(config)} {_direction(metric).capitalize()}"
+
+
 def settings_line(config: TrainConfig) -> str:
     """Return task and most important settings in a line."""
     layers = f", {config.num_layers} layers" if config.num_layers > 1 else ""
@@ -148,6 +154,15 @@ def settings_line(config: TrainConfig) -> str:
         None if config.max_seconds is None else f"{config.max_seconds:g} seconds",
     ]
     return ", ".join(part for part in parts if part) + "."
+
+
+def command_text(name: str, commands: Path) -> str | None:
+    """Return the command file of an experiment: `NAME.sh`, or the first that writes to `results/NAME`."""
+    own = commands / f"{name}.sh"
+    if own.is_file():
+        return own.read_text().strip()
+    texts = [file.read_text().strip() for file in sorted(commands.glob("*.sh"))]
+    return next((text for text in texts if f"results/{name}" in text.split()), None)
 
 
 def results_cells(rows: Sequence[Row], metric: str, others: Sequence[str]) -> list[list[str]]:
@@ -186,7 +201,7 @@ def _short(commit: str) -> str:
     return digits[:7] + (f"-{changed}" if changed else "")
 
 
-def direction(metric: str) -> str:
+def _direction(metric: str) -> str:
     """Return which way a metric points."""
     return f"{metric}: {'higher' if HIGHER_IS_BETTER.get(metric, True) else 'lower'} is better."
 

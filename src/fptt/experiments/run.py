@@ -129,7 +129,7 @@ class Run:
         Returns:
             Whether any is asked to stop, and whether it is time in the first one.
         """
-        spent = self.budget.fraction(self.epochs, self.method.updates, self.seconds)
+        spent = self.budget.fraction(self.epochs, self.method.updates + self.method.skipped, self.seconds)
         self.fraction, is_asked, is_due = self.ranks.agree(spent, is_asked=is_asked, is_due=is_due)
         return is_asked, is_due
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fptt._sequence import flatten_state, refill_state
-from fptt.experiments.checkpoints import DamagedCheckpointError
+from fptt.experiments.checkpoints import load_field
 from fptt.experiments.errors import UserError
 from fptt.experiments.random_state import random_state, set_random_state
 from fptt.experiments.run import Best, Run, Totals
@@ -63,12 +63,12 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
     """
     if state.get("version") != CHECKPOINT_VERSION:
         raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
-    check_vocabulary(_field(state, "vocabulary", lambda value: value), run.task)
-    if _field(state, "data", str) != run.task.fingerprint:
+    check_vocabulary(load_field(state, "vocabulary", lambda value: value), run.task)
+    if load_field(state, "data", str) != run.task.fingerprint:
         raise UserError(f"the data of the task {run.task.name!r} are not those that the run was trained on.")
-    own = _field(state, "others", lambda others: _own_part(run, state, others))
+    own = load_field(state, "others", lambda others: _own_part(run, state, others))
     for name, load in _loaders(run).items():
-        _field(own, name, load)
+        load_field(own, name, load)
 
 
 def _own_part(run: Run, state: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
@@ -147,17 +147,3 @@ def _fit(weights: Weights, own: Weights) -> bool:
     """Tell whether tensors have the names, shapes and types of others."""
     described = [{name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} for found in (weights, own)]
     return described[0] == described[1]
-
-
-def _field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:
-    """Return what `load` makes of a field.
-
-    Raises:
-        DamagedCheckpointError: If the field is missing, or `load` cannot take it.
-    """
-    try:
-        return load(state[name])
-    except UserError:
-        raise
-    except Exception as error:  # a wrong value can fail in any way
-        raise DamagedCheckpointError(f"the checkpoint's field {name!r} is damaged: {error!r:.200}") from error

@@ -1,13 +1,15 @@
 """The command about streams: `fptt stream`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
 from fptt.experiments.announcements import say
+from fptt.experiments.errors import UserError
+from fptt.experiments.run_commands import with_absolute_data
 from fptt.experiments.stream_config import StreamConfig
 
 Flat = tyro.conf.OmitArgPrefixes
@@ -24,6 +26,8 @@ class Stream:
     fptt stream --data FOLDER --limit 50000            a first look
 
     fptt stream --data FOLDER --delay 500 --baselines  labels 500 steps late, beside River's logistic regression
+
+    fptt stream --resume --out out/hapt                a stream that was interrupted, to its end
     """
 
     stream: Flat[StreamConfig]
@@ -31,17 +35,20 @@ class Stream:
     """Folder for summary, rolling accuracies, picture and learner; out/stream-TASK-METHOD-SEED by default."""
     overwrite: bool = False
     """Replace what is in the folder."""
+    resume: bool = False
+    """Go on with the interrupted stream in the folder --out, bit for bit as if it had never stopped."""
 
     def __call__(self, console: Console) -> None:
         """Stream, and say where everything is."""
-        config = self.stream
+        config = with_absolute_data(self.stream)
         path = self.out or Path("out") / f"stream-{config.task}-{config.method}-{config.seed}"
-        say(console, f"{config.method.upper()} on the stream {config.task}, seed {config.seed}, into {path}")
+        what = "going on" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
+        say(console, f"{what}, into {path}")
         from fptt.experiments.stream_folder import StreamFolder
-        from fptt.experiments.streaming import stream  # seconds of loading, after the first sign of life
+        from fptt.experiments.stream_run import resume, stream  # seconds of loading, after the first sign of life
 
         folder = StreamFolder(path)
-        summary = stream(config, folder, console, overwrite=self.overwrite)
+        summary = resume(folder, console) if self.resume else stream(config, folder, console, overwrite=self.overwrite)
         baselines = ", ".join(
             f"{name.replace('_', ' ')} {figures['accuracy']:.4f}" for name, figures in summary["baselines"].items()
         )
@@ -61,4 +68,9 @@ def _percent(value: float | None) -> str:
 
 def parse_stream(arguments: Sequence[str]) -> Stream:
     """Return what `fptt stream` is asked to do."""
-    return tyro.cli(Stream, args=arguments, prog="fptt stream", default=Stream(stream=StreamConfig()))
+    command = tyro.cli(Stream, args=arguments, prog="fptt stream", default=Stream(stream=StreamConfig()))
+    if command.resume and command.out is None:
+        raise UserError("resume needs the folder of the stream: give it by --out.")
+    if command.resume and replace(command, out=None) != Stream(stream=StreamConfig(), resume=True):
+        raise UserError("resume goes on with the stream's own settings: give --out and no other option.")
+    return command

@@ -47,6 +47,8 @@ class StreamConfig:
     coupling: Literal["coupled", "decoupled"] = "decoupled"
     """Add the penalty to the gradient, or take it off the weights after the optimizer's step."""
 
+    checkpoint_steps: int | None = 100_000
+    """Save all that the stream needs to go on, after every so many steps; Ctrl-C saves it too."""
     window: int = 10_000
     """Labeled steps of the rolling accuracy."""
     seed: int = 0
@@ -72,4 +74,15 @@ class StreamConfig:
         return dataclasses.asdict(self)
 
 
-_POSITIVE = ("limit", "hidden_size", "num_layers", "chunk_length", "lr", "max_norm", "alpha", "window", "threads")
+_POSITIVE = (
+    "limit",
+    "hidden_size",
+    "num_layers",
+    "chunk_length",
+    "lr",
+    "max_norm",
+    "alpha",
+    "window",
+    "threads",
+    "checkpoint_steps",
+)

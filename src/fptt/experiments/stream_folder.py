@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fptt.experiments.checkpoints import Checkpoints
 from fptt.experiments.errors import UserError
 from fptt.experiments.files import replace_text, replaced
 from fptt.experiments.run_folder import RunFolder
@@ -17,7 +18,7 @@ ROLLING = "rolling.csv"
 
 
 class StreamFolder:
-    """Summary, rolling accuracies, picture, and the learner as it was at the end."""
+    """Summary, rolling accuracies, picture, the learner as it was at the end, and until then checkpoints."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,6 +26,12 @@ class StreamFolder:
         self.rolling_file = path / ROLLING
         self.picture_file = path / "rolling.png"
         self.learner_file = path / "learner.pt"
+        self.checkpoints = Checkpoints(path)
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the stream."""
+        return f"fptt stream --resume --out {self.path}"
 
     def create(self, *, overwrite: bool) -> None:
         """Make the folder, and take an earlier stream out of it.
@@ -38,6 +45,7 @@ class StreamFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in (self.summary_file, self.rolling_file, self.picture_file, self.learner_file):
                 file.unlink(missing_ok=True)
+            self.checkpoints.remove()
         except OSError as error:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
 

@@ -30,6 +30,15 @@ class Rolling:
             right, count = self.pieces.popleft()
             self.right, self.count = self.right - right, self.count - count
 
+    def state_dict(self) -> list[tuple[int, int]]:
+        """Return the pieces."""
+        return list(self.pieces)
+
+    def load_state_dict(self, pieces: list[tuple[int, int]]) -> None:
+        """Go back to what `state_dict` returned."""
+        self.pieces = deque((int(right), int(count)) for right, count in pieces)
+        self.right, self.count = (sum(numbers) for numbers in zip(*self.pieces, strict=True)) if pieces else (0, 0)
+
     @property
     def accuracy(self) -> float:
         """The accuracy; NaN before the first labeled step."""
@@ -76,3 +85,19 @@ class StreamScores:
         return {
             name: {key: total.figures()[key] for key in ("accuracy", "macro_f1")} for name, total in self.totals.items()
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything so far, as tensors and plain values."""
+        totals = {name: {"confusion": total.confusion, "entropy": total.entropy} for name, total in self.totals.items()}
+        rolling = {name: rolling.state_dict() for name, rolling in self.rolling.items()}
+        return {"totals": totals, "rolling": rolling, "steps": self.steps, "labels": self.labels, "rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        for name, total in self.totals.items():
+            saved = state_dict["totals"][name]
+            total.confusion.copy_(saved["confusion"].view_as(total.confusion))
+            total.entropy = float(saved["entropy"])
+            self.rolling[name].load_state_dict(state_dict["rolling"][name])
+        self.steps, self.labels = int(state_dict["steps"]), int(state_dict["labels"])
+        self.rows = [dict(row) for row in state_dict["rows"]]

@@ -1,104 +1,100 @@
-"""Progressive validation: a learner goes through a stream, and every step is answered before it is learned."""
+"""A learner and its baselines on their way through a stream, and all of that as a state to go on from bit for bit."""
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional
 
-import fptt
 from fptt.experiments.baselines import Baseline, LastLabel, MajorityClass, RiverSoftmax
-from fptt.experiments.components import CELLS
+from fptt.experiments.checkpoints import load_field
 from fptt.experiments.environment import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.errors import UserError
+from fptt.experiments.errors import UnreadableError, UserError
 from fptt.experiments.interruption import Interruption
 from fptt.experiments.progress import make_display
+from fptt.experiments.random_state import random_state, set_random_state
 from fptt.experiments.recordings import Recording, Recordings
 from fptt.experiments.stream_config import StreamConfig
 from fptt.experiments.stream_folder import StreamFolder
+from fptt.experiments.stream_learner import answer_and_learn, gathered, make_learner
 from fptt.experiments.stream_scores import StreamScores
-from fptt.experiments.tasks.scores import IGNORED
 
 STEPS_A_ROW = 1000
 WARM_UP = 0.1
 """Part of the stream after which memory should not grow any more."""
 CPU = torch.device("cpu")
-
-
-def stream(config: StreamConfig, folder: StreamFolder, console: Console, *, overwrite: bool = False) -> dict[str, Any]:
-    """Send a learner through the stream of a config, and return the summary; Ctrl-C ends it in good order.
-
-    Raises:
-        UserError: If data or settings are not usable, or the learning diverges.
-    """
-    prepare_process(config.threads)
-    streaming = Streaming(config)
-    folder.create(overwrite=overwrite)
-    status = "failed"
-    try:
-        streaming.run(console)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    except FloatingPointError as error:
-        raise UserError(f"{error} Try a smaller lr or max_norm.") from error
-    finally:
-        summary = streaming.summary(status)
-        folder.write(summary, streaming.scores.rows, streaming.learner.state_dict())
-        if streaming.scores.rows:
-            from fptt.experiments.stream_picture import draw_rolling  # matplotlib loads when there is something to draw
-
-            draw_rolling(streaming.scores.rows, config, folder.picture_file)
-    return summary
+CHECKPOINT_VERSION = 1
 
 
 class Streaming:
-    """A learner and its baselines on their way through the recordings of a config."""
+    """A learner and its baselines on their way through the recordings of a config.
 
-    def __init__(self, config: StreamConfig) -> None:
-        self.config = config
+    Attributes:
+        num_recordings: Those that are behind.
+        start: The next step of the recording under way.
+        given: The answers of the baselines to all of that recording; empty before it.
+    """
+
+    def __init__(self, config: StreamConfig, folder: StreamFolder) -> None:
+        prepare_process(config.threads)
+        self.config, self.folder = config, folder
         self.recordings = Recordings(config.data, config.split, config.limit)
-        self.num_steps, self.num_recordings = self.recordings.num_steps(), 0
+        self.num_steps, self.digest = self.recordings.survey()
         num_classes = self.recordings.num_classes
         self.learner = make_learner(config, self.recordings.num_inputs, num_classes)
         kinds: dict[str, type[Baseline]] = {"last_label": LastLabel, "majority_class": MajorityClass}
         kinds |= {"river_softmax": RiverSoftmax} if config.baselines else {}
         self.baselines = {name: kind(config.delay, num_classes) for name, kind in kinds.items()}
         self.scores = StreamScores(["learner", *kinds], num_classes, config.window)
+        self.num_recordings = self.start = 0
+        self.given: dict[str, Tensor] = {}
         self.environment, self.clock, self.seconds = environment(CPU), Clock(CPU), 0.0
+        self.interruption = Interruption()
         self.memory: MemoryMeter | None = None
+        self.began_at = self.saved_at = 0
+
+    # -- the way -----------------------------------------------------------------------------------------------------
 
     def run(self, console: Console) -> None:
-        """Go through all recordings."""
-        with closing(make_display(console)) as display, Interruption() as interruption:
-            for recording in self.recordings:
+        """Go through all recordings that are left."""
+        with closing(make_display(console)) as display, self.interruption:
+            for recording in islice(self._read(), self.num_recordings, None):
                 for _ in self._go_through(recording):
                     display.show(self.scores.steps / self.num_steps, self._figures())
-                    interruption.check()
+                    self._save_if_due()
                     self._watch_memory()
-                self.num_recordings += 1
+                self.num_recordings, self.start, self.given = self.num_recordings + 1, 0, {}
             display.epoch(1.0, self._figures())
         if self.memory is not None:
             self.memory.stop()
 
+    def _read(self) -> Iterator[Recording]:
+        """Read the recordings; when one cannot be read any more, save what was learned of those before."""
+        try:
+            yield from self.recordings
+        except UnreadableError:
+            self.save()
+            raise
+
     def _go_through(self, recording: Recording) -> Iterator[None]:
         """Answer and learn a recording, and count what is right; pause every thousand steps."""
-        classes = recording.classes.numpy()
-        given = {
-            name: torch.from_numpy(baseline.answers(recording.signal, classes))
-            for name, baseline in self.baselines.items()
-        }
-        start = 0
-        for outputs in gathered(self._timed(answer_and_learn(self.learner, recording, self.config)), STEPS_A_ROW):
-            part = slice(start, start + len(outputs))
-            answers = {"learner": outputs, **{name: own[part] for name, own in given.items()}}
+        self.given = self.given or self._answers(recording)
+        outputs = answer_and_learn(self.learner, recording, self.config, self.start)
+        for piece in gathered(self._timed(outputs), STEPS_A_ROW):
+            part = slice(self.start, self.start + len(piece))
+            answers = {"learner": piece, **{name: own[part] for name, own in self.given.items()}}
             self.scores.add(answers, recording.classes[part])
-            start = part.stop
+            self.start = part.stop
             yield
+
+    def _answers(self, recording: Recording) -> dict[str, Tensor]:
+        """Return the answers of the baselines to all steps of a recording, (T,) each."""
+        classes = recording.classes.numpy()
+        answers = {name: baseline.answers(recording.signal, classes) for name, baseline in self.baselines.items()}
+        return {name: torch.from_numpy(own) for name, own in answers.items()}
 
     def _timed(self, outputs: Iterator[Tensor]) -> Iterator[Tensor]:
         """Add up the time that the learner takes."""
@@ -111,7 +107,7 @@ class Streaming:
             yield output
 
     def _watch_memory(self) -> None:
-        if self.memory is None and self.scores.steps >= WARM_UP * self.num_steps:
+        if self.memory is None and self.scores.steps - self.began_at >= WARM_UP * self.num_steps:
             self.memory = MemoryMeter(CPU)
             self.memory.start()
 
@@ -120,6 +116,85 @@ class Streaming:
         speed = scores.steps / max(self.seconds, 1e-9)
         rolling = "  ".join(f"{name} {rolling.accuracy:.4f}" for name, rolling in scores.rolling.items())
         return f"{scores.steps:,} steps  {speed:,.0f} steps/s  accuracy of the last {self.config.window:,}: {rolling}"
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        every = self.config.checkpoint_steps
+        is_due = every is not None and self.scores.steps - self.saved_at >= every
+        if is_due or self.interruption.is_asked:
+            self.save()
+        self.interruption.check()
+
+    def save(self) -> None:
+        """Write a checkpoint between two chunks."""
+        self.folder.checkpoints.write(self.state_dict())
+        self.saved_at = self.scores.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the rest depends on: tensors, plain values, lists and dicts of them only."""
+        return {
+            "command": "stream",
+            "version": CHECKPOINT_VERSION,
+            "config": self.config.to_dict(),
+            "data": self.digest,
+            "learner": self.learner.state_dict(),
+            "baselines": {name: baseline.state_dict() for name, baseline in self.baselines.items()},
+            "scores": self.scores.state_dict(),
+            "place": {"recordings": self.num_recordings, "start": self.start, "given": self.given},
+            "seconds": self.seconds,
+            "random": random_state(CPU),
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any], folder: StreamFolder) -> "Streaming":
+        """Return what `state_dict` was called on, to go on from there.
+
+        Raises:
+            UserError: If it is of something else, of another version, or of other data.
+            DamagedCheckpointError: If a field is missing or does not fit.
+        """
+        if (state.get("command"), state.get("version")) != ("stream", CHECKPOINT_VERSION):
+            raise UserError(
+                f"the checkpoint in {folder.path} must be of a stream, version {CHECKPOINT_VERSION}, got "
+                f"{state.get('command', 'a run of fptt train')}, version {state.get('version')!r}."
+            )
+        streaming = cls(load_field(state, "config", lambda values: StreamConfig(**values)), folder)
+        if load_field(state, "data", str) != streaming.digest:
+            raise UserError(f"the labels in {streaming.config.data} are not those that the stream began with.")
+        streaming.load_state_dict(state)
+        return streaming
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the place of a state; see `of`."""
+        for name, baseline in self.baselines.items():
+            load_field(state, "baselines", lambda saved, name=name, own=baseline: own.load_state_dict(saved[name]))
+        load_field(state, "learner", self.learner.load_state_dict)
+        load_field(state, "scores", self.scores.load_state_dict)
+        load_field(state, "place", self._load_place)
+        self.seconds = load_field(state, "seconds", float)
+        load_field(state, "random", lambda saved: set_random_state(saved, CPU))
+        self.began_at = self.saved_at = self.scores.steps
+
+    def _load_place(self, place: dict[str, Any]) -> None:
+        self.num_recordings, self.start = int(place["recordings"]), int(place["start"])
+        self.given = dict(place["given"])
+        if self.given and self.given.keys() != self.baselines.keys():
+            raise ValueError(f"there are answers of {', '.join(self.given)}")
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def finish(self, status: str) -> dict[str, Any]:
+        """Write everything that stays, and return the summary."""
+        summary = self.summary(status)
+        self.folder.write(summary, self.scores.rows, self.learner.state_dict())
+        if self.scores.rows:
+            from fptt.experiments.stream_picture import draw_rolling  # matplotlib loads when there is something to draw
+
+            draw_rolling(self.scores.rows, self.config, self.folder.picture_file)
+        if status == "finished":
+            self.folder.checkpoints.remove()
+        return summary
 
     def summary(self, status: str) -> dict[str, Any]:
         """Return what is written at the end."""
@@ -149,59 +224,3 @@ class Streaming:
         before, peak = self.memory.before, self.memory.peak
         growth = round(100 * (peak / before - 1), 2)
         return {"warm_memory_bytes": before, "peak_memory_bytes": peak, "memory_growth_percent": growth}
-
-
-def make_learner(config: StreamConfig, num_inputs: int, num_classes: int) -> fptt.OnlineLearner:
-    """Return the learner of a config, which standardizes its inputs by itself."""
-    torch.manual_seed(config.seed)
-    model = CELLS[config.cell](num_inputs, config.hidden_size, num_classes, num_layers=config.num_layers)
-    names = ("chunk_length", "max_norm", "beta", "form", "coupling")
-    return fptt.OnlineLearner(
-        model,
-        torch.optim.Adam(model.parameters(), lr=config.lr),
-        fptt.SequenceLoss(functional.cross_entropy),
-        alpha=config.alpha if config.method == "fptt" else 0.0,
-        classes=range(num_classes),
-        max_delay=config.delay,
-        standardize=True,
-        **{name: getattr(config, name) for name in names},
-    )
-
-
-def answer_and_learn(learner: fptt.OnlineLearner, recording: Recording, config: StreamConfig) -> Iterator[Tensor]:
-    """Go through a recording chunk by chunk: yield the outputs for its steps, (n, C), then learn it.
-
-    The label of step t is told after the answer to step t + delay; those of the last steps at the end of the recording.
-    """
-    labels = [None if label == IGNORED else label for label in recording.classes.tolist()]
-    length, delay = len(labels), config.delay
-    learner.reset()
-    for start in range(0, length, config.chunk_length):
-        chunk = recording.signal[start : start + config.chunk_length]
-        yield learner.predict_chunk(chunk)
-        told = start + len(chunk) - delay  # labels before this step are known by now
-        _tell_late(learner, labels, range(max(start - delay, 0), min(start, told)), start)
-        known = labels[start:told] if told > start else []
-        learner.learn_chunk(chunk, known + [None] * (len(chunk) - len(known)))
-    _tell_late(learner, labels, range(max(length - delay, 0), length), length)
-    learner.flush()
-
-
-def _tell_late(learner: fptt.OnlineLearner, labels: list[int | None], steps: range, now: int) -> None:
-    for step in steps:
-        if labels[step] is not None:
-            learner.learn_delayed(labels[step], now - step)
-
-
-def gathered(outputs: Iterator[Tensor], num_steps: int) -> Iterator[Tensor]:
-    """Put outputs (n, C) together until they are of so many steps or more."""
-    waiting: list[Tensor] = []
-    length = 0
-    for output in outputs:
-        waiting.append(output)
-        length += len(output)
-        if length >= num_steps:
-            yield torch.cat(waiting)
-            waiting, length = [], 0
-    if waiting:
-        yield torch.cat(waiting)

@@ -81,7 +81,8 @@ class Ablate(_Study):
     """
 
     over: str
-    """Comma-separated settings, each with values of its own (num_chunks=4:8:16) or the usual ones (alpha)."""
+    """Comma-separated settings, any that are a choice or a number, each with values of its own (num_chunks=4:8:16) or
+    the usual ones (alpha)."""
     grid: bool = False
     """Every combination, instead of one setting at a time."""
     out: Path | None = None
@@ -89,7 +90,8 @@ class Ablate(_Study):
 
     def __call__(self, console: Console) -> None:
         """Run what is not finished, and report."""
-        from fptt.experiments.ablation import Ablation, parse_axes
+        from fptt.experiments.ablation import Ablation
+        from fptt.experiments.ablation_axes import parse_axes
 
         self.check()
         out = self.out or Path("out") / f"ablate-{self.recipe or self.setting.task}"

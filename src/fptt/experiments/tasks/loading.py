@@ -39,7 +39,7 @@ def load_splits(
         splits = datasets.load_dataset(str(path) if looks_local else source, streaming=streaming)
     except Exception as error:  # the loader raises many kinds, all of them about the data
         hint = "" if looks_local else " Without a connection, give a local folder of Parquet files by --data."
-        raise UserError(f"data set {source!r} cannot be loaded: {_reasons(error)}.{hint}") from error
+        raise UserError(f"data set {source!r} cannot be loaded: {reasons(error)}.{hint}") from error
     if set(names) - set(splits):
         raise UserError(
             f"data set {source!r} must have the splits {' and '.join(names)}, got {', '.join(map(str, splits))}."
@@ -48,13 +48,13 @@ def load_splits(
     return {name: splits[name] for name in found}  # pyright: ignore
 
 
-def _reasons(error: BaseException | None) -> str:
+def reasons(error: BaseException | None) -> str:
     """Return what an error says, and what those behind it say, of which the last is often the clearest."""
-    reasons: list[str] = []
+    found: list[str] = []
     while error is not None:
-        reasons.append(one_line(error)[:300].rstrip("."))
+        found.append(one_line(error)[:300].rstrip("."))
         error = error.__cause__
-    return "; ".join(dict.fromkeys(reasons))
+    return "; ".join(dict.fromkeys(found))
 
 
 def check_columns(split: datasets.Dataset, name: str, columns: Iterable[str]) -> None:
