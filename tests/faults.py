@@ -28,6 +28,57 @@ class Fault(NamedTuple):
     test: str = ""
 
 
+PARALLEL = "tests/parallel/test_parallel.py"
+BAD_NUMBERS = "tests/test_bad_numbers.py"
+
+PROCESS_FAULTS = [
+    Fault(
+        "processes: parts weigh alike", "_processes.py", "return loss * self.weight if", "return loss / 2 if", PARALLEL
+    ),
+    Fault(
+        "processes: updates of empty chunks in one only",
+        "_processes.py",
+        "has_steps, are_bad = (self._sum(flags) > 0).tolist()",
+        "pass",
+        PARALLEL,
+    ),
+    Fault(
+        "processes: duals not averaged",
+        "_processes.py",
+        "*memory, *_floating(self.loss",
+        "*_floating(self.loss",
+        PARALLEL,
+    ),
+    Fault("processes: prior learns alone", "_processes.py", "module.total = self._sum", "pass", PARALLEL),
+    Fault(
+        "processes: a sync too late",
+        "_processes.py",
+        "if self.num_unsynced == self.parallel.sync_every",
+        "if self.num_unsynced > self.parallel.sync_every",
+        PARALLEL,
+    ),
+    Fault("processes: begin apart", "_processes.py", "collectives.broadcast_(", "list(", PARALLEL),
+    Fault("processes: drift unseen", "_processes.py", "if apart:", "if False:", PARALLEL),
+    Fault(
+        "skip: moments stay",
+        "_bad_numbers.py",
+        "_put_back(self.optimizer.state[param], self.moments[param])",
+        "pass",
+        BAD_NUMBERS,
+    ),
+    Fault("skip: duals stay", "_bad_numbers.py", "self.regularizer.restore(self.memory)", "pass", BAD_NUMBERS),
+    Fault(
+        "skip: state goes on",
+        "_chunked.py",
+        "return bad_losses([chunk], self.model)[0], [], state",
+        "return bad_losses([chunk], self.model)[0], [], None",
+        BAD_NUMBERS,
+    ),
+    Fault(
+        "bad weights unseen", "_step_hooks.py", "            check_weights(optimizer)", "            pass", BAD_NUMBERS
+    ),
+]
+
 ENGINE_FAULTS = [
     Fault("engine: bias of a product lost", "_engine/_products.py", "right.T) + bias", "right.T)"),
     Fault("engine: small products by oneDNN", "_engine/_products.py", "min(sides) >=", "max(sides) >="),
@@ -382,6 +433,7 @@ FAULTS = [
     ),
     *STREAM_FAULTS,
     *ENGINE_FAULTS,
+    *PROCESS_FAULTS,
     *ONLINE_FAULTS,
     *EXPERIMENT_FAULTS,
 ]
