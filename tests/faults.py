@@ -287,9 +287,9 @@ FAULTS = [
     ),
     Fault(
         "average shares memory with the weight",
-        "_regularizer.py",
-        "ParameterState(param.detach().clone()",
-        "ParameterState(param.detach()",
+        "_parameter_memory.py",
+        "average = param.detach().clone()",
+        "average = param.detach()",
     ),
     Fault("decoupled penalty never applied", "_regularizer.py", 'if self.coupling == "decoupled":', "if False:"),
     Fault("coupled penalty never applied", "_regularizer.py", 'if self.coupling == "coupled":', "if False:"),
@@ -331,7 +331,10 @@ FAULTS = [
     Fault("closure called again", "_step_hooks.py", "called = _Called(closure())", "called = (closure(), closure)[1]"),
     Fault("hooks on a wrapper without any", "_step_hooks.py", "optimizer = _running_hooks(optimizer)", "pass"),
     Fault(
-        "graph not cut between chunks", "_chunked.py", "self._learn(chunk, detach(state))", "self._learn(chunk, state)"
+        "graph not cut between chunks",
+        "_chunked.py",
+        "self._attempt(chunk, detach(state))",
+        "self._attempt(chunk, state)",
     ),
     Fault(
         "BPTT cuts the graph",
@@ -343,14 +346,14 @@ FAULTS = [
     Fault(
         "state of the last batch lost",
         "_chunked.py",
-        "self._learn(chunk, detach(state))",
-        "self._learn(chunk, detach(state) if chunk.number else None)",
+        "self._attempt(chunk, detach(state))",
+        "self._attempt(chunk, detach(state) if chunk.number else None)",
     ),
     Fault(
         "gradients pile up",
-        "_method.py",
-        "self.optimizer.zero_grad()\n        self.backward(loss)",
-        "self.backward(loss)",
+        "_learning.py",
+        "self.optimizer.zero_grad()",
+        "pass",
     ),
     Fault("updates of empty chunks", "_chunked.py", "if chunk.has_steps else []", "if True else []"),
     Fault(
@@ -415,8 +418,8 @@ FAULTS = [
     Fault(
         "recomputed gradient scaled",
         "_methods.py",
-        "self._forward(chunk, state)[1].backward()",
-        "self.backward(self._forward(chunk, state)[1])",
+        "self._forward(chunk, state)[1], chunk, Tensor.backward)",
+        "self._forward(chunk, state)[1], chunk, self.backward)",
     ),
     Fault("the optimizer's own alpha", "_parameter_memory.py", 'group.get("fptt_alpha"', 'group.get("alpha"'),
     Fault(
