@@ -2,9 +2,10 @@
 
     python benchmarks/kill_resume.py --kills 50
 
-The moments are spread evenly over the run, from its first checkpoint to the end of its process. Every third kill waits
-for a file that is being written. In every second trial the resumed run is killed again, once it has saved something of
-its own. Ends with `50 of 50 identical`, or with exit code 1.
+The moments are spread over the run by its checkpoints, not by the clock, so that a busy machine does not move them: a
+kill falls up to one interval after a checkpoint drawn from all. Every third waits for a file that is being written; in
+every second trial the resumed run is killed again. A trial whose run is over before the kill is made again. Ends with
+`50 of 50 identical`, or with exit code 1.
 """
 
 import argparse
@@ -49,13 +50,23 @@ class Trial:
             return subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
 
     def wait_for_training(self, process: "subprocess.Popen[bytes]") -> None:
-        """Return when the process has written its first checkpoint."""
-        before = self.folder.checkpoints.files()
-        while process.poll() is None and self.folder.checkpoints.files() in (before, []):
+        """Return when the first checkpoint is there."""
+        self.wait_for_checkpoint(process, 1)
+
+    def wait_for_checkpoint(self, process: "subprocess.Popen[bytes]", number: int) -> None:
+        """Return when so many checkpoints have been written since the beginning, or the process is over."""
+        while process.poll() is None and self.num_checkpoints < number:
             time.sleep(POLL)
 
-    def kill(self, process: "subprocess.Popen[bytes]", after: float, *, in_write: bool) -> None:
-        """Kill everything that was started, after some seconds and, if asked, when a file is being written."""
+    @property
+    def num_checkpoints(self) -> int:
+        """How many have been written since the beginning, as the name of the newest tells; 0 without any."""
+        files = self.folder.checkpoints.files()
+        return int(files[0].name.split("-")[1]) if files else 0
+
+    def kill(self, process: "subprocess.Popen[bytes]", number: int, after: float, *, in_write: bool) -> None:
+        """Kill all that was started, some seconds after a checkpoint and, if asked, when a file is being written."""
+        self.wait_for_checkpoint(process, number)
         moment = time.monotonic() + after
         while process.poll() is None and time.monotonic() < moment:
             time.sleep(POLL)
@@ -65,7 +76,8 @@ class Trial:
             os.killpg(process.pid, signal.SIGKILL)
         was_killed = process.wait() == -signal.SIGKILL
         writing = ", in a write" if self._unfinished() else ""
-        self.kills.append(f"killed after {after:.3f} s{writing}" if was_killed else "over before it was killed")
+        if was_killed:
+            self.kills.append(f"killed {after:.3f} s after checkpoint {number}{writing}")
 
     def _unfinished(self) -> list[str]:
         return [name for name in os.listdir(self.folder.path) if name.endswith(".new")]
@@ -96,6 +108,19 @@ class Trial:
         return self.folder.weights_file.read_bytes(), averages.read_bytes() if averages.exists() else b"", rows
 
 
+def undisturbed(run: Trial) -> tuple[int, float]:
+    """Make a run, and return the number of its last checkpoint and the seconds from one to the next."""
+    process = run.start()
+    run.wait_for_training(process)
+    begin, last = time.monotonic(), 1
+    while process.poll() is None:
+        last = max(last, run.num_checkpoints)
+        time.sleep(POLL)
+    if process.returncode != 0:
+        sys.exit(run.folder.path.with_suffix(".log").read_text()[-2000:])
+    return last, (time.monotonic() - begin) / last
+
+
 def main() -> int:
     """Kill, resume, compare, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,23 +132,17 @@ def main() -> int:
     options = [*SETTING, *EVERY, *arguments.options]
     with tempfile.TemporaryDirectory() as root:
         whole = Trial(Path(root) / "whole", options)
-        process = whole.start()
-        whole.wait_for_training(process)
-        begin = time.monotonic()
-        if process.wait() != 0:
-            sys.exit(whole.folder.path.with_suffix(".log").read_text()[-2000:])
-        seconds = time.monotonic() - begin
+        last, interval = undisturbed(whole)
         identical = 0
         for number in range(arguments.kills):
             trial = Trial(Path(root) / f"trial-{number}", options)
-            process = trial.start()
-            trial.wait_for_training(process)
-            after = moments.uniform(0, seconds)
-            trial.kill(process, after, in_write=number % 3 == 2)
+            while not trial.kills:
+                begin = moments.randint(1, last)
+                trial.kill(trial.start(), begin, moments.uniform(0, interval), in_write=number % 3 == 2)
             if number % 2 and not trial.is_over:
+                again = moments.randint(min(trial.num_checkpoints + 1, last), last)
                 process = trial.start(resume=True)
-                trial.wait_for_training(process)
-                trial.kill(process, moments.uniform(0, max(seconds - after, 0.0)), in_write=number % 3 == 1)
+                trial.kill(process, again, moments.uniform(0, interval), in_write=number % 3 == 1)
             trial.finish()
             is_same = trial.result() == whole.result()
             identical += is_same
