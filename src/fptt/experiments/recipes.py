@@ -1,10 +1,10 @@
 """Every setting that is offered by name: the published ones, and small ones for two cores."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from fptt.experiments.config import TrainConfig
 from fptt.experiments.errors import UserError
+from fptt.experiments.recipe_settings import ADDING, AWD, IMAGES, PER_STEP, PTB_300, SMALL_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,84 +24,6 @@ class Recipe:
     figure: str | None = None
 
 
-# An update every time step: small ones, many, judged by their moving average, for the weights never stand still.
-_PER_STEP: dict[str, Any] = {
-    "engine": "compiled",
-    "lr": 5e-4,
-    "schedule": "constant",
-    "ema_decay": 0.98,
-    "forget_bias": 1.0,
-    "fan_in_init": True,
-    "readout_sizes": (256,),
-    "readout_activation": "relu",
-}
-
-# Kag & Saligrama: LSTM-128, Adam 1e-3, ÷ 10 at epochs 50, 75 and 90 of 200, batch 128, clip 1, α 0.1, β ½, K = 10
-_IMAGES: dict[str, Any] = {
-    "readout_sizes": (256,),
-    "batch_size": 128,
-    "num_chunks": 10,
-    "lr": 1e-3,
-    "form": "released",
-    "coupling": "coupled",
-    "alpha": 0.1,
-    "divergence": "running",
-    "epochs": 200,
-    "schedule": "steps",
-    "milestones": (0.25, 0.375, 0.45),
-}
-
-_SMALL_IMAGES: dict[str, Any] = {
-    "readout_sizes": (256,),
-    "batch_size": 64,
-    "epochs": 2,
-    "threads": 1,
-    "num_chunks": 28,
-    "lr": 1e-3,
-    "forget_bias": 1.0,
-    "fan_in_init": True,
-}
-
-_ADDING: dict[str, Any] = {
-    "readout_sizes": (256,),
-    "forget_bias": 1.0,
-    "fan_in_init": True,
-    "num_chunks": 10,
-    "batch_size": 128,
-    "lr": 1e-3,
-    "schedule": "trapezoid",
-    "divergence": "none",
-}
-
-# Kag & Saligrama: LSTM-256, SGD 2 with momentum 0.9, batch 128, dropout 0.2, α 0.5, μ 2, K = 6, rate ÷ 4 on a plateau
-_PTB_300: dict[str, Any] = {
-    "length": 300,
-    "hidden_size": 256,
-    "optimizer": "sgd",
-    "lr": 2.0,
-    "momentum": 0.9,
-    "batch_size": 128,
-    "dropout": 0.2,
-    "input_dropout": 0.2,
-    "num_chunks": 6,
-    "form": "released",
-    "coupling": "coupled",
-    "alpha": 0.5,
-    "mu": 2.0,
-    "schedule": "plateau",
-    "lr_factor": 0.25,
-}
-
-# Merity, Keskar & Socher 2018
-_AWD: dict[str, Any] = {
-    "num_layers": 3,
-    "tied": True,
-    "hidden_dropout": 0.25,
-    "weight_dropout": 0.5,
-    "weight_decay": 1.2e-6,
-    "num_chunks": 3,
-}
-
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
         about="64 pixels, K = 8: the first thing to try",
@@ -111,23 +33,25 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-per-step": Recipe(
         about="64 pixels, K = 64: an update at every pixel, by the compiled engine",
-        config=TrainConfig(task="digits", num_chunks=64, epochs=200, threads=1, **_PER_STEP),
+        config=TrainConfig(task="digits", num_chunks=64, epochs=200, threads=1, **PER_STEP),
         minutes=2,
         figure="accuracy 0.956 ± 0.017",
     ),
     "adding-200": Recipe(
         about="add two numbers in 200 steps",
-        config=TrainConfig(task="adding", length=200, epochs=15, **_ADDING),
+        config=TrainConfig(task="adding", length=200, epochs=15, **ADDING),
         minutes=4,
         figure="mse 0.0018 ± 0.0008",
     ),
     "adding-500": Recipe(
         about="add two numbers in 500 steps, where BPTT is known to fail",
-        config=TrainConfig(task="adding", length=500, epochs=15, **_ADDING),
+        config=TrainConfig(task="adding", length=500, epochs=15, **ADDING),
+        minutes=17,
+        figure="mse 0.0094 (one seed)",
     ),
     "adding-1000": Recipe(
         about="add two numbers in 1,000 steps",
-        config=TrainConfig(task="adding", length=1000, epochs=15, **_ADDING),
+        config=TrainConfig(task="adding", length=1000, epochs=15, **ADDING),
     ),
     "copy-100": Recipe(
         about="repeat ten symbols after 100 steps",
@@ -143,23 +67,23 @@ RECIPES: dict[str, Recipe] = {
     ),
     "smnist": Recipe(
         about="S-MNIST, 784 steps, the published setting",
-        config=TrainConfig(task="mnist", **_IMAGES),
+        config=TrainConfig(task="mnist", **IMAGES),
         minutes=500,
     ),
     "psmnist": Recipe(
         about="permuted S-MNIST, the published setting",
-        config=TrainConfig(task="mnist", permuted=True, **_IMAGES),
+        config=TrainConfig(task="mnist", permuted=True, **IMAGES),
         minutes=500,
     ),
     "smnist-small": Recipe(
         about="S-MNIST, K = 28, in half an hour",
-        config=TrainConfig(task="mnist", **_SMALL_IMAGES),
-        minutes=25,
+        config=TrainConfig(task="mnist", **SMALL_IMAGES),
+        minutes=17,
     ),
     "psmnist-small": Recipe(
         about="permuted S-MNIST, K = 28, in half an hour",
-        config=TrainConfig(task="mnist", permuted=True, **_SMALL_IMAGES),
-        minutes=25,
+        config=TrainConfig(task="mnist", permuted=True, **SMALL_IMAGES),
+        minutes=17,
     ),
     "smnist-rows": Recipe(
         about="MNIST row by row, 28 steps",
@@ -167,28 +91,29 @@ RECIPES: dict[str, Recipe] = {
     ),
     "smnist-per-step": Recipe(
         about="S-MNIST, K = 784: an update at every pixel, by the compiled engine",
-        config=TrainConfig(task="mnist", num_chunks=784, batch_size=128, epochs=40, threads=1, **_PER_STEP),
+        config=TrainConfig(task="mnist", num_chunks=784, batch_size=128, epochs=40, threads=1, **PER_STEP),
         minutes=120,
     ),
     "cifar10": Recipe(
         about="CIFAR-10 pixel by pixel, 1,024 steps, the published setting",
-        config=TrainConfig(task="cifar10", **_IMAGES),
+        config=TrainConfig(task="cifar10", **IMAGES),
         minutes=600,
     ),
     "cifar10-small": Recipe(
         about="CIFAR-10 pixel by pixel, K = 32, in half an hour",
-        config=TrainConfig(task="cifar10", **{**_SMALL_IMAGES, "num_chunks": 32}),
-        minutes=25,
+        config=TrainConfig(task="cifar10", **{**SMALL_IMAGES, "num_chunks": 32}),
+        minutes=20,
     ),
     "ptb-300": Recipe(
         about="words of the Penn Treebank, T = 300, the published setting",
-        config=TrainConfig(task="ptb-word", epochs=100, **_PTB_300),
+        config=TrainConfig(task="ptb-word", epochs=100, **PTB_300),
         minutes=200,
     ),
     "ptb-300-small": Recipe(
         about="words of the Penn Treebank, T = 300, in half an hour",
-        config=TrainConfig(task="ptb-word", epochs=4, threads=1, **_PTB_300),
-        minutes=25,
+        config=TrainConfig(task="ptb-word", epochs=4, threads=1, **PTB_300),
+        minutes=18,
+        figure="perplexity 204 (one seed)",
     ),
     "ptb-70": Recipe(
         about="words of the Penn Treebank, T = 70, an LSTM with the dropouts of AWD-LSTM (no mixture of softmaxes)",
@@ -208,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
             lr_factor=0.25,
             plateau_epochs=5,
             epochs=200,
-            **_AWD,
+            **AWD,
         ),
         minutes=10_000,
     ),
@@ -228,7 +153,7 @@ RECIPES: dict[str, Recipe] = {
             epochs=100,
             schedule="steps",
             milestones=(0.6, 0.8),
-            **_AWD,
+            **AWD,
         ),
         minutes=10_000,
     ),
@@ -245,7 +170,7 @@ RECIPES: dict[str, Recipe] = {
             epochs=4,
             threads=1,
         ),
-        minutes=25,
+        minutes=13,
     ),
     "text": Recipe(
         about="characters of any text: --data FILE, then fptt sample",
@@ -260,6 +185,8 @@ RECIPES: dict[str, Recipe] = {
     "hapt": Recipe(
         about="activities and transitions at every step of a recording",
         config=TrainConfig(task="hapt", length=1000, num_chunks=20, batch_size=16, lr=2e-3, epochs=30, forget_bias=1.0),
+        minutes=4,
+        figure="accuracy 0.892 (one seed)",
     ),
 }
 """The recipes, by name."""
