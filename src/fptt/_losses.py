@@ -48,7 +48,7 @@ class ChunkLoss(nn.Module, ABC):
 
     def num_counted(self, parts: Sequence[Any]) -> float:
         """Return what the mean over the batch is over: its weight beside the batches of other processes."""
-        raise NotImplementedError(f"{type(self).__name__} must define num_counted to be trained in several processes.")
+        raise TypeError(f"{type(self).__name__} must define num_counted to be trained in several processes.")
 
 
 class SequencePart(NamedTuple):
