@@ -46,7 +46,7 @@ class ChunkLoss(nn.Module, ABC):
     def observe(self, output: Tensor, part: Any) -> None:
         """Learn from the outputs of a chunk after its update; only a loss with a running estimate does."""
 
-    def num_counted(self, parts: Sequence[Any]) -> float:
+    def num_counted(self, parts: Sequence[Any]) -> float:  # noqa: ARG002
         """Return what the mean over the batch is over: its weight beside the batches of other processes."""
         raise TypeError(f"{type(self).__name__} must define num_counted to be trained in several processes.")
 

@@ -124,9 +124,11 @@ class CompiledEngine:
                 lasting = [*_buffers(groups), *module.values(), self._alive]
                 with _flushed_on(walk.device):
                     self._advance(walk, entry, groups, lasting, rows)
+            return self._result(walk)
         except FloatingPointError:  # there is nothing to share with other processes
-            if not self._is_dead():
-                raise
+            if self._is_dead():
+                return self._result(walk)
+            raise
         finally:
             if self._is_dead():
                 bad, is_recomputation = walk.first_bad()
@@ -134,7 +136,6 @@ class CompiledEngine:
             self.layout.publish()
             self.count(walk.num_updates)
             self.optimizer._opt_called = True  # pyright: ignore  # for torch's schedulers: there was a step
-        return self._result(walk)
 
     def _is_dead(self) -> bool:
         """Tell whether a number was NaN or Inf: the one synchronization of a batch."""
