@@ -300,7 +300,7 @@ def test_a_config_written_by_hand_is_filled_from_its_tasks_recipe(tmp_path: Path
     path = tmp_path / "config.yaml"
     path.write_text("task: mnist\nlr: 1e-4\n")
     config = read_config(path)
-    assert (config.lr, config.num_chunks, config.batch_size) == (1e-4, task_config("mnist").num_chunks, 128)
+    assert (config.lr, config.num_chunks, config.batch_size) == (1e-4, task_config("mnist").num_chunks, 64)
 
 
 def test_methods_are_parsed() -> None:

@@ -63,7 +63,7 @@ def load_state(run: Run, state: dict[str, Any]) -> None:
     """
     if state.get("version") != CHECKPOINT_VERSION:
         raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
-    check_vocabulary(load_field(state, "vocabulary", lambda value: value), run.task)
+    load_field(state, "vocabulary", lambda saved: check_vocabulary(saved, run.task))
     if load_field(state, "data", str) != run.task.fingerprint:
         raise UserError(f"the data of the task {run.task.name!r} are not those that the run was trained on.")
     own = load_field(state, "others", lambda others: _own_part(run, state, others))
@@ -75,7 +75,10 @@ def _own_part(run: Run, state: dict[str, Any], others: list[dict[str, Any]]) -> 
     """Return the state of this process."""
     size, number = run.ranks.size, run.ranks.number
     if len(others) != size - 1:
-        raise UserError(f"the checkpoint is of {len(others) + 1} processes, and now there are {size}.")
+        raise UserError(
+            f"the checkpoint is of {len(others) + 1} processes, of which its field 'others' has {len(others)}, and now "
+            f"there are {size}."
+        )
     return {**state, **others[number - 1]} if number else state
 
 
