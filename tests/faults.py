@@ -75,7 +75,11 @@ PROCESS_FAULTS = [
         BAD_NUMBERS,
     ),
     Fault(
-        "bad weights unseen", "_step_hooks.py", "            check_weights(optimizer)", "            pass", BAD_NUMBERS
+        "bad weights unseen",
+        "_step_hooks.py",
+        "self.check_finite and not are_finite",
+        "False and not are_finite",
+        BAD_NUMBERS,
     ),
 ]
 

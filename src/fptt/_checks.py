@@ -38,6 +38,15 @@ def all_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether no tensor holds NaN or Inf, by the largest absolute value of each, with one synchronization."""
+    filled = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if not filled:
+        return True
+    largest = torch._foreach_norm(filled, float("inf"))
+    return all_finite(torch.stack([norm.to(largest[0]) for norm in largest]))
+
+
 def check_iterable(name: str, value: Any) -> None:
     """Raise TypeError unless the value can be iterated over."""
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):

@@ -139,11 +139,11 @@ class Together(Alone):
         """
         try:
             chunks = cut(allow_empty=True)
+            has_steps = [chunk.has_steps for chunk in chunks]
+            num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
         except Exception as error:
             self._exchange(_Report(_BAD_NUMBERS if isinstance(error, FloatingPointError) else _ANYTHING))
             raise
-        has_steps = [chunk.has_steps for chunk in chunks]
-        num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
         are_bad = [chunk.has_bad_inputs for chunk in chunks]
         has_gaps = any(are_bad) or not all(has_steps)
         reports = self._exchange(_Report(_NOTHING, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fptt._checks import check_positive
+from fptt._checks import are_finite, check_positive
 
 
 class Regularizer(Protocol):
@@ -89,17 +89,8 @@ class StepHooks:
         self.num_steps += 1
         if self.regularizer is not None and self.regularizer.previous_gradient == "dual":
             self.regularizer.update()
-        if self.check_finite:
-            check_weights(optimizer)
-
-
-@torch.no_grad()
-def check_weights(optimizer: Optimizer) -> None:
-    """Raise BadWeightsError if a weight is NaN or Inf."""
-    params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-    largest = torch._foreach_norm(params, float("inf"))
-    if not torch.isfinite(torch.stack([norm.to(largest[0]) for norm in largest])).all():
-        raise BadWeightsError("a weight is NaN or Inf after the step.")
+        if self.check_finite and not are_finite(p for group in optimizer.param_groups for p in group["params"]):
+            raise BadWeightsError("a weight is NaN or Inf after the step.")
 
 
 def gradient_norm(params: list[Tensor]) -> Tensor:

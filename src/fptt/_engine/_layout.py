@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._checks import check_positive
+from fptt._checks import are_finite, check_positive
 from fptt._engine._compiler import EAGER_INSTEAD, CompilationError
 from fptt._engine._flat import PARAM, FlatGroup, make_groups, memberships
 from fptt._parameter_memory import ParameterMemory
@@ -55,9 +55,7 @@ class Layout:
 
     def has_finite_weights(self) -> bool:
         """Tell whether no weight is NaN or Inf."""
-        flat = [group.buffers[PARAM] for group in self.groups if group.buffers[PARAM].numel()]
-        largest = torch._foreach_norm(flat, float("inf"))
-        return bool(torch.isfinite(torch.stack([norm.to(largest[0]) for norm in largest])).all())
+        return are_finite(group.buffers[PARAM] for group in self.groups)
 
     def groups_of(self, key: Hashable) -> list[FlatGroup]:
         """Return the groups that a step updates."""
