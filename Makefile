@@ -12,17 +12,17 @@ train: $(STAMP)
 	@$(BIN)/fptt train --task digits --method fptt --seed 0 --out out/make-train --overwrite
 
 test: $(STAMP)
-	@$(BIN)/pytest -q -n 2
+	@$(BIN)/pytest -q -n 2 --dist loadgroup
 
 test-all: $(STAMP)
-	@$(BIN)/pytest -q -n 2 -m ""
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m ""
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --verbose
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --dist loadgroup
 
 faults: $(STAMP)
 	@$(BIN)/python tests/faults.py

@@ -18,6 +18,8 @@ QUICK = ("--limit", "128", "--hidden-size", "8", "--threads", "1")
 TWO = ("--devices", "2", "--check-sync")
 TIMEOUT = 300.0
 
+pytestmark = pytest.mark.xdist_group("devices")  # the undisturbed run is made once
+
 
 def start(*options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(

@@ -13,6 +13,9 @@ from tests.parallel.processes import run_in_processes
 from tests.parallel.work import TwoReadouts, compiled, work
 
 
+pytestmark = pytest.mark.xdist_group("parallel")  # its processes start once
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_in_processes(work, tmp_path_factory.mktemp("processes"))
