@@ -12,7 +12,6 @@ from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, batch, difference, 
 from tests.parallel.processes import run_in_processes
 from tests.parallel.work import TwoReadouts, compiled, work
 
-
 pytestmark = pytest.mark.xdist_group("parallel")  # its processes start once
 
 
