@@ -35,12 +35,6 @@ class ChunkedMethod(Method):
         return "eager" if self._engine is None else "compiled"
 
     def _make_engine(self) -> CompiledEngine:
-        if self.processes.adds_gradients:
-            self.close()
-            raise ValueError(
-                "parallel must have sync_every above 1 with engine='compiled', whose steps run from gradient to update "
-                "without a stop, got 1."
-            )
         for name, default in (("backward", Tensor.backward), ("step", step_optimizer)):
             if getattr(self, name) is not default:
                 self.close()
@@ -60,6 +54,7 @@ class ChunkedMethod(Method):
                 forward=self._forward,
                 after_chunk=self.processes.after_chunk,
                 count=self._count,
+                share=self.processes.share_ if self.processes.adds_gradients else None,
             )
         except ValueError:
             self.close()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,7 @@ from fptt._losses import ChunkLoss
 from fptt._parallel import DataParallel
 from fptt._priors import RunningPrior
 from fptt._regularizer import DynamicRegularizer
-
-
-class OtherProcessError(FloatingPointError):
-    """A process has met NaN or Inf, and all of them know of it."""
+from fptt._reports import ANYTHING, BAD_NUMBERS, NOTHING, OtherProcessError, Report, check_reports
 
 
 class Alone:
@@ -49,6 +45,10 @@ class Alone:
         """Add up the gradients of all, in place, and return the loss of all."""
         return loss
 
+    def share_(self, gradients: dict[Tensor, Tensor], loss: Tensor) -> Tensor:  # noqa: ARG002
+        """Put the sums over all processes in the place of gradients, by parameter, and return the loss of all."""
+        return loss
+
     def after_chunk(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
         """Make what is trained the same in all processes, if it is time."""
 
@@ -61,27 +61,6 @@ class Alone:
 
     def tell(self, error: FloatingPointError) -> None:
         """Let the others know that this process cannot go on."""
-
-
-_NOTHING, _BAD_NUMBERS, _ANYTHING = 0.0, 1.0, 2.0
-
-
-class _Report(NamedTuple):
-    """What the processes tell each other about a batch before they learn it.
-
-    Attributes:
-        error: What is wrong with it: `_NOTHING`, `_BAD_NUMBERS` or `_ANYTHING`.
-        num_chunks: K.
-        num_counted: What the mean of its loss is over.
-        has_gaps: Whether a chunk has nothing that counts, or bad inputs.
-        num_timesteps: T · B.
-    """
-
-    error: float
-    num_chunks: float = 0.0
-    num_counted: float = 0.0
-    has_gaps: float = 0.0
-    num_timesteps: float = 0.0
 
 
 class Together(Alone):
@@ -142,12 +121,12 @@ class Together(Alone):
             has_steps = [chunk.has_steps for chunk in chunks]
             num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
         except Exception as error:
-            self._exchange(_Report(_BAD_NUMBERS if isinstance(error, FloatingPointError) else _ANYTHING))
+            self._exchange(Report(BAD_NUMBERS if isinstance(error, FloatingPointError) else ANYTHING))
             raise
         are_bad = [chunk.has_bad_inputs for chunk in chunks]
         has_gaps = any(are_bad) or not all(has_steps)
-        reports = self._exchange(_Report(_NOTHING, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))
-        _check_reports(reports, allow_empty=allow_empty)
+        reports = self._exchange(Report(NOTHING, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))
+        check_reports(reports, allow_empty=allow_empty)
         self.num_timesteps = int(reports[:, 4].sum())
         self.weight = num_counted / max(float(reports[:, 2].sum()), 1.0)
         if self.adds_gradients and reports[:, 3].any():
@@ -156,7 +135,7 @@ class Together(Alone):
         found = zip(chunks, has_steps, are_bad, strict=True)
         return [chunk._replace(has_steps=counts, has_bad_inputs=is_bad) for chunk, counts, is_bad in found]
 
-    def _exchange(self, report: _Report) -> Tensor:
+    def _exchange(self, report: Report) -> Tensor:
         """Return the reports of all processes, a row each."""
         return collectives.gather(torch.tensor(report, dtype=torch.float64, device=self.device), self.group).cpu()
 
@@ -166,7 +145,6 @@ class Together(Alone):
         """Return the loss of this process as its part of the loss of all, where updates are made together."""
         return loss * self.weight if self.adds_gradients else loss
 
-    @torch.no_grad()
     def add_gradients_(self, loss: Tensor) -> Tensor:
         """Put the sum of all gradients in the place of one's own, and return the loss of all.
 
@@ -174,13 +152,39 @@ class Together(Alone):
         """
         if not self.adds_gradients:
             return loss
+        params = self._params()
+        gradients, total, _ = self._add({param: param.grad for param in params if param.grad is not None}, loss)
+        for param in params:
+            param.grad = gradients.get(param)
+        return total
+
+    def share_(self, gradients: dict[Tensor, Tensor], loss: Tensor) -> Tensor:
+        """Put the sums over all processes in the place of gradients, by parameter, and return the loss of all.
+
+        Raises:
+            ValueError: If not the same parameters have a gradient in all processes.
+        """
+        torch._foreach_mul_(list(gradients.values()), self.weight)
+        _, total, is_alike = self._add(gradients, loss)
+        if not is_alike:
+            raise ValueError(
+                "model must use the same parameters in all processes with engine='compiled': use engine='eager'."
+            )
+        return total
+
+    @torch.no_grad()
+    def _add(self, own: dict[Tensor, Tensor], loss: Tensor) -> tuple[dict[Tensor, Tensor], Tensor, bool]:
+        """Add up gradients of the weighed loss, in place.
+
+        Returns:
+            The gradients that any process has, the loss of all, and whether all have those of the same parameters.
+        """
         params, loss = self._params(), self.weigh(loss).clone()
-        gradients = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
-        is_there = loss.new_tensor([param.grad is not None for param in params])
-        collectives.sum_([*gradients, is_there, loss], self.group)
-        for param, gradient, count in zip(params, gradients, is_there.tolist(), strict=True):
-            param.grad = gradient if count else None
-        return loss
+        gradients = [own[param] if param in own else torch.zeros_like(param) for param in params]
+        counts = loss.new_tensor([param in own for param in params])
+        collectives.sum_([*gradients, counts, loss], self.group)
+        found = {param: gradient for param, gradient, count in zip(params, gradients, counts, strict=True) if count}
+        return found, loss, bool(((counts == 0) | (counts == self.parallel.size)).all())
 
     # -- updates of one's own ----------------------------------------------------------------------------------------
 
@@ -256,18 +260,6 @@ class Together(Alone):
 
 def _num_timesteps(chunks: list[Chunk]) -> int:
     return sum(chunk.inputs.shape[0] * chunk.inputs.shape[1] for chunk in chunks)
-
-
-def _check_reports(reports: Tensor, *, allow_empty: bool) -> None:
-    errors, num_chunks = reports[:, 0], reports[:, 1].long().tolist()
-    if errors.any():
-        number = int(errors.argmax())
-        kind = RuntimeError if errors[number] == _ANYTHING else OtherProcessError
-        raise kind(f"process {number} cannot learn its batch; its own error says why.")
-    if len(set(num_chunks)) > 1:
-        raise ValueError(f"inputs must be cut into as many chunks in every process, got {num_chunks} of them.")
-    if not allow_empty and not reports[:, 2].any():
-        raise ValueError("mask must have at least one real step in one of the processes, got none.")
 
 
 def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:

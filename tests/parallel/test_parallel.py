@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fptt
 from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, batch, difference, everything, make_method, train
 from tests.parallel.processes import run_in_processes
-from tests.parallel.work import TwoReadouts, compiled, work
+from tests.parallel.work import CHUNKED, TwoReadouts, compiled, compiled_all, work
 
 pytestmark = pytest.mark.xdist_group("parallel")  # its processes start once
 
@@ -20,19 +20,29 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_in_processes(work, tmp_path_factory.mktemp("processes"))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_two_processes_equal_one_on_the_whole_batch(found: list[dict[str, Any]], name: str) -> None:
-    alone = make_method(SETTINGS[name])
-    results = train(alone, range(len(found[0][name]["results"])))
-    assert found[0][name]["updates"] == alone.updates >= 0.9 * NUM_UPDATES
-    assert difference(found[0][name]["tensors"], everything(alone)) < 1e-10
-    for together, one in zip(found[0][name]["results"], results, strict=True):
+NAMES = [*SETTINGS, *(f"{name}, traced" for name in CHUNKED)]
+
+
+def compare(found: dict[str, Any], alone: fptt.Method, every: int = 1) -> None:
+    """Train alone on every so many batches, and compare with what two processes have found together."""
+    results = train(alone, range(0, every * len(found["results"]), every))
+    assert found["updates"] == alone.updates
+    assert difference(found["tensors"], everything(alone)) < 1e-10
+    for together, one in zip(found["results"], results, strict=True):
         assert together.updates == one.updates
         for field in ("loss", "chunk_losses", "penalty", "gradient_norm"):
             torch.testing.assert_close(getattr(together, field), getattr(one, field), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one_on_the_whole_batch(found: list[dict[str, Any]], name: str) -> None:
+    """By the eager engine after 100 updates, and by the traced steps of the compiled one after 40."""
+    alone = make_method(SETTINGS[name.removesuffix(", traced")])
+    compare(found[0][name], alone)
+    assert alone.updates >= 0.9 * (40 if name.endswith("traced") else NUM_UPDATES)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_both_processes_have_the_same_bits(found: list[dict[str, Any]], name: str) -> None:
     assert difference(found[0][name]["tensors"], found[1][name]["tensors"]) == 0
     for one, other in zip(found[0][name]["results"], found[1][name]["results"], strict=True):
@@ -166,9 +176,46 @@ def test_a_chunk_that_is_bad_in_one_process_is_skipped(found: list[dict[str, Any
         assert all(tensor.isfinite().all() for tensor in tensors[0])
 
 
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_a_traced_step_that_is_bad_in_one_process_is_so_in_both(found: list[dict[str, Any]], policy: str) -> None:
+    (said, skipped, updates, tensors), other = (process["traced errors"][policy] for process in found)
+    assert (said, skipped, updates) == (other[0], other[1], other[2])
+    assert difference(tensors, other[3]) == 0
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    if policy == "raise":
+        assert said[1].startswith("FloatingPointError: the loss is inf in chunk 2 of batch 1")
+        assert updates == K + 2
+    else:
+        assert said == ["no error", "no error"]
+        assert (skipped, updates) == ([0, 1], 2 * K - 1)
+
+
+def test_traced_steps_must_use_the_same_parameters(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        assert process["traced gradients"].startswith("ValueError: model must use the same parameters in all processes")
+
+
+def test_traced_steps_of_ones_own_meet_at_the_same_means(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        for one, other in zip(process["traced local"], process["local"], strict=True):
+            assert difference(one, other) < 1e-10
+
+
 @pytest.mark.machine_code
-def test_the_compiled_engine_meets_at_the_same_means(found: list[dict[str, Any]], tmp_path: Path) -> None:
-    for process, eager in zip(run_in_processes(compiled, tmp_path), found, strict=True):
+def test_compiled_steps_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
+    first, second = run_in_processes(compiled, tmp_path)
+    compare(first, make_method(SETTINGS["FPTT running prior"]), every=3)
+    assert difference(first["tensors"], second["tensors"]) == 0
+
+
+@pytest.mark.slow
+def test_compiled_steps_do_so_in_all_settings(found: list[dict[str, Any]], tmp_path: Path) -> None:
+    first, second = run_in_processes(compiled_all, tmp_path)
+    for name in CHUNKED:
+        alone = make_method(SETTINGS[name])
+        compare(first[name], alone)
+        assert alone.updates >= 0.9 * NUM_UPDATES
+        assert difference(first[name]["tensors"], second[name]["tensors"]) == 0
+    for process, eager in zip((first, second), found, strict=True):
         for one, other in zip(process["local"], eager["local"], strict=True):
             assert difference(one, other) < 1e-10
-        assert process["refused"].startswith("ValueError: parallel must have sync_every above 1 with engine='compiled'")

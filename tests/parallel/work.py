@@ -1,11 +1,15 @@
 """What each process does in the tests; all of it in one start."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import fptt
+from fptt._engine import _compiler
 from tests.parallel.problem import (
     NUM_UPDATES,
     SETTINGS,
@@ -27,6 +31,11 @@ def work(number: int) -> dict[str, Any]:
         num_batches = NUM_UPDATES if setting["kind"] is fptt.BPTT else NUM_UPDATES // K
         results = train(method, range(num_batches), number, 2)
         found[name] = {"tensors": everything(method), "results": results, "updates": method.updates}
+    with interpreted():
+        found |= {f"{name}, traced": with_engine(name, number, range(10)) for name in CHUNKED}
+        found["traced local"] = local_updates(number, "compiled")
+        found["traced errors"] = {policy: bad_targets(number, policy) for policy in ("raise", "skip")}
+        found["traced gradients"] = message(lambda: missing_gradient(number, "compiled"))
     found["local"] = local_updates(number)
     found["skips"] = skips(number)
     found["resumed"] = resumed(number)
@@ -34,6 +43,39 @@ def work(number: int) -> dict[str, Any]:
     found["buffers"] = buffers(number)
     found["errors"] = errors(number)
     return found
+
+
+CHUNKED = [name for name, setting in SETTINGS.items() if setting["kind"] is not fptt.BPTT]
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Run the traced graphs of the compiled engine as they are."""
+    with mock.patch.object(_compiler, "_compile", lambda graph, examples: graph):  # noqa: ARG005
+        yield
+
+
+def with_engine(name: str, number: int, batches: range) -> dict[str, Any]:
+    """Return what a setting comes to with the compiled engine."""
+    setting = {**SETTINGS[name], "engine": "compiled"}
+    method = make_method(setting, fptt.DataParallel(check=True), seed=number)
+    results = train(method, batches, number, 2)
+    return {"tensors": everything(method), "results": results, "updates": method.updates}
+
+
+def bad_targets(number: int, policy: str) -> list[Any]:
+    """Return what comes of infinite targets in chunk 2 of the second batch of process 1, with the compiled engine."""
+    setting = {**SETTINGS["FPTT masked steps"], "engine": "compiled", "on_bad_number": policy}
+    method = make_method(setting, fptt.DataParallel(check=True))
+    said, skipped = [], []
+    for index in (1, 2):
+        inputs, targets, _ = batch(index, per_step=True)
+        targets[7, 1] = float("inf") if index == 2 else 0.0
+        own = slice(number, None, 2)
+        said.append(
+            message(lambda i=inputs[:, own], t=targets[:, own]: skipped.append(method.train_batch(i, t).skipped))
+        )
+    return [said, skipped, method.updates, everything(method)]
 
 
 def local_updates(number: int, engine: str = "eager") -> list[list[Tensor]]:
@@ -48,9 +90,14 @@ def local_updates(number: int, engine: str = "eager") -> list[list[Tensor]]:
 
 
 def compiled(number: int) -> dict[str, Any]:
-    """Return the same with the compiled engine, and what is said where gradients are added up."""
-    refused = message(lambda: make_method({**SETTINGS["FPTT"], "engine": "compiled"}, fptt.DataParallel()))
-    return {"local": local_updates(number, "compiled"), "refused": refused}
+    """Return what one setting comes to with machine code, on batches of one size."""
+    return with_engine("FPTT running prior", number, range(0, 9, 3))
+
+
+def compiled_all(number: int) -> dict[str, Any]:
+    """Return what all settings come to with machine code."""
+    found = {name: with_engine(name, number, range(NUM_UPDATES // K)) for name in CHUNKED}
+    return {"local": local_updates(number, "compiled"), **found}
 
 
 def skips(number: int) -> dict[str, Any]:
@@ -83,23 +130,27 @@ def resumed(number: int) -> list[Tensor]:
 
 
 class TwoReadouts(Model):
-    """Uses its second read-out for positive inputs only."""
+    """Uses its second read-out for positive inputs only, or as it is told."""
 
     def __init__(self) -> None:
         super().__init__()
         self.other = nn.Linear(6, 4)
+        self.uses_other: bool | None = None
 
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         outputs, state = self.layer(inputs, state)
-        return (self.other if inputs.mean() > 0 else self.readout)(outputs), state
+        uses_other = inputs.mean() > 0 if self.uses_other is None else self.uses_other
+        return (self.other if uses_other else self.readout)(outputs), state
 
 
-def missing_gradient(number: int) -> list[Tensor]:
+def missing_gradient(number: int, engine: Literal["eager", "compiled"] = "eager") -> list[Tensor]:
     """Return the weights after an update in which each process uses a read-out of its own."""
     torch.manual_seed(0)
     model = TwoReadouts().double()
+    model.uses_other = bool(number) if engine == "compiled" else None
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    method = fptt.FPTT(model, optimizer, make_loss("uniform"), num_chunks=1, parallel=fptt.DataParallel(check=True))
+    parallel = fptt.DataParallel(check=True)
+    method = fptt.FPTT(model, optimizer, make_loss("uniform"), num_chunks=1, parallel=parallel, engine=engine)
     inputs = torch.full((3, 2, 3), 1.0 if number else -1.0, dtype=torch.float64)
     method.train_batch(inputs, torch.tensor([0, 1]))
     return everything(method)

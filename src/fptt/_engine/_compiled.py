@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fptt._batch import Chunk, Chunking
+from fptt._engine._arguments import Arguments
 from fptt._engine._compiler import EAGER_INSTEAD, CompilationError, Compiled, compile_step
 from fptt._engine._constants import constants
 from fptt._engine._cuda_graph import CUDAGraph
@@ -17,13 +17,13 @@ from fptt._engine._denormals import flushed_denormals
 from fptt._engine._flat import AVERAGE, DUAL, PARAM, FlatGroup
 from fptt._engine._layout import Layout
 from fptt._engine._probe import Probe, check_first, probe
-from fptt._engine._rules import check_rule
-from fptt._engine._step import Arguments, ChunkStep, Risk, Update
+from fptt._engine._rules import check_hooks, check_rule
+from fptt._engine._split import Share, SplitStep
+from fptt._engine._step import ChunkStep, Risk, Update
 from fptt._engine._walk import Key, Nest, Walk
 from fptt._losses import ChunkLoss
 from fptt._regularizer import DynamicRegularizer
 from fptt._sequence import State, map_state
-from fptt._step_hooks import StepHooks
 from fptt.nn import GRU, LSTM, RNN
 from fptt.nn._cells import plain_cells
 
@@ -74,6 +74,7 @@ class CompiledEngine:
         after_chunk: Called after every chunk, with what returns the tensors that are trained.
         forward: The method's own forward pass of a chunk, which knows what to say about bad input.
         count: Told how many updates a batch has made, also when it ends with an error.
+        share: Adds up the gradients of several processes at every update, or None.
     """
 
     def __init__(
@@ -89,13 +90,15 @@ class CompiledEngine:
         forward: Callable[[Chunk, State], tuple[Tensor, Tensor, State]],
         after_chunk: Callable[[Callable[[], Sequence[Tensor]]], None],
         count: Callable[[int], None],
+        share: Share | None = None,
     ) -> None:
         check_rule(optimizer)
         if regularizer is not None and regularizer.num_duals > 1:
             raise ValueError(f"num_duals must be 1 with engine='compiled', got {regularizer.num_duals}.")
         self.risk = Risk(model, loss, chunking)
         self.optimizer, self.regularizer, self.forward, self.count = optimizer, regularizer, forward, count
-        self.max_norm, self.check_finite, self.after_chunk = max_norm, check_finite, after_chunk
+        self.max_norm, self.check_finite = max_norm, check_finite
+        self.after_chunk, self.share = after_chunk, share
         self.layout = Layout(self.risk, optimizer, regularizer)
         self._entries: dict[Key, _Entry] = {}
         self._alive = torch.ones((), dtype=torch.bool)
@@ -106,7 +109,7 @@ class CompiledEngine:
         Raises:
             CompilationError: If the model cannot be compiled, or a hook would be passed over.
         """
-        _check_hooks(self.optimizer)
+        check_hooks(self.optimizer)
         if chunks[0].inputs.requires_grad:
             raise CompilationError(f"inputs must not require a gradient with engine='compiled'. {EAGER_INSTEAD}")
         if state is None and isinstance(self.risk.model, LSTM | GRU | RNN):
@@ -142,8 +145,9 @@ class CompiledEngine:
         return self.check_finite and not self._alive
 
     def _has_died(self, walk: Walk) -> bool:
-        """Tell whether to stop, before another step is compiled from bad numbers."""
-        return walk.position > 0 and walk.key() not in self._entries and self._is_dead()
+        """Tell whether to stop: with others at once, else before a step is compiled from bad numbers."""
+        is_due = self.share is not None or walk.key() not in self._entries
+        return walk.position > 0 and is_due and self._is_dead()
 
     @torch.no_grad()
     def _advance(
@@ -160,7 +164,7 @@ class CompiledEngine:
             own = [row[walk.position - start] for row in numbers]
             walk.take(entry.run(*lasting, *own, *walk.arguments()), entry.next_nest, groups)
             self.after_chunk(self._trained)
-            if not walk.goes_on_alike():
+            if not walk.goes_on_alike() or (self.share is not None and self._is_dead()):
                 return
 
     def _trained(self) -> list[Tensor]:
@@ -216,7 +220,8 @@ class CompiledEngine:
         def loss_of_chunk() -> Tensor:
             chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
             output, loss, _ = self.forward(chunk, map_state(Tensor.clone, walk.state()))
-            self.risk.loss.observe(output.detach(), chunk.part)
+            if self.share is None:  # which would else be a message to others
+                self.risk.loss.observe(output.detach(), chunk.part)
             return loss
 
         trained = [param for group in self.optimizer.param_groups for param in group["params"]]
@@ -251,6 +256,10 @@ class CompiledEngine:
             rest[num_part:],
         )
         part, state = walk.chunk.part, walk.state()
+        if self.share is not None:
+            split = SplitStep(step, arguments, part, state, self.share)
+            check_first(split.take, arguments.flat(), found)
+            return _Entry(split, Nest(step.next_state))
         run = compile_step(lambda *flat: step(arguments.filled(flat), part, state), arguments.flat(), self.risk)
         check_first(run, arguments.flat(), found)
         if walk.device.type == "cuda":
@@ -269,21 +278,3 @@ def _buffers(groups: list[FlatGroup]) -> list[Tensor]:
 
 def _flushed_on(device: torch.device) -> AbstractContextManager[None]:
     return flushed_denormals() if device.type == "cpu" else nullcontext()
-
-
-def _check_hooks(optimizer: Optimizer) -> None:
-    """The compiled step does not call `optimizer.step()`, nor `backward()`: what hangs on them would be passed over."""
-    everywhere = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
-    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    steps = [hook for hooks in (*own, *everywhere) for hook in hooks.values()]
-    if any(not isinstance(getattr(hook, "__self__", None), StepHooks) for hook in steps):
-        raise CompilationError(
-            "engine='compiled' does not run the optimizer's step hooks: remove them, or use engine='eager'."
-        )
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            if param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None):
-                raise CompilationError(
-                    f"engine='compiled' does not run the gradient hooks of a parameter of shape {tuple(param.shape)}: "
-                    "remove them, or use engine='eager'."
-                )

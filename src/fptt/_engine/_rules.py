@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, optim
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from fptt._engine._compiler import CompilationError
+from fptt._step_hooks import StepHooks
 
 Moments = dict[str, Tensor]
 """What an optimizer keeps of its parameters, by the names of `optimizer.state`."""
@@ -162,6 +166,24 @@ def check_rule(optimizer: optim.Optimizer) -> None:
             f"optimizer must be one of {names} of torch.optim for engine='compiled', got "
             f"{type(optimizer).__module__}.{type(optimizer).__qualname__}; engine='eager' takes any."
         )
+
+
+def check_hooks(optimizer: optim.Optimizer) -> None:
+    """The compiled step does not call `optimizer.step()`, nor `backward()`: what hangs on them would be passed over."""
+    everywhere = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    steps = [hook for hooks in (*own, *everywhere) for hook in hooks.values()]
+    if any(not isinstance(getattr(hook, "__self__", None), StepHooks) for hook in steps):
+        raise CompilationError(
+            "engine='compiled' does not run the optimizer's step hooks: remove them, or use engine='eager'."
+        )
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None):
+                raise CompilationError(
+                    f"engine='compiled' does not run the gradient hooks of a parameter of shape {tuple(param.shape)}: "
+                    "remove them, or use engine='eager'."
+                )
 
 
 def make_rule(optimizer: optim.Optimizer, group: dict[str, Any]) -> Rule:

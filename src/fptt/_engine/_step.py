@@ -3,7 +3,7 @@
 The equations are those of `_recurrences`, on flat tensors; the optimizer's are those of `_rules`.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +12,12 @@ from torch.func import functional_call
 
 from fptt import _recurrences
 from fptt._batch import Chunking
+from fptt._engine._arguments import HAS_STEPS, MAX_NORM, Arguments, fill_part, fill_state
 from fptt._engine._flat import AVERAGE, DUAL, PARAM, FlatGroup
 from fptt._losses import ChunkLoss
 from fptt._sequence import State, flatten_state, map_state
 
 Named = dict[str, Tensor]
-
-HAS_STEPS, MAX_NORM = 0, 1
-"""Where the row of a chunk tells whether it makes an update, and the norm to clip at; the floats of its part follow."""
 
 
 class Update(NamedTuple):
@@ -33,45 +31,10 @@ class Update(NamedTuple):
     beta: float = 0.5
     mu: float = 1.0
 
-
-class Arguments(NamedTuple):
-    """The tensors of a step.
-
-    Attributes:
-        buffers: Of each flat group; changed in place.
-        module: Buffers, and parameters that no step trains, of model and loss; buffers are changed in place.
-        alive: Whether all numbers so far are finite, a boolean scalar; changed in place.
-        numbers: Of the optimizer's rule and the strength of the penalty, of each flat group.
-        row: What `HAS_STEPS` and `MAX_NORM` say, and the floats of the part.
-        inputs: Of the chunk.
-        part: The tensors of the part.
-        state: The tensors of the incoming state.
-    """
-
-    buffers: list[list[Tensor]]
-    module: list[Tensor]
-    alive: Tensor
-    numbers: list[Tensor]
-    row: Tensor
-    inputs: Tensor
-    part: list[Tensor]
-    state: list[Tensor]
-
-    def flat(self) -> list[Tensor]:
-        """Return all tensors one after the other."""
-        buffers = [tensor for own in self.buffers for tensor in own]
-        return [*buffers, *self.module, self.alive, *self.numbers, self.row, self.inputs, *self.part, *self.state]
-
-    def filled(self, tensors: Sequence[Tensor]) -> "Arguments":
-        """Return other tensors, in the order of `flat`, in the places of these."""
-        following = iter(tensors)
-
-        def some(places: Sequence[Tensor]) -> list[Tensor]:
-            return [next(following) for _ in places]
-
-        buffers, module, alive = [some(own) for own in self.buffers], some(self.module), next(following)
-        numbers, row, inputs = some(self.numbers), next(following), next(following)
-        return Arguments(buffers, module, alive, numbers, row, inputs, some(self.part), some(self.state))
+    @property
+    def recomputes(self) -> bool:
+        """Whether the dual is the gradient at the new weights."""
+        return self.previous_gradient == "recomputed"
 
 
 class Risk(nn.Module):
@@ -124,42 +87,60 @@ class ChunkStep:
 
     def __call__(self, arguments: Arguments, part: Any, state: State) -> list[Tensor]:
         """Make the step; part and state are nests into which the tensors of the arguments are put."""
-        floats = list(arguments.row.unbind())
-        part = fill_part(part, iter(arguments.part), iter(floats[2:]))
-        state = _fill_state(state, arguments.state)
-        buffers = [
-            dict(zip(g.buffers, own, strict=True)) for g, own in zip(self.groups, arguments.buffers, strict=True)
-        ]
-        numbers = [list(row.unbind()) for row in arguments.numbers]
-        module = {name: tensor.clone() for name, tensor in zip(self.module_names, arguments.module, strict=True)}
-        inputs = (arguments.inputs, part, state)
+        module, inputs = self.module_of(arguments), self.inputs_of(arguments, part, state)
+        buffers, numbers, row = self.buffers_of(arguments), self.numbers_of(arguments), arguments.row.unbind()
 
-        output, loss, gradients, next_state = self._gradients([own[PARAM] for own in buffers], module, inputs)
-        norm = _norm(gradients)
-        updates = floats[HAS_STEPS] > 0
-        alive = self._still_alive(arguments.alive, loss, norm, updates)
-        after = self._advance(buffers, gradients, norm, numbers, floats[MAX_NORM])
-        recomputed = self.update.previous_gradient == "recomputed"
-        checks = [self._recompute(after, buffers, module, inputs, numbers) | ~updates] if recomputed else []
-        self._observe(output, part, module)
-        for own, new in zip(buffers, after, strict=True):
-            for name, tensor in new.items():
-                keep = alive & updates
-                if recomputed and name in (AVERAGE, DUAL):
-                    keep = keep & checks[0]
-                own[name].copy_(torch.where(keep, tensor, own[name]))
+        output, loss, gradients, next_state = self.gradients([own[PARAM] for own in buffers], module, inputs)
+        norm = norm_of(gradients)
+        updates = row[HAS_STEPS] > 0
+        alive = self.still_alive(arguments.alive, loss, norm, updates)
+        keep = alive & updates
+        after = self.advance(buffers, gradients, norm, numbers, row[MAX_NORM])
+        checks = []
+        if self.update.recomputes:
+            params = [own[PARAM] for own in after]
+            _, again, recomputed, _ = self.gradients(params, module, inputs)
+            checks = [self.is_finite(again, recomputed) | ~updates]
+            write(buffers, self.recomputed(buffers, params, recomputed, numbers), keep & checks[0])
+        write(buffers, after, keep)
+        self._observe(output, inputs[1], module)
         for name, tensor in zip(self.module_names, arguments.module, strict=True):
             if name in self.moving:
                 tensor.copy_(torch.where(alive, module[name], tensor))
-        arguments.alive.copy_(alive & checks[0] if recomputed else alive)
-        self.next_state = map_state(Tensor.detach, next_state)
-        return [loss, norm, *checks, *(tensor.detach().contiguous() for tensor in flatten_state(next_state))]
+        arguments.alive.copy_(alive & checks[0] if checks else alive)
+        return [loss, norm, *checks, *self.keep_state(next_state)]
+
+    # -- what the arguments hold -------------------------------------------------------------------------------------
+
+    def buffers_of(self, arguments: Arguments) -> list[Named]:
+        """Return the buffers of each group by name."""
+        return [dict(zip(g.buffers, own, strict=True)) for g, own in zip(self.groups, arguments.buffers, strict=True)]
+
+    def numbers_of(self, arguments: Arguments) -> list[list[Tensor]]:
+        """Return the numbers of each group, one by one."""
+        return [list(row.unbind()) for row in arguments.numbers]
+
+    def module_of(self, arguments: Arguments) -> Named:
+        """Return copies of what only lies in the module, for the forward pass to change."""
+        return {name: tensor.clone() for name, tensor in zip(self.module_names, arguments.module, strict=True)}
+
+    def inputs_of(self, arguments: Arguments, part: Any, state: State) -> tuple[Tensor, Any, State]:
+        """Return what `Risk` is called with."""
+        part = fill_part(part, iter(arguments.part), iter(arguments.row.unbind()[2:]))
+        return arguments.inputs, part, fill_state(state, arguments.state)
+
+    def keep_state(self, state: State) -> list[Tensor]:
+        """Return the tensors of the next state, and remember its nest."""
+        self.next_state = map_state(Tensor.detach, state)
+        return [tensor.detach().contiguous() for tensor in flatten_state(state)]
+
+    # -- what is worked out ------------------------------------------------------------------------------------------
 
     def _observe(self, output: Tensor, part: Any, module: Named) -> None:
         tensors = {name: tensor for name, tensor in module.items() if name.startswith("loss.")}
         functional_call(Observation(self.risk.loss), tensors, (output, part))
 
-    def _gradients(
+    def gradients(
         self, weights: list[Tensor], module: Named, inputs: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor, list[Tensor], State]:
         """Return outputs, loss, its gradient with respect to each group, flat, and the next state."""
@@ -173,12 +154,13 @@ class ChunkStep:
         flat = [torch.cat([next(gradients).reshape(-1) for _ in group.names]) for group in self.groups]
         return output.detach(), loss.detach(), flat, state
 
-    def _still_alive(self, alive: Tensor, loss: Tensor, norm: Tensor, updates: Tensor) -> Tensor:
+    def still_alive(self, alive: Tensor, loss: Tensor, norm: Tensor, updates: Tensor) -> Tensor:
+        """Return whether all numbers are finite, those of this chunk among them."""
         if not self.update.checks:
             return alive.clone()
         return alive & torch.isfinite(loss) & (torch.isfinite(norm) | ~updates)
 
-    def _advance(
+    def advance(
         self,
         buffers: list[Named],
         gradients: list[Tensor],
@@ -193,7 +175,7 @@ class ChunkStep:
         if self.update.coupling == "coupled":
             pairs = zip(gradients, penalties, strict=True)
             gradients = [gradient if penalty is None else gradient + penalty for gradient, penalty in pairs]
-            norm = _norm(gradients) if self.update.clips else norm
+            norm = norm_of(gradients) if self.update.clips else norm
         if self.update.clips:
             coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
             # a sum over one number is a call of its own: what leads to it is then worked out once, and not, as the
@@ -215,27 +197,27 @@ class ChunkStep:
             return {PARAM: param, **moments}
         if self.update.coupling == "decoupled":
             param = param - penalty
+        if self.update.recomputes:
+            return {PARAM: param, **moments}
         dual = _recurrences.advance_dual(before[DUAL], param, before[AVERAGE], alpha=numbers[-1])
         average = self._average(before, param, dual, numbers[-1])
         return {PARAM: param, **moments, DUAL: dual, AVERAGE: average}
 
-    def _recompute(
-        self,
-        after: list[Named],
-        before: list[Named],
-        module: Named,
-        inputs: tuple[Any, ...],
-        numbers: list[list[Tensor]],
-    ) -> Tensor:
-        """Put ∇ℓ at the new weights in the place of the duals; return whether it is finite."""
-        _, loss, gradients, _ = self._gradients([own[PARAM] for own in after], module, inputs)
-        for new, old, gradient, row in zip(after, before, gradients, numbers, strict=True):
-            if DUAL in new:
-                new[DUAL] = gradient
-                new[AVERAGE] = self._average(old, new[PARAM], gradient, row[-1])
+    def is_finite(self, loss: Tensor, gradients: list[Tensor]) -> Tensor:
+        """Return whether a recomputed gradient is finite, if that is looked at."""
         if not self.update.checks:
             return torch.ones_like(loss, dtype=torch.bool)
-        return torch.isfinite(loss) & torch.isfinite(_norm(gradients))
+        return torch.isfinite(loss) & torch.isfinite(norm_of(gradients))
+
+    def recomputed(
+        self, before: list[Named], params: list[Tensor], gradients: list[Tensor], numbers: list[list[Tensor]]
+    ) -> list[Named]:
+        """Return the duals that are ∇ℓ at the new parameters, and the averages that go with them."""
+        found = zip(before, params, gradients, numbers, strict=True)
+        return [
+            {DUAL: gradient, AVERAGE: self._average(own, param, gradient, row[-1])} if AVERAGE in own else {}
+            for own, param, gradient, row in found
+        ]
 
     def _penalty(self, own: Named, alpha: Tensor) -> Tensor:
         form, mu = self.update.form, self.update.mu
@@ -245,37 +227,14 @@ class ChunkStep:
         return _recurrences.advance_average(before[AVERAGE], param, dual, alpha=alpha, beta=self.update.beta)
 
 
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
+def write(buffers: Sequence[Named], new: Sequence[Named], keep: Tensor) -> None:
+    """Put new tensors into the buffers, where they are to be kept."""
+    for own, after in zip(buffers, new, strict=True):
+        for name, tensor in after.items():
+            own[name].copy_(torch.where(keep, tensor, own[name]))
+
+
+def norm_of(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all gradients together, a scalar; half precision would overflow in the squares."""
     wide = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
     return torch.stack([gradient.square().sum().to(wide[0]) for gradient in wide]).sum().sqrt()
-
-
-def _fill_state(nest: State, tensors: Sequence[Tensor]) -> State:
-    """Return the nest of a state with other tensors."""
-    following = iter(tensors)
-    return map_state(lambda _: next(following), nest)
-
-
-def fill_part(nest: Any, tensors: Iterator[Tensor], floats: Iterator[Tensor]) -> Any:
-    """Return a part with other tensors in the place of its tensors and of its floats."""
-    if isinstance(nest, Tensor):
-        return next(tensors)
-    if isinstance(nest, float):
-        return next(floats)
-    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
-        return type(nest)(*(fill_part(value, tensors, floats) for value in nest))
-    if isinstance(nest, tuple | list):
-        return type(nest)(fill_part(value, tensors, floats) for value in nest)
-    if isinstance(nest, dict):
-        return {key: fill_part(value, tensors, floats) for key, value in nest.items()}
-    return nest
-
-
-def part_leaves(nest: Any) -> list[Any]:
-    """Return the leaves of a part in the order in which `fill_part` visits them."""
-    if isinstance(nest, tuple | list):
-        return [leaf for value in nest for leaf in part_leaves(value)]
-    if isinstance(nest, dict):
-        return [leaf for value in nest.values() for leaf in part_leaves(value)]
-    return [nest]

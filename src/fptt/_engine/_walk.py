@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fptt._batch import Chunk
+from fptt._engine._arguments import part_leaves
 from fptt._engine._constants import nest_key
 from fptt._engine._flat import FlatGroup
-from fptt._engine._step import part_leaves
 from fptt._sequence import State, flatten_state, map_state
 
 Key = tuple[Any, ...]
