@@ -92,7 +92,7 @@ def test_adding_is_a_regression(tmp_path: Path) -> None:
 
 
 def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["compare", "--seeds", "2", "--jobs", "2", "--out", str(tmp_path), *QUICK]
+    command = ["compare", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), *QUICK]
     assert run(command) == 0
     rows = json.loads((tmp_path / "compare.json").read_text())
     assert len(rows) == 9
@@ -104,24 +104,28 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert by_key["updates", "bptt"]["epochs"] == 16
     assert by_key["updates", "bptt"]["updates"] == by_key["epochs", "fptt"]["updates"] == 32
     assert by_key["updates", "tbptt"]["runs"] == by_key["epochs", "tbptt"]["runs"]
-    accuracies = [
-        RunFolder(tmp_path / path).read_summary()["test_accuracy"] for path in by_key["epochs", "bptt"]["runs"]
-    ]
-    assert by_key["epochs", "bptt"]["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
-    assert by_key["epochs", "bptt"]["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
     assert (tmp_path / "curves.png").exists()
     assert "FPTT − TBPTT" in capsys.readouterr().out
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
-    assert len(times) == 6 + 2 + 4
+    assert len(times) == 3 + 1 + 2
     assert run(command) == 0
-    assert "6 runs, 6 of them are finished already" in capsys.readouterr().out
+    assert "3 runs, 3 of them are finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
     assert run([*command, "--lr", "0.5"]) == 2
     assert "holds a finished run with lr 0.002, not 0.5" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
+
+
+def test_compare_takes_means_over_seeds_and_mends_a_damaged_run(tmp_path: Path) -> None:
+    command = ["compare", "--methods", "bptt", "--seeds", "2", "--budgets", "epochs", "--out", str(tmp_path), *QUICK]
+    assert run(command) == 0
     (tmp_path / "equal-epochs" / "bptt-seed-0" / "summary.json").write_text("{")
     assert run(command) == 0
     assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
+    (row,) = json.loads((tmp_path / "compare.json").read_text())
+    accuracies = [RunFolder(tmp_path / path).read_summary()["test_accuracy"] for path in row["runs"]]
+    assert row["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    assert row["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
 
 
 HEEDS_CTRL_C = """
