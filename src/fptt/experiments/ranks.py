@@ -1,6 +1,5 @@
 """The processes of a run: which of them leads, how a batch is shared out, and what they tell each other."""
 
-import logging
 import os
 from typing import Any
 
@@ -33,7 +32,6 @@ class Ranks:
         self.fabric, self.config = fabric, config
         _check_started(config.devices * config.num_nodes)
         if config.devices * config.num_nodes > 1 and "LT_CLI_USED" not in os.environ:  # `fabric run` has started them
-            logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process
             fabric.launch()
         self.size, self.number = fabric.world_size, fabric.global_rank
 
