@@ -91,8 +91,8 @@ def run(arguments: Sequence[str]) -> int:
 def _tell(error: UserError, errors: Console) -> int:
     """Say what went wrong, and return the exit code.
 
-    Fabric kills the first process as soon as another ends with a code; but it has a folder to complete. It notices by
-    itself when another is gone, and is the one to say so, unless it is itself what is gone.
+    On GPUs Fabric kills the first process when another has ended with a code; but it has a folder to complete. It
+    notices by itself when another is gone, and is the one to say so, unless it is itself what is gone.
     """
     if is_leader():
         say(errors, f"fptt: {error}")
