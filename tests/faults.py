@@ -76,6 +76,9 @@ PROCESS_FAULTS = [
         "pass",
         BAD_NUMBERS,
     ),
+    Fault(
+        "skip: random numbers are used up", "_bad_numbers.py", "torch.set_rng_state(self.random)", "pass", BAD_NUMBERS
+    ),
     Fault("skip: duals stay", "_bad_numbers.py", "self.regularizer.restore(self.memory)", "pass", BAD_NUMBERS),
     Fault(
         "skip: state goes on",

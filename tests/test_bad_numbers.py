@@ -21,6 +21,8 @@ HUGE = 1e120
 class Model(nn.Module):
     """An LSTM on two inputs, plus a third one times a weight of its own that learns at an absurd rate."""
 
+    dropout = 0.0
+
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.readout, self.scale = fptt.nn.LSTM(2, 5), nn.Linear(5, 1), nn.Parameter(torch.zeros(1))
@@ -29,6 +31,8 @@ class Model(nn.Module):
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         self.get_buffer("calls").add_(1)
         outputs, state = self.layer(inputs[..., :2], state)
+        if self.dropout:
+            outputs = functional.dropout(outputs, self.dropout)
         return self.readout(outputs) + self.scale * inputs[..., 2:], state
 
     def initial_state(self, inputs: Tensor) -> Any:
@@ -114,6 +118,21 @@ def test_a_skipped_chunk_is_as_one_that_never_was(
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 3
     assert "chunk 3 of batch 2" in warnings[-1]
+
+
+@pytest.mark.parametrize("what", ["inputs", "loss", "weights"])
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.machine_code)])
+def test_a_skipped_chunk_draws_no_random_numbers(engine: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunks after it are learned with the same dropout as without it."""
+    monkeypatch.setattr(Model, "dropout", 0.5)
+    method, reference = make(fptt.FPTT, on_bad_number="skip", engine=engine), make(fptt.FPTT)
+    torch.manual_seed(1)
+    method.train_batch(*batch(0, (0, 2), what))
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    left_out(reference, 0, (0, 2))
+    assert_near(everything(method), everything(reference))
+    assert torch.equal(drawn, torch.rand(()))
 
 
 @pytest.mark.parametrize("what", ["inputs", "loss", "weights"])

@@ -19,7 +19,7 @@ Learned = TypeVar("Learned")
 
 
 class Snapshot:
-    """Copies of all that learning a chunk changes.
+    """Copies of all that learning a chunk changes, torch's random numbers among it.
 
     Args:
         modules: Model and loss: their parameters and buffers.
@@ -39,6 +39,8 @@ class Snapshot:
         own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         self.tensors = list(dict.fromkeys([*own, *(p for group in optimizer.param_groups for p in group["params"])]))
         self.num_steps = hooks.num_steps
+        self.random = torch.get_rng_state()
+        self.random_on = {device: torch.cuda.get_rng_state(device) for device in _cuda_devices(self.tensors)}
         with torch.no_grad():
             self.copies = [tensor.clone() for tensor in self.tensors]
             self.moments = {param: _copied(state) for param, state in optimizer.state.items()}
@@ -57,6 +59,13 @@ class Snapshot:
         if self.regularizer is not None:
             self.regularizer.restore(self.memory)
         self.hooks.num_steps = self.num_steps
+        torch.set_rng_state(self.random)
+        for device, state in self.random_on.items():
+            torch.cuda.set_rng_state(state, device)
+
+
+def _cuda_devices(tensors: list[Tensor]) -> set[torch.device]:
+    return {tensor.device for tensor in tensors if tensor.is_cuda}
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -95,11 +95,11 @@ class TBPTT(ChunkedMethod):
         engine: `eager`, or `compiled`, the whole chunk step as machine code, for many small updates.
         **options: `max_norm` (clip the gradient inside `step()`), `batch_first` (inputs, outputs, targets of steps and
             masks are (B, T, …)), `check_finite` (notice NaN or Inf in inputs, loss, gradient and weights; True),
-            `on_bad_number` (`raise` stops; `skip` puts weights, moments, averages, duals, buffers and recurrent state
-            back as they were before the chunk, counts it, logs it and goes on, for the time and memory of a copy of all
-            of them), `parallel` (a `DataParallel`), `backward` (called with each loss instead of `loss.backward()`, for
-            example `fabric.backward`), `step` (called with the optimizer instead of `optimizer.step()`; whoever scales
-            the loss in `backward` unscales here, as with
+            `on_bad_number` (`raise` stops; `skip` puts weights, moments, averages, duals, buffers, recurrent state and
+            torch's random numbers back as they were before the chunk, counts it, logs it and goes on, for the time and
+            memory of a copy of all of them), `parallel` (a `DataParallel`), `backward` (called with each loss instead
+            of `loss.backward()`, for example `fabric.backward`), `step` (called with the optimizer instead of
+            `optimizer.step()`; whoever scales the loss in `backward` unscales here, as with
             `lambda optimizer: (scaler.step(optimizer), scaler.update())`).
 
     Raises:

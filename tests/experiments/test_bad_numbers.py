@@ -1,36 +1,32 @@
-"""The three policies of a run that meets NaN."""
+"""The three policies of a run that meets NaN, in one process or in one of two."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fptt.experiments.checkpoints import read_checkpoint
 from fptt.experiments.cli import run
 from fptt.experiments.run import Run
 from fptt.experiments.run_folder import RunFolder
-from fptt.experiments.tasks.batches import Batch
+from tests.experiments.poisoned import poisoning
+from tests.experiments.test_precision import distance
 from tests.experiments.test_resume import QUICK
 
 COMMAND = ["train", *QUICK, "--batch-size", "16", "--checkpoint-updates", "24", "--schedule", "constant"]
 """8 batches of 8 updates an epoch, and a checkpoint after every third batch."""
+ROLLBACK = ["--on-bad-number", "rollback", "--rollback-factor", "0.25", "--lr", "0.008"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """Batches, by their number, and how often they come with NaN."""
     times: dict[int, int] = {}
-    train_batch = Run.train_batch
-
-    def poison(self: Run, batch: Batch) -> None:
-        number = self.method.batches
-        if times.get(number, 0) > 0:
-            times[number] -= 1
-            inputs = batch[0].clone()
-            inputs[..., -1] = float("nan")
-            batch = (inputs, *batch[1:])
-        train_batch(self, batch)
-
-    monkeypatch.setattr(Run, "train_batch", poison)
+    monkeypatch.setattr(Run, "train_batch", poisoning(Run.train_batch, times))
     return times
 
 
@@ -60,8 +56,7 @@ def test_rollback_goes_back_to_the_checkpoint_with_a_smaller_rate(
 ) -> None:
     """Checkpoints are made before batches 0, 3, 6, 9, …; batch 10 is bad twice."""
     poisoned[10] = 2
-    options = ["--on-bad-number", "rollback", "--rollback-factor", "0.25", "--lr", "0.008"]
-    assert run([*COMMAND, *options, "--out", str(tmp_path / "run")]) == 0
+    assert run([*COMMAND, *ROLLBACK, "--out", str(tmp_path / "run")]) == 0
     output = capsys.readouterr().out
     assert "Rollback 1: on from batch 9 with the learning rate × 0.25" in output
     assert "Rollback 2: on from batch 9 with the learning rate × 0.0625" in output
@@ -85,3 +80,39 @@ def test_rollback_gives_up(poisoned: dict[int, int], tmp_path: Path, capsys: pyt
     poisoned[4] = 0
     assert run(["train", "--resume", "--out", str(folder.path)]) == 0
     assert folder.read_summary()["rollbacks"] == 2
+
+
+def rolled_back(folder: Path, process: int, *options: str) -> list[dict[str, Any]]:
+    """Return what two processes end with, of which one meets NaN in batch 10."""
+    poison = ["10", str(process), str(folder)]
+    devices = ["--devices", "2", "--check-sync", *options, "--out", str(folder / "two")]
+    command = [sys.executable, "-m", "tests.experiments.poisoned", *poison, *COMMAND, *ROLLBACK, *devices]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert made.stdout.count("Rollback 1: on from batch 9 with the learning rate × 0.25.") == 1
+    assert "Rollback 2" not in made.stdout
+    return [torch.load(folder / f"process-{number}.pt") for number in range(2)]
+
+
+@pytest.mark.xdist_group("devices")
+def test_two_processes_go_back_as_one(poisoned: dict[int, int], tmp_path: Path) -> None:
+    """The second one meets NaN; both go back to the checkpoint, and on at the smaller rate."""
+    poisoned[10] = 1
+    double = ["--precision", "64-true"]
+    assert run([*COMMAND, *ROLLBACK, *double, "--out", str(tmp_path / "one")]) == 0
+    first, second = rolled_back(tmp_path, 1, *double)
+    assert distance(first["weights"], second["weights"]) == 0
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    assert distance(one.read_weights(), two.read_weights()) < 1e-10
+    assert [row["lr"] for row in two.read_metrics()] == [row["lr"] for row in one.read_metrics()] == [0.008, 0.002]
+    assert two.read_summary()["rollbacks"] == 1
+
+
+@pytest.mark.xdist_group("devices")
+def test_processes_with_updates_of_their_own_go_back_together(tmp_path: Path) -> None:
+    """The first one meets NaN; the second hears of it at the next sync. The run ends with one."""
+    ends = rolled_back(tmp_path, 0, "--sync-every", "16")
+    assert distance(ends[0]["weights"], ends[1]["weights"]) == 0
+    assert [end["lr"] for end in ends] == [0.002, 0.002]
+    summary = RunFolder(tmp_path / "two").read_summary()
+    assert (summary["rollbacks"], summary["batches"], summary["updates"]) == (1, 16, 128)

@@ -17,6 +17,8 @@ from tests.experiments.test_resume import assert_same_end
 QUICK = ("--limit", "128", "--hidden-size", "8", "--threads", "1")
 TWO = ("--devices", "2", "--check-sync")
 TIMEOUT = 300.0
+WATCH = 5.5
+"""A bit more than the seconds after which Fabric looks for processes that are dead."""
 
 pytestmark = pytest.mark.xdist_group("devices")  # the undisturbed run is made once
 
@@ -87,16 +89,28 @@ def test_an_interrupted_run_of_two_goes_on(stream: tuple[list[str], RunFolder], 
     assert_same_end(whole, cut)
 
 
-def test_a_killed_process_ends_the_run_which_goes_on(stream: tuple[list[str], RunFolder], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_process_ends_the_run_which_goes_on(
+    number: int, stream: tuple[list[str], RunFolder], tmp_path: Path
+) -> None:
+    """The other one says so, and ends; so does one whose first process is gone, which nobody waits for.
+
+    Fabric, which would kill the first process when it finds the second one dead, has time enough to find it.
+    """
     options, whole = stream
     cut = RunFolder(tmp_path / "cut")
     process = start(*options, "--out", str(cut.path))
     wait_for_epoch(cut, process)
     (follower,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(follower), signal.SIGKILL)
+    os.kill(process.pid, signal.SIGSTOP)
+    os.kill((process.pid, int(follower))[number], signal.SIGKILL)
+    time.sleep(WATCH * number)
+    os.kill(process.pid, signal.SIGCONT)
     output, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 2, output
-    assert "fptt: another process has ended, or cannot be reached" in output
+    assert process.returncode == (-signal.SIGKILL, 2)[number], output
+    speaker = ("fptt, process 1", "fptt")[number]
+    assert f"{speaker}: another process has ended, or cannot be reached" in output
+    assert output.count("another process has ended") == 1
     assert f"fptt train --resume --out {cut.path}" in output
     finished(start("--resume", "--out", str(cut.path)))
     assert_same_end(whole, cut)

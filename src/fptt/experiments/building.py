@@ -1,5 +1,6 @@
 """From a config to the parts of a run: device, model, optimizer, loss, method."""
 
+import logging
 from contextlib import nullcontext
 from typing import Any
 
@@ -78,6 +79,7 @@ def make_fabric(accelerator: str, precision: str = "32-true", devices: int = 1, 
         if precision == "16-mixed" and Fabric(accelerator=accelerator, devices=1).device.type == "cpu":
             raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
         strategy = "ddp" if devices * num_nodes > 1 else "auto"
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process
         return Fabric(
             accelerator=accelerator,
             strategy=strategy,

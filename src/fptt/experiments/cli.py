@@ -12,7 +12,7 @@ from fptt import LostProcessError, __version__
 from fptt.experiments.announcements import announcements_on, say
 from fptt.experiments.benchmarks.commands import parse_bench
 from fptt.experiments.errors import UserError
-from fptt.experiments.process_number import is_leader, process_number
+from fptt.experiments.process_number import is_leader, is_left_alone, process_number
 from fptt.experiments.run_commands import parse_evaluate, parse_sample, parse_train
 from fptt.experiments.stream_commands import parse_stream
 from fptt.experiments.study_commands import parse_ablate, parse_compare, parse_recipes, parse_report
@@ -91,15 +91,17 @@ def run(arguments: Sequence[str]) -> int:
 def _tell(error: UserError, errors: Console) -> int:
     """Say what went wrong, and return the exit code.
 
-    Fabric kills the first process as soon as another ends with a code; but it has a folder to complete. It notices by
-    itself when another is gone, and is the one to say so.
+    On GPUs Fabric kills the first process when another has ended with a code; but it has a folder to complete. It
+    notices by itself when another is gone, and is the one to say so, unless it is itself what is gone.
     """
     if is_leader():
         say(errors, f"fptt: {error}")
         return 2
-    if not isinstance(error.__cause__, LostProcessError):
-        say(errors, f"fptt, process {process_number()}: {error}")
-    return 0
+    is_lost = isinstance(error.__cause__, LostProcessError)
+    if is_lost and not is_left_alone():
+        return 0
+    say(errors, f"fptt, process {process_number()}: {error}")
+    return 2 if is_lost else 0
 
 
 def _command(name: str, arguments: Sequence[str]) -> Command:

@@ -1,12 +1,12 @@
 """The processes of a run: which of them leads, how a batch is shared out, and what they tell each other."""
 
-import logging
 import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
 
 import fptt
@@ -33,8 +33,8 @@ class Ranks:
         self.fabric, self.config = fabric, config
         _check_started(config.devices * config.num_nodes)
         if config.devices * config.num_nodes > 1 and "LT_CLI_USED" not in os.environ:  # `fabric run` has started them
-            logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process
             fabric.launch()
+            _take_off_watch(fabric)
         self.size, self.number = fabric.world_size, fabric.global_rank
 
     @property
@@ -87,6 +87,15 @@ class Ranks:
         with lost_processes_told():
             dist.gather_object(value, values)
         return values or []
+
+
+def _take_off_watch(fabric: Fabric) -> None:
+    """Keep Fabric from killing the first process when another has ended: gloo notices it, and the run has to say so.
+
+    Nccl would wait for the lost one.
+    """
+    if fabric.device.type == "cpu" and isinstance(fabric.strategy.launcher, _SubprocessScriptLauncher):
+        fabric.strategy.launcher.procs.clear()  # those that are watched
 
 
 def _check_started(size: int) -> None:
