@@ -58,6 +58,8 @@ RECIPES: dict[str, Recipe] = {
     "copy-100": Recipe(
         about="repeat ten symbols after 100 steps",
         config=TrainConfig(task="copy", length=100, num_chunks=10, batch_size=128, lr=1e-3, epochs=30, forget_bias=1.0),
+        minutes=3,
+        figure="accuracy 0.126 (one seed)",
     ),
     "anbn": Recipe(
         about="aⁿbⁿ for n ≤ 10, tested on n up to 20",
