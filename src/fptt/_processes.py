@@ -181,10 +181,11 @@ class Together(Alone):
         """
         params, loss = self._params(), self.weigh(loss).clone()
         gradients = [own[param] if param in own else torch.zeros_like(param) for param in params]
-        counts = loss.new_tensor([param in own for param in params])
-        collectives.sum_([*gradients, counts, loss], self.group)
+        is_there = loss.new_tensor([param in own for param in params])
+        collectives.sum_([*gradients, is_there, loss], self.group)
+        counts = is_there.tolist()  # one synchronization
         found = {param: gradient for param, gradient, count in zip(params, gradients, counts, strict=True) if count}
-        return found, loss, bool(((counts == 0) | (counts == self.parallel.size)).all())
+        return found, loss, all(count in (0, self.parallel.size) for count in counts)
 
     # -- updates of one's own ----------------------------------------------------------------------------------------
 
