@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import TracebackType
@@ -102,7 +103,9 @@ def _compile(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compile
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # hints at settings of PyTorch, which would fail the compilation where warnings are errors
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
             return _inductor(graph, examples)
     except Exception as error:
         if _has_cause(error, InvalidCxxCompiler):

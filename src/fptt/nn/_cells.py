@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fptt.nn._cudnn import run_cudnn, suits_cudnn
+
 CellState = tuple[Tensor, ...]
 """The tensors of one layer's state, (B, H) each; the first is its output."""
 
@@ -51,7 +53,7 @@ _plain_everywhere = ContextVar("plain_everywhere", default=False)
 
 @contextmanager
 def plain_cells() -> Iterator[None]:
-    """Run every model of `fptt.nn` by its plain cell, as a compiler needs it, whatever kernel it has."""
+    """Run every model of `fptt.nn` as a compiler needs it, whatever kernel it has: by its plain cell, or by cuDNN."""
     token = _plain_everywhere.set(True)
     try:
         yield
@@ -64,13 +66,16 @@ def plain_is_wanted() -> bool:
     return _plain_everywhere.get()
 
 
-def run_plain(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def run_plain(
+    rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], *, may_fuse: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     """Run a `torch.nn` recurrent layer by its plain cell, step by step.
 
     Args:
         rnn: The holder of the weights, of one direction.
         inputs: (T, B, D).
         states: The tensors of the state, (num_layers, B, H) each.
+        may_fuse: Whether cuDNN may run all steps of a layer at once, where it can.
 
     Returns:
         Outputs, (T, B, H), and the tensors of the last state. Between layers, dropout draws its own random numbers:
@@ -80,16 +85,23 @@ def run_plain(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tupl
     for layer in range(rnn.num_layers):
         if layer:
             inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
-        inputs, final = _run_layer(rnn, layer, inputs, tuple(state[layer] for state in states))
+        run = _run_fused if may_fuse and suits_cudnn(inputs) else _run_layer
+        inputs, final = run(rnn, layer, inputs, tuple(state[layer] for state in states))
         finals.append(final)
     return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
 
 
+def _weights(rnn: nn.RNNBase, layer: int) -> list[Tensor]:
+    return [getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+
+def _run_fused(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+    return run_cudnn(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1])
+
+
 def _run_layer(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
     cell, num_gates = CELLS[type(rnn)]
-    weight_ih, weight_hh, bias_ih, bias_hh = (
-        getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
+    weight_ih, weight_hh, bias_ih, bias_hh = _weights(rnn, layer)
     biases = bias_hh.chunk(num_gates)
     outputs: list[Tensor] = []
     for from_input in _input_gates(inputs, weight_ih, bias_ih):

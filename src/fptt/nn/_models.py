@@ -10,6 +10,7 @@ from torch.nn import functional
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
 from fptt.nn._cells import plain_is_wanted, run_plain
+from fptt.nn._cudnn import needs_gathering
 from fptt.nn._state import LSTMState
 
 Kernel = Literal["fused", "plain"]
@@ -79,8 +80,8 @@ class _Model(nn.Module):
         return list(states)
 
     def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if self.kernel == "plain" or plain_is_wanted():
-            return run_plain(self.rnn, inputs, states)
+        if self.kernel == "plain" or plain_is_wanted() or needs_gathering(self.rnn, inputs):
+            return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]
 
