@@ -7,6 +7,7 @@ wants them. Here they are one tensor, in cuDNN's order.
 # ruff: noqa: PLR0917  # the arguments of an operator are positional
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,10 +27,10 @@ def needs_gathering(rnn: nn.RNNBase, inputs: Tensor) -> bool:
     """
     if not inputs.is_cuda or torch.is_autocast_enabled("cuda") or not torch.backends.cudnn.is_acceptable(inputs):
         return False
-    weights = sorted(rnn.named_parameters(), key=lambda named: named[0].startswith("bias"))  # else in the same order
-    place = weights[0][1].untyped_storage().data_ptr()
-    for _, weight in weights:
-        if weight.data_ptr() != place:
+    weights = [weight for _, weight in sorted(rnn.named_parameters(), key=lambda named: named[0].startswith("bias"))]
+    storage = place = weights[0].untyped_storage().data_ptr()
+    for weight in weights:  # matrices first, layer by layer, then biases: one after the other in one storage
+        if (weight.untyped_storage().data_ptr(), weight.data_ptr()) != (storage, place):
             return True
         place += weight.numel() * weight.element_size()
     return False
@@ -41,7 +42,7 @@ def suits_cudnn(inputs: Tensor) -> bool:
 
 
 def run_cudnn(
-    inputs: Tensor, weights: list[Tensor], state: tuple[Tensor, ...], num_gates: int
+    inputs: Tensor, weights: Sequence[Tensor], state: Sequence[Tensor], num_gates: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one layer.
 
