@@ -31,6 +31,7 @@ class Fault(NamedTuple):
 
 PARALLEL = "tests/parallel/test_parallel.py"
 BAD_NUMBERS = "tests/test_bad_numbers.py"
+CUDNN = "tests/engine/test_cudnn.py"
 
 PROCESS_FAULTS = [
     Fault(
@@ -98,6 +99,8 @@ PROCESS_FAULTS = [
 
 ENGINE_FAULTS = [
     Fault("engine: bias of a product lost", "_engine/_products.py", "right.T) + bias", "right.T)"),
+    Fault("cuDNN: no gradient from the state", "nn/_cudnn.py", "to_hidden.contiguous(),", "to_hidden * 0,", CUDNN),
+    Fault("cuDNN: despite plain cells", "nn/_models.py", 'may_fuse=self.kernel == "fused"', "may_fuse=True", CUDNN),
     Fault("engine: small products by oneDNN", "_engine/_products.py", "min(sides) >=", "max(sides) >="),
     Fault("engine: penalty added", "_engine/_step.py", "param = param - penalty", "param = param + penalty"),
     Fault(

@@ -25,7 +25,9 @@ def needs_gathering(rnn: nn.RNNBase, inputs: Tensor) -> bool:
 
     So they lie in a copy of a model, and where the compiled engine keeps them.
     """
-    if not inputs.is_cuda or torch.is_autocast_enabled("cuda") or not torch.backends.cudnn.is_acceptable(inputs):
+    if not inputs.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+        return False
+    if not torch.backends.cudnn.is_acceptable(inputs):
         return False
     weights = [weight for _, weight in sorted(rnn.named_parameters(), key=lambda named: named[0].startswith("bias"))]
     storage = place = weights[0].untyped_storage().data_ptr()
