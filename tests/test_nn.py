@@ -77,6 +77,31 @@ def test_forget_bias_keeps_the_memory() -> None:
         fptt.nn.GRU(3, 5, forget_bias=1.0)
 
 
+@pytest.mark.parametrize("cell", [fptt.nn.LSTM, fptt.nn.GRU])
+def test_chrono_init_spreads_the_memories_over_all_times(cell: type[fptt.nn.LSTM | fptt.nn.GRU]) -> None:
+    """A unit that keeps σ(b) a step remembers for 1 / (1 − σ(b)) = 1 + exp(b) steps: 2 to T, and evenly so."""
+    torch.manual_seed(0)
+    model = cell(3, 2000, num_layers=2, chrono_init=101)
+    for layer in range(2):
+        biases = [model.rnn.get_parameter(f"bias_{side}_l{layer}").detach().split(2000) for side in ("ih", "hh")]
+        first, keeps = (own + other for own, other in list(zip(*biases, strict=True))[:2])
+        times = 1 + keeps.exp()
+        assert 2 <= times.min() < 2.5
+        assert 100 < times.max() <= 101
+        torch.testing.assert_close(times.mean(), torch.tensor(51.5), rtol=0.05, atol=0)
+        if cell is fptt.nn.LSTM:
+            torch.testing.assert_close(first, -keeps)
+
+
+def test_chrono_init_of_what_cannot_have_it() -> None:
+    with pytest.raises(ValueError, match="chrono_init belongs to LSTM and GRU, got 9 for a RNN"):
+        fptt.nn.RNN(3, 5, chrono_init=9)
+    with pytest.raises(ValueError, match="chrono_init must be at least 2, got 1"):
+        fptt.nn.LSTM(3, 5, chrono_init=1)
+    with pytest.raises(ValueError, match=r"forget_bias must be 0 with chrono_init=9, got 1\.0"):
+        fptt.nn.LSTM(3, 5, chrono_init=9, forget_bias=1.0)
+
+
 def test_fan_in_init_makes_few_inputs_loud() -> None:
     model = fptt.nn.GRU(4, 100, num_layers=2, fan_in_init=True)
     weights = model.get_parameter("rnn.weight_ih_l0")

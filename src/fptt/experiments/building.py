@@ -32,13 +32,14 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
         readout_activation=nn.ReLU if config.readout_activation == "relu" else nn.Identity,
         last_only=not task.has_step_targets,
         forget_bias=config.forget_bias,
+        chrono_init=config.chrono_init,
         fan_in_init=config.fan_in_init,
     )
 
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
 LANGUAGE_ONLY = ("embedding_size", "tied", *DROPOUTS)
-NOT_FOR_LANGUAGE = ("readout_sizes", "readout_activation", "forget_bias", "fan_in_init")
+NOT_FOR_LANGUAGE = ("readout_sizes", "readout_activation", "forget_bias", "chrono_init", "fan_in_init")
 
 
 def make_language_model(config: TrainConfig, num_tokens: int) -> LanguageModel:

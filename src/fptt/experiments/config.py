@@ -59,6 +59,8 @@ class Setting:
 
     forget_bias: float = 0.0
     """Added to the LSTM's initial forget bias: it begins by keeping σ(forget_bias) of its memory a step."""
+    chrono_init: int | None = None
+    """Longest dependency in steps, for chrono initialization: the units of LSTM or GRU begin with memories up to it."""
 
     fan_in_init: bool = False
     """Draw the input weights from ±1/√(input size), not ±1/√(hidden size): louder where inputs are few."""

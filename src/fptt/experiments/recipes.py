@@ -97,7 +97,14 @@ RECIPES: dict[str, Recipe] = {
     ),
     "smnist-per-step": Recipe(
         about="S-MNIST, K = 784: an update at every pixel, by the compiled engine",
-        config=TrainConfig(task="mnist", num_chunks=784, batch_size=128, epochs=40, threads=1, **PER_STEP),
+        config=TrainConfig(
+            task="mnist",
+            num_chunks=784,
+            batch_size=128,
+            epochs=40,
+            threads=1,
+            **{**PER_STEP, "lr": 5e-5, "forget_bias": 0.0, "chrono_init": 784},
+        ),
         minutes=120,
     ),
     "cifar10": Recipe(

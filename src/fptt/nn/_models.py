@@ -11,6 +11,7 @@ from fptt._checks import check_choice
 from fptt._sequence import flatten_state
 from fptt.nn._cells import plain_is_wanted, run_plain
 from fptt.nn._cudnn import needs_gathering
+from fptt.nn._initial import add_forget_bias, init_chrono
 from fptt.nn._state import LSTMState
 
 Kernel = Literal["fused", "plain"]
@@ -36,6 +37,7 @@ class _Model(nn.Module):
         batch_first: bool = False,
         kernel: Kernel = "fused",
         forget_bias: float = 0.0,
+        chrono_init: int | None = None,
         fan_in_init: bool = False,
     ) -> None:
         super().__init__()
@@ -43,7 +45,11 @@ class _Model(nn.Module):
         if output_size is None and readout_sizes:
             raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
-        _add_forget_bias(self.rnn, forget_bias)
+        if forget_bias and chrono_init is not None:
+            raise ValueError(f"forget_bias must be 0 with chrono_init={chrono_init}, got {forget_bias}.")
+        add_forget_bias(self.rnn, forget_bias)
+        if chrono_init is not None:
+            init_chrono(self.rnn, chrono_init)
         if fan_in_init:
             nn.init.uniform_(self.rnn.get_parameter("weight_ih_l0"), -(input_size**-0.5), input_size**-0.5)
         self.readout = _readout([hidden_size, *readout_sizes], output_size, readout_activation)
@@ -104,6 +110,8 @@ class LSTM(_Model):
             readable, and traceable by `torch.compile`.
         forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
             b keeps σ(b) of it.
+        chrono_init: Longest dependency in time steps, for chrono initialization (Tallec & Ollivier 2018): the units'
+            memories then span 1 to that many steps from the beginning. For LSTM and GRU; not with a forget bias.
         fan_in_init: Draw the first layer's input weights from ±1/√D, as `torch.nn.Linear` does, instead of ±1/√H: with
             few inputs and a wide state, those of `torch.nn` are so small that the state hardly hears the inputs.
 
@@ -163,14 +171,6 @@ class RNN(GRU):
     """
 
     layer = nn.RNN
-
-
-def _add_forget_bias(rnn: nn.RNNBase, forget_bias: float) -> None:
-    if forget_bias and not isinstance(rnn, nn.LSTM):
-        raise ValueError(f"forget_bias belongs to the LSTM, got {forget_bias} for a {type(rnn).__name__}.")
-    for layer in range(rnn.num_layers if forget_bias else 0):
-        bias = rnn.get_parameter(f"bias_ih_l{layer}").detach()
-        bias[rnn.hidden_size : 2 * rnn.hidden_size] += forget_bias
 
 
 def _readout(sizes: list[int], output_size: int | None, activation: Callable[[], nn.Module]) -> nn.Module:
