@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
-# Three methods, two seeds, at equal epochs. FPTT_DATA: a folder with the folder mnist; else the hub.
+# K = 784: FPTT for 45 minutes of one core, TBPTT for 20. FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
-.venv/bin/fptt compare --recipe smnist-per-step --seeds 2 --budgets epochs ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step
+train=(.venv/bin/fptt train --recipe smnist-per-step ${FPTT_DATA:+--data "$FPTT_DATA/mnist"})
+"${train[@]}" --max-seconds 2700 --out results/smnist-per-step/fptt-seed-0
+"${train[@]}" --method tbptt --max-seconds 1200 --out results/smnist-per-step/tbptt-seed-0
