@@ -27,10 +27,19 @@ from tests.engine.agreement import (
     terminal_loss,
 )
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:RNN module weights"),  # of PyTorch, about copies of a model
+]
 
 DEVICE = "cuda"
 ENGINES = pytest.mark.parametrize("engine", ["eager", "compiled"])
+WAYS = pytest.mark.parametrize(
+    "way",
+    [{"engine": "eager"}, {"engine": "compiled"}, {"engine": "compiled", "num_chunks": 3}],
+    ids=["eager", "written-out", "cudnn"],
+)
+"""Chunks of three steps, which a compiled step writes out, and of six, for which it calls cuDNN."""
 TOLERANCE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -65,22 +74,22 @@ def assert_agreement(methods: list[fptt.FPTT], sizes: tuple[int, ...] = (3, 3, 2
         torch.testing.assert_close(weight, weights[1][name].cpu(), **TOLERANCE)
 
 
-@ENGINES
+@WAYS
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_agrees_with_the_processor(form: str, engine: str) -> None:
-    assert_agreement(pair(make_model("lstm"), "adam", engine=engine, max_norm=0.5, **FORMS[form]))
+def test_every_form_agrees_with_the_processor(form: str, way: dict[str, Any]) -> None:
+    assert_agreement(pair(make_model("lstm"), "adam", **way, max_norm=0.5, **FORMS[form]))
 
 
-@ENGINES
+@WAYS
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_agrees_with_the_processor(rule: str, engine: str) -> None:
-    assert_agreement(pair(make_model("lstm"), rule, engine=engine, **FORMS["released-coupled"]))
+def test_every_rule_agrees_with_the_processor(rule: str, way: dict[str, Any]) -> None:
+    assert_agreement(pair(make_model("lstm"), rule, **way, **FORMS["released-coupled"]))
 
 
-@ENGINES
+@WAYS
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_agrees_with_the_processor(cell: str, engine: str) -> None:
-    assert_agreement(pair(make_model(cell, num_layers=2), "sgd", engine=engine))
+def test_every_cell_agrees_with_the_processor(cell: str, way: dict[str, Any]) -> None:
+    assert_agreement(pair(make_model(cell, num_layers=2), "sgd", **way))
 
 
 def test_bptt_agrees_with_the_processor() -> None:
@@ -97,9 +106,9 @@ def test_a_dual_for_each_chunk_agrees_with_the_processor() -> None:
     assert_agreement(pair(make_model("gru"), "adam", engine="eager", num_duals=6, alpha=0.3))
 
 
-@ENGINES
-def test_sequences_of_other_lengths_agree_with_the_processor(engine: str) -> None:
-    methods = pair(fptt.nn.LSTM(D, H, C), "adam", engine=engine)
+@WAYS
+def test_sequences_of_other_lengths_agree_with_the_processor(way: dict[str, Any]) -> None:
+    methods = pair(fptt.nn.LSTM(D, H, C), "adam", **way)
     mask = fptt.length_mask(torch.tensor([18, 7, 11]), T)
     for _ in range(2):
         inputs, labels = batch()
@@ -158,20 +167,20 @@ class Dropping(nn.Module):
         return self.recurrent(self.narrow(self.before(inputs)), state)
 
 
-@ENGINES
-def test_a_bad_chunk_is_skipped(engine: str) -> None:
-    method = make_method(make_model("lstm").to(DEVICE), "adam", engine=engine, on_bad_number="skip")
+@WAYS
+def test_a_bad_chunk_is_skipped(way: dict[str, Any]) -> None:
+    method = make_method(make_model("lstm").to(DEVICE), "adam", **way, on_bad_number="skip")
     inputs, labels = (tensor.to(DEVICE) for tensor in batch())
     method.train_batch(inputs, labels)
     spoiled = inputs.clone()
     spoiled[7] = torch.nan
-    assert method.train_batch(spoiled, labels).updates < 6
+    assert method.train_batch(spoiled, labels).updates < way.get("num_chunks", 6)
     assert all(bool(torch.isfinite(weight).all()) for weight in method.model.state_dict().values())
 
 
-@ENGINES
-def test_a_bad_number_stops_before_the_weights_change(engine: str) -> None:
-    method = make_method(make_model("lstm").to(DEVICE), "adam", engine=engine)
+@WAYS
+def test_a_bad_number_stops_before_the_weights_change(way: dict[str, Any]) -> None:
+    method = make_method(make_model("lstm").to(DEVICE), "adam", **way)
     inputs, labels = (tensor.to(DEVICE) for tensor in batch())
     method.train_batch(inputs, labels)
     before = [weight.clone() for weight in method.model.parameters()]
@@ -226,8 +235,6 @@ def test_gradients_are_checked_as_on_the_processor() -> None:
 def test_the_operator_for_a_layer_is_that_of_torch(cell: str, size: int, length: int) -> None:
     """PyTorch's own layer gives outputs, last states and gradients to compare with, in its memory layout."""
     model = CELLS[cell](D, size).to(DEVICE)
-    assert not _cudnn.needs_gathering(model.rnn, torch.zeros(length, B, D, device=DEVICE))
-    assert _cudnn.needs_gathering(copy.deepcopy(model).rnn, torch.zeros(length, B, D, device=DEVICE))
     weights = list(model.rnn.parameters())
     inputs = torch.randn(length, B, D, device=DEVICE, requires_grad=True)
     states = [torch.randn(1, B, size, device=DEVICE, requires_grad=True) for _ in range(1 + (cell == "lstm"))]
@@ -246,9 +253,26 @@ def test_the_operator_for_a_layer_is_that_of_torch(cell: str, size: int, length:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_copy_of_a_model_computes_the_same_and_warns_not(cell: str) -> None:
-    model = make_model(cell, num_layers=2).to(DEVICE)
-    inputs = torch.randn(18, B, D, device=DEVICE)
-    torch.testing.assert_close(model(inputs)[0], copy.deepcopy(model)(inputs)[0], **TOLERANCE)
-    with torch.no_grad():
-        torch.testing.assert_close(model(inputs)[0], copy.deepcopy(model).eval()(inputs)[0], **TOLERANCE)
+def test_a_step_with_cudnn_in_single_precision_is_near_the_eager_one(cell: str) -> None:
+    """Both may round to TensorFloat32, as PyTorch lets cuDNN by default."""
+    torch.set_default_dtype(torch.float32)
+    model = make_model(cell).to(DEVICE)
+    methods = [
+        make_method(copy.deepcopy(model), "sgd", engine=engine, num_chunks=3) for engine in ("eager", "compiled")
+    ]
+    for _ in range(3):
+        inputs, labels = (tensor.to(DEVICE) for tensor in batch())
+        one, other = (method.train_batch(inputs, labels).chunk_losses for method in methods)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_compiled_step_under_autocast_is_near_the_eager_one() -> None:
+    torch.set_default_dtype(torch.float32)
+    model = make_model("lstm").to(DEVICE)
+    methods = [
+        make_method(copy.deepcopy(model), "sgd", engine=engine, num_chunks=3) for engine in ("eager", "compiled")
+    ]
+    inputs, labels = (tensor.to(DEVICE) for tensor in batch())
+    with torch.autocast("cuda", torch.bfloat16):
+        one, other = (method.train_batch(inputs, labels).chunk_losses for method in methods)
+    torch.testing.assert_close(one, other, rtol=0, atol=0.02)

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
+from fptt._engine import _compiler
 from tests.engine.agreement import (
     FORMS,
     RULES,
@@ -302,7 +304,19 @@ def test_a_missing_compiler_is_named_with_the_way_out() -> None:
     assert "engine='eager'" in last
 
 
+def test_hints_of_inductor_are_no_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It warns on GPUs that TensorFloat32 could be used, say; here warnings are errors."""
+
+    def hinting(graph: torch.fx.GraphModule, examples: Any) -> torch.fx.GraphModule:
+        warnings.warn_explicit("be faster", UserWarning, "lowering.py", 1, module="torch._inductor.lowering")
+        return graph
+
+    monkeypatch.setattr(_compiler, "_inductor", hinting)
+    make_method(make_model("lstm"), "adam", engine="compiled").train_batch(*batch())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:RNN module weights")  # of PyTorch, about copies of a model
 def test_cuda_graph_equals_eager() -> None:
     torch.set_default_dtype(torch.float64)
     methods = make_pair(make_model("lstm").cuda(), "adam", max_norm=0.5)

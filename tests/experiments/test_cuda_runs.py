@@ -10,7 +10,10 @@ from fptt.experiments.evaluation import evaluate_folder
 from fptt.experiments.run_folder import RunFolder
 from tests.experiments.test_resume import QUICK, assert_same_end, interrupt_at
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:RNN module weights"),  # of PyTorch, about copies of a model
+]
 
 DEVICE = "cuda"
 METHODS = pytest.mark.parametrize(
@@ -20,6 +23,7 @@ METHODS = pytest.mark.parametrize(
         ["--method", "tbptt"],
         ["--method", "fptt", "--ema-decay", "0.5", "--divergence", "running"],
         ["--method", "fptt", "--engine", "compiled", "--divergence", "running"],
+        ["--method", "fptt", "--num-chunks", "8", "--engine", "compiled"],
     ],
     ids=lambda options: "-".join(options[1:4:2]),
 )

@@ -199,7 +199,8 @@ class CompiledEngine:
     def _context(self) -> Key:
         """Return everything but the shapes of a chunk that a compiled step takes as constant."""
         autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
-        return (constants(self.risk), torch.get_num_threads(), torch.get_default_dtype(), *autocast, self._update())
+        kernels = (torch.get_num_threads(), torch.backends.cudnn.enabled)
+        return (constants(self.risk), *kernels, torch.get_default_dtype(), *autocast, self._update())
 
     def _refresh(self) -> None:
         if self.layout.refresh():

@@ -105,7 +105,7 @@ def _compile(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compile
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # hints at settings of PyTorch, which would fail the compilation where warnings are errors
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
             return _inductor(graph, examples)
     except Exception as error:
         if _has_cause(error, InvalidCxxCompiler):

@@ -69,7 +69,7 @@ def plain_is_wanted() -> bool:
 def run_plain(
     rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], *, may_fuse: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run a `torch.nn` recurrent layer by its plain cell, step by step.
+    """Run a `torch.nn` recurrent layer by its plain cell, step by step, or by cuDNN where it may.
 
     Args:
         rnn: The holder of the weights, of one direction.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MODES = {1: 1, 4: 2, 3: 3}
 """cuDNN's number of a cell (tanh, LSTM, GRU), by its number of gates."""
@@ -20,27 +20,14 @@ SHORTEST = 4
 """The time steps from which on cuDNN is faster than the steps written out."""
 
 
-def needs_gathering(rnn: nn.RNNBase, inputs: Tensor) -> bool:
-    """Tell whether cuDNN would get a layer's weights from all over the place, about which PyTorch warns.
-
-    So they lie in a copy of a model, and where the compiled engine keeps them.
-    """
-    if not inputs.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
-        return False
-    if not torch.backends.cudnn.is_acceptable(inputs):
-        return False
-    weights = [weight for _, weight in sorted(rnn.named_parameters(), key=lambda named: named[0].startswith("bias"))]
-    storage = place = weights[0].untyped_storage().data_ptr()
-    for weight in weights:  # matrices first, layer by layer, then biases: one after the other in one storage
-        if (weight.untyped_storage().data_ptr(), weight.data_ptr()) != (storage, place):
-            return True
-        place += weight.numel() * weight.element_size()
-    return False
-
-
 def suits_cudnn(inputs: Tensor) -> bool:
-    """Tell whether a layer on these inputs, (T, B, D), is one for cuDNN."""
-    return inputs.is_cuda and len(inputs) >= SHORTEST and torch.backends.cudnn.is_acceptable(inputs)
+    """Tell whether a layer on these inputs, (T, B, D), is one for cuDNN.
+
+    Not under autocast, which would change the types of what the operator returns, and not with AMD's library.
+    """
+    if not inputs.is_cuda or torch.version.hip is not None or torch.is_autocast_enabled("cuda"):
+        return False
+    return len(inputs) >= SHORTEST and torch.backends.cudnn.is_acceptable(inputs)
 
 
 def run_cudnn(
@@ -164,10 +151,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
     ctx.mark_non_differentiable(reserve)
 
 
-def _gradients(
-    context: Any, to_outputs: Tensor, to_hidden: Tensor, to_memory: Tensor, _: Any
-) -> tuple[Tensor | None, ...]:
-    inputs, flat, hidden, memory, outputs, reserve = context.saved_tensors
+def _gradients(ctx: Any, to_outputs: Tensor, to_hidden: Tensor, to_memory: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    inputs, flat, hidden, memory, outputs, reserve = ctx.saved_tensors
     from_inputs, from_flat, from_hidden, from_memory = _backward(
         inputs,
         flat,
@@ -178,7 +163,7 @@ def _gradients(
         to_outputs.contiguous(),
         to_hidden.contiguous(),
         None if memory is None else to_memory.contiguous(),
-        context.num_gates,
+        ctx.num_gates,
     )
     return from_inputs, from_flat, from_hidden, None if memory is None else from_memory, None, None
 

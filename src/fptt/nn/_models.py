@@ -10,7 +10,6 @@ from torch.nn import functional
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
 from fptt.nn._cells import plain_is_wanted, run_plain
-from fptt.nn._cudnn import needs_gathering
 from fptt.nn._initial import add_forget_bias, init_chrono
 from fptt.nn._state import LSTMState
 
@@ -86,7 +85,7 @@ class _Model(nn.Module):
         return list(states)
 
     def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if self.kernel == "plain" or plain_is_wanted() or needs_gathering(self.rnn, inputs):
+        if self.kernel == "plain" or plain_is_wanted():
             return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]
@@ -111,7 +110,7 @@ class LSTM(_Model):
         forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
             b keeps σ(b) of it.
         chrono_init: Longest dependency in time steps, for chrono initialization (Tallec & Ollivier 2018): the units'
-            memories then span 1 to that many steps from the beginning. For LSTM and GRU; not with a forget bias.
+            memories then span 2 to that many steps from the beginning. For LSTM and GRU; not with a forget bias.
         fan_in_init: Draw the first layer's input weights from ±1/√D, as `torch.nn.Linear` does, instead of ±1/√H: with
             few inputs and a wide state, those of `torch.nn` are so small that the state hardly hears the inputs.
 

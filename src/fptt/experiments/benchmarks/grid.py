@@ -58,7 +58,7 @@ class Grid:
         sequence_lengths: T.
         num_chunks: K, with None for T.
         engines: Of `ENGINES`.
-        longest_compiled: Longest chunk, in time steps, for which there is a compiled row.
+        longest_compiled: Longest chunk, in time steps, for which there is a compiled row; None for no limit.
 
     Raises:
         UserError: If there are more chunks than time steps.
@@ -69,7 +69,7 @@ class Grid:
     sequence_lengths: tuple[int, ...]
     num_chunks: tuple[int | None, ...]
     engines: tuple[str, ...]
-    longest_compiled: int
+    longest_compiled: int | None
 
     def __post_init__(self) -> None:
         """Check that every sequence can be cut so."""
@@ -110,4 +110,5 @@ class Grid:
         return list(dict.fromkeys(count or sequence_length for count in self.num_chunks))
 
     def _compiles(self, sequence_length: int, num_chunks: int) -> bool:
-        return max(chunk_lengths(sequence_length, num_chunks)) <= self.longest_compiled
+        longest = self.longest_compiled
+        return longest is None or max(chunk_lengths(sequence_length, num_chunks)) <= longest
