@@ -46,7 +46,7 @@ RECIPES: dict[str, Recipe] = {
     "adding-500": Recipe(
         about="add two numbers in 500 steps, where BPTT is known to fail",
         config=TrainConfig(task="adding", length=500, epochs=15, **ADDING),
-        minutes=17,
+        minutes=9,
         figure="mse 0.0045 ± 0.0043",
     ),
     "adding-1000": Recipe(
@@ -101,11 +101,12 @@ RECIPES: dict[str, Recipe] = {
             task="mnist",
             num_chunks=784,
             batch_size=128,
-            epochs=40,
+            epochs=6,
             threads=1,
-            **{**PER_STEP, "lr": 5e-5, "forget_bias": 0.0, "chrono_init": 784},
+            **{**PER_STEP, "lr": 5e-5, "schedule": "cosine", "forget_bias": 0.0, "chrono_init": 784},
         ),
-        minutes=120,
+        minutes=22,
+        figure="accuracy 0.621 (one seed)",
     ),
     "cifar10": Recipe(
         about="CIFAR-10 pixel by pixel, 1,024 steps, the published setting",
