@@ -15,13 +15,13 @@ from tests.engine.agreement import CELLS, assert_equal_memory, batch, make_model
 CALLS: list[int] = []
 """Time steps of each call of the operator."""
 
-LAYERS = {gates: (layer, cell) for layer, (cell, gates) in _cells.CELLS.items()}
+LAYERS = {gates: layer for layer, (_, gates) in _cells.CELLS.items()}
 
 
 def plain(
     inputs: Tensor, flat: Tensor, hidden: Tensor, memory: Tensor | None, num_gates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kind: Any = LAYERS[num_gates][0]
+    kind: Any = LAYERS[num_gates]
     layer = kind(inputs.shape[-1], hidden.shape[-1], dtype=inputs.dtype)
     names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
     for name, weight in zip(names, _cudnn._split(flat, inputs.shape[-1], hidden.shape[-1], num_gates), strict=True):
