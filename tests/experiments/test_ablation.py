@@ -56,7 +56,7 @@ def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown field ''; there are limit, permuted, by, length, level, cell, hidden_size, num_layers,"),
+        ("", "unknown field ''; there are limit, permuted, by, standardization, length, level, cell, hidden_size,"),
         ("alpha,color", "unknown field 'color'; there are limit, permuted"),
         ("milestones=0.5", "the field milestones cannot vary: it is neither a choice nor a number"),
         ("seed=0:1", "the field seed cannot vary: --seeds says how many there are"),

@@ -146,16 +146,25 @@ def brightness(part: Any) -> list[int]:
     return part[:][0][:, 31, 31, 2].tolist()
 
 
-def test_cifar10_reads_pixels_row_by_row_in_standard_colors(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("standardization", "mean", "deviation"),
+    [
+        ("published", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+        ("data", [0.49140, 0.48216, 0.44653], [0.24703, 0.24349, 0.26159]),
+        ("none", [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+    ],
+)
+def test_cifar10_reads_pixels_row_by_row_in_standard_colors(
+    tmp_path: Path, standardization: Any, mean: list[float], deviation: list[float]
+) -> None:
     data, last = write_cifar(tmp_path / "cifar10", 10_001, 3)
-    task = load_task(Setting(task="cifar10", data=data), 0)
+    task = load_task(Setting(task="cifar10", data=data, standardization=standardization), 0)
     assert sizes(task) == [1, 5000, 5000]
     inputs, labels = task.sequences(task.test[[0, 4999]])
     assert inputs.shape == (1024, 2, 3)
     assert labels.tolist() == [5001 // 7 % 10, 10_000 // 7 % 10]
-    mean, deviation = np.array([0.49140, 0.48216, 0.44653]), np.array([0.24703, 0.24349, 0.26159])
     for step, row, column in ((0, 0, 0), (1, 0, 1), (32, 1, 0), (1023, 31, 31)):
-        expected = torch.tensor((last[row, column] / 255 - mean) / deviation)
+        expected = torch.tensor((last[row, column] / 255 - np.array(mean)) / np.array(deviation))
         torch.testing.assert_close(inputs[step, 1].double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -265,7 +274,7 @@ needs_data = pytest.mark.skipif(
 
 @needs_data
 def test_real_cifar10() -> None:
-    task = load_task(Setting(task="cifar10", data=str(REAL / "cifar10"), limit=1000), 0)
+    task = load_task(Setting(task="cifar10", data=str(REAL / "cifar10"), limit=1000, standardization="data"), 0)
     assert task.train[:][1][:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert sizes(task) == [1000, 1000, 1000]
     colors = task.to_sequences(task.train[:][0])

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import torch
 from datasets import Dataset
 
 from fptt.experiments.cli import run
-from fptt.experiments.config import Setting
+from fptt.experiments.config import Setting, is_config_of
 from fptt.experiments.errors import UserError
+from fptt.experiments.evaluation import evaluate_folder
 from fptt.experiments.recipes import task_config
+from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.tasks import load_task
 from fptt.experiments.tasks.adding import draw_samples
 from fptt.experiments.tasks.mnist import NUM_VALIDATION
@@ -71,9 +74,30 @@ def test_mnist_reads_a_folder_and_permutes_every_image_alike(tmp_path: Path) -> 
     assert one.shape == (784, 30, 1)
     assert not torch.equal(one, other)
     assert torch.equal(one.sort(0).values, other.sort(0).values)
-    torch.testing.assert_close(one[:, 0, 0], images[0].float() / 255)
+    torch.testing.assert_close(one[:, 0, 0], (images[0].float() / 255 - 0.1307) / 0.3081)
+    raw = load_task(Setting(task="mnist", data=data, standardization="none"), 0)
+    torch.testing.assert_close(raw.to_sequences(images)[:, 0, 0], images[0].float() / 255)
     sizes = [len(split) for split in (plain.train, plain.validation, plain.test)]  # pyright: ignore[reportArgumentType]
     assert sizes == [40, NUM_VALIDATION, 30]
+
+
+def test_a_run_from_before_inputs_were_standardized_keeps_its_figures(tmp_path: Path) -> None:
+    data = str(make_mnist(tmp_path / "mnist"))
+    command = ["train", "--task", "mnist", "--data", data, "--limit", "8", "--by", "row", "--num-chunks", "2"]
+    sizes = ["--epochs", "1", "--hidden-size", "4", "--batch-size", "8", "--threads", "1"]
+    out = tmp_path / "run"
+    assert run([*command, *sizes, "--standardization", "none", "--out", str(out)]) == 0
+    folder = RunFolder(out)
+    assert folder.read_summary()["standardization"] == "none"
+    figures = evaluate_folder(out)
+    lines = folder.config_file.read_text().splitlines(keepends=True)
+    folder.config_file.write_text("".join(line for line in lines if not line.startswith("standardization")))
+    assert folder.read_config().standardization == "none"
+    assert evaluate_folder(out) == figures
+    assert is_config_of(folder.config_file.read_text(), replace(folder.read_config()))
+    assert not is_config_of(folder.config_file.read_text(), replace(folder.read_config(), standardization="published"))
+    folder.config_file.write_text("task: cifar10\n")
+    assert folder.read_config().standardization == "data"
 
 
 def test_bad_data_folders_are_named(tmp_path: Path) -> None:

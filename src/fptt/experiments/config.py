@@ -26,6 +26,9 @@ class Setting:
     """Read the pixels in one fixed random order (mnist)."""
     by: Literal["pixel", "row"] = "pixel"
     """What a time step of an image is (mnist)."""
+    standardization: Literal["published", "data", "none"] = "published"
+    """Inputs of images, (x - mean) / deviation: with the constants of the published settings, with those of each color
+    in the training split, or as they are, in [0, 1] (mnist, cifar10)."""
     length: int | None = None
     """Time steps T: of a generated sequence (adding), the delay (copy), the largest n in training (anbn), a window of a
     text or of a recording."""
@@ -210,10 +213,20 @@ class TrainConfig(Setting):
         return yaml.safe_dump(values, sort_keys=False)
 
 
+STANDARDIZATION_BEFORE = {"mnist": "none", "cifar10": "data"}
+"""Of the runs whose config does not say it: it became a field after them."""
+
+
+def with_older_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a run's config with those that did not exist when it was written, as they were then."""
+    standardization = STANDARDIZATION_BEFORE.get(str(values.get("task")), Setting.standardization)
+    return {"standardization": standardization, **values}
+
+
 def is_config_of(text: Any, config: TrainConfig) -> bool:
     """Tell whether a text that `TrainConfig.to_yaml` wrote, perhaps before some of today's fields, is of a config.
 
-    Fields that it lacks must have their defaults.
+    Fields that it lacks must be what they were before they existed, or have their defaults.
     """
     try:
         saved = yaml.safe_load(text)
@@ -222,6 +235,7 @@ def is_config_of(text: Any, config: TrainConfig) -> bool:
     own = yaml.safe_load(config.to_yaml())
     if not isinstance(saved, dict):
         return False
+    saved = with_older_fields(saved)
     defaults = yaml.safe_load(TrainConfig().to_yaml())
     return all(saved.get(name, defaults[name]) == value for name, value in own.items()) and saved.keys() <= own.keys()
 

@@ -144,6 +144,7 @@ def settings_line(config: TrainConfig) -> str:
     layers = f", {config.num_layers} layers" if config.num_layers > 1 else ""
     parts = [
         f"Task `{config.task}`" + (" (permuted)" if config.permuted else ""),
+        "inputs in [0, 1]" if config.standardization == "none" else None,
         None if config.length is None else f"T = {config.length}",
         None if config.limit is None else f"limited to {config.limit:,} samples",
         f"{config.cell.upper()}-{config.hidden_size}{layers}",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fptt.experiments.checkpoints import Checkpoints
-from fptt.experiments.config import TrainConfig, read_values
+from fptt.experiments.config import TrainConfig, read_values, with_older_fields
 from fptt.experiments.errors import UserError, one_line
 from fptt.experiments.files import replace_text, replaced, unwritable_told
 from fptt.experiments.recipes import task_config
@@ -93,7 +93,7 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """Read the config."""
         self._check_exists()
-        return read_config(self.config_file)
+        return _completed(with_older_fields(read_values(self.config_file)))
 
     def read_vocabulary(self) -> list[str] | None:
         """Read the vocabulary; None if the run has no text."""
@@ -206,5 +206,8 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         UserError: If the file is missing or damaged, or a field is unknown or wrong.
     """
-    values = read_values(path)
+    return _completed(read_values(path))
+
+
+def _completed(values: dict[str, Any]) -> TrainConfig:
     return replace(task_config(values.get("task", "digits"), values.get("engine", "eager")), **values)

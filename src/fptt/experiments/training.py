@@ -16,6 +16,7 @@ from fptt.experiments.progress import Display, make_display
 from fptt.experiments.run import Best, Run, copy_weights
 from fptt.experiments.run_folder import RunFolder
 from fptt.experiments.run_state import load_state, state_of
+from fptt.experiments.tasks import OPTIONS
 
 SECONDS_BETWEEN_FIGURES = 0.2
 
@@ -265,6 +266,7 @@ class Training:
         return {
             "task": run.task.name,
             "permuted": config.permuted,
+            "standardization": config.standardization if run.task.name in OPTIONS["standardization"] else None,
             "limit": config.limit,
             "method": config.method,
             "form": config.form if is_fptt else None,

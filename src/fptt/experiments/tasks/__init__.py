@@ -25,6 +25,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt"),
     "permuted": ("mnist",),
     "by": ("mnist",),
+    "standardization": ("mnist", "cifar10"),
     "level": ("text",),
     "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt"),
 }

@@ -13,9 +13,12 @@ from fptt.experiments.tasks.task import Task
 HUB_ID = "uoft-cs/cifar10"
 NUM_TEST = 10_000
 NUM_HELD_OUT = 5000
-MEAN = (0.49140, 0.48216, 0.44653)
-DEVIATION = (0.24703, 0.24349, 0.26159)
-"""Of the colors of the training split, in [0, 1]."""
+CONSTANTS = {
+    "published": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "data": ((0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""Mean and deviation of the colors, in [0, 1]: of the published settings, and of the training split."""
 
 
 def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
@@ -30,6 +33,13 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     num_fit = len(train) - (1 if is_whole else 2) * NUM_HELD_OUT
     if num_fit < 1:
         raise UserError(f"the train split must have more than {len(train) - num_fit} samples, got {len(train)}.")
+
+    mean, deviation = (torch.tensor(values) for values in CONSTANTS[setting.standardization])
+
+    def to_sequences(batch: Tensor) -> Tensor:
+        """Return bytes, (B, 32, 32, 3), as sequences of colors, (1024, B, 3)."""
+        colors = batch.float().view(len(batch), 1024, 3).transpose(0, 1) / 255
+        return (colors - mean.to(batch.device)) / deviation.to(batch.device)
 
     def part(split: datasets.Dataset, name: str, start: int, stop: int) -> TensorDataset:
         """Decode only the images that the limit leaves."""
@@ -46,14 +56,8 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         test=part(test, "test", 0, len(test))
         if is_whole
         else part(train, "train", len(train) - NUM_HELD_OUT, len(train)),
-        to_sequences=pixels,
+        to_sequences=to_sequences,
         input_size=3,
         output_size=10,
         chance=0.1,
     )
-
-
-def pixels(batch: Tensor) -> Tensor:
-    """Return bytes, (B, 32, 32, 3), as sequences of standardized colors, (1024, B, 3)."""
-    colors = batch.float().view(len(batch), 1024, 3).transpose(0, 1) / 255
-    return (colors - torch.tensor(MEAN, device=batch.device)) / torch.tensor(DEVIATION, device=batch.device)

@@ -13,6 +13,8 @@ from fptt.experiments.tasks.task import Task
 HUB_ID = "ylecun/mnist"
 NUM_VALIDATION = 5000
 PERMUTATION_SEED = 0
+MEAN, DEVIATION = 0.1307, 0.3081
+"""Of the pixels of the training split, in [0, 1]; the published settings have these same digits."""
 NUM_PIXELS = {"pixel": 1, "row": 28}
 """How many pixels a time step has."""
 
@@ -32,7 +34,10 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
 
     def to_sequences(batch: Tensor) -> Tensor:
         ordered = batch if order is None else batch[:, order.to(batch.device)]
-        return (ordered.float() / 255).view(len(batch), -1, width).transpose(0, 1)
+        pixels = ordered.float() / 255
+        if setting.standardization != "none":
+            pixels = (pixels - MEAN) / DEVIATION
+        return pixels.view(len(batch), -1, width).transpose(0, 1)
 
     def part(split: datasets.Dataset, name: str, start: int, stop: int) -> TensorDataset:
         """Decode only the images that the limit leaves."""
