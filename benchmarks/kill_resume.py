@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fptt.experiments.run_folder import RunFolder
+from fptt.experiments.training.folder import RunFolder
 
 SETTING = ("--limit", "128", "--hidden-size", "16", "--batch-size", "16", "--epochs", "5", "--threads", "1")
 """About a second of training on the digits, with a checkpoint every few batches."""

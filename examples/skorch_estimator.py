@@ -2,7 +2,7 @@
 
 from digits import num_epochs, pixels
 
-from fptt.experiments.estimators import FPTTClassifier
+from fptt.integrations.sklearn import FPTTClassifier
 
 
 def train(epochs: int) -> FPTTClassifier:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
-from fptt.nn import _cudnn
-from tests.engine.agreement import (
+from fptt.nn import cudnn
+from tests.engine.compiled.agreement import (
     CELLS,
     FORMS,
     RULES,
@@ -241,7 +241,7 @@ def test_the_operator_for_a_layer_is_that_of_torch(cell: str, size: int, length:
     outputs, final = model.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
     final = list(final) if len(states) > 1 else [final]
     num_gates = len(weights[0]) // size
-    here, end = _cudnn.run_cudnn(inputs, weights, tuple(state[0] for state in states), num_gates)
+    here, end = cudnn.run_cudnn(inputs, weights, tuple(state[0] for state in states), num_gates)
     leaves = [inputs, *weights, *states]
     towards = [torch.randn_like(tensor) for tensor in (outputs, *final)]
     expected = torch.autograd.grad([outputs, *final], leaves, towards)

@@ -13,7 +13,7 @@ def main() -> int:
         print(f"fptt: the command line needs {', '.join(missing)}: pip install 'fptt[experiments]'", file=sys.stderr)
         return 1
     try:
-        from fptt.experiments.cli import run
+        from fptt.experiments.commands.cli import run
 
         return run(sys.argv[1:])
     except KeyboardInterrupt:

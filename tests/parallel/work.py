@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fptt
-from fptt._engine import _compiler
+from fptt._engine.compiled import compiler
 from tests.parallel.problem import (
     NUM_UPDATES,
     SETTINGS,
@@ -51,7 +51,7 @@ CHUNKED = [name for name, setting in SETTINGS.items() if setting["kind"] is not 
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Run the traced graphs of the compiled engine as they are."""
-    with mock.patch.object(_compiler, "_compile", lambda graph, examples: graph):  # noqa: ARG005
+    with mock.patch.object(compiler, "_compile", lambda graph, examples: graph):  # noqa: ARG005
         yield
 
 

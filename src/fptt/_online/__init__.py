@@ -1,3 +1,1 @@
-"""Online learning: steps come one by one, for ever."""
-
-from fptt._online._learner import OnlineLearner as OnlineLearner
+"""Online learning: steps that come one by one."""

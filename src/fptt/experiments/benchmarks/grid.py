@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fptt import chunk_lengths
-from fptt.experiments.errors import UserError
+from fptt.experiments.process.errors import UserError
 
 INPUT_SIZE = 1
 HIDDEN_SIZE = 128

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from fptt.experiments.benchmarks.memory_child import CHUNKS_A_SLICE, HIDDEN_SIZE, LR, MAX_NORM, Request
 from fptt.experiments.benchmarks.sequence_file import SequenceFile
-from fptt.experiments.environment import environment
-from fptt.experiments.errors import UserError
-from fptt.experiments.progress import make_display
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.machine import environment
+from fptt.experiments.process.progress import make_display
 
 BATCH_SIZE = 4
 PROBE_LENGTH = 1000

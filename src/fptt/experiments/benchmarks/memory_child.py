@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import fptt
 from fptt.experiments.benchmarks.sequence_file import SequenceFile
-from fptt.experiments.environment import MemoryMeter, prepare_process
+from fptt.experiments.process.machine import MemoryMeter, prepare_process
 
 HIDDEN_SIZE = 128
 LR = 1e-3

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from fptt.experiments.report import COLORS, save_figure
+from fptt.experiments.training.plots import COLORS, save_figure
 
 Report = Mapping[str, Any]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fptt.experiments.errors import UserError
+from fptt.experiments.process.errors import UserError
 
 
 def parse_names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:

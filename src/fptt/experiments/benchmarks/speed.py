@@ -10,10 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fptt.experiments.benchmarks.allocator import keep_freed_memory
-from fptt.experiments.benchmarks.floor import Floor
-from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Grid, Setting, Spec
-from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
-from fptt.experiments.benchmarks.trainers import (
+from fptt.experiments.benchmarks.contestants import (
     ALPHA,
     LR,
     MAX_NORM,
@@ -23,9 +20,12 @@ from fptt.experiments.benchmarks.trainers import (
     make_trainer,
     warm_up_steps,
 )
-from fptt.experiments.environment import environment
-from fptt.experiments.errors import UserError, one_line
-from fptt.experiments.progress import Display, make_display
+from fptt.experiments.benchmarks.floor import Floor
+from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Grid, Setting, Spec
+from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
+from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.process.machine import environment
+from fptt.experiments.process.progress import Display, make_display
 
 Row = dict[str, Any]
 

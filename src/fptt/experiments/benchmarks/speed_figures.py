@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from fptt.experiments.report import COLORS, save_figure
+from fptt.experiments.training.plots import COLORS, save_figure
 
 LITERAL_COLOR = "tab:orange"
 FLOOR_COLOR = "black"

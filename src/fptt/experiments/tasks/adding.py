@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from fptt.experiments.config import Setting
-from fptt.experiments.errors import UserError
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, generated_parts
 from fptt.experiments.tasks.task import Task
 

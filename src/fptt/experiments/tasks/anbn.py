@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from fptt.experiments.config import Setting
+from fptt.experiments.configs.config import Setting
 from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, FreshSamples
 from fptt.experiments.tasks.scores import IGNORED, ClassScore
 from fptt.experiments.tasks.task import Task

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from fptt.experiments.config import Setting
-from fptt.experiments.errors import UserError
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.loading import check_columns, images, load_splits, whole_numbers
 from fptt.experiments.tasks.task import Task
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fptt.experiments.config import Setting
+from fptt.experiments.configs.config import Setting
 from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, generated_parts
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task

@@ -7,7 +7,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from fptt.experiments.config import Setting
+from fptt.experiments.configs.config import Setting
 from fptt.experiments.tasks.task import Task
 
 SPLIT_SEED = 0

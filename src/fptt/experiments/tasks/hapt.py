@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from fptt.experiments.config import Setting
-from fptt.experiments.errors import UserError
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.loading import (
     channel_statistics,
     check_columns,

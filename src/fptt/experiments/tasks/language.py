@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, from_numpy
 
-from fptt.experiments.config import Setting
-from fptt.experiments.errors import UserError
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import TokenWindows
 from fptt.experiments.tasks.scores import TokenScore
 from fptt.experiments.tasks.task import Task

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from torch import Tensor, from_numpy, std_mean
 
-from fptt.experiments.errors import UserError, one_line
+from fptt.experiments.process.errors import UserError, one_line
 
 
 def load_splits(

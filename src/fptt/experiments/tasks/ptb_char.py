@@ -1,7 +1,7 @@
 """Penn Treebank in Mikolov's preparation (Mikolov et al. 2012): the next of 50 characters."""
 
-from fptt.experiments.config import Setting
-from fptt.experiments.errors import UserError
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.language import PARTS, UNDERSCORED, make_task
 from fptt.experiments.tasks.loading import load_splits, texts
 from fptt.experiments.tasks.task import Task

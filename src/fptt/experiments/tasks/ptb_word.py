@@ -1,6 +1,6 @@
 """Penn Treebank in Mikolov's preparation (Mikolov et al. 2010): the next of 10,000 words."""
 
-from fptt.experiments.config import Setting
+from fptt.experiments.configs.config import Setting
 from fptt.experiments.tasks.language import PARTS, WORDS, make_task
 from fptt.experiments.tasks.loading import load_splits, texts
 from fptt.experiments.tasks.task import Task

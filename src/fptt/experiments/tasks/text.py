@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fptt.experiments.config import Setting
-from fptt.experiments.errors import UserError
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.language import CHARACTERS, PARTS, UNKNOWN, WORDS, make_task, make_vocabulary
 from fptt.experiments.tasks.loading import load_splits, texts
 from fptt.experiments.tasks.task import Task

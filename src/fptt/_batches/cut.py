@@ -1,0 +1,211 @@
+"""A batch of sequences, checked and cut into chunks, before a method walks over it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.optim import Optimizer
+
+from fptt._batches.batch import StreamChunk
+from fptt._batches.segments import Start, find_starts
+from fptt._checks import all_finite
+from fptt._losses.chunk_loss import ChunkLoss
+from fptt._sequence import State, chunk_lengths, describe_state, length_mask
+
+
+class BatchResult(NamedTuple):
+    """What one batch gave; tensors stay on the device, so that reading a figure is the only synchronization.
+
+    Attributes:
+        loss: Mean of the chunk losses, a scalar.
+        chunk_losses: ℓ_k at the weights before the update of chunk k, (K,).
+        penalty: R after the last update, a scalar; 0 without a regularizer.
+        updates: Updates that the optimizer made.
+        gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
+        state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
+        skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
+    """
+
+    loss: Tensor
+    chunk_losses: Tensor
+    penalty: Tensor
+    updates: int
+    gradient_norm: Tensor
+    state: State
+    skipped: int = 0
+
+
+class Chunk(NamedTuple):
+    """Chunk k of a batch: its inputs, in the layout in which they came, and its part of the targets.
+
+    Attributes:
+        number: k.
+        inputs: (T_k, B, …), or (B, T_k, …).
+        part: What the loss needs of the targets.
+        has_steps: Whether something in it counts.
+        starts: Where sequences begin in it; None where nobody asked.
+        has_bad_inputs: Whether it is to be skipped, for NaN or Inf in its inputs.
+    """
+
+    number: int
+    inputs: Tensor
+    part: Any
+    has_steps: bool
+    starts: tuple[Start, ...] | None
+    has_bad_inputs: bool = False
+
+
+class Chunking(NamedTuple):
+    """How a method cuts: K or the longest chunk, and the time dimension of inputs, targets of steps and masks."""
+
+    num_chunks: int | None
+    chunk_length: int | None
+    batch_first: bool
+
+    @property
+    def time_dim(self) -> int:
+        """Return 1 for batch-first tensors, else 0."""
+        return int(self.batch_first)
+
+    def time_major(self, tensor: Tensor) -> Tensor:
+        """Return a view with time in dim 0 and the batch in dim 1."""
+        return tensor.transpose(0, 1) if self.batch_first else tensor
+
+
+def unpack(batch: StreamChunk, loss: ChunkLoss, chunking: Chunking) -> StreamChunk:
+    """Return a batch as padded tensors, its sequences in the order in which they were given before packing.
+
+    Raises:
+        ValueError: If there is a mask beside packed inputs, or packed targets do not belong to their steps.
+    """
+    inputs, targets, mask, is_first = batch
+    if not isinstance(inputs, PackedSequence):
+        return batch
+    if mask is not None:
+        raise ValueError("mask must be None with a PackedSequence, whose lengths say which steps are real.")
+    padded, lengths = pad_packed_sequence(inputs, chunking.batch_first)
+    if isinstance(targets, PackedSequence):
+        if not loss.per_step:
+            raise ValueError("targets must be one per sequence, (B, …), for this loss, got a PackedSequence of steps.")
+        targets, own = pad_packed_sequence(targets, chunking.batch_first)
+        if not torch.equal(lengths, own):
+            raise ValueError(f"targets must have the lengths of inputs, {lengths.tolist()}, got {own.tolist()}.")
+    mask = chunking.time_major(length_mask(lengths, int(lengths.max())))
+    return StreamChunk(padded, targets, mask, is_first)
+
+
+def cut_batch(
+    inputs: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    loss: ChunkLoss,
+    chunking: Chunking,
+    *,
+    is_first: Tensor | None = None,
+    allow_empty: bool = False,
+) -> list[Chunk]:
+    """Return the chunks of a batch; with `allow_empty`, also of one without a real step.
+
+    Raises:
+        ValueError: If inputs, targets, mask or flags do not fit together, or there are fewer time steps than chunks.
+    """
+    _check_tensors(inputs=inputs, targets=targets)
+    if inputs.dim() < 2 or inputs.numel() == 0:
+        layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
+        raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
+    num_steps, batch_size = chunking.time_major(inputs).shape[:2]
+    lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
+    mask = _checked_flags("mask", mask, (num_steps, batch_size), chunking)
+    if mask is not None:
+        mask = mask.to(inputs.device)
+        if not allow_empty and not mask.any():
+            raise ValueError("mask must have at least one real step, got none.")
+    is_first = _checked_flags("is_first", is_first, (num_steps, batch_size), chunking)
+    if is_first is not None and not loss.per_step:
+        raise ValueError("is_first needs a loss of every step, a SequenceLoss: a label has a single sequence.")
+    if loss.per_step and targets.dim() >= 2:
+        targets = chunking.time_major(targets)
+    parts = loss.split(targets, mask, lengths, batch_size)
+    starts = find_starts(is_first, lengths)
+    pieces = zip(inputs.split(lengths, chunking.time_dim), parts, _have_steps(parts), starts, strict=True)
+    return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
+
+
+def _have_steps(parts: list[Any]) -> list[bool]:
+    """Tell which chunks have something that counts, with one synchronization for all."""
+    counted = [getattr(part, "counted", None) for part in parts]
+    distinct = {id(counts): counts.any() for counts in counted if counts is not None}  # often one for all chunks
+    if not distinct:
+        return [True] * len(parts)
+    found = dict(zip(distinct, torch.stack(list(distinct.values())).tolist(), strict=True))
+    return [found.get(id(counts), True) for counts in counted]
+
+
+def _check_tensors(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
+
+
+def _checked_flags(name: str, flags: Tensor | None, expected: tuple[int, int], chunking: Chunking) -> Tensor | None:
+    """Return flags of steps, (T, B), time-major."""
+    if flags is None:
+        return None
+    _check_tensors(**{name: flags})
+    found = chunking.time_major(flags) if flags.dim() == 2 else flags
+    if found.dtype != torch.bool or tuple(found.shape) != expected:
+        raise ValueError(f"{name} must be boolean with T, B = {expected}, got {found.dtype} of {tuple(found.shape)}.")
+    return found
+
+
+def check_inputs(inputs: Tensor, chunks: list[Chunk], batch: int) -> None:
+    """Raise FloatingPointError, naming batch and chunk, if an input is NaN or Inf."""
+    for chunk in [] if all_finite(inputs) else chunks:
+        if not all_finite(chunk.inputs):
+            raise FloatingPointError(
+                f"inputs hold NaN or Inf in chunk {chunk.number} of batch {batch}; no weight was changed."
+            )
+
+
+def mark_bad_inputs(inputs: Tensor, chunks: list[Chunk]) -> list[Chunk]:
+    """Return the chunks, told which of them hold NaN or Inf."""
+    if all_finite(inputs):
+        return chunks
+    return [chunk._replace(has_bad_inputs=not all_finite(chunk.inputs)) for chunk in chunks]
+
+
+def call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
+    """Return outputs and next state; where the user gave the state, say so if it does not fit.
+
+    Raises:
+        ValueError: If a given state does not fit the model.
+        TypeError: If the model does not return outputs and state.
+    """
+    try:
+        result = model(inputs, state)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_given:
+            raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
+        raise
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
+    if is_given and state is not None:
+        check_same_state(state, result[1])
+    return result
+
+
+def check_same_state(given: State, returned: State) -> None:
+    """Raise ValueError unless the state that came back has the tensors and shapes of the one that went in."""
+    if describe_state(given) != describe_state(returned):
+        raise ValueError(f"state must match the model's own, {describe_state(returned)}, got {describe_state(given)}.")
+
+
+def check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> None:
+    """Raise ValueError if model and data have another layout, or the optimizer does not train the model."""
+    layout = getattr(model, "batch_first", batch_first)
+    if layout != batch_first:
+        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
+    held = {param for group in optimizer.param_groups for param in group["params"]}
+    if held.isdisjoint(model.parameters()):
+        raise ValueError("optimizer must hold parameters of the model, got none of them.")

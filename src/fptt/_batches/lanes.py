@@ -1,0 +1,180 @@
+"""Sequences of unequal length, laid end to end in lanes without padding."""
+
+import heapq
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fptt._batches.arrays import as_tensor
+from fptt._batches.batch import StreamChunk
+from fptt._checks import check_count, check_iterable, check_keys
+
+
+class PackedSequences(Iterator[StreamChunk]):
+    """What `pack_sequences` returns: the chunks, and the position, from which packing goes on bit for bit.
+
+    The position is a few numbers and holds no data: the sequences that lie open in the lanes are read again. To go on,
+    give `pack_sequences` the same sequences without the first `state_dict()["skip"]`, and load the position before the
+    first chunk is taken and before `prefetch` is put around it.
+
+    Examples:
+        >>> sequences = [(torch.full((n,), float(n)), torch.zeros(n)) for n in (3, 1, 2, 2)]
+        >>> chunks = fptt.pack_sequences(sequences, batch_size=2, chunk_length=2)
+        >>> position = (next(chunks), chunks.state_dict())[1]
+        >>> others = fptt.pack_sequences(sequences[position["skip"] :], batch_size=2, chunk_length=2)
+        >>> others.load_state_dict(position)
+        >>> torch.equal(next(others).inputs, next(chunks).inputs)
+        True
+    """
+
+    def __init__(self, sequences: Iterable[Any], batch_size: int, chunk_length: int, *, batch_first: bool) -> None:
+        self.batch_size, self.chunk_length, self.batch_first = batch_size, chunk_length, batch_first
+        self._sequences = _checked(sequences)
+        self._placed: list[_Placed] = []
+        self._free = [(0, lane) for lane in range(batch_size)]  # a heap: the step at which each lane is free
+        self._taken = self._step = 0
+
+    def __next__(self) -> StreamChunk:
+        """Return the next chunk."""
+        start, end = self._step, self._step + self.chunk_length
+        while self._free[0][0] < end and (pair := next(self._sequences, None)) is not None:
+            begin, lane = self._free[0]
+            self._placed.append(_Placed(self._taken, *pair, lane, begin))
+            self._taken += 1
+            heapq.heapreplace(self._free, (self._placed[-1].end, lane))
+        if not self._placed:
+            raise StopIteration
+        chunk = _cut(self._placed, self.batch_size, start, end)
+        self._step, self._placed = end, [sequence for sequence in self._placed if sequence.end > end]
+        return StreamChunk(*(tensor.transpose(0, 1) for tensor in chunk)) if self.batch_first else chunk  # pyright: ignore
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position: sequences to skip, sequences taken, those that lie open, and where each lane is free."""
+        places = [[sequence.number, sequence.lane, sequence.start, len(sequence.inputs)] for sequence in self._placed]
+        return {
+            "skip": min((place[0] for place in places), default=self._taken),
+            "taken": self._taken,
+            "step": self._step,
+            "open": places,
+            "free": [step for _, step in sorted((lane, step) for step, lane in self._free)],
+            "batch_size": self.batch_size,
+            "chunk_length": self.chunk_length,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken; pulls the sequences that lay open, and those between them.
+
+        Raises:
+            ValueError: If it was saved with other lanes or chunks, a chunk was taken already, or the sequences are not
+                those that follow on the skipped ones.
+        """
+        own = self.state_dict()
+        check_keys("state_dict", state_dict, own)
+        if own["taken"]:
+            raise ValueError(f"state_dict must be loaded before the first chunk, got {own['taken']} sequences taken.")
+        for name in ("batch_size", "chunk_length"):
+            if state_dict[name] != own[name]:
+                raise ValueError(f"state_dict must have {name}={own[name]} as here, got {state_dict[name]}.")
+        places = {number: place for number, *place in state_dict["open"]}
+        self._placed = list(self._open_again(places, state_dict["skip"], state_dict["taken"]))
+        self._free = [(step, lane) for lane, step in enumerate(state_dict["free"])]
+        heapq.heapify(self._free)
+        self._taken, self._step = state_dict["taken"], state_dict["step"]
+
+    def _open_again(self, places: dict[int, list[int]], skip: int, taken: int) -> Iterator["_Placed"]:
+        """Pull the sequences from `skip` to `taken`, and put those that lay open back into their places."""
+        for number in range(skip, taken):
+            inputs, targets = next(self._sequences, (None, None))
+            lane, start, length = places.get(number, (0, 0, None))
+            if inputs is None or targets is None or length not in (None, len(inputs)):
+                found = "the end" if inputs is None else f"one of {len(inputs)} steps"
+                raise ValueError(
+                    f"sequences must be those of the state_dict without the first {skip}: number {number} must have "
+                    f"{length or 'some'} steps, got {found}."
+                )
+            if length is not None:
+                yield _Placed(number, inputs, targets, lane, start)
+
+
+def pack_sequences(
+    sequences: Iterable[Any], batch_size: int, chunk_length: int, *, batch_first: bool = False
+) -> PackedSequences:
+    """Lay sequences of any lengths end to end in lanes, and yield chunks for `train_stream`.
+
+    A lane takes the next sequence at the step where its own ends, so that no step is padding while sequences last; at
+    the very end the mask is False where lanes have run out. Which lane gets which does not depend on `chunk_length`.
+
+    A checkpoint holds `state_dict()` of what is returned, that of the `prefetch` around it if there is one, beside the
+    recurrent state of the last result. To go on, skip `state_dict["skip"]` sequences; see `PackedSequences`.
+
+    Args:
+        sequences: Any iterable of pairs, inputs (T_i, …) and targets (T_i, …), T_i ≥ 1; pulled when a lane is free.
+        batch_size: B, the lanes.
+        chunk_length: T, the time steps of every chunk.
+        batch_first: Whether chunks are (B, T, …) instead of (T, B, …).
+
+    Returns:
+        An iterator of `StreamChunk`s with `mask` and `is_first`.
+
+    Raises:
+        ValueError: If a number is out of range, or a sequence is empty or not like the first.
+        TypeError: If `sequences` is not iterable or does not give pairs.
+
+    Examples:
+        >>> sequences = [(torch.full((n,), float(n)), torch.zeros(n)) for n in (3, 1, 2, 2)]
+        >>> [chunk.inputs.T.tolist() for chunk in fptt.pack_sequences(sequences, batch_size=2, chunk_length=3)]
+        [[[3.0, 3.0, 3.0], [1.0, 2.0, 2.0]], [[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]]
+    """
+    check_iterable("sequences", sequences)
+    check_count("batch_size", batch_size)
+    check_count("chunk_length", chunk_length)
+    return PackedSequences(sequences, batch_size, chunk_length, batch_first=batch_first)
+
+
+class _Placed(NamedTuple):
+    """A sequence and its number, its lane, and its first step in the stream."""
+
+    number: int
+    inputs: Tensor
+    targets: Tensor
+    lane: int
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.inputs)
+
+
+def _cut(placed: list[_Placed], batch_size: int, start: int, end: int) -> StreamChunk:
+    """Return the steps from start to end of what is placed in the lanes."""
+    shape = (end - start, batch_size)
+    inputs, targets = (tensor.new_zeros(shape + tensor.shape[1:]) for tensor in placed[0][1:3])
+    mask, is_first = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for sequence in placed:
+        first, last = max(sequence.start, start), min(sequence.end, end)
+        here, own = slice(first - start, last - start), slice(first - sequence.start, last - sequence.start)
+        inputs[here, sequence.lane] = sequence.inputs[own]
+        targets[here, sequence.lane] = sequence.targets[own]
+        mask[here, sequence.lane] = True
+        is_first[first - start, sequence.lane] = first == sequence.start
+    return StreamChunk(inputs, targets, mask, is_first)
+
+
+def _checked(sequences: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    expected = None
+    for number, pair in enumerate(sequences):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"sequences must give pairs (inputs, targets), got a {type(pair).__name__} at {number}.")
+        inputs, targets = map(as_tensor, pair)
+        if inputs.dim() == 0 or len(inputs) == 0 or targets.shape[:1] != inputs.shape[:1]:
+            raise ValueError(
+                "sequences must have inputs (T_i, …) and targets (T_i, …) of at least one step, "
+                f"got {tuple(inputs.shape)} and {tuple(targets.shape)} at {number}."
+            )
+        found = [(tuple(tensor.shape[1:]), tensor.dtype, tensor.device) for tensor in (inputs, targets)]
+        expected = expected or found
+        if found != expected:
+            raise ValueError(f"sequences must all have steps like the first, {expected}, got {found} at {number}.")
+        yield inputs, targets

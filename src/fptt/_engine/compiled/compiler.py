@@ -1,0 +1,165 @@
+"""From a function of tensors to machine code: traced to one graph, compiled by PyTorch's Inductor."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fptt._engine.compiled.products import DECOMPOSITIONS, register_lowering
+from fptt.nn.cells import plain_cells
+
+LOGGER = logging.getLogger("fptt")
+
+Compiled = Callable[..., Sequence[Tensor]]
+
+
+class CompilationError(RuntimeError):
+    """A model cannot be trained with engine='compiled', for the reason that the message gives."""
+
+
+EAGER_INSTEAD = "engine='eager' runs it as it is."
+
+
+def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tensor], module: nn.Module) -> Compiled:
+    """Trace and compile a function of tensors, and tell how long it took.
+
+    Args:
+        function: Returns a list of tensors; may change its arguments in place.
+        examples: Arguments of the shapes for which it is compiled; they are not changed.
+        module: What the function calls, to name the place if it cannot be traced.
+
+    Raises:
+        CompilationError: If it cannot be traced or compiled; says where, why, and what to do.
+    """
+    _keep_freed_memory()
+    start = time.perf_counter()
+    graph = _trace(function, examples, module)
+    traced = time.perf_counter()
+    compiled = _compile(graph, examples)
+    end = time.perf_counter()
+    announce(f"compiled a chunk step in {end - start:.1f} s (tracing {traced - start:.1f} s)")
+    return compiled
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep what a step frees for the next one.
+
+    At first glibc gives blocks above 128 KiB back to the system at once, and every step would have to fetch its pages
+    anew, which doubles its time. It learns from the largest block that was freed, up to 32 MiB (mallopt(3),
+    M_MMAP_THRESHOLD).
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def announce(text: str) -> None:
+    """Tell through the logger `fptt`, or to the terminal where nobody has set up logging."""
+    if LOGGER.hasHandlers():
+        LOGGER.info(text)
+    else:
+        print(f"fptt: {text}", file=sys.stderr, flush=True)
+
+
+def _trace(
+    function: Callable[..., list[Tensor]], examples: Sequence[Tensor], module: nn.Module
+) -> torch.fx.GraphModule:
+    try:
+        with plain_cells():
+            traced = make_fx(function, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+            return traced(*examples)
+    except Exception as error:  # whatever the user's model raises when its tensors have no values
+        raise CompilationError(
+            f"engine='compiled' cannot trace {_place(error.__traceback__, module)}: {_reason(error)}. {EAGER_INSTEAD}"
+        ) from error
+
+
+def _place(traceback: TracebackType | None, root: nn.Module) -> str:
+    """Return the name and class of the innermost module in which an error was raised."""
+    names = {id(module): name for name, module in root.named_modules()}
+    found = "the model"
+    while traceback is not None:
+        owner = traceback.tb_frame.f_locals.get("self")
+        if id(owner) in names and names[id(owner)]:
+            found = f"{names[id(owner)]} ({type(owner).__name__})"
+        traceback = traceback.tb_next
+    return found
+
+
+def _reason(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__:
+        return "its control flow depends on the values of tensors (an `if`, `bool()` or `.item()` of a tensor)"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _compile(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compiled:
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # hints at settings of PyTorch, which would fail the compilation where warnings are errors
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
+            return _inductor(graph, examples)
+    except Exception as error:
+        if _has_cause(error, InvalidCxxCompiler):
+            raise CompilationError(
+                "engine='compiled' needs a C++ compiler and found none: install g++ (Debian, Ubuntu: apt install g++; "
+                "Fedora: dnf install gcc-c++; conda: conda install cxx-compiler; macOS: xcode-select --install), or "
+                "name one in the environment variable CXX. " + EAGER_INSTEAD
+            ) from error
+        if isinstance(error, InductorError | RuntimeError):
+            raise CompilationError(
+                f"engine='compiled' cannot compile the chunk step: {_reason(error)}. {EAGER_INSTEAD}"
+            ) from error
+        raise
+
+
+def _inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compiled:
+    """Compile by Inductor; return the machine code itself where PyTorch's wrapper around it has nothing to do."""
+    from torch._functorch import config as functorch_config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    register_lowering()
+    kept: list[Any] = []
+
+    def compile_inner(*arguments: Any, **settings: Any) -> Any:
+        kept.append(compile_fx_inner(*arguments, **settings))
+        return kept[-1]
+
+    options = {"fallback_random": True, "cpp_wrapper": examples[0].device.type == "cpu"}
+    with functorch_config.patch(enable_autograd_cache=False):  # it would pass over `compile_inner`
+        wrapped: Any = compile_fx(graph, list(examples), inner_compile=compile_inner, config_patches=options)
+    code = getattr(kept[0], "current_callable", None) if len(kept) == 1 else None
+
+    def direct(*tensors: Tensor) -> Sequence[Tensor]:
+        return code(list(tensors))  # pyright: ignore[reportOptionalCall]
+
+    return direct if code is not None and _agree(wrapped, direct, examples) else wrapped
+
+
+def _agree(one: Compiled, other: Compiled, examples: Sequence[Tensor]) -> bool:
+    """Tell whether two functions return and change the same, bit for bit, on copies of the examples."""
+    seen = []
+    for function in (one, other):
+        tensors = [tensor.clone() for tensor in examples]
+        with torch.random.fork_rng([examples[0].device] if examples[0].device.type == "cuda" else []):
+            seen.append([*function(*tensors), *tensors])
+    return len(seen[0]) == len(seen[1]) and all(
+        first.shape == second.shape and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+        for first, second in zip(*seen, strict=True)
+    )
+
+
+def _has_cause(error: BaseException | None, kind: type[Exception]) -> bool:
+    while error is not None:
+        if isinstance(error, kind) or kind.__name__ in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

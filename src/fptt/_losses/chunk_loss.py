@@ -1,0 +1,266 @@
+"""The loss of one chunk: of its own steps (sequence to sequence), or of a label that belongs to the whole sequence."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fptt._losses.elementwise import Elementwise, LossFunction, ignored_index
+from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
+
+
+class ChunkLoss(nn.Module, ABC):
+    """A loss for every chunk of a sequence; the three methods take the same ones.
+
+    `split` turns the targets of a batch into one part per chunk; calling the loss with the outputs of a chunk and its
+    part gives a scalar ℓ_k. A part with a boolean tensor `counted` says what of the chunk counts: where nothing does,
+    there is no update. To a compiled step the tensors and floats of a part are inputs, anything else is a constant.
+
+    Attributes:
+        per_step: Whether the targets have a time dimension.
+    """
+
+    per_step: bool = False
+
+    @abstractmethod
+    def split(self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int) -> list[Any]:
+        """Return what each chunk needs of the targets.
+
+        Args:
+            targets: (T, B, …) for sequence-to-sequence losses, (B, …) for terminal ones.
+            mask: Boolean, (T, B), True at real steps; None if all are real.
+            lengths: Time steps of each chunk; they sum to T.
+            batch_size: B.
+
+        Raises:
+            ValueError: If the targets do not have the length of the inputs.
+        """
+
+    @abstractmethod
+    def forward(self, output: Tensor, part: Any) -> Tensor:
+        """Return the scalar loss of a chunk from its outputs, (T_k, B, …), and its part of the targets."""
+
+    def observe(self, output: Tensor, part: Any) -> None:
+        """Learn from the outputs of a chunk after its update; only a loss with a running estimate does."""
+
+    def num_counted(self, parts: Sequence[Any]) -> float:  # noqa: ARG002
+        """Return what the mean over the batch is over: its weight beside the batches of other processes."""
+        raise TypeError(f"{type(self).__name__} must define num_counted to be trained in several processes.")
+
+
+class SequencePart(NamedTuple):
+    """The targets of a chunk, (T_k, B, …); where they count, (T_k, B); K; and N, the counted steps of the batch."""
+
+    targets: Tensor
+    counted: Tensor | None
+    num_chunks: float
+    num_counted: float | Tensor
+
+
+class SequenceLoss(ChunkLoss):
+    """The mean of a loss over the real steps of a sequence, chunk by chunk.
+
+        ℓ_k = (K/N) Σ ℓ(y_t, ŷ_t) over the real steps t of chunk k,   N real steps in the whole batch
+
+    so that the mean of the ℓ_k is the mean over all real steps, and every real step has the same weight however the
+    sequence is cut. With equal chunks and no mask ℓ_k is the chunk's mean. Steps whose target is the function's
+    `ignore_index` do not count as real.
+
+    Args:
+        function: Any torch loss, such as `torch.nn.functional.cross_entropy` or `torch.nn.MSELoss()`; or a function of
+            your own that returns one value per element.
+
+    Raises:
+        ValueError: If the function has a reduction other than "mean" or "none".
+
+    Examples:
+        >>> loss = fptt.SequenceLoss(nn.functional.mse_loss)
+        >>> parts = loss.split(torch.zeros(4, 2, 1), None, [3, 1], 2)
+        >>> [round(loss(torch.ones(n, 2, 1), part).item(), 6) for n, part in zip([3, 1], parts)]
+        [1.5, 0.5]
+    """
+
+    per_step = True
+
+    def __init__(self, function: LossFunction) -> None:
+        super().__init__()
+        self.function = Elementwise(function)
+        self.ignore_index = ignored_index(function)
+
+    def split(
+        self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
+    ) -> list[SequencePart]:
+        """Return the targets of each chunk and the weight of its steps; see `ChunkLoss.split`."""
+        expected = (sum(lengths), batch_size)
+        if tuple(targets.shape[:2]) != expected:
+            raise ValueError(f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(targets.shape)}.")
+        counted = self._counted(targets, mask)
+        chunks = targets.split(list(lengths))
+        if counted is None:
+            return [SequencePart(chunk, None, float(len(lengths)), float(math.prod(expected))) for chunk in chunks]
+        total = counted.sum().clamp(min=1)
+        masks = counted.split(list(lengths))
+        return [
+            SequencePart(chunk, mask, float(len(lengths)), total) for chunk, mask in zip(chunks, masks, strict=True)
+        ]
+
+    def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
+        if self.ignore_index is None or targets.is_floating_point():
+            return mask
+        kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
+        return kept if mask is None else kept & mask
+
+    def num_counted(self, parts: Sequence[SequencePart]) -> float:
+        """Return N, the real steps of the batch, at least 1."""
+        return float(parts[0].num_counted)
+
+    def forward(self, output: Tensor, part: SequencePart) -> Tensor:
+        """Return ℓ_k of a chunk."""
+        if output.shape[:2] != part.targets.shape[:2]:
+            raise ValueError(
+                "the model must return one output per step, "
+                f"(T_k, B, …) with T_k, B = {tuple(part.targets.shape[:2])}, got {tuple(output.shape)}."
+            )
+        values = self.function(output.flatten(0, 1), part.targets.flatten(0, 1))
+        if part.counted is not None:
+            values = torch.where(part.counted.flatten(), values, 0.0)
+        return values.sum() * part.num_chunks / part.num_counted
+
+
+class TerminalPart(NamedTuple):
+    """The targets of a chunk of T_k steps, and how they count.
+
+    Attributes:
+        targets: (B, …).
+        position: k + 1.
+        num_chunks: K, or that of each sample, (B,).
+        counted: Where a sample counts, (B,); None if all do.
+        num_counted: Samples that count anywhere in the batch.
+        last: Last real step in the chunk of each sample, (B,); None for the last step.
+        num_steps: T_k.
+    """
+
+    targets: Tensor
+    position: float
+    num_chunks: float | Tensor
+    counted: Tensor | None
+    num_counted: int | Tensor
+    last: Tensor | None
+    num_steps: int
+
+
+class TerminalLoss(ChunkLoss):
+    """The loss of a label for the whole sequence, asked for at the end of every chunk.
+
+        ℓ_k = b · ℓ(y, ŷ_k) + (1 − b) · Div(ŷ_k, Q),   b = (k + 1)/K for chunk k = 0 … K − 1
+        Div(ŷ, Q) = −Σ_c Q(c) log softmax(ŷ)_c
+
+    (Kag & Saligrama 2021, with ŷ_k the output at the chunk's last step.) The early, uncertain predictions are held to
+    Q instead of the label. With one chunk it is the plain loss of the label. A sequence that ends early, by the mask,
+    has b = 1 in the chunk where it ends and nothing after it: its chunks weigh as much as those of others, and there
+    are fewer of them. Samples whose label is the function's `ignore_index` do not count; weights of classes multiply
+    the terms, and the mean is over samples.
+
+    Args:
+        function: Any torch loss of (output, target), for classes or regression.
+        divergence: Q: None for none (regression), `"uniform"`, or a `RunningPrior`.
+
+    Raises:
+        ValueError: If the function has a reduction other than "mean" or "none", or divergence is none of these.
+
+    Examples:
+        >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
+        >>> parts = loss.split(torch.tensor([0, 1]), None, [5, 5], 2)
+        >>> [round(loss(torch.zeros(5, 2, 4), part).item(), 4) for part in parts]
+        [1.3863, 1.3863]
+    """
+
+    def __init__(self, function: LossFunction, divergence: str | Prior | None = None) -> None:
+        super().__init__()
+        if divergence is not None and divergence != "uniform" and not isinstance(divergence, Prior):
+            raise ValueError(f"divergence must be None, 'uniform' or a RunningPrior, got {divergence!r}.")
+        self.function = Elementwise(function)
+        self.ignore_index = ignored_index(function)
+        self.prior = UniformPrior() if isinstance(divergence, str) else divergence
+
+    def split(
+        self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
+    ) -> list[TerminalPart]:
+        """Return the targets and the weight b of each chunk; see `ChunkLoss.split`."""
+        if targets.dim() == 0 or len(targets) != batch_size:
+            raise ValueError(
+                f"targets must have shape (B, …) with B = {batch_size}, one per sequence, got {tuple(targets.shape)}."
+            )
+        kept, num_kept = self._kept(targets)
+        if mask is None:
+            return [
+                TerminalPart(targets, float(k + 1), float(len(lengths)), kept, num_kept, None, length)
+                for k, length in enumerate(lengths)
+            ]
+        masks = mask.split(list(lengths))
+        counted = torch.stack([chunk.any(0) for chunk in masks])  # (K, B)
+        if not counted.any(0).all():
+            raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
+        own_chunks = _last_true(counted) + 1
+        counted = counted if kept is None else counted & kept
+        return [
+            TerminalPart(targets, float(k + 1), own_chunks, counted[k], num_kept, _last_true(chunk), len(chunk))
+            for k, chunk in enumerate(masks)
+        ]
+
+    def _kept(self, targets: Tensor) -> tuple[Tensor | None, int | Tensor]:
+        """Return the samples whose label is not ignored, (B,), and their number."""
+        if self.ignore_index is None or targets.is_floating_point() or targets.dim() != 1:
+            return None, len(targets)
+        kept = targets != self.ignore_index
+        return kept, kept.sum().clamp(min=1)
+
+    def num_counted(self, parts: Sequence[TerminalPart]) -> float:
+        """Return the samples of the batch that count, at least 1."""
+        return float(parts[0].num_counted)
+
+    def forward(self, output: Tensor, part: TerminalPart) -> Tensor:
+        """Return ℓ_k of a chunk."""
+        final = self._final(output, part)
+        weight = _label_weight(part, final.dtype)
+        values = weight * self.function(final, part.targets)
+        if self.prior is not None:
+            values = values + (1 - weight) * cross_entropy_to(self.prior(final, self._labels(part)), final)
+        if part.counted is not None:
+            values = torch.where(part.counted, values, 0.0)
+        return values.sum() / part.num_counted
+
+    def _labels(self, part: TerminalPart) -> Tensor:
+        """Return the targets for Q; an ignored label has no row there, and its term does not count."""
+        return part.targets if part.counted is None else torch.where(part.counted, part.targets, 0)
+
+    @torch.no_grad()
+    def observe(self, output: Tensor, part: TerminalPart) -> None:
+        """Let a running prior learn from the predictions of the sequences that end in this chunk."""
+        if self.prior is not None:
+            final = self._final(output, part)
+            ended = torch.as_tensor(part.num_chunks == part.position, device=final.device).expand(len(final))
+            self.prior.observe(final, self._labels(part), ended if part.counted is None else ended & part.counted)
+
+    def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
+        if part.last is None:
+            return output[-1]
+        if len(output) != part.num_steps:
+            raise ValueError(
+                f"a mask needs the outputs of all {part.num_steps} steps, got {len(output)}: use last_only=False."
+            )
+        return output[part.last, torch.arange(output.shape[1], device=output.device)]
+
+
+def _label_weight(part: TerminalPart, dtype: torch.dtype) -> float | Tensor:
+    """Return b = (k + 1)/K: a number, or (B,) where the samples have ends of their own."""
+    own = part.num_chunks
+    return part.position / (own.to(dtype) if isinstance(own, Tensor) else own)
+
+
+def _last_true(mask: Tensor) -> Tensor:
+    """Return the index of the last True in dim 0 of a (T, B) mask; T − 1 where there is none."""
+    return len(mask) - 1 - mask.flip(0).int().argmax(0)

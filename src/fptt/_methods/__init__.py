@@ -1,0 +1,1 @@
+"""The training methods BPTT, TBPTT and FPTT."""

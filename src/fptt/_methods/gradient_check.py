@@ -1,0 +1,207 @@
+"""Whether the gradient of each chunk is what it should be: a tool for cells of one's own."""
+
+import copy
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fptt._batches.cut import Chunk, Chunking, cut_batch
+from fptt._losses.chunk_loss import ChunkLoss
+from fptt._sequence import State, detach, map_state
+
+Gradient = dict[str, Tensor]
+
+
+class ChunkGradient(NamedTuple):
+    """How the gradient of one chunk compares.
+
+    Attributes:
+        number: The chunk, from 0.
+        loss: Its loss.
+        autograd_error: Largest relative error of a parameter against autograd on an isolated copy of the model, from a
+            copy of the incoming state: above rounding, the graph or the state leaks between chunks.
+        difference_error: Largest relative error of a parameter against central finite differences: above about 1e-6,
+            a backward pass is wrong.
+        worst_parameter: The parameter of the largest difference_error.
+        angle: Degrees between this gradient and that of BPTT for the same losses; 90 is unrelated, 180 opposed.
+    """
+
+    number: int
+    loss: float
+    autograd_error: float
+    difference_error: float
+    worst_parameter: str
+    angle: float
+
+
+class GradientReport(NamedTuple):
+    """The chunks of `check_gradient`, and the angle in degrees between the mean of their gradients and BPTT's."""
+
+    chunks: list[ChunkGradient]
+    angle: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every error is within the tolerance."""
+        return all(max(chunk.autograd_error, chunk.difference_error) <= self.tolerance for chunk in self.chunks)
+
+    def __str__(self) -> str:
+        lines = ["chunk        loss   vs autograd  vs differences   angle to BPTT   worst parameter"]
+        lines += [
+            f"{c.number:5d}  {c.loss:10.4g}  {c.autograd_error:12.1e}  {c.difference_error:14.1e}  {c.angle:13.1f}°"
+            f"   {c.worst_parameter}"
+            for c in self.chunks
+        ]
+        verdict = "correct" if self.passed else "WRONG"
+        return "\n".join([*lines, f"{verdict} to {self.tolerance:g}; mean gradient {self.angle:.1f}° from BPTT's"])
+
+
+def check_gradient(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: ChunkLoss,
+    *,
+    num_chunks: int | None = None,
+    chunk_length: int | None = None,
+    state: State = None,
+    mask: Tensor | None = None,
+    batch_first: bool = False,
+    tolerance: float = 1e-5,
+) -> GradientReport:
+    """Compare the gradient of each chunk, at fixed weights, with autograd, finite differences and BPTT, in float64.
+
+    The gradient under test is taken in one walk over the chunks, with the state detached at each cut, as the training
+    methods do. Finite differences go along one random direction a parameter. The model is copied, turned to float64
+    and to evaluation mode (no dropout); it is left as it was.
+
+    Args:
+        model: Called as `model(inputs, state) -> (outputs, state)`.
+        inputs: (T, B, …); keep the sequence short.
+        targets: (B, …) or (T, B, …), as the loss wants them.
+        loss: A `TerminalLoss` or a `SequenceLoss`.
+        num_chunks: K, the number of chunks.
+        chunk_length: Longest chunk in time steps, instead of `num_chunks`.
+        state: State to begin with, None for the model's own.
+        mask: Boolean, (T, B), True at real steps.
+        batch_first: Whether inputs, outputs, targets of steps and mask are (B, T, …).
+        tolerance: Largest relative error that passes.
+
+    Returns:
+        A `GradientReport`: print it to read it, `passed` for the verdict.
+
+    Raises:
+        ValueError: If the arguments do not fit together, or the model has no trainable parameter.
+
+    Examples:
+        >>> model = nn.LSTM(3, 5)
+        >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy)
+        >>> fptt.check_gradient(model, torch.randn(12, 4, 3), torch.arange(4), loss, num_chunks=3).passed
+        True
+    """
+    model, loss = copy.deepcopy(model).double().eval(), copy.deepcopy(loss).double().eval()
+    if not _trainable(model):
+        raise ValueError("model must have at least one trainable parameter, got none.")
+    inputs, targets = (tensor.double() if tensor.is_floating_point() else tensor for tensor in (inputs, targets))
+    state = detach(map_state(Tensor.double, state))
+    chunking = Chunking(num_chunks, chunk_length, batch_first)
+    chunks = cut_batch(inputs, targets, mask, loss, chunking)
+    checker = _Checker(model, loss, chunking)
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward pass in evaluation mode
+        gradients, states, losses = checker.walk(chunks, state)
+        full = checker.full_gradient(chunks, state)
+        reports = [
+            checker.compare(chunk, states[chunk.number], gradients[chunk.number], losses[chunk.number], full)
+            for chunk in chunks
+        ]
+    mean = {name: sum(gradient[name] for gradient in gradients) / len(gradients) for name in full}
+    return GradientReport(reports, _angle(mean, full), tolerance)  # pyright: ignore
+
+
+class _Checker:
+    """A model and a loss in float64, and the ways to take their gradient.
+
+    Only `walk` runs the model itself; everything else runs copies of it from before, which no walk has touched.
+    """
+
+    def __init__(self, model: nn.Module, loss: ChunkLoss, chunking: Chunking) -> None:
+        self.model, self.loss, self.chunking = model, loss, chunking
+        self.untouched = copy.deepcopy(model)
+
+    def chunk_loss(self, model: nn.Module, chunk: Chunk, state: State) -> tuple[Tensor, State]:
+        """Return the loss of a chunk and the next state."""
+        output, state = model(chunk.inputs, state)
+        return self.loss(self.chunking.time_major(output), chunk.part), state
+
+    def walk(self, chunks: list[Chunk], state: State) -> tuple[list[Gradient], list[State], list[float]]:
+        """Walk over the chunks as training does, at fixed weights; return gradients, incoming states and losses."""
+        gradients, states, losses = [], [], []
+        for chunk in chunks:
+            state = detach(state)
+            states.append(map_state(Tensor.clone, state))
+            loss, state = self.chunk_loss(self.model, chunk, state)
+            self.model.zero_grad()
+            loss.backward(retain_graph=True)
+            gradients.append(_gradient(self.model))
+            losses.append(loss.item())
+        return gradients, states, losses
+
+    def full_gradient(self, chunks: list[Chunk], state: State) -> Gradient:
+        """Return the gradient of the mean chunk loss with the graph uncut: that of BPTT."""
+        model = copy.deepcopy(self.untouched)
+        losses = []
+        for chunk in chunks:
+            loss, state = self.chunk_loss(model, chunk, state)
+            losses.append(loss)
+        model.zero_grad()
+        torch.stack(losses).mean().backward()
+        return _gradient(model)
+
+    def compare(self, chunk: Chunk, state: State, gradient: Gradient, loss: float, full: Gradient) -> ChunkGradient:
+        """Hold the gradient of one chunk against the other ways to get it."""
+        isolated = copy.deepcopy(self.untouched)
+        isolated.zero_grad()
+        self.chunk_loss(isolated, chunk, map_state(Tensor.clone, state))[0].backward()
+        expected = _gradient(isolated)
+        scale = math.sqrt(sum(value.square().sum().item() for value in expected.values()))
+        autograd_error = max(_relative((gradient[name] - expected[name]).norm().item(), scale) for name in expected)
+        errors = {name: self._difference_error(name, chunk, state, gradient[name], scale) for name in gradient}
+        worst = max(errors, key=errors.__getitem__)
+        return ChunkGradient(chunk.number, loss, autograd_error, errors[worst], worst, _angle(gradient, full))
+
+    def _difference_error(self, name: str, chunk: Chunk, state: State, gradient: Tensor, scale: float) -> float:
+        direction = torch.randn(gradient.shape, dtype=gradient.dtype, generator=torch.Generator().manual_seed(0))
+        direction = direction.to(gradient.device) / direction.norm()
+        step = 1e-6
+        ahead, behind = (self._loss_at(name, direction * sign * step, chunk, state) for sign in (1, -1))
+        return _relative(abs((ahead - behind) / (2 * step) - (gradient * direction).sum().item()), scale)
+
+    @torch.no_grad()
+    def _loss_at(self, name: str, offset: Tensor, chunk: Chunk, state: State) -> float:
+        shifted = copy.deepcopy(self.untouched)
+        shifted.get_parameter(name).add_(offset)
+        return self.chunk_loss(shifted, chunk, map_state(Tensor.clone, state))[0].item()
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: param for name, param in model.named_parameters() if param.requires_grad}
+
+
+def _gradient(model: nn.Module) -> Gradient:
+    return {
+        name: torch.zeros_like(param) if param.grad is None else param.grad.clone()
+        for name, param in _trainable(model).items()
+    }
+
+
+def _relative(error: float, scale: float) -> float:
+    return error / scale if scale > 0 else error
+
+
+def _angle(one: Gradient, other: Gradient) -> float:
+    flat = [torch.cat([gradient[name].flatten() for name in other]) for gradient in (one, other)]
+    cosine = torch.nn.functional.cosine_similarity(*flat, dim=0).clamp(-1, 1)
+    return math.degrees(math.acos(cosine.item()))

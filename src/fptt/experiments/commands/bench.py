@@ -1,0 +1,195 @@
+"""The commands `fptt bench speed` and `fptt bench memory`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from fptt.experiments.process.errors import UserError
+
+OVERVIEW = """\
+fptt bench: what the methods cost on this machine
+
+  fptt bench speed     seconds of a batch: BPTT, TBPTT, FPTT, eager and compiled, beside a literal loop and a floor
+  fptt bench memory    peak memory for sequences of up to a million steps, FPTT streaming beside BPTT
+
+more: fptt bench COMMAND --help
+
+first steps:
+  fptt bench speed --quick
+  fptt bench memory --quick
+"""
+
+QUICK_COMPILED_STEPS, COMPILED_STEPS = 8, 32
+"""The longest chunk that is compiled on a processor, step by step; on a GPU cuDNN takes chunks whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Measure how long each method takes for one batch.
+
+    An LSTM of width 128 with a read-out of 256 reads random sequences of one number a step. All rows of a setting take
+    turns in one process, so that what disturbs the machine disturbs all of them, and medians are reported: as seconds,
+    and as ratios to BPTT, to FPTT's equations written down literally (a Python loop over the parameters, as in
+    published code), and to a floor (the bare matrix products and the memory traffic of the updates). The full grid
+    takes most of an hour on two cores.
+
+    fptt bench speed --quick                                              minutes: LSTM, T = 784, three rounds
+
+    fptt bench speed --cells lstm --batch-sizes 128 --num-chunks 28,T     a part of the grid
+
+    fptt bench speed --engines eager                                      without compiling anything
+    """
+
+    quick: bool = False
+    """Measure less, in about three minutes on two cores; other options still apply."""
+    out: Path = Path("out/bench")
+    """Folder for speed.json, speed.md, time-against-K.png and, of several T, time-against-T.png."""
+    repeats: int | None = None
+    """Rounds, after a warm-up; 5 by default, 3 with --quick."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+    batch_sizes: str = "1,16,128"
+    """Sequences a batch."""
+    num_chunks: str | None = None
+    """K, with T for an update every time step; 10,28,112,T by default, 10,28,T with --quick."""
+    sequence_lengths: str | None = None
+    """T, time steps; 784,1568 by default, 784 with --quick."""
+    cells: str | None = None
+    """Recurrent layers; lstm,gru by default, lstm with --quick."""
+    engines: str = "eager,compiled"
+    """Executors of TBPTT and FPTT. The first batch of compiled rows takes seconds to minutes."""
+    keep_memory: bool = False
+    """Let the C library (glibc) keep all freed memory for the next batch, as it does not do by itself; BPTT gains most,
+    up to half of its time."""
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    """Device."""
+    seed: int = 0
+    """Seed of weights and data."""
+
+    def __call__(self, console: Console) -> None:
+        """Measure, print and write."""
+        repeats = self.repeats if self.repeats is not None else (3 if self.quick else 5)
+        _check_positive(repeats=repeats, threads=self.threads)
+        from fptt.experiments.process.machine import prepare_process
+
+        prepare_process(self.threads)  # before anything runs: worker threads inherit how they treat denormals
+        from fptt.experiments.benchmarks import speed_report
+        from fptt.experiments.benchmarks.grid import ENGINES, NUM_GATES, Grid
+        from fptt.experiments.benchmarks.parsing import parse_chunks, parse_names, parse_numbers
+        from fptt.experiments.benchmarks.speed import SpeedBench
+        from fptt.experiments.training.build import make_fabric
+
+        longest = QUICK_COMPILED_STEPS if self.quick else COMPILED_STEPS
+        grid = Grid(
+            cells=parse_names("cells", self.cells or ("lstm" if self.quick else "lstm,gru"), tuple(NUM_GATES)),
+            batch_sizes=parse_numbers("batch_sizes", self.batch_sizes),
+            sequence_lengths=parse_numbers(
+                "sequence_lengths", self.sequence_lengths or ("784" if self.quick else "784,1568")
+            ),
+            num_chunks=parse_chunks("num_chunks", self.num_chunks or ("10,28,T" if self.quick else "10,28,112,T")),
+            engines=parse_names("engines", self.engines, ENGINES),
+            longest_compiled=longest if self.accelerator == "cpu" else None,
+        )
+        device = make_fabric(self.accelerator).device
+        _make_folder(self.out)
+        bench = SpeedBench(grid, device, repeats=repeats, seed=self.seed, keep_memory=self.keep_memory)
+        report = bench.run(console, lambda report: speed_report.save(report, self.out))
+        speed_report.show(report, console)
+        pictures = speed_report.draw(report, self.out)
+        _say(console, f"rows: {self.out / 'speed.json'}\npictures: {', '.join(map(str, pictures))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Measure peak memory against the length of the sequence.
+
+    An LSTM of width 128 predicts the next step of four noisy sines. The sequence lies in a file. FPTT streams it: ten
+    chunks at a time are read, and the recurrent state goes on from one `train_batch` to the next, so that memory does
+    not depend on T. BPTT needs the whole sequence at once. Every measurement has a process of its own.
+
+    fptt bench memory --quick                             up to T = 100,000
+
+    fptt bench memory --chunk-length 4 --engine compiled  short chunks, compiled
+    """
+
+    quick: bool = False
+    """Sequences of up to 100,000 steps only."""
+    out: Path = Path("out/bench")
+    """Folder for memory.json, memory.md and memory-against-T.png."""
+    sequence_lengths: str | None = None
+    """T, time steps; 1000,10000,100000,1000000 by default, without the last one with --quick."""
+    chunk_length: int = 100
+    """Longest chunk of FPTT, in time steps."""
+    engine: Literal["eager", "compiled"] = "eager"
+    """Executor of FPTT. On a processor compiled steps are unrolled: for a --chunk-length of some 30 at most."""
+    limit_gib: float = 4.0
+    """Stop BPTT before the length at which its memory is predicted to be larger."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    """Device."""
+
+    def __call__(self, console: Console) -> None:
+        """Measure, print and write."""
+        _check_positive(chunk_length=self.chunk_length, limit_gib=self.limit_gib, threads=self.threads)
+        from fptt.experiments.process.machine import prepare_process
+
+        prepare_process(self.threads)
+        from fptt.experiments.benchmarks import memory_report
+        from fptt.experiments.benchmarks.memory import MemoryBench
+        from fptt.experiments.benchmarks.parsing import parse_numbers
+        from fptt.experiments.training.build import make_fabric
+
+        lengths = self.sequence_lengths or "1000,10000,100000" + ("" if self.quick else ",1000000")
+        bench = MemoryBench(
+            sorted(parse_numbers("sequence_lengths", lengths)),
+            chunk_length=self.chunk_length,
+            engine=self.engine,
+            limit_bytes=self.limit_gib * 2**30,
+            threads=self.threads,
+            device=make_fabric(self.accelerator).device,
+        )
+        _make_folder(self.out)
+        report = bench.run(console)
+        memory_report.show(report, console)
+        picture = memory_report.save(report, self.out)
+        _say(console, f"rows: {self.out / 'memory.json'}\npicture: {picture}")
+
+
+BENCHMARKS: dict[str, type[Speed | Memory]] = {"speed": Speed, "memory": Memory}
+
+
+def parse_bench(arguments: Sequence[str]) -> Callable[[Console], None]:
+    """Return what `fptt bench ARGUMENTS` does.
+
+    Raises:
+        UserError: If there is no such benchmark; lists those that exist.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return lambda _: print(OVERVIEW)
+    name = arguments[0]
+    if name not in BENCHMARKS:
+        raise UserError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
+    kind = BENCHMARKS[name]
+    return tyro.cli(kind, args=arguments[1:], prog=f"fptt bench {name}")  # pyright: ignore[reportReturnType]
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name} must be positive, got {value}.")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out {path} cannot be written: {error}.") from error
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

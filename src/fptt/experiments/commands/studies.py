@@ -1,0 +1,156 @@
+"""The commands about many runs: `fptt compare`, `fptt ablate`, `fptt report`, `fptt recipes`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fptt.experiments.commands.defaults import Origin, starting_setting
+from fptt.experiments.commands.runs import Flat, with_absolute_data
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.configs.recipes import RECIPES
+from fptt.experiments.process.console import say
+from fptt.experiments.process.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Study(Origin):
+    """What studies have in common."""
+
+    setting: Flat[Setting]
+    seeds: int = 3
+    """Number of seeds, from 0."""
+    jobs: int = 1
+    """Runs at a time; the cores are shared out among them. More than one disturbs the time of recipes with threads."""
+    overwrite: bool = False
+    """Replace finished runs of other settings in the folder."""
+
+    def check(self) -> None:
+        """Raise UserError for numbers below 1."""
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(_Study):
+    """Train with several methods and seeds and compare them at equal epochs, equal updates and equal time.
+
+    Every run has a process and a folder of its own. A second call goes on where the first one stopped. At equal updates
+    and at equal time the other methods go on until they have made as many updates, or trained for as many seconds, as
+    the run of the same seed of FPTT (without it of TBPTT). BPTT has one loss, at the end of the sequence, unless
+    --bptt-losses says more.
+
+    fptt compare --recipe adding-200 --seeds 3 --out results/adding-200
+    """
+
+    methods: str = "bptt,tbptt,fptt"
+    """Comma-separated methods."""
+    budgets: str = "epochs,updates,seconds"
+    """Comma-separated: what the methods are compared at; epochs always is among them."""
+    out: Path | None = None
+    """Folder for all runs, rows (compare.json), table (compare.md) and picture; out/compare-TASK by default."""
+
+    def __call__(self, console: Console) -> None:
+        """Run what is not finished, and report."""
+        from fptt.experiments.studies.comparison import Comparison, parse_budgets, parse_methods
+
+        self.check()
+        out = self.out or Path("out") / f"compare-{self.recipe or self.setting.task}"
+        comparison = Comparison(
+            with_absolute_data(self.setting),
+            parse_methods(self.methods),
+            range(self.seeds),
+            out,
+            parse_budgets(self.budgets),
+        )
+        comparison.run(console, self.jobs, overwrite=self.overwrite)
+        comparison.report(console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate(_Study):
+    """Vary some settings of a recipe, one at a time or all together, with TBPTT and BPTT beside them.
+
+    A second call goes on where the first one stopped.
+
+    fptt ablate --over num_chunks=4:8:16,alpha,form,coupling --seeds 3 --out out/ablate
+    """
+
+    over: str
+    """Comma-separated settings, any that are a choice or a number, each with values of its own (num_chunks=4:8:16) or
+    the usual ones (alpha)."""
+    grid: bool = False
+    """Every combination, instead of one setting at a time."""
+    out: Path | None = None
+    """Folder for all runs, rows (ablation.json), table (ablation.md) and picture; out/ablate-TASK by default."""
+
+    def __call__(self, console: Console) -> None:
+        """Run what is not finished, and report."""
+        from fptt.experiments.studies.ablation import Ablation
+        from fptt.experiments.studies.ablation_axes import parse_axes
+
+        self.check()
+        out = self.out or Path("out") / f"ablate-{self.recipe or self.setting.task}"
+        setting = with_absolute_data(self.setting)
+        ablation = Ablation(setting, parse_axes(self.over), range(self.seeds), out, grid=self.grid)
+        ablation.run(console, self.jobs, overwrite=self.overwrite)
+        ablation.report(console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Make the page of results from the summaries of all finished runs in a folder."""
+
+    results: Path = Path("results")
+    """Folder of folders, one an experiment."""
+    out: Path = Path("docs")
+    """Folder for results.md and figures/."""
+
+    def __call__(self, console: Console) -> None:
+        """Write the page."""
+        from fptt.experiments.studies.references import REFERENCES
+        from fptt.experiments.studies.results import write_report
+
+        page = write_report(self.results, self.out, self.results.parent / "runs", REFERENCES)
+        say(console, f"results: {page}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """List the recipes: what each shows, how long one run takes on two cores, and what it reached."""
+
+    def __call__(self, console: Console) -> None:
+        """Print them."""
+        table = Table(title="fptt train --recipe NAME", title_justify="left")
+        for column in ("name", "what", "minutes", "figure with FPTT"):
+            table.add_column(column, justify="right" if column == "minutes" else "left")
+        for name, entry in RECIPES.items():
+            minutes = "" if entry.minutes is None else f"{entry.minutes:,g}"
+            table.add_row(name, entry.about, minutes, entry.figure or "not measured yet")
+        console.print(table)
+
+
+def parse_compare(arguments: Sequence[str]) -> Compare:
+    """Return what `fptt compare` is asked to do."""
+    default = Compare(setting=starting_setting(arguments))
+    return tyro.cli(Compare, args=arguments, prog="fptt compare", default=default)
+
+
+def parse_ablate(arguments: Sequence[str]) -> Ablate:
+    """Return what `fptt ablate` is asked to do."""
+    default = Ablate(setting=starting_setting(arguments), over=tyro.MISSING)
+    return tyro.cli(Ablate, args=arguments, prog="fptt ablate", default=default)
+
+
+def parse_report(arguments: Sequence[str]) -> Report:
+    """Return what `fptt report` is asked to do."""
+    return tyro.cli(Report, args=arguments, prog="fptt report")
+
+
+def parse_recipes(arguments: Sequence[str]) -> Recipes:
+    """Return what `fptt recipes` is asked to do."""
+    return tyro.cli(Recipes, args=arguments, prog="fptt recipes")

@@ -1,0 +1,245 @@
+"""Every setting that is offered by name: the published ones, and small ones for two cores."""
+
+from dataclasses import dataclass
+
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.recipe_settings import ADDING, AWD, IMAGES, PER_STEP, PTB_300, SMALL_IMAGES
+from fptt.experiments.process.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A setting with a name.
+
+    Attributes:
+        about: What it shows, in a line.
+        config: The setting; method FPTT, seed 0.
+        minutes: Of one run with FPTT on two cores, measured or, for published settings, reckoned from an epoch.
+        figure: What FPTT reached there, as measured; None if it was not run.
+    """
+
+    about: str
+    config: TrainConfig
+    minutes: float | None = None
+    figure: str | None = None
+
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(
+        about="64 pixels, K = 8: the first thing to try",
+        config=TrainConfig(task="digits", threads=1),  # too small for more, and robust beside other programs
+        minutes=1,
+        figure="accuracy 0.959 ± 0.007",
+    ),
+    "digits-per-step": Recipe(
+        about="64 pixels, K = 64: an update at every pixel, by the compiled engine",
+        config=TrainConfig(task="digits", num_chunks=64, epochs=200, threads=1, **PER_STEP),
+        minutes=2,
+        figure="accuracy 0.956 ± 0.017",
+    ),
+    "adding-200": Recipe(
+        about="add two numbers in 200 steps",
+        config=TrainConfig(task="adding", length=200, epochs=15, **ADDING),
+        minutes=4,
+        figure="mse 0.0018 ± 0.0008",
+    ),
+    "adding-500": Recipe(
+        about="add two numbers in 500 steps, where BPTT is known to fail",
+        config=TrainConfig(task="adding", length=500, epochs=15, **ADDING),
+        minutes=9,
+        figure="mse 0.0045 ± 0.0043",
+    ),
+    "adding-1000": Recipe(
+        about="add two numbers in 1,000 steps",
+        config=TrainConfig(task="adding", length=1000, epochs=15, **ADDING),
+        minutes=10,
+        figure="mse 0.0074 (one seed)",
+    ),
+    "copy-100": Recipe(
+        about="repeat ten symbols after 100 steps",
+        config=TrainConfig(task="copy", length=100, num_chunks=10, batch_size=128, lr=1e-3, epochs=30, forget_bias=1.0),
+        minutes=3,
+        figure="accuracy 0.126 (one seed)",
+    ),
+    "anbn": Recipe(
+        about="aⁿbⁿ for n ≤ 10, tested on n up to 20",
+        config=TrainConfig(
+            task="anbn", length=10, num_chunks=7, hidden_size=16, batch_size=64, lr=5e-3, epochs=20, threads=1
+        ),
+        minutes=0.3,
+        figure="accuracy 0.865 ± 0.100",
+    ),
+    "smnist": Recipe(
+        about="S-MNIST, 784 steps, the published setting",
+        config=TrainConfig(task="mnist", **IMAGES),
+        minutes=500,
+    ),
+    "psmnist": Recipe(
+        about="permuted S-MNIST, the published setting",
+        config=TrainConfig(task="mnist", permuted=True, **IMAGES),
+        minutes=500,
+    ),
+    "smnist-small": Recipe(
+        about="S-MNIST, K = 28, in half an hour",
+        config=TrainConfig(task="mnist", **SMALL_IMAGES),
+        minutes=17,
+        figure="accuracy 0.780 ± 0.002",
+    ),
+    "psmnist-small": Recipe(
+        about="permuted S-MNIST, K = 28, in half an hour",
+        config=TrainConfig(task="mnist", permuted=True, **SMALL_IMAGES),
+        minutes=17,
+        figure="accuracy 0.826 ± 0.001",
+    ),
+    "smnist-rows": Recipe(
+        about="MNIST row by row, 28 steps",
+        config=TrainConfig(task="mnist", by="row", num_chunks=4, batch_size=128, lr=1e-3, epochs=10),
+    ),
+    "smnist-per-step": Recipe(
+        about="S-MNIST, K = 784: an update at every pixel, by the compiled engine",
+        config=TrainConfig(
+            task="mnist",
+            num_chunks=784,
+            batch_size=128,
+            epochs=6,
+            threads=1,
+            **{**PER_STEP, "lr": 5e-5, "schedule": "cosine", "forget_bias": 0.0, "chrono_init": 784},
+        ),
+        minutes=22,
+        figure="accuracy 0.621 (one seed)",
+    ),
+    "cifar10": Recipe(
+        about="CIFAR-10 pixel by pixel, 1,024 steps, the published setting",
+        config=TrainConfig(task="cifar10", **IMAGES),
+        minutes=600,
+    ),
+    "cifar10-small": Recipe(
+        about="CIFAR-10 pixel by pixel, K = 32, in half an hour",
+        config=TrainConfig(task="cifar10", **{**SMALL_IMAGES, "num_chunks": 32}),
+        minutes=20,
+        figure="accuracy 0.339 (one seed)",
+    ),
+    "ptb-300": Recipe(
+        about="words of the Penn Treebank, T = 300, the published setting",
+        config=TrainConfig(task="ptb-word", epochs=100, **PTB_300),
+        minutes=200,
+    ),
+    "ptb-300-small": Recipe(
+        about="words of the Penn Treebank, T = 300, in half an hour",
+        config=TrainConfig(task="ptb-word", epochs=4, threads=1, **PTB_300),
+        minutes=18,
+        figure="perplexity 204 (one seed)",
+    ),
+    "ptb-70": Recipe(
+        about="words of the Penn Treebank, T = 70, an LSTM with the dropouts of AWD-LSTM (no mixture of softmaxes)",
+        config=TrainConfig(
+            task="ptb-word",
+            length=70,
+            hidden_size=1150,
+            embedding_size=400,
+            dropout=0.4,
+            input_dropout=0.4,
+            embedding_dropout=0.1,
+            optimizer="sgd",
+            lr=30.0,
+            batch_size=20,
+            max_norm=0.25,
+            schedule="plateau",
+            lr_factor=0.25,
+            plateau_epochs=5,
+            epochs=200,
+            **AWD,
+        ),
+        minutes=10_000,
+    ),
+    "ptb-char": Recipe(
+        about="characters of the Penn Treebank, T = 150, K = 3, three layers of 1,000, tied; strength ours",
+        config=TrainConfig(
+            task="ptb-char",
+            length=150,
+            hidden_size=1000,
+            embedding_size=200,
+            dropout=0.1,
+            batch_size=128,
+            lr=2.7e-3,
+            form="released",
+            coupling="coupled",
+            alpha=0.1,
+            epochs=100,
+            schedule="steps",
+            milestones=(0.6, 0.8),
+            **AWD,
+        ),
+        minutes=10_000,
+    ),
+    "ptb-char-small": Recipe(
+        about="characters of the Penn Treebank, T = 150, one layer of 256, in half an hour",
+        config=TrainConfig(
+            task="ptb-char",
+            length=150,
+            hidden_size=256,
+            embedding_size=64,
+            batch_size=64,
+            lr=3e-3,
+            num_chunks=3,
+            epochs=4,
+            threads=1,
+        ),
+        minutes=13,
+        figure="bits per character 1.540 (one seed)",
+    ),
+    "text": Recipe(
+        about="characters of any text: --data FILE, then fptt sample",
+        config=TrainConfig(
+            task="text", length=100, hidden_size=256, embedding_size=64, batch_size=32, lr=3e-3, num_chunks=5, epochs=10
+        ),
+    ),
+    "har": Recipe(
+        about="activities from windows of sensors, 128 steps",
+        config=TrainConfig(task="har", num_chunks=8, batch_size=64, lr=1e-3, epochs=30, forget_bias=1.0),
+    ),
+    "hapt": Recipe(
+        about="activities and transitions at every step of a recording",
+        config=TrainConfig(task="hapt", length=1000, num_chunks=20, batch_size=16, lr=2e-3, epochs=30, forget_bias=1.0),
+        minutes=4,
+        figure="accuracy 0.892 (one seed)",
+    ),
+}
+"""The recipes, by name."""
+
+DEFAULTS: dict[str, str] = {
+    "adding": "adding-200",
+    "copy": "copy-100",
+    "mnist": "smnist-small",
+    "cifar10": "cifar10-small",
+    "ptb-word": "ptb-300-small",
+    "ptb-char": "ptb-char-small",
+}
+"""The recipe of a task, where it is not the one with the task's own name."""
+
+COMPILED: dict[str, str] = {"digits": "digits-per-step", "mnist": "smnist-per-step"}
+"""The recipe of a task for the compiled engine."""
+
+
+def recipe(name: str) -> Recipe:
+    """Return the recipe of a name.
+
+    Raises:
+        UserError: If there is none; lists those that exist.
+    """
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
+def task_config(task: str, engine: str = "eager") -> TrainConfig:
+    """Return the setting of a task; some have another one for the compiled engine, with an update every time step.
+
+    Raises:
+        UserError: If there is no such task; lists those that exist.
+    """
+    tasks = list(dict.fromkeys(entry.config.task for entry in RECIPES.values()))
+    if task not in tasks:
+        raise UserError(f"unknown task {task!r}; there are {', '.join(tasks)}.")
+    name = COMPILED.get(task) if engine == "compiled" else None
+    return RECIPES[name or DEFAULTS.get(task, task)].config

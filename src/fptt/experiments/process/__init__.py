@@ -1,0 +1,1 @@
+"""This process: console, signals, rank, machine, files."""

@@ -1,0 +1,98 @@
+"""Continuous recordings (HAPT), read one at a time, as long as there are any."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fptt.experiments.process.errors import UnreadableError, UserError
+from fptt.experiments.tasks.hapt import NUM_CLASSES, step_targets
+from fptt.experiments.tasks.loading import check_columns, floats, load_splits, reasons
+
+SPLITS = {"all": ("train", "test"), "train": ("train",), "test": ("test",)}
+
+
+class Recording(NamedTuple):
+    """Signals (T, 6), and the class 0 … 11 of every step, (T,), or IGNORED where there is none."""
+
+    signal: Tensor
+    classes: Tensor
+
+
+class Survey(NamedTuple):
+    """How many steps there are, and a digest of all labels, by which the data are known again."""
+
+    num_steps: int
+    digest: str
+
+
+class Recordings:
+    """The recordings of a data set, one after another; going through them again reads them again.
+
+    Args:
+        source: Hub id, or a local folder of Parquet files, with the columns signal and label.
+        split: Which of them: train, test, or all, train first.
+        limit: Stop after so many steps.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+
+    num_inputs, num_classes = 6, NUM_CLASSES
+
+    def __init__(self, source: str | None, split: str, limit: int | None) -> None:
+        if source is None:
+            raise UserError(
+                "the stream needs data: give --data FOLDER, Parquet files whose columns are signal (T × 6 numbers) and "
+                "label (T numbers, 0 for none or 1 to 12)."
+            )
+        self.splits: dict[str, Any] = load_splits(source, SPLITS[split], streaming=True)
+        self.limit = limit
+        for name, rows in self.splits.items():
+            if rows.column_names is not None:  # some kinds of files do not tell
+                check_columns(rows, name, ("signal", "label"))
+
+    def survey(self) -> Survey:
+        """Count the steps, by the labels alone.
+
+        Raises:
+            UnreadableError: If a file cannot be read.
+        """
+        total, digest = 0, hashlib.sha256()
+        for name, rows in self.splits.items():
+            for row in _told(rows.select_columns(["label"]), name):
+                total += len(row["label"])
+                digest.update(repr(row["label"]).encode())
+        return Survey(total if self.limit is None else min(total, self.limit), digest.hexdigest())
+
+    def __iter__(self) -> Iterator[Recording]:
+        """Read the next recording when it is asked for.
+
+        Raises:
+            UnreadableError: If a file cannot be read any more.
+        """
+        left = self.limit
+        for name, rows in self.splits.items():
+            for row in _told(rows.with_format("numpy"), name):
+                recording = _recording(row, name)
+                if left is not None:
+                    recording = Recording(*(part[:left] for part in recording))
+                    left -= len(recording.signal)
+                yield recording
+                if left == 0:
+                    return
+
+
+def _told(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """Give the rows of a split, and tell if one cannot be read."""
+    try:
+        yield from rows
+    except Exception as error:  # the reader raises many kinds, all of them about the data
+        raise UnreadableError(f"the {name} split cannot be read any more: {reasons(error)}.") from error
+
+
+def _recording(row: dict[str, Any], name: str) -> Recording:
+    (signal,) = floats({"signal": [row["signal"]]}, name, "signal", (None, 6))
+    return Recording(signal, step_targets(np.asarray(row["label"]), name, len(signal)))

@@ -1,0 +1,1 @@
+"""Many runs: comparisons, ablations, tables and the results page."""

@@ -1,0 +1,64 @@
+"""The tasks: one file each, all with the interface of `Task`."""
+
+from importlib import import_module
+
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.tasks.task import Task
+
+TASKS: dict[str, str] = {
+    "digits": "8 × 8 digits of scikit-learn, pixel by pixel",
+    "mnist": "MNIST pixel by pixel, permuted, or row by row",
+    "cifar10": "CIFAR-10 pixel by pixel, 1,024 steps of three colors",
+    "adding": "the adding problem: the sum of two marked numbers",
+    "copy": "copy memory: repeat ten symbols after a long delay",
+    "anbn": "the next symbol of aⁿbⁿ, tested on longer n than trained",
+    "ptb-word": "Penn Treebank, the next word",
+    "ptb-char": "Penn Treebank, the next character",
+    "text": "any text file or data set, the next character or word",
+    "har": "human activity from windows of smartphone sensors",
+    "hapt": "activities and transitions, a label for every step of a recording",
+}
+"""The tasks; the module of each has a function `load(setting, seed) -> Task`."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt"),
+    "permuted": ("mnist",),
+    "by": ("mnist",),
+    "standardization": ("mnist", "cifar10"),
+    "level": ("text",),
+    "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt"),
+}
+"""Options that some tasks alone understand."""
+
+
+def load_task(setting: Setting, seed: int) -> Task:
+    """Load the data of a setting's task.
+
+    Raises:
+        UserError: If there is no such task, an option belongs to another task, or its data cannot be read.
+    """
+    if setting.task not in TASKS:
+        raise UserError(f"unknown task {setting.task!r}; there are {', '.join(TASKS)}.")
+    for option, tasks in OPTIONS.items():
+        if getattr(setting, option) != getattr(Setting, option) and setting.task not in tasks:
+            named = f"the task{'s' if len(tasks) > 1 else ''} {', '.join(map(repr, tasks))}"
+            raise UserError(f"{option} belongs to {named}, got it with the task {setting.task!r}.")
+    module = import_module(f"fptt.experiments.tasks.{setting.task.replace('-', '_')}")
+    try:
+        return module.load(setting, seed)
+    except ValueError as error:  # a data set that is not what it should be, where nothing says it better
+        raise UserError(f"the data of the task {setting.task!r} cannot be used: {error}") from error
+
+
+def check_vocabulary(saved: list[str] | None, task: Task) -> None:
+    """Raise UserError if a run was trained on a text with another vocabulary than the task has now."""
+    own = None if task.vocabulary is None else list(task.vocabulary)
+    if saved is None and own is not None:
+        raise UserError("the run folder is damaged: vocabulary.json is missing.")
+    if saved != own:
+        sizes = [0 if tokens is None else len(tokens) for tokens in (saved, own)]
+        raise UserError(
+            f"the data of the task {task.name!r} have another vocabulary than the run: {sizes[1]} tokens instead of "
+            f"{sizes[0]}, or others. Give the text that the run was trained on by --data."
+        )

@@ -1,0 +1,177 @@
+"""From a config to the parts of a run: device, model, optimizer, loss, method."""
+
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn, optim
+from torch.nn import functional
+
+import fptt
+from fptt._methods.methods import OF_FPTT
+from fptt.experiments.configs.config import Setting, TrainConfig
+from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.tasks.task import Task
+from fptt.experiments.training.language_model import LanguageModel
+from fptt.nn.cells import plain_cells
+from fptt.nn.models import CELLS
+
+
+def make_model(config: TrainConfig, task: Task) -> nn.Module:
+    """Return the model of a config, freshly initialized."""
+    if task.vocabulary is not None:
+        return make_language_model(config, task.input_size)
+    _check_language_only(config, task)
+    return CELLS[config.cell](
+        task.input_size,
+        config.hidden_size,
+        task.output_size,
+        num_layers=config.num_layers,
+        readout_sizes=config.readout_sizes,
+        readout_activation=nn.ReLU if config.readout_activation == "relu" else nn.Identity,
+        last_only=not task.has_step_targets,
+        forget_bias=config.forget_bias,
+        chrono_init=config.chrono_init,
+        fan_in_init=config.fan_in_init,
+    )
+
+
+DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
+LANGUAGE_ONLY = ("embedding_size", "tied", *DROPOUTS)
+NOT_FOR_LANGUAGE = ("readout_sizes", "readout_activation", "forget_bias", "chrono_init", "fan_in_init")
+
+
+def make_language_model(config: TrainConfig, num_tokens: int) -> LanguageModel:
+    """Return the model of a config for so many tokens, freshly initialized.
+
+    Raises:
+        UserError: If the config has options that are not for language models.
+    """
+    for name in NOT_FOR_LANGUAGE:
+        if getattr(config, name) != getattr(Setting, name):
+            raise UserError(f"{name} is not for language models, got {getattr(config, name)} with {config.task}.")
+    names = ("embedding_size", "hidden_size", "num_layers", "cell", "tied", *DROPOUTS)
+    return LanguageModel(num_tokens=num_tokens, **{name: getattr(config, name) for name in names})
+
+
+def _check_language_only(config: TrainConfig, task: Task) -> None:
+    for name in LANGUAGE_ONLY:
+        if getattr(config, name):
+            raise UserError(f"{name} is for language models only, got {getattr(config, name)} with {task.name}.")
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
+    """Return the optimizer of a config, with torch's own settings for the rest."""
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return optim.SGD(model.parameters(), momentum=config.momentum, **options)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop, "adagrad": optim.Adagrad}
+    return kind[config.optimizer](model.parameters(), **options)
+
+
+def make_fabric(accelerator: str, precision: str = "32-true", devices: int = 1, num_nodes: int = 1) -> Fabric:
+    """Return device, precision and, not launched yet, the processes.
+
+    Raises:
+        UserError: If there is no such device here, or it does not have the precision.
+    """
+    try:
+        if precision == "16-mixed" and Fabric(accelerator=accelerator, devices=1).device.type == "cpu":
+            raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
+        strategy = "ddp" if devices * num_nodes > 1 else "auto"
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process
+        return Fabric(
+            accelerator=accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=precision,  # pyright: ignore[reportArgumentType]
+        )
+    except (ValueError, RuntimeError) as error:
+        asked = f"accelerator {accelerator!r}" + ("" if precision == "32-true" else f" with precision {precision!r}")
+        asked += "" if devices == 1 else f" and devices {devices}"
+        raise UserError(f"{asked} cannot be used: {one_line(error)}") from error
+
+
+def check_precision(config: TrainConfig) -> None:
+    """Raise UserError if the precision needs what the engine cannot have around it."""
+    if config.precision.endswith("mixed") and config.engine == "compiled" and config.method != "bptt":
+        raise UserError(f"precision must be 32-true or 64-true with engine compiled, got {config.precision}.")
+
+
+def check_chunks(config: TrainConfig, task: Task) -> None:
+    """Raise UserError if there are more chunks than time steps."""
+    length = task.training_length()
+    name = "bptt_losses" if config.method == "bptt" else "num_chunks"
+    if getattr(config, name) > length:
+        raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
+
+
+def make_loss(config: TrainConfig, task: Task) -> fptt.ChunkLoss:
+    """Return the chunk loss of a task: of every step, or of the end of a chunk; only classes have a divergence."""
+    function = functional.mse_loss if task.kind == "regression" else functional.cross_entropy
+    if task.has_step_targets:
+        if config.divergence == "running":
+            raise UserError(f"divergence running is for tasks with one label a sequence, not for {task.name}.")
+        return fptt.SequenceLoss(function)
+    if task.kind == "regression":
+        return fptt.TerminalLoss(function)
+    running = fptt.RunningPrior(task.output_size) if config.divergence == "running" else None
+    return fptt.TerminalLoss(function, "uniform" if config.divergence == "uniform" else running)
+
+
+class InPrecision(nn.Module):
+    """A model whose operations have Fabric's mixed precision, and whose outputs and states are float32.
+
+    The fused kernels of processors without instructions for bfloat16 refuse it: there the cells are written out.
+    """
+
+    def __init__(self, model: nn.Module, fabric: Fabric) -> None:
+        super().__init__()
+        self.model, self.fabric = model, fabric
+
+    def forward(self, inputs: Tensor, state: Any = None) -> Any:
+        """Call the model."""
+        with self.fabric.autocast(), nullcontext() if has_bfloat16(self.fabric.device) else plain_cells():
+            result = self.model(inputs, state)
+        return self.fabric.strategy.precision.convert_output(result)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the fused recurrent kernels of a device take bfloat16."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def make_method(
+    config: TrainConfig,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    fabric: Fabric,
+    parallel: fptt.DataParallel | None = None,
+) -> fptt.Method:
+    """Return the method of a config.
+
+    The gradients of several processes are added up by the method and not by Fabric's DistributedDataParallel, so that
+    the penalty, the compiled engine and updates of their own have their say. True precisions go without any wrapper:
+    Fabric's would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
+    """
+    loss = make_loss(config, task).to(fabric.device)
+    options: dict[str, Any] = {"max_norm": config.max_norm, "parallel": parallel}
+    options["on_bad_number"] = "skip" if config.on_bad_number == "skip" else "raise"
+    if config.precision.endswith("mixed"):
+        model = InPrecision(model, fabric)
+        optimizer = fabric.setup_optimizers(optimizer)  # pyright: ignore[reportAssignmentType]
+    if config.method == "bptt":
+        return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, backward=fabric.backward, **options)
+    if config.engine == "compiled":  # takes the gradient itself
+        options["engine"] = "compiled"
+    else:
+        options["backward"] = fabric.backward
+    if config.method == "tbptt":
+        return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
+    names = ("num_chunks", *OF_FPTT)
+    return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)

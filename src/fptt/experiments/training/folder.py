@@ -1,0 +1,213 @@
+"""The folder of one run: the only place that knows its file names."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fptt.experiments.configs.config import TrainConfig, read_values, with_older_fields
+from fptt.experiments.configs.recipes import task_config
+from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.process.files import replace_text, replaced, unwritable_told
+from fptt.experiments.training.checkpoints import Checkpoints
+
+Weights = dict[str, Tensor]
+
+
+class RunFolder:
+    """Config, metrics, summary, weights, averages and pictures of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.csv"
+        self.summary_file = path / "summary.json"
+        self.weights_file = path / "model.safetensors"
+        self.averages_file = path / "averages.safetensors"
+        self.curves_file = path / "curves.png"
+        self.checkpoints = Checkpoints(path)
+        self.vocabulary_file = path / "vocabulary.json"
+
+    def check_free(self) -> None:
+        """Raise UserError if the folder holds something."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"out {self.path} is a file, not a folder.")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"out {self.path} is not empty: give another folder, or --overwrite.")
+
+    def create(self, config: TrainConfig, vocabulary: Sequence[str] | None = None) -> None:
+        """Make the folder, take an earlier run out of it and write the config and, of a text, the vocabulary.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in self._files():
+                file.unlink(missing_ok=True)
+            self.checkpoints.remove()
+            replace_text(self.config_file, config.to_yaml())
+            if vocabulary is not None:
+                replace_text(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(f"out {self.path} cannot be written: {error}.") from error
+
+    def _files(self) -> list[Path]:
+        files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
+        return [*files, self.weights_file, self.averages_file, self.vocabulary_file]
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one row; the first one writes the names of the columns."""
+        is_new = not self.metrics_file.exists()
+        with unwritable_told(self.metrics_file), self.metrics_file.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def keep_metrics(self, num_rows: int) -> None:
+        """Keep the first rows only: those that a checkpoint knows."""
+        if not num_rows:
+            self.metrics_file.unlink(missing_ok=True)
+        elif self.metrics_file.exists():
+            lines = self.metrics_file.read_text().splitlines(keepends=True)
+            replace_text(self.metrics_file, "".join(lines[: num_rows + 1]))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, whole or not at all."""
+        replace_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
+    def write_weights(self, weights: Weights, averages: Weights) -> None:
+        """Write the weights W and, if there are any, the averages W̄."""
+        for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
+            if tensors:
+                with replaced(file) as temporary:
+                    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+    def read_config(self) -> TrainConfig:
+        """Read the config."""
+        self._check_exists()
+        return _completed(with_older_fields(read_values(self.config_file)))
+
+    def read_vocabulary(self) -> list[str] | None:
+        """Read the vocabulary; None if the run has no text."""
+        if not self.vocabulary_file.exists():
+            return None
+        try:
+            tokens = json.loads(self.vocabulary_file.read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(self.vocabulary_file, error) from error
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise self._damaged(self.vocabulary_file, ValueError("it does not hold a list of tokens"))
+        return tokens
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Read the rows of the metrics, as numbers."""
+        try:
+            with self.metrics_file.open(newline="") as file:
+                return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except (OSError, ValueError, TypeError) as error:
+            raise self._damaged(self.metrics_file, error) from error
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read the summary."""
+        self._check_exists()
+        try:
+            summary = json.loads(self.summary_file.read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(self.summary_file, error) from error
+        if not isinstance(summary, dict):
+            raise self._damaged(self.summary_file, ValueError("it does not hold an object"))
+        return summary
+
+    def read_weights(self, *, averages: bool = False) -> Weights:
+        """Read the weights, or the averages."""
+        self._check_exists()
+        file = self.averages_file if averages else self.weights_file
+        if averages and not file.exists():
+            raise UserError(f"run folder {self.path} has no averages: its method keeps none.")
+        try:
+            return load_file(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise self._damaged(file, error) from error
+
+    def is_finished(self, config: TrainConfig) -> bool:
+        """Tell whether the folder holds a whole run of this config that came to its end, wherever its data lay.
+
+        Raises:
+            UserError: If it holds a finished or an interrupted run of another config, which would be lost.
+        """
+        try:
+            found = self.read_config()
+        except UserError:
+            return False
+        if self._has_come_to_its_end():
+            self._check_same(replace(found, data=config.data), config, "a finished")
+            return True
+        if self.checkpoints.files():
+            self._check_same(found, config, "an interrupted")
+        return False
+
+    def _has_come_to_its_end(self) -> bool:
+        try:
+            return self.read_summary().get("status") == "finished" and bool(self.read_metrics())
+        except UserError:
+            return False
+
+    def _check_same(self, found: TrainConfig, config: TrainConfig, kind: str) -> None:
+        names = [field.name for field in fields(config)]
+        other = next((name for name in names if getattr(found, name) != getattr(config, name)), None)
+        if other is not None:
+            raise UserError(
+                f"{self.path} holds {kind} run with {other} {getattr(found, other)!r}, not "
+                f"{getattr(config, other)!r}: give another folder, or --overwrite."
+            )
+
+    def can_resume(self, config: TrainConfig) -> bool:
+        """Tell whether the folder holds an interrupted run of this config."""
+        try:
+            return bool(self.checkpoints.files()) and self.read_config() == config
+        except UserError:
+            return False
+
+    def _check_exists(self) -> None:
+        if not self.path.is_dir():
+            raise UserError(f"run folder {self.path} does not exist.")
+
+    def _damaged(self, file: Path, error: Exception) -> UserError:
+        return UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({one_line(error)}).")
+
+
+class FollowerFolder(RunFolder):
+    """The folder of a run in a process that does not lead it, and so writes nothing."""
+
+    def create(self, config: TrainConfig, vocabulary: Sequence[str] | None = None) -> None:
+        """Leave it to the first process."""
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def keep_metrics(self, num_rows: int) -> None:
+        """Leave it to the first process."""
+
+    def write_weights(self, weights: Weights, averages: Weights) -> None:
+        """Leave it to the first process."""
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a config file; fields that it lacks are those of its task's recipe.
+
+    Raises:
+        UserError: If the file is missing or damaged, or a field is unknown or wrong.
+    """
+    return _completed(read_values(path))
+
+
+def _completed(values: dict[str, Any]) -> TrainConfig:
+    return replace(task_config(values.get("task", "digits"), values.get("engine", "eager")), **values)

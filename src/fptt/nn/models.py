@@ -1,0 +1,208 @@
+"""LSTM, GRU and RNN with a read-out, on the fast kernels of `torch.nn` or as plain cells with the same weights."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fptt._checks import check_choice
+from fptt._sequence import flatten_state
+from fptt.nn.cells import plain_is_wanted, run_plain
+from fptt.nn.initial import add_forget_bias, init_chrono
+from fptt.nn.state import LSTMState
+
+Kernel = Literal["fused", "plain"]
+
+
+class _Model(nn.Module):
+    """A recurrent layer and a read-out; see `LSTM`."""
+
+    layer: ClassVar[Callable[..., nn.RNNBase]]
+    num_state_tensors: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int | None = None,
+        *,
+        num_layers: int = 1,
+        readout_sizes: Sequence[int] = (),
+        readout_activation: Callable[[], nn.Module] = nn.Identity,
+        last_only: bool = False,
+        dropout: float = 0.0,
+        batch_first: bool = False,
+        kernel: Kernel = "fused",
+        forget_bias: float = 0.0,
+        chrono_init: int | None = None,
+        fan_in_init: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("kernel", kernel, ("fused", "plain"))
+        if output_size is None and readout_sizes:
+            raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
+        self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
+        if forget_bias and chrono_init is not None:
+            raise ValueError(f"forget_bias must be 0 with chrono_init={chrono_init}, got {forget_bias}.")
+        add_forget_bias(self.rnn, forget_bias)
+        if chrono_init is not None:
+            init_chrono(self.rnn, chrono_init)
+        if fan_in_init:
+            nn.init.uniform_(self.rnn.get_parameter("weight_ih_l0"), -(input_size**-0.5), input_size**-0.5)
+        self.readout = _readout([hidden_size, *readout_sizes], output_size, readout_activation)
+        self.last_only, self.batch_first, self.kernel = last_only, batch_first, kernel
+
+    def _run(self, inputs: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """Return outputs and state tensors for inputs of either layout."""
+        if inputs.dim() != 3 or inputs.shape[-1] != self.rnn.input_size:
+            layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
+            raise ValueError(
+                f"inputs must have shape {layout} with D = {self.rnn.input_size}, got {tuple(inputs.shape)}."
+            )
+        inputs = inputs.transpose(0, 1) if self.batch_first else inputs
+        states = self._checked_states(inputs, states)
+        hidden, states = self._run_kernel(inputs, states)
+        outputs = self.readout(hidden[-1:] if self.last_only else hidden)
+        return outputs.transpose(0, 1) if self.batch_first else outputs, states
+
+    def _zero_states(self, inputs: Tensor) -> list[Tensor]:
+        """Return the state tensors from which sequences of inputs (T, B, D) begin."""
+        shape = (self.rnn.num_layers, inputs.shape[1], self.rnn.hidden_size)
+        return [inputs.new_zeros(shape) for _ in range(self.num_state_tensors)]
+
+    def _checked_states(self, inputs: Tensor, states: Sequence[Tensor] | None) -> list[Tensor]:
+        if states is None:
+            return self._zero_states(inputs)
+        shape = (self.rnn.num_layers, inputs.shape[1], self.rnn.hidden_size)
+        found = [tuple(state.shape) for state in states]
+        if found != [shape] * self.num_state_tensors:
+            raise ValueError(
+                f"state must have {self.num_state_tensors} tensor(s) of shape (num_layers, B, H) = {shape}, "
+                f"got {found}."
+            )
+        return list(states)
+
+    def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        if self.kernel == "plain" or plain_is_wanted():
+            return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
+        outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
+        return outputs, list(state) if len(states) > 1 else [state]
+
+
+class LSTM(_Model):
+    """An LSTM with a read-out that speaks `(inputs, state) -> (outputs, state)`.
+
+    Args:
+        input_size: D, width of the inputs.
+        hidden_size: H, width of the state.
+        output_size: C, width of the outputs; None for the state itself, without a read-out.
+        num_layers: Recurrent layers.
+        readout_sizes: Widths of hidden read-out layers. The paper's models have one of 256.
+        readout_activation: Makes the module after each hidden read-out layer: linear as in the paper by default, or
+            `torch.nn.ReLU`.
+        last_only: Read out the last step of each call only, as a terminal loss needs: outputs are (1, B, C).
+        dropout: Between recurrent layers, in [0, 1).
+        batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
+        kernel: `fused`, the kernels of `torch.nn`, or `plain`, the cell written out: same weights, same numbers,
+            readable, and traceable by `torch.compile`.
+        forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
+            b keeps σ(b) of it.
+        chrono_init: Longest dependency in time steps, for chrono initialization (Tallec & Ollivier 2018): the units'
+            memories then span 2 to that many steps from the beginning. For LSTM and GRU; not with a forget bias.
+        fan_in_init: Draw the first layer's input weights from ±1/√D, as `torch.nn.Linear` does, instead of ±1/√H: with
+            few inputs and a wide state, those of `torch.nn` are so small that the state hardly hears the inputs.
+
+    Raises:
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
+
+    Examples:
+        >>> model = fptt.nn.LSTM(3, 16, 10, readout_sizes=[32])
+        >>> outputs, state = model(torch.randn(7, 4, 3))
+        >>> tuple(outputs.shape), tuple(state.h.shape)
+        ((7, 4, 10), (1, 4, 16))
+    """
+
+    layer = nn.LSTM
+    num_state_tensors = 2
+
+    def forward(
+        self, inputs: Tensor, state: LSTMState | tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, LSTMState]:
+        """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
+        outputs, states = self._run(inputs, None if state is None else flatten_state(state))
+        return outputs, LSTMState(*states)
+
+    def initial_state(self, inputs: Tensor) -> LSTMState:
+        """Return the state that None stands for, zeros, for a batch of inputs."""
+        return LSTMState(*self._zero_states(inputs.transpose(0, 1) if self.batch_first else inputs))
+
+
+class GRU(_Model):
+    """A GRU with a read-out; arguments as for `LSTM`. Its state is one tensor, (num_layers, B, H).
+
+    Examples:
+        >>> outputs, state = fptt.nn.GRU(3, 16, 10, last_only=True)(torch.randn(7, 4, 3))
+        >>> tuple(outputs.shape), tuple(state.shape)
+        ((1, 4, 10), (1, 4, 16))
+    """
+
+    layer = nn.GRU
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
+        outputs, (final,) = self._run(inputs, None if state is None else flatten_state(state))
+        return outputs, final
+
+    def initial_state(self, inputs: Tensor) -> Tensor:
+        """Return the state that None stands for, zeros, for a batch of inputs."""
+        return self._zero_states(inputs.transpose(0, 1) if self.batch_first else inputs)[0]
+
+
+class RNN(GRU):
+    """An Elman network with tanh and a read-out; arguments as for `LSTM`. Its state is one tensor, (num_layers, B, H).
+
+    Examples:
+        >>> outputs, state = fptt.nn.RNN(3, 16, kernel="plain")(torch.randn(7, 4, 3))
+        >>> tuple(outputs.shape)
+        (7, 4, 16)
+    """
+
+    layer = nn.RNN
+
+
+CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+"""The models by the names of their cells; `RNN` is a `GRU` of another cell."""
+
+
+def _readout(sizes: list[int], output_size: int | None, activation: Callable[[], nn.Module]) -> nn.Module:
+    if output_size is None:
+        return nn.Identity()
+    layers: list[nn.Module] = []
+    for width, next_width in itertools.pairwise(sizes):
+        layers += [nn.Linear(width, next_width), activation()]
+    layers.append(nn.Linear(sizes[-1], output_size))
+    is_linear = all(isinstance(layer, nn.Linear | nn.Identity) for layer in layers)
+    return _LinearLayers(*layers) if is_linear and len(layers) > 1 else nn.Sequential(*layers)
+
+
+class _LinearLayers(nn.Sequential):
+    """Linear layers with nothing in between: one linear map, whose weights are multiplied first where that is cheaper.
+
+    Few outputs and many samples, as usual, make it several times cheaper than to multiply every sample by every layer.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that torch.nn gives it
+        first, *others = (layer for layer in self if isinstance(layer, nn.Linear))
+        num_samples = input.numel() // input.shape[-1]
+        apart = num_samples * (first.weight.numel() + sum(layer.weight.numel() for layer in others))
+        together = first.in_features * (
+            num_samples * others[-1].out_features + sum(layer.weight.numel() for layer in others)
+        )
+        if together >= apart:
+            return super().forward(input)
+        weight, bias = first.weight, first.bias
+        for layer in others:
+            weight, bias = layer.weight @ weight, functional.linear(bias, layer.weight, layer.bias)
+        return functional.linear(input, weight, bias)

@@ -1,0 +1,285 @@
+"""Cases in which a compiled step could silently do something else than the eager one."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import fptt
+from tests.engine.compiled.agreement import (
+    RULES,
+    B,
+    C,
+    D,
+    H,
+    T,
+    assert_equal_memory,
+    assert_equal_results,
+    batch,
+    make_method,
+    make_model,
+    make_pair,
+    terminal_loss,
+    train_both,
+)
+
+pytestmark = pytest.mark.usefixtures("float64", "interpreted")
+
+
+def test_a_loaded_group_or_a_new_flag_counts() -> None:
+    methods = make_pair(make_model("lstm"), "sgd")
+    train_both(methods, *batch())
+    for method in methods:
+        state = method.optimizer.state_dict()
+        state["param_groups"][0]["lr"] = 0.7
+        method.optimizer.load_state_dict(state)
+    train_both(methods, *batch())
+    for changes in ({"momentum": 0.9}, {"nesterov": True}, {"maximize": True}, {"lr": 0.01}):
+        for method in methods:
+            method.optimizer.param_groups[0].update(changes)
+        train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+
+
+class Variant(nn.Module):
+    """A GRU cell with a read-out that does one unusual thing."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.rnn, self.readout = nn.GRUCell(D, H), nn.Linear(H, C)
+        self.mean = nn.Parameter(torch.zeros(H), requires_grad=False)
+        self.settings: dict[str, list[float]] = {"scale": [1.0]}
+        self.activation: nn.Module = nn.Tanh()
+        self.hidden = [nn.Parameter(torch.ones(H))]
+        self.initial_state = nn.Parameter(torch.randn(H)) if kind == "initial" else None
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Tensor]:
+        if state is None:
+            state = (
+                inputs.new_zeros(inputs.shape[1], H) if self.initial_state is None else self.initial_state.expand(B, -1)
+            )
+        if self.kind == "in place":
+            inputs.mul_(1.5)
+            state = state.clone().mul_(0.9)
+        for step in inputs:
+            state = self.rnn(step, state)
+        if self.kind == "statistic":
+            with torch.no_grad():
+                self.mean.lerp_(state.mean(0), 0.1)
+        if self.kind == "list":
+            state = state * self.hidden[0]
+        if self.kind == "checkpoint":
+            state = checkpoint(lambda h: functional.dropout(h.tanh(), 0.5), state, use_reentrant=False)
+        if self.kind == "seed":
+            torch.manual_seed(0)
+            state = state * torch.rand(H).round()
+        return self.readout(self.activation(state - self.mean) * self.settings["scale"][0])[None], state
+
+
+@pytest.mark.parametrize("kind", ["in place", "statistic", "initial", "none"])
+def test_unusual_models_agree(kind: str) -> None:
+    methods = make_pair(Variant(kind))
+    for _ in range(2):
+        inputs, labels = batch()
+        results = [method.train_batch(inputs.clone(), labels) for method in methods]
+        assert_equal_results(results, 1e-10)
+    assert_equal_memory(methods, 1e-10)
+
+
+def test_settings_of_the_model_that_change_are_followed() -> None:
+    methods = make_pair(Variant("none"))
+    train_both(methods, *batch())
+    for change in (
+        lambda model: model.settings["scale"].__setitem__(0, 0.5),
+        lambda model: setattr(model, "activation", nn.Sigmoid()),
+        lambda model: model.readout.register_forward_hook(lambda *arguments: arguments[2] * 2),
+        lambda model: model.readout._forward_hooks.clear(),
+        lambda model: setattr(model.readout.weight, "data", model.readout.weight.data.t().clone().t()),
+        lambda model: model.readout.weight.requires_grad_(False),
+    ):
+        for method in methods:
+            change(method.model)
+        train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("checkpoint", "runs once, as it is compiled, and not again"),
+        ("list", r"cannot train a parameter of shape \(5,\)"),
+    ],
+)
+def test_what_a_trace_would_get_wrong_is_refused(kind: str, message: str) -> None:
+    model = Variant(kind)
+    optimizer = torch.optim.Adam([*model.parameters(), *model.hidden], lr=0.01)
+    method = fptt.FPTT(model, optimizer, terminal_loss(), num_chunks=3, engine="compiled")
+    with pytest.raises(fptt.CompilationError, match=message):
+        method.train_batch(*batch())
+
+
+def test_numbers_that_differ_from_run_to_run_are_refused() -> None:
+    calls = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        calls.append(1)
+        return functional.cross_entropy(output, target, reduction="none") * len(calls)
+
+    method = make_method(make_model("gru"), "adam", fptt.TerminalLoss(loss), engine="compiled")
+    with pytest.raises(fptt.CompilationError, match="give the same numbers when they are run again"):
+        method.train_batch(*batch())
+
+
+class OwnLoss(fptt.ChunkLoss):
+    """A loss with a parameter, parts of any nest and an estimate of its own."""
+
+    seen: Tensor
+
+    def __init__(self, vice: str = "") -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.3))
+        self.register_buffer("seen", torch.zeros(()))
+        self.vice, self.count = vice, 0
+
+    def split(self, targets: Tensor, mask: Tensor | None, lengths: Any, batch_size: int) -> list[Any]:
+        names = ("hard", "soft")
+        return [{names[k % 2]: targets, "weight": [1.0 + k, True, None, "x"]} for k in range(len(lengths))]
+
+    def forward(self, output: Tensor, part: Any) -> Tensor:
+        loss = functional.cross_entropy(output[-1], part.get("hard", part.get("soft")))
+        return loss * part["weight"][0] * self.scale * (2 if "soft" in part else 1) / (1 + self.seen)
+
+    def observe(self, output: Tensor, part: Any) -> None:
+        if self.vice == "counter":
+            self.count += 1
+        elif self.vice == "reassigned":
+            self.seen = self.seen + 1
+        else:
+            self.seen.add_(output.mean().abs())
+
+
+def test_a_loss_of_ones_own_with_parameters_and_nested_parts() -> None:
+    loss, model = OwnLoss(), make_model("lstm")
+    methods = make_pair(model, loss=loss)
+    for method in methods:
+        method.optimizer.add_param_group({"params": list(method.loss.parameters()), "fptt_alpha": None})
+    for _ in range(2):
+        train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+    assert methods[1].loss.get_parameter("scale") != 1.3
+
+
+@pytest.mark.parametrize(("vice", "name"), [("counter", "loss.count"), ("reassigned", "loss._buffers")])
+def test_hidden_state_of_a_loss_is_refused(vice: str, name: str) -> None:
+    method = make_method(make_model("lstm"), "adam", OwnLoss(vice), engine="compiled")
+    with pytest.raises(fptt.CompilationError, match=f"cannot follow {name}"):
+        method.train_batch(*batch())
+
+
+def test_recomputed_gradient_sees_the_prior_before_it_learns() -> None:
+    loss = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C, decay=0.5))
+    options = {"form": "paper", "coupling": "coupled", "alpha": 0.7, "previous_gradient": "recomputed"}
+    methods = make_pair(fptt.nn.LSTM(D, H, C), loss=loss, **options)
+    mask = torch.arange(T)[:, None] < torch.tensor([18, 9, 5])
+    for _ in range(2):
+        train_both(methods, *batch(), None, mask)
+    assert_equal_memory(methods, 1e-10)
+
+
+@pytest.mark.parametrize("bad_chunk", [0, 1, 4])
+def test_counts_are_right_after_bad_numbers(bad_chunk: int) -> None:
+    """With a model whose first chunk has a step of its own, so that groups are gathered again in mid-batch."""
+    methods = make_pair(
+        fptt.nn.Recurrent(nn.GRU(D, H), nn.Linear(H, C)), loss=fptt.TerminalLoss(functional.cross_entropy)
+    )
+    inputs, labels = batch()
+    inputs[3 * bad_chunk] = 1e200  # finite, but not its square
+    for method in methods:
+        method.model.register_forward_pre_hook(lambda _, arguments: (arguments[0] ** 2, *arguments[1:]))
+        with pytest.raises(FloatingPointError, match=f"in chunk {bad_chunk} of batch 0"):
+            method.train_batch(inputs, labels)
+        assert method.updates == bad_chunk
+    train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+
+
+def test_updates_before_an_error_are_counted() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = make_model("lstm")
+
+        def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            if len(inputs) == 1:
+                raise ValueError("too short")
+            return self.rnn(inputs, state)
+
+    methods = make_pair(Failing(), num_chunks=None, chunk_length=2)
+    data = batch(5)
+    for method in methods:
+        with pytest.raises(ValueError, match="too short"):
+            method.train_batch(*data)
+        assert method.updates == 2
+    assert_equal_memory(methods, 1e-10)
+
+
+def test_clear_refusals() -> None:
+    method = make_method(make_model("lstm"), "adam", engine="compiled")
+    inputs, labels = batch()
+    with pytest.raises(fptt.CompilationError, match="inputs must not require a gradient"):
+        method.train_batch(inputs.requires_grad_(), labels)
+    model = make_model("lstm")
+    model.register_parameter("idle", nn.Parameter(torch.zeros(2)))
+    idle = fptt.TBPTT(model, RULES["adam"]([model.idle]), terminal_loss(), num_chunks=2, engine="compiled")
+    with pytest.raises(fptt.CompilationError, match="no parameter of the optimizer in the loss"):
+        idle.train_batch(*batch())
+
+
+def test_half_precision_does_not_overflow_in_the_norm() -> None:
+    model = make_model("rnn").to(torch.float16)
+    methods = make_pair(
+        model,
+        "sgd",
+        loss=fptt.TerminalLoss(lambda output, target: 900 * functional.cross_entropy(output, target, reduction="none")),
+        max_norm=1.0,
+        num_chunks=2,
+    )
+    inputs, labels = batch()
+    results = [method.train_batch(inputs.half(), labels) for method in methods]
+    assert results[1].gradient_norm > 300
+    torch.testing.assert_close(results[0].chunk_losses, results[1].chunk_losses, rtol=1e-2, atol=1.0)
+
+
+def test_autocast_trains_on_the_weights_after_the_last_update() -> None:
+    """The cache of autocast must not outlive an update."""
+    model = make_model("rnn").float()
+    inputs, labels = batch()
+    losses = []
+    for cache in (True, False):
+        torch.manual_seed(0)
+        method = make_pair(model, "sgd", num_chunks=T)[0]  # one use of each weight a chunk: no sums in bfloat16
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            losses.append(method.train_batch(inputs.float(), labels).chunk_losses)
+    assert torch.equal(*losses)
+
+
+def test_no_step_is_compiled_from_bad_numbers() -> None:
+    """Chunk 0 has a step already and leaves a NaN in the state; chunk 1 would need a new one."""
+    methods = make_pair(fptt.nn.Recurrent(nn.GRU(D, H), nn.Linear(H, C)), num_chunks=None, chunk_length=3)
+    for method in methods:
+        method.model.register_forward_pre_hook(
+            lambda _, arguments: (arguments[0] + arguments[0] ** 2 * 0, *arguments[1:])
+        )
+    train_both(methods, *batch(3))
+    inputs, labels = batch(6)
+    inputs[0] = 1e200  # finite, but not its square
+    for method in methods:
+        with pytest.raises(FloatingPointError, match="in chunk 0 of batch 1"):
+            method.train_batch(inputs, labels)
+        assert method.updates == 1
+    train_both(methods, *batch(6))
+    assert_equal_memory(methods, 1e-10)

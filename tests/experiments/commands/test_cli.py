@@ -1,0 +1,323 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fptt.experiments.commands.cli import run
+from fptt.experiments.configs.recipes import RECIPES, recipe, task_config
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.studies.comparison import parse_methods
+from fptt.experiments.training.folder import RunFolder, read_config
+
+QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
+
+
+def train(out: Path, *options: str) -> dict[str, Any]:
+    assert run(["train", "--out", str(out), *QUICK, *options]) == 0
+    return RunFolder(out).read_summary()
+
+
+@pytest.mark.parametrize("method", ["bptt", "tbptt", "fptt"])
+def test_train_leaves_a_whole_folder_and_evaluate_reproduces_its_figure(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    summary = train(out, "--method", method)
+    expected = {"config.yaml", "metrics.csv", "summary.json", "model.safetensors", "curves.png"}
+    assert {file.name for file in out.iterdir()} == expected | ({"averages.safetensors"} if method == "fptt" else set())
+    updates = 4 if method == "bptt" else 32
+    found = {name: summary[name] for name in ("task", "method", "epochs", "batches", "updates", "timesteps", "status")}
+    assert found == {
+        "task": "digits",
+        "method": method,
+        "epochs": 2,
+        "batches": 4,
+        "updates": updates,
+        "timesteps": 2 * 128 * 64,
+        "status": "finished",
+    }
+    assert summary["form"] == ("paper" if method == "fptt" else None)
+    assert summary["seconds"] > 0
+    assert summary["peak_memory_bytes"] > 2**20
+    assert summary["num_parameters"] == 4 * 8 * (1 + 8 + 2) + 8 * 10 + 10
+    assert summary["torch"] == torch.__version__
+    rows = RunFolder(out).read_metrics()
+    assert [row["updates"] for row in rows] == [updates // 2, updates]
+    assert summary["validation_accuracy"] == max(row["validation_accuracy"] for row in rows)
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    capsys.readouterr()
+    assert run(["evaluate", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["test_accuracy"] == summary["test_accuracy"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_config_is_rerunnable(tmp_path: Path) -> None:
+    train(tmp_path / "a", "--alpha", "0.25", "--readout-sizes", "6", "5")
+    assert run(["train", "--config", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b")]) == 0
+    train(tmp_path / "c", "--seed", "1")
+    one, other, third = (RunFolder(tmp_path / name) for name in "abc")
+    assert one.read_config() == other.read_config()
+    assert one.read_config().readout_sizes == (6, 5)
+    for name, weight in one.read_weights().items():
+        assert torch.equal(weight, other.read_weights()[name])
+    assert not torch.equal(one.read_weights()["rnn.weight_hh_l0"], third.read_weights()["rnn.weight_hh_l0"])
+
+
+def test_budgets_of_updates_and_seconds(tmp_path: Path) -> None:
+    summary = train(tmp_path / "updates", "--epochs", "None", "--max-updates", "20")
+    assert summary["updates"] == 24  # three batches of eight chunks
+    assert train(tmp_path / "seconds", "--epochs", "None", "--max-seconds", "0.3")["seconds"] >= 0.3
+
+
+def test_a_folder_is_not_overwritten_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run(["train", "--out", str(tmp_path), *QUICK]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    train(tmp_path, "--overwrite")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_adding_is_a_regression(tmp_path: Path) -> None:
+    summary = train(tmp_path / "run", "--task", "adding", "--length", "20")
+    assert 0 < summary["test_mse"] < 5
+    assert RunFolder(tmp_path / "run").read_config().num_chunks == 10
+
+
+def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), *QUICK]
+    assert run(command) == 0
+    rows = json.loads((tmp_path / "compare.json").read_text())
+    assert len(rows) == 9
+    assert {(row["budget"], row["method"]) for row in rows} == {
+        (budget, method) for budget in ("epochs", "updates", "seconds") for method in ("bptt", "tbptt", "fptt")
+    }
+    by_key = {(row["budget"], row["method"]): row for row in rows}
+    assert by_key["epochs", "bptt"]["updates"] == 4
+    assert by_key["updates", "bptt"]["epochs"] == 16
+    assert by_key["updates", "bptt"]["updates"] == by_key["epochs", "fptt"]["updates"] == 32
+    assert by_key["updates", "tbptt"]["runs"] == by_key["epochs", "tbptt"]["runs"]
+    assert (tmp_path / "curves.png").exists()
+    assert "FPTT − TBPTT" in capsys.readouterr().out
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    assert len(times) == 3 + 1 + 2
+    assert run(command) == 0
+    assert "3 runs, 3 of them are finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
+    assert run([*command, "--lr", "0.5"]) == 2
+    assert "holds a finished run with lr 0.002, not 0.5" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
+
+
+def test_compare_takes_means_over_seeds_and_mends_a_damaged_run(tmp_path: Path) -> None:
+    command = ["compare", "--methods", "bptt", "--seeds", "2", "--budgets", "epochs", "--out", str(tmp_path), *QUICK]
+    assert run(command) == 0
+    (tmp_path / "equal-epochs" / "bptt-seed-0" / "summary.json").write_text("{")
+    assert run(command) == 0
+    assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
+    (row,) = json.loads((tmp_path / "compare.json").read_text())
+    accuracies = [RunFolder(tmp_path / path).read_summary()["test_accuracy"] for path in row["runs"]]
+    assert row["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    assert row["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+
+
+HEEDS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fptt.__main__ import main
+raise SystemExit(main())
+"""
+"""The command line, where the tests run in the background of a shell, which makes all programs there ignore Ctrl-C."""
+
+
+def test_an_interrupted_comparison_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in the terminal, which reaches the whole group: the run under way saves what it needs, no other starts."""
+    options = ["compare", "--methods", "tbptt", "--seeds", "2", "--budgets", "epochs", "--hidden-size", "8"]
+    command = [*options, "--threads", "1", "--limit", "256", "--out", str(tmp_path / "study")]
+    long = [sys.executable, "-c", HEEDS_CTRL_C, *command, "--epochs", "2000"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(long, **pipes, process_group=0)
+    first, second = (RunFolder(tmp_path / "study" / "equal-epochs" / f"tbptt-seed-{seed}") for seed in (0, 1))
+    deadline = time.monotonic() + 120
+    while not first.metrics_file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert first.read_summary()["status"] == "interrupted"
+    assert first.can_resume(first.read_config())
+    assert not second.path.exists()
+    assert run([*command, "--epochs", "1"]) == 2
+    assert "holds an interrupted run with epochs 2000, not 1" in capsys.readouterr().err
+    assert run([*command, "--epochs", "1", "--overwrite"]) == 0
+    assert {first.read_summary()["status"], second.read_summary()["status"]} == {"finished"}
+    assert (tmp_path / "study" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fptt", "train", "--out", str(out), *QUICK, "--epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert RunFolder(out).read_summary()["status"] == "interrupted"
+    assert run(["evaluate", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dance"], "unknown command 'dance'; there are train, evaluate, sample, stream, compare"),
+        (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, adding, copy"),
+        (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
+        (["compare", "--seeds", "0"], "seeds must be at least 1"),
+        (["train", "--num-chunks", "65"], "num_chunks must be at most the sequence length 64, got 65"),
+        (["train", "--alpha", "-1"], "alpha must not be negative, got -1"),
+        (["train", "--beta", "0"], "beta must be in (0, 1], got 0"),
+        (["train", "--dropout", "1"], "dropout must be in [0, 1), got 1"),
+        (["train", "--dropout", "0.5"], "dropout is for language models only, got 0.5 with digits"),
+        (["train", "--seed", "2147483648"], "seed must be in [0, 2³¹), got 2147483648"),
+        (["train", "--by", "row"], "by belongs to the task 'mnist', got it with the task 'digits'"),
+        (["train", "--recipe", "smnist", "--task", "digits"], "recipe smnist is of the task mnist, got task digits"),
+        (["train", "--recipe", "soup"], "unknown recipe 'soup'; there are digits, digits-per-step"),
+        (["train", "--lr-factor", "1"], "lr_factor must be in (0, 1), got 1"),
+        (["compare", "--budgets", "joules"], "unknown budget 'joules'; there are epochs, updates, seconds"),
+        (["ablate", "--over", "weather"], "weather"),
+        (["report", "--results", "nowhere"], "nowhere"),
+        (["sample", "nowhere"], "run folder nowhere does not exist"),
+        (["train", "--limit", "0"], "limit must be positive, got 0"),
+        (["train", "--epochs", "None"], "epochs, max_updates and max_seconds are all None"),
+        (
+            ["train", "--form", "released", "--coupling", "decoupled", "--previous-gradient", "recomputed"],
+            "previous_grad",
+        ),
+        (["train", "--task", "adding", "--length", "1"], "length must be at least 2"),
+        (["train", "--permuted"], "permuted belongs to the task 'mnist', got it with the task 'digits'"),
+        (["train", "--length", "9"], "length belongs to the tasks 'adding', 'copy'"),
+        (["train", "--momentum", "0.9"], "momentum belongs to the optimizer sgd"),
+        (["train", "--readout-sizes", "0"], "readout_sizes must be positive"),
+        (["compare", "--epochs", "None", "--max-seconds", "1"], "a comparison needs epochs"),
+        (["train", "--accelerator", "abacus"], "accelerator 'abacus'"),
+        (["evaluate", "nowhere"], "run folder nowhere does not exist"),
+    ],
+    ids=str,
+)
+def test_slips_are_one_clear_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("fptt: ")
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.yaml"))
+
+
+def test_wrong_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["train", "--method", "rtrl"])
+    assert stop.value.code == 2
+    assert "'bptt', 'tbptt', 'fptt'" in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_diverging_training_says_where_and_keeps_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    options = ["--optimizer", "sgd", "--lr", "1e38", "--max-norm", "None", "--cell", "rnn"]
+    assert run(["train", "--out", str(out), *QUICK, *options]) == 2
+    assert "in chunk" in capsys.readouterr().err
+    assert RunFolder(out).read_summary()["status"] == "failed"
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "first steps" in capsys.readouterr().out
+    for command, text in (("train", "--num-chunks"), ("evaluate", "--averages"), ("compare", "--seeds")):
+        with pytest.raises(SystemExit) as stop:
+            run([command, "--help"])
+        assert stop.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_damaged_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    train(out)
+    folder = RunFolder(out)
+    whole = {file: file.read_bytes() for file in out.iterdir()}
+
+    def message_after(file: Path, content: bytes | None) -> str:
+        file.unlink() if content is None else file.write_bytes(content)
+        assert run(["evaluate", str(out)]) == 2
+        file.write_bytes(whole[file])
+        return capsys.readouterr().err
+
+    assert "model.safetensors cannot be read" in message_after(folder.weights_file, b"garbage")
+    assert "model.safetensors cannot be read" in message_after(folder.weights_file, None)
+    assert "config.yaml cannot be read" in message_after(folder.config_file, None)
+    assert "config.yaml cannot be read" in message_after(folder.config_file, b"\xff\xfe: [")
+    assert "one field a line" in message_after(folder.config_file, b"- 1\n- 2\n")
+    assert "unknown fields: colour" in message_after(folder.config_file, whole[folder.config_file] + b"colour: red\n")
+    larger = whole[folder.config_file].replace(b"hidden_size: 8", b"hidden_size: 9")
+    assert "weights and config do not fit" in message_after(folder.config_file, larger)
+    assert run(["evaluate", str(out), "--averages"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", "many"), ("lr", "fast"), ("permuted", 3), ("cell", "mlp"), ("readout_sizes", 5), ("limit", 2.5)],
+)
+def test_values_of_the_wrong_type_in_a_config_are_named(name: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    values = {**yaml.safe_load(task_config("digits").to_yaml()), name: value}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=f"{name} must be"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_yaml(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(recipe(name).config.to_yaml())
+    assert read_config(path) == recipe(name).config
+
+
+def test_a_config_written_by_hand_is_filled_from_its_tasks_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("task: mnist\nlr: 1e-4\n")
+    config = read_config(path)
+    assert (config.lr, config.num_chunks, config.batch_size) == (1e-4, task_config("mnist").num_chunks, 64)
+
+
+def test_methods_are_parsed() -> None:
+    assert parse_methods("fptt, bptt") == ["fptt", "bptt"]
+    with pytest.raises(UserError, match="repeat"):
+        parse_methods("fptt,fptt")
+
+
+def test_a_moving_average_of_the_weights_is_kept_instead_of_them(tmp_path: Path) -> None:
+    constant = ["--schedule", "constant", "--method", "tbptt"]
+    train(tmp_path / "first", *constant, "--epochs", "None", "--max-updates", "8")  # one batch of eight chunks
+    train(tmp_path / "second", *constant, "--epochs", "1")  # two batches
+    train(tmp_path / "average", *constant, "--epochs", "1", "--ema-decay", "0.25")
+    first, second, average = (RunFolder(tmp_path / name).read_weights() for name in ("first", "second", "average"))
+    for name, weight in average.items():
+        torch.testing.assert_close(weight, 0.25 * first[name] + 0.75 * second[name])

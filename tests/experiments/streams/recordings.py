@@ -1,0 +1,30 @@
+"""Recordings and their files, made up."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from fptt.experiments.streams.recordings import Recording
+from fptt.experiments.tasks.scores import IGNORED
+
+
+def recording(seed: int, length: int) -> Recording:
+    """Return a recording whose labels last for four steps; some have none."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.randint(-2, 12, (length // 4 + 1,), generator=generator).repeat_interleave(4)[:length]
+    return Recording(torch.randn(length, 6, generator=generator), torch.where(classes < 0, IGNORED, classes))
+
+
+def write_recordings(folder: Path, lengths: Mapping[str, Sequence[int]]) -> str:
+    """Write a Parquet file for each split, the seed of each recording being its length, and return the folder."""
+    folder.mkdir(exist_ok=True)
+    for name, own in lengths.items():
+        parts = [recording(length, length) for length in own]
+        columns = {
+            "signal": [part.signal.numpy() for part in parts],
+            "label": [torch.where(part.classes == IGNORED, 0, part.classes + 1).tolist() for part in parts],
+        }
+        Dataset.from_dict(columns).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return str(folder)

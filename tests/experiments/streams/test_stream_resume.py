@@ -1,0 +1,260 @@
+"""A stream that is stopped and taken up again ends as one that never was, bit for bit."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fptt.experiments.commands.cli import INTERRUPTED, run
+from fptt.experiments.streams.folder import StreamFolder
+from fptt.experiments.streams.stream import Streaming
+from fptt.experiments.training.checkpoints import read_checkpoint
+from tests.experiments.permissions import told_of_lack_of_permission
+from tests.experiments.streams.recordings import write_recordings
+
+SETTING = ["--hidden-size", "8", "--window", "500", "--delay", "60", "--checkpoint-steps", "1000"]
+TIMES = ("seconds", "steps_per_second", "warm_memory_bytes", "peak_memory_bytes", "memory_growth_percent")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Return a folder with recordings of 1500, 2700 and 900 steps: pauses at 1000, 1500, 2500, 3500, 4200 and 5100."""
+    return write_recordings(tmp_path / "data", {"train": (1500, 2700), "test": (900,)})
+
+
+def call_at(pause: int, act: Callable[[Streaming], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something at a pause, numbered from 0."""
+    save_if_due, seen = Streaming._save_if_due, []
+
+    def acting(self: Streaming) -> None:
+        seen.append(pause)
+        if len(seen) == pause + 1:
+            act(self)
+        save_if_due(self)
+
+    monkeypatch.setattr(Streaming, "_save_if_due", acting)
+
+
+def press_ctrl_c(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def command(data: str, out: Path, *options: str) -> list[str]:
+    return ["stream", "--data", data, "--out", str(out), *SETTING, *options]
+
+
+def tensors(nest: Any) -> Iterator[Any]:
+    """Yield everything in a nest of dicts and lists, with its keys."""
+    if isinstance(nest, dict):
+        for key, value in nest.items():
+            yield key
+            yield from tensors(value)
+    elif isinstance(nest, list | tuple):
+        for value in nest:
+            yield from tensors(value)
+    else:
+        yield nest
+
+
+def assert_same_end(one: StreamFolder, other: StreamFolder) -> None:
+    assert one.rolling_file.read_text() == other.rolling_file.read_text()
+    ends = [{k: v for k, v in json.loads(it.summary_file.read_text()).items() if k not in TIMES} for it in (one, other)]
+    assert ends[0] == ends[1]
+    assert ends[0]["status"] == "finished"
+    learners = [list(tensors(torch.load(it.learner_file, weights_only=True))) for it in (one, other)]
+    assert len(learners[0]) == len(learners[1]) > 50
+    for own, its in zip(*learners, strict=True):
+        assert torch.equal(own, its) if isinstance(own, Tensor) else own == its
+    for it in (one, other):
+        assert not it.checkpoints.files()
+
+
+@pytest.mark.parametrize(
+    ("options", "pause"),
+    [
+        (["--baselines"], 2),
+        ([], 1),
+        ([], 5),
+        (["--method", "tbptt", "--delay", "0"], 0),
+        (["--method", "tbptt", "--delay", "0"], 4),
+    ],
+    ids=str,
+)
+def test_a_resumed_stream_ends_as_an_undisturbed_one(
+    options: list[str],
+    pause: int,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped within a recording, at the end of one, and at the very end."""
+    whole, cut = StreamFolder(tmp_path / "whole"), StreamFolder(tmp_path / "cut")
+    assert run(command(data, whole.path, *options)) == 0
+    with monkeypatch.context() as patch:
+        call_at(pause, press_ctrl_c, patch)
+        assert run(command(data, cut.path, *options)) == INTERRUPTED
+    summary = json.loads(cut.summary_file.read_text())
+    assert (summary["status"], summary["steps"]) == ("interrupted", (1000, 1500, 2500, 3500, 4200, 5100)[pause])
+    assert run(["stream", "--resume", "--out", str(cut.path)]) == 0
+    assert_same_end(whole, cut)
+
+
+def test_a_killed_stream_goes_on_from_its_last_checkpoint_twice(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed 700 steps after a checkpoint, and again before the first one that it would have written itself."""
+    whole, killed = StreamFolder(tmp_path / "whole"), StreamFolder(tmp_path / "killed")
+    options = ["--baselines", "--checkpoint-steps", "1500"]
+    assert run(command(data, whole.path, *options)) == 0
+
+    class KilledError(BaseException): ...
+
+    def die(_: Streaming) -> None:
+        raise KilledError
+
+    for pause, arguments in ((4, command(data, killed.path, *options)), (1, ["stream", "--resume", "--out"])):
+        with monkeypatch.context() as patch:
+            call_at(pause, die, patch)
+            patch.setattr(Streaming, "finish", lambda *_: {})
+            with pytest.raises(KilledError):
+                run(arguments if arguments[-1] != "--out" else [*arguments, str(killed.path)])
+        steps = [read_checkpoint(path)["scores"]["steps"] for path in killed.checkpoints.files()]
+        assert steps == [3500, 1500]
+        assert not killed.summary_file.exists()
+    assert run(["stream", "--resume", "--out", str(killed.path)]) == 0
+    assert_same_end(whole, killed)
+
+
+@pytest.fixture
+def interrupted(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StreamFolder:
+    """Return a stream that was interrupted within its second recording."""
+    with monkeypatch.context() as patch:
+        call_at(2, press_ctrl_c, patch)
+        assert run(command(data, tmp_path / "cut")) == INTERRUPTED
+    return StreamFolder(tmp_path / "cut")
+
+
+def test_an_interruption_says_how_to_go_on(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_at(0, press_ctrl_c, monkeypatch)
+    assert run(command(data, tmp_path / "cut")) == INTERRUPTED
+    told = capsys.readouterr()
+    assert f"interrupted; completing {tmp_path / 'cut'} (again to stop at once)\n" in told.out
+    assert f"to go on: fptt stream --resume --out {tmp_path / 'cut'}\n" in told.out
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_ends_the_same(
+    data: str, interrupted: StreamFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = interrupted.checkpoints.files()[0]
+    content = newest.read_bytes()
+    newest.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    assert run(["stream", "--resume", "--out", str(interrupted.path)]) == 0
+    assert f"{newest.name} is damaged" in " ".join(capsys.readouterr().out.split())
+    whole = StreamFolder(tmp_path / "whole")
+    assert run(command(data, whole.path)) == 0
+    assert_same_end(whole, interrupted)
+
+
+@pytest.mark.parametrize("name", ["config", "data", "learner", "baselines", "scores", "place", "seconds", "random"])
+def test_a_forged_field_is_named(name: str, interrupted: StreamFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    state = read_checkpoint(interrupted.checkpoints.files()[0])
+    del state[name]
+    for _ in range(2):
+        interrupted.checkpoints.write(state)
+    assert run(["stream", "--resume", "--out", str(interrupted.path)]) == 2
+    told = capsys.readouterr()
+    assert f"field '{name}' is damaged: KeyError" in " ".join(told.out.split())
+    assert "can be used. To begin again: --overwrite." in " ".join(told.err.split())
+
+
+def test_other_data_are_refused_and_nothing_is_lost(
+    data: str, interrupted: StreamFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = interrupted.checkpoints.files()
+    write_recordings(Path(data), {"train": (1500, 2700), "test": (901,)})
+    assert run(["stream", "--resume", "--out", str(interrupted.path)]) == 2
+    assert "are not those that the stream began with" in " ".join(capsys.readouterr().err.split())
+    assert interrupted.checkpoints.files() == before
+
+
+def test_slips_of_resuming_are_told(
+    data: str, interrupted: StreamFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(interrupted.path)
+    cases = [
+        (["--resume"], "resume needs the folder of the stream"),
+        (["--resume", "--out", str(tmp_path / "nowhere")], "has no checkpoint to go on from"),
+        (["--resume", "--overwrite", "--out", out], "give --out and no other option"),
+        (["--resume", "--out", out, "--lr", "1"], "give --out and no other option"),
+        (["--out", out, "--data", data], "is not empty"),
+        (["--checkpoint-steps", "0"], "checkpoint_steps must be positive"),
+    ]
+    for options, message in cases:
+        assert run(["stream", *options]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    run_of_train = StreamFolder(tmp_path / "run")
+    run_of_train.path.mkdir()
+    run_of_train.checkpoints.write({"version": 2})
+    assert run(["stream", "--resume", "--out", str(run_of_train.path)]) == 2
+    assert "must be of a stream, version 1, got a run of fptt train" in " ".join(capsys.readouterr().err.split())
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_data_that_vanish_while_they_are_read_are_told_and_the_stream_goes_on_when_they_are_back(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (test,) = Path(data).glob("test-*")
+    with monkeypatch.context() as patch:
+        call_at(1, lambda _: test.rename(tmp_path / "elsewhere"), patch)
+        assert run(command(data, tmp_path / "cut", "--checkpoint-steps", "100000")) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "the test split cannot be read any more:" in told
+    assert f"To go on when that is mended: fptt stream --resume --out {tmp_path / 'cut'}." in told
+    cut, whole = StreamFolder(tmp_path / "cut"), StreamFolder(tmp_path / "whole")
+    summary = json.loads(cut.summary_file.read_text())
+    assert (summary["status"], summary["recordings"], summary["steps"]) == ("failed", 2, 4200)
+    assert read_checkpoint(cut.checkpoints.files()[0])["place"]["recordings"] == 2
+    (tmp_path / "elsewhere").rename(test)
+    assert run(["stream", "--resume", "--out", str(cut.path)]) == 0
+    assert run(command(data, whole.path, "--checkpoint-steps", "100000")) == 0
+    assert_same_end(whole, cut)
+
+
+READ_ONLY = """
+import os, sys
+from fptt.experiments.commands.cli import run
+from fptt.experiments.streams.stream import Streaming
+
+save_if_due = Streaming._save_if_due
+
+def locking(self):
+    if self.scores.steps == 2500:
+        os.chmod(self.folder.path, 0o500)
+    save_if_due(self)
+
+Streaming._save_if_due = locking
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_folder_that_becomes_read_only_is_told_and_the_stream_goes_on_when_it_is_not(
+    data: str, tmp_path: Path
+) -> None:
+    cut, whole = StreamFolder(tmp_path / "cut"), StreamFolder(tmp_path / "whole")
+    told = told_of_lack_of_permission(READ_ONLY, *command(data, cut.path))
+    cut.path.chmod(0o700)
+    assert f"a checkpoint in {cut.path} cannot be written:" in told
+    assert f"To go on when that is mended: fptt stream --resume --out {cut.path}." in told
+    assert run(["stream", "--resume", "--out", str(cut.path)]) == 0
+    assert run(command(data, whole.path)) == 0
+    assert_same_end(whole, cut)

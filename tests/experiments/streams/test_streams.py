@@ -1,0 +1,277 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from fptt.experiments.commands.cli import run
+from fptt.experiments.configs.stream_config import StreamConfig
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.streams.baselines import LastLabel, MajorityClass, RiverSoftmax
+from fptt.experiments.streams.folder import StreamFolder
+from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
+from fptt.experiments.streams.recordings import Recording, Recordings
+from fptt.experiments.streams.scores import Rolling, StreamScores
+from fptt.experiments.studies.results import read_results
+from fptt.experiments.tasks.scores import IGNORED
+from tests.experiments.streams.recordings import recording, write_recordings
+from tests.problems import assert_same_weights
+
+NONE = torch.zeros(0, 6)
+T = 60
+
+
+def go_through(config: StreamConfig, *recordings: Recording) -> tuple[torch.Tensor, Any]:
+    learner = make_learner(config, 6, 12)
+    outputs = [output for one in recordings for output in answer_and_learn(learner, one, config)]
+    return torch.cat(outputs), learner
+
+
+# -- the learner -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "delay"), [(1, 0), (1, 7), (5, 0), (5, 3), (5, 5), (8, 30), (7, 100)])
+def test_no_answer_knows_a_label_before_its_time(length: int, delay: int) -> None:
+    config = StreamConfig(chunk_length=length, delay=delay, hidden_size=8)
+    one = recording(0, T)
+    outputs, _ = go_through(config, one, recording(1, T))
+    assert outputs.shape == (2 * T, 12)
+    for step in (4, 41):
+        if one.classes[step] == IGNORED:
+            continue
+        changed = one.classes.clone()
+        changed[step] = (changed[step] + 1) % 12
+        others, _ = go_through(config, Recording(one.signal, changed), recording(1, T))
+        same = (outputs == others).all(1)
+        assert same[: min(step + delay, T - 1) + 1].all()
+        first = int(same.long().argmin())
+        assert not same[first:].any()
+        assert first <= min(step + delay + 2 * length + (length if delay else 0), T)
+
+
+@pytest.mark.parametrize(("length", "delay"), [(1, 7), (5, 3), (5, 12), (7, 100)])
+def test_late_labels_teach_the_same(length: int, delay: int) -> None:
+    recordings = (recording(0, T), recording(1, 23))
+    late = go_through(StreamConfig(chunk_length=length, delay=delay, hidden_size=8), *recordings)[1]
+    punctual = go_through(StreamConfig(chunk_length=length, hidden_size=8), *recordings)[1]
+    assert_same_weights(late.method.model, punctual.method.model)
+    assert late.labels == punctual.labels == sum(int((one.classes != IGNORED).sum()) for one in recordings)
+
+
+def test_a_stream_is_the_loop_of_predict_and_learn() -> None:
+    config = StreamConfig(chunk_length=1, hidden_size=8, method="tbptt")
+    one = recording(0, T)
+    outputs, learner = go_through(config, one)
+    by_hand = make_learner(config, 6, 12)
+    for step, (x, y) in enumerate(zip(one.signal, one.classes.tolist(), strict=True)):
+        assert by_hand.predict_one(x) == outputs[step].argmax()
+        by_hand.learn_one(x, None if y == IGNORED else y)
+    assert_same_weights(learner.method.model, by_hand.method.model)
+    assert learner.method.regularizer is None
+
+
+def test_outputs_are_put_together() -> None:
+    pieces = [torch.full((length, 2), float(length)) for length in (3, 3, 1, 4, 2)]
+    found = list(gathered(iter(pieces), 4))
+    assert [len(piece) for piece in found] == [6, 5, 2]
+    assert torch.equal(torch.cat(found), torch.cat(pieces))
+
+
+# -- baselines and scores --------------------------------------------------------------------------------------------
+
+
+def test_baselines_by_hand() -> None:
+    first, second = np.array([IGNORED, 3, 3, IGNORED, 5, 5, 5]), np.array([2, 2, IGNORED])
+    answers = {
+        (LastLabel, 0): ([0, 0, 3, 3, 3, 5, 5], [5, 2, 2]),
+        (LastLabel, 2): ([0, 0, 0, 0, 3, 3, 3], [5, 5, 5]),
+        (LastLabel, 9): ([0] * 7, [5, 5, 5]),
+        (MajorityClass, 0): ([0, 0, 3, 3, 3, 3, 3], [5, 5, 5]),
+        (MajorityClass, 1): ([0, 0, 0, 3, 3, 3, 3], [5, 5, 5]),
+    }
+    for (kind, delay), expected in answers.items():
+        baseline = kind(delay, 6)
+        assert tuple(baseline.answers(NONE, part).tolist() for part in (first, second)) == expected
+
+
+def test_a_tie_goes_to_the_first_class_and_the_majority_may_change() -> None:
+    baseline = MajorityClass(0, 6)
+    assert baseline.answers(NONE, np.array([4, 1, 1, 4, 4])).tolist() == [0, 4, 1, 1, 1]
+
+
+def test_rivers_model_is_that_of_rivers_own_evaluation() -> None:
+    pytest.importorskip("river", reason="River is not installed: pip install 'fptt[experiments]'")
+    from river import evaluate, linear_model, metrics, preprocessing
+
+    one = recording(0, T)
+    steps = [
+        (dict(enumerate(x)), y) for x, y in zip(one.signal.tolist(), one.classes.tolist(), strict=True) if y != IGNORED
+    ]
+    for delay in (0, 5):
+        model = preprocessing.StandardScaler() | linear_model.SoftmaxRegression()
+        classes = torch.tensor([y for _, y in steps])
+        signal = torch.tensor([list(x.values()) for x, _ in steps])
+        answers = RiverSoftmax(delay, 12).answers(signal, classes.numpy())
+        score = evaluate.progressive_val_score(steps, model, metrics.Accuracy(), delay=delay + 1)  # pyright: ignore
+        answered = len(steps) - delay - 1  # River leaves the others out
+        assert score.get() == pytest.approx((answers == classes.numpy())[-answered:].mean())
+
+
+def test_rolling_accuracy() -> None:
+    rolling = Rolling(10)
+    assert np.isnan(rolling.accuracy)
+    for right, count in [(4, 4), (0, 4), (1, 4), (2, 4)]:
+        rolling.add(right, count)
+    assert (rolling.right, rolling.count) == (3, 12)
+    rolling.add(10, 10)
+    assert rolling.accuracy == 1
+
+
+def test_scores_count_labeled_steps_alone() -> None:
+    scores = StreamScores(["learner", "other"], 3, 100)
+    outputs = torch.eye(3)[[0, 1, 2, 0]]
+    scores.add({"learner": outputs, "other": torch.tensor([2, 1, 1, 1])}, torch.tensor([0, IGNORED, 2, 1]))
+    scores.add({"learner": outputs, "other": torch.zeros(4, dtype=torch.long)}, torch.full((4,), IGNORED))
+    assert (scores.steps, scores.labels) == (8, 3)
+    assert scores.rows == [{"step": 4, "learner": 0.666667, "other": 0.333333}]
+    assert scores.figures()["learner"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 1) / 3)}
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return write_recordings(tmp_path / "data", {"train": (1500, 700), "test": (900,)})
+
+
+QUICK = ["--hidden-size", "8", "--window", "500"]
+
+
+def test_stream_leaves_a_folder(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results" / "stream"
+    assert run(["stream", "--data", data, "--out", str(out), "--delay", "10", *QUICK]) == 0
+    assert "progressive accuracy" in capsys.readouterr().out
+    assert {file.name for file in out.iterdir()} == {"summary.json", "rolling.csv", "rolling.png", "learner.pt"}
+    summary = json.loads((out / "summary.json").read_text())
+    labeled = sum(int((recording(n, n).classes != IGNORED).sum()) for n in (1500, 700, 900))
+    expected = {
+        "steps": 3100,
+        "labeled_steps": labeled,
+        "recordings": 3,
+        "status": "finished",
+        "updates": summary["updates"],
+    }
+    assert {name: summary[name] for name in expected} == expected
+    assert 0 < summary["updates"] <= 30 + 14 + 18
+    assert set(summary["baselines"]) == {"last_label", "majority_class"}
+    assert 0 <= summary["accuracy"] <= 1
+    assert "data" not in summary
+    with (out / "rolling.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1000, 1500, 2200, 3100]
+    assert (out / "rolling.png").read_bytes()[:4] == b"\x89PNG"
+    learner = make_learner(StreamConfig(hidden_size=8, delay=10), 6, 12)
+    learner.load_state_dict(torch.load(out / "learner.pt", weights_only=True))
+    assert (learner.steps, learner.labels) == (3100, labeled)
+    with pytest.raises(UserError, match="has no finished run"):
+        read_results(out.parent)
+    assert run(["stream", "--data", data, "--out", str(out), *QUICK]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
+    recordings = Recordings(data, "all", 1600)
+    assert recordings.survey().num_steps == 1600
+    assert [len(one.signal) for one in recordings] == [1500, 100]
+    assert [len(one.classes) for one in recordings] == [1500, 100]  # read again
+    assert torch.equal(next(iter(recordings)).classes, recording(1500, 1500).classes)
+    assert [len(one.signal) for one in Recordings(data, "test", None)] == [900]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the stream needs data: give --data FOLDER"),
+        (["--data", "./nowhere"], "data folder './nowhere' does not exist"),
+        (["--delay", "-1"], "delay must not be negative"),
+        (["--chunk-length", "0"], "chunk_length must be positive"),
+        (["--beta", "2"], r"beta must be in (0, 1]"),
+    ],
+)
+def test_slips_are_told_in_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["stream", "--out", "/nonexistent/out", *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_strange_recordings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stream(**columns: list) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        Dataset.from_dict(columns).to_parquet(folder / "train-00000-of-00001.parquet")
+        assert (
+            run(["stream", "--split", "train", "--data", str(folder), "--out", str(tmp_path / "out"), "--overwrite"])
+            == 2
+        )
+        return " ".join(capsys.readouterr().err.split())
+
+    good = np.zeros((5, 6), dtype=np.float32)
+    assert "must have the columns signal and label" in stream(signal=[good])
+    assert "must hold T × 6 numbers in column signal" in stream(signal=[good[:, :5]], label=[[1] * 5])
+    assert "NaN or infinity" in stream(signal=[good + np.inf], label=[[1] * 5])
+    assert "one label for every step" in stream(signal=[good], label=[[1] * 4])
+    assert "whole numbers from 0 to 12" in stream(signal=[good], label=[[1, 2, 3, 4, 13]])
+
+
+FLAT = """
+import sys, torch, fptt
+from fptt.experiments.process.machine import MemoryMeter
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = fptt.nn.LSTM(6, 16, 12)
+loss = fptt.SequenceLoss(torch.nn.functional.cross_entropy)
+optimizer = torch.optim.Adam(model.parameters())
+learner = fptt.OnlineLearner(
+    model, optimizer, loss, chunk_length=50, max_delay=200, classes=range(12), standardize=True
+)
+meter = None
+for block in range(1_000_000 // 50):
+    if block == 1000:
+        meter = MemoryMeter(torch.device("cpu"))
+        meter.start()
+    inputs = torch.randn(50, 6)
+    learner.predict_chunk(inputs)
+    for step in range(50 if block >= 4 else 0):
+        learner.learn_delayed((block + step) % 12, 200 - step)
+    learner.learn_chunk(inputs)
+    if block % 360 == 359:
+        learner.flush()
+        learner.reset()
+        for _ in range(4):
+            learner.learn_chunk(torch.randn(50, 6))
+meter.stop()
+assert learner.steps >= 1_000_000
+print(100 * (meter.peak / meter.before - 1))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_a_million_steps() -> None:
+    result = subprocess.run([sys.executable, "-c", FLAT], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 5, result.stdout
+
+
+def test_a_file_that_cannot_be_written_is_a_users_slip(tmp_path: Path) -> None:
+    """What was there before stays."""
+    folder = StreamFolder(tmp_path)
+    folder.write({"steps": 1}, [{"step": 1}], {})
+    (tmp_path / "summary.json.new").mkdir()  # stands in the way
+    with pytest.raises(UserError, match=r"summary\.json cannot be written"):
+        folder.write({"steps": 2}, [{"step": 2}], {})
+    assert json.loads(folder.summary_file.read_text()) == {"steps": 1}

@@ -1,0 +1,118 @@
+"""The three policies of a run that meets NaN, in one process or in one of two."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fptt.experiments.commands.cli import run
+from fptt.experiments.training.checkpoints import read_checkpoint
+from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.run import Run
+from tests.experiments.training.poisoned import poisoning
+from tests.experiments.training.test_precision import distance
+from tests.experiments.training.test_resume import QUICK
+
+COMMAND = ["train", *QUICK, "--batch-size", "16", "--checkpoint-updates", "24", "--schedule", "constant"]
+"""8 batches of 8 updates an epoch, and a checkpoint after every third batch."""
+ROLLBACK = ["--on-bad-number", "rollback", "--rollback-factor", "0.25", "--lr", "0.008"]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Batches, by their number, and how often they come with NaN."""
+    times: dict[int, int] = {}
+    monkeypatch.setattr(Run, "train_batch", poisoning(Run.train_batch, times))
+    return times
+
+
+def test_raise_tells_and_completes_the_folder(
+    poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poisoned[10] = 1
+    assert run([*COMMAND, "--out", str(tmp_path / "run")]) == 2
+    assert "of batch 10" in capsys.readouterr().err
+    summary = RunFolder(tmp_path / "run").read_summary()
+    assert (summary["status"], summary["batches"]) == ("failed", 10)
+
+
+def test_skip_counts_and_goes_on(poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last pixel lies in the last chunk of each batch."""
+    poisoned.update({3: 1, 10: 1})
+    assert run([*COMMAND, "--on-bad-number", "skip", "--out", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert "skipped a chunk" in output
+    assert "2 skipped  loss" in output
+    summary = RunFolder(tmp_path / "run").read_summary()
+    assert (summary["skipped"], summary["updates"], summary["rollbacks"]) == (2, 16 * 8 - 2, 0)
+
+
+def test_rollback_goes_back_to_the_checkpoint_with_a_smaller_rate(
+    poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoints are made before batches 0, 3, 6, 9, …; batch 10 is bad twice."""
+    poisoned[10] = 2
+    assert run([*COMMAND, *ROLLBACK, "--out", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert "Rollback 1: on from batch 9 with the learning rate × 0.25" in output
+    assert "Rollback 2: on from batch 9 with the learning rate × 0.0625" in output
+    folder = RunFolder(tmp_path / "run")
+    summary = folder.read_summary()
+    assert (summary["rollbacks"], summary["batches"], summary["updates"], summary["status"]) == (2, 16, 128, "finished")
+    assert [row["lr"] for row in folder.read_metrics()] == [0.008, 0.0005]
+
+
+def test_rollback_gives_up(poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is left can be gone on with: its checkpoint is from before the bad batch, and knows the rollbacks."""
+    poisoned[4] = 100
+    options = ["--on-bad-number", "rollback", "--max-rollbacks", "2"]
+    assert run([*COMMAND, *options, "--out", str(tmp_path / "run")]) == 2
+    assert "of batch 4" in capsys.readouterr().err
+    assert poisoned[4] == 97
+    folder = RunFolder(tmp_path / "run")
+    state = read_checkpoint(folder.checkpoints.files()[0])
+    assert (state["method"]["batches"], state["schedule"]["rollbacks"]) == (3, 2)
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+    poisoned[4] = 0
+    assert run(["train", "--resume", "--out", str(folder.path)]) == 0
+    assert folder.read_summary()["rollbacks"] == 2
+
+
+def rolled_back(folder: Path, process: int, *options: str) -> list[dict[str, Any]]:
+    """Return what two processes end with, of which one meets NaN in batch 10."""
+    poison = ["10", str(process), str(folder)]
+    devices = ["--devices", "2", "--check-sync", *options, "--out", str(folder / "two")]
+    command = [sys.executable, "-m", "tests.experiments.training.poisoned", *poison, *COMMAND, *ROLLBACK, *devices]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert made.stdout.count("Rollback 1: on from batch 9 with the learning rate × 0.25.") == 1
+    assert "Rollback 2" not in made.stdout
+    return [torch.load(folder / f"process-{number}.pt") for number in range(2)]
+
+
+@pytest.mark.xdist_group("devices")
+def test_two_processes_go_back_as_one(poisoned: dict[int, int], tmp_path: Path) -> None:
+    """The second one meets NaN; both go back to the checkpoint, and on at the smaller rate."""
+    poisoned[10] = 1
+    double = ["--precision", "64-true"]
+    assert run([*COMMAND, *ROLLBACK, *double, "--out", str(tmp_path / "one")]) == 0
+    first, second = rolled_back(tmp_path, 1, *double)
+    assert distance(first["weights"], second["weights"]) == 0
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    assert distance(one.read_weights(), two.read_weights()) < 1e-10
+    assert [row["lr"] for row in two.read_metrics()] == [row["lr"] for row in one.read_metrics()] == [0.008, 0.002]
+    assert two.read_summary()["rollbacks"] == 1
+
+
+@pytest.mark.xdist_group("devices")
+def test_processes_with_updates_of_their_own_go_back_together(tmp_path: Path) -> None:
+    """The first one meets NaN; the second hears of it at the next sync. The run ends with one."""
+    ends = rolled_back(tmp_path, 0, "--sync-every", "16")
+    assert distance(ends[0]["weights"], ends[1]["weights"]) == 0
+    assert [end["lr"] for end in ends] == [0.002, 0.002]
+    summary = RunFolder(tmp_path / "two").read_summary()
+    assert (summary["rollbacks"], summary["batches"], summary["updates"]) == (1, 16, 128)

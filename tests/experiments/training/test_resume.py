@@ -1,0 +1,230 @@
+"""A run that is interrupted and taken up again ends as one that never was, bit for bit."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from fptt.experiments.commands.cli import INTERRUPTED, run
+from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.loop import Training
+from fptt.experiments.training.run import Run
+
+QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
+
+
+def interrupt_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C while a batch is trained on."""
+    train_batch = Run.train_batch
+
+    def interrupted(self: Run, *arguments: object) -> None:
+        if self.method.batches == batch:
+            os.kill(os.getpid(), signal.SIGINT)
+        train_batch(self, *arguments)  # pyright: ignore
+
+    monkeypatch.setattr(Run, "train_batch", interrupted)
+
+
+def assert_same_end(one: RunFolder, other: RunFolder) -> None:
+    for averages in (False, True):
+        if averages and not one.averages_file.exists():
+            continue
+        for name, weight in one.read_weights(averages=averages).items():
+            assert torch.equal(weight, other.read_weights(averages=averages)[name]), name
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in run.read_metrics()] for run in (one, other)]
+    assert rows[0] == rows[1]
+    ends = [
+        {k: v for k, v in run.read_summary().items() if "memory" not in k and k != "seconds"} for run in (one, other)
+    ]
+    assert ends[0] == ends[1]
+    assert ends[0]["status"] == "finished"
+
+
+@pytest.mark.parametrize("batch", [0, 2, 4, 5])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "fptt", "--ema-decay", "0.5", "--divergence", "running"],
+        ["--method", "tbptt", "--optimizer", "sgd", "--momentum", "0.9", "--schedule", "plateau"],
+        ["--method", "bptt", "--task", "adding", "--length", "20", "--readout-sizes"],
+    ],
+    ids=["fptt", "tbptt", "bptt"],
+)
+def test_resumed_run_ends_as_an_undisturbed_one(
+    options: list[str], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted in the first batch, within an epoch, in the last batch of an epoch, and in the next epoch."""
+    command = ["train", *QUICK, "--batch-size", "24", *options]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(batch, patch)
+        assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
+    cut = RunFolder(tmp_path / "cut")
+    assert cut.read_summary()["status"] == "interrupted"
+    assert cut.read_summary()["batches"] == batch + 1
+    assert f"to go on: fptt train --resume --out {cut.path}" in capsys.readouterr().out
+    assert run(["train", "--resume", "--out", str(cut.path)]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), cut)
+    assert not cut.checkpoints.files()
+
+
+@pytest.mark.parametrize("batch", [0, 3, 7])
+def test_a_resumed_stream_has_its_state(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language model with dropout: state, random numbers and place in the text go on; five windows an epoch."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    sizes = ["--hidden-size", "8", "--embedding-size", "4", "--num-layers", "2", "--batch-size", "4", "--length", "50"]
+    command = ["train", "--task", "text", "--data", str(tmp_path / "text.txt"), *sizes, "--epochs", "2"]
+    command += ["--threads", "1", "--dropout", "0.2", "--weight-dropout", "0.3", "--num-chunks", "5"]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(batch, patch)
+        assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
+    assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
+
+
+def test_a_text_with_another_vocabulary_is_refused_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abcd" * 300)
+    command = [
+        "train",
+        "--task",
+        "text",
+        "--data",
+        str(text),
+        "--hidden-size",
+        "4",
+        "--batch-size",
+        "4",
+        "--length",
+        "9",
+    ]
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert run([*command, "--epochs", "1", "--out", str(tmp_path / "run")]) == INTERRUPTED
+    (newest, *_) = before = RunFolder(tmp_path / "run").checkpoints.files()
+    content = newest.read_bytes()
+    text.write_text("abce" * 300)
+    assert run(["train", "--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "another vocabulary than the run" in capsys.readouterr().err
+    assert RunFolder(tmp_path / "run").checkpoints.files() == before
+    assert newest.read_bytes() == content
+
+
+@pytest.mark.machine_code
+def test_resumed_compiled_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["train", *QUICK, "--engine", "compiled", "--epochs", "1"]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(0, patch)
+        assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
+    assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written when the process dies; what was written after the checkpoint is made again."""
+    command = ["train", *QUICK, "--batch-size", "24", "--epochs", "3", "--checkpoint-updates", "16"]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    killed = RunFolder(tmp_path / "killed")
+
+    class Killed(BaseException): ...
+
+    train_batch = Run.train_batch
+
+    def dying(self: Run, *arguments: object) -> None:
+        if self.method.batches == 13:  # one batch after a checkpoint in the third epoch
+            raise Killed
+        train_batch(self, *arguments)  # pyright: ignore
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_batch", dying)
+        patch.setattr(Training, "can_finish", False)
+        with pytest.raises(Killed):
+            run([*command, "--out", str(killed.path)])
+    assert not killed.summary_file.exists()
+    assert run(["train", "--resume", "--out", str(killed.path)]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+
+
+def test_a_run_killed_in_its_last_validation_still_validates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget is spent, and a checkpoint with the last update was written."""
+    command = ["train", *QUICK, "--checkpoint-updates", "8"]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    killed = RunFolder(tmp_path / "killed")
+
+    class Killed(BaseException): ...
+
+    select = Training._select
+
+    def dying(self: Training) -> dict[str, float]:
+        if self.run.is_over:
+            raise Killed
+        return select(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_select", dying)
+        patch.setattr(Training, "can_finish", False)
+        with pytest.raises(Killed):
+            run([*command, "--out", str(killed.path)])
+    assert run(["train", "--resume", "--out", str(killed.path)]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+
+
+def test_a_run_killed_in_its_test_need_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(["train", *QUICK, "--out", str(tmp_path / "whole")]) == 0
+    killed = RunFolder(tmp_path / "killed")
+
+    class Killed(BaseException): ...
+
+    def dying(self: Training, status: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "finish", dying)
+        with pytest.raises(Killed):
+            run(["train", *QUICK, "--out", str(killed.path)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_batch", dying)
+        assert run(["train", "--resume", "--out", str(killed.path)]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+
+
+def test_interrupting_twice_in_the_first_validation_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    select = Training._select
+
+    def interrupted(self: Training) -> dict[str, float]:
+        if not self.interruption.is_asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return select(self)
+
+    monkeypatch.setattr(Training, "_select", interrupted)
+    assert run(["train", *QUICK, "--out", str(tmp_path / "run")]) == INTERRUPTED
+    assert RunFolder(tmp_path / "run").read_summary()["status"] == "interrupted"
+    assert "to go on: fptt train --resume" in capsys.readouterr().out  # from the checkpoint before the first batch
+
+
+def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    cases = [
+        (["--resume"], "resume needs the run's folder"),
+        (["--resume", "--out", str(tmp_path / "nowhere")], "does not exist"),
+        (["--resume", "--overwrite", "--out", str(out)], "no overwrite, config or recipe fits"),
+        (["--resume", "--out", str(out)], "has no checkpoint to go on from"),
+        (["--resume", "--out", str(out), "--lr", "1"], "give --out and no other option"),
+        (["--resume", "--out", str(out), "--task", "mnist"], "give --out and no other option"),
+    ]
+    assert run(["train", *QUICK, "--epochs", "1", "--out", str(out)]) == 0
+    summary = RunFolder(out).read_summary()
+    capsys.readouterr()
+    for options, message in cases:
+        assert run(["train", *options]) == 2
+        assert message in capsys.readouterr().err
+    assert RunFolder(out).read_summary() == summary

@@ -1,0 +1,289 @@
+"""The estimators are the methods, with the manners of scikit-learn."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils import estimator_checks
+from skorch.callbacks import Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
+from skorch.dataset import ValidSplit
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fptt
+from fptt.integrations.sklearn import FPTTClassifier, FPTTRegressor
+
+N, T = 70, 12
+LABELS = np.array(["low", "mid", "top"])
+SMALL: dict[str, Any] = {"num_chunks": 3, "hidden_size": 6, "lr": 0.02, "max_epochs": 2, "random_state": 3}
+
+
+def sequences(seed: int = 0, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(N, T, *shape)).astype(np.float32)
+
+
+def names(X: np.ndarray) -> np.ndarray:  # noqa: N803
+    return LABELS[np.digitize(X.reshape(len(X), -1).mean(1), [-0.1, 0.1])]
+
+
+def classifier(**settings: Any) -> Any:
+    return FPTTClassifier(**{**SMALL, **settings})
+
+
+def state_of(net: Any) -> list[Tensor]:
+    """Return weights, averages and duals."""
+    regularizer = net.method_.regularizer
+    remembered = [] if regularizer is None else [tensor for entry in regularizer.state.values() for tensor in entry]
+    return [*net.module_.parameters(), *remembered]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert len(state_of(one)) == len(state_of(other))
+    assert all(torch.equal(*pair) for pair in zip(state_of(one), state_of(other), strict=True))
+
+
+X, Y = sequences(), names(sequences())
+
+
+@pytest.mark.parametrize("settings", [{}, {"form": "released", "coupling": "coupled", "mu": 2.0, "num_duals": 3}])
+def test_fit_is_the_loop_by_hand(settings: dict[str, Any]) -> None:
+    net = classifier(**settings).fit(X, Y)
+    torch.manual_seed(3)
+    model = fptt.nn.LSTM(1, 6, 3, last_only=True)
+    loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    method = fptt.FPTT(model, optimizer, loss, num_chunks=3, max_norm=1.0, **settings)
+    labels = torch.from_numpy(np.searchsorted(LABELS, Y))
+    data = DataLoader(TensorDataset(torch.from_numpy(X), labels), batch_size=32, shuffle=True)
+    for _ in range(2):
+        for inputs, targets in data:
+            method.train_batch(inputs.T[..., None], targets)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), net.module_.parameters(), strict=True))
+    assert net.method_.updates == method.updates == 2 * 3 * 3
+    outputs = model(torch.from_numpy(X).T[..., None])[0][-1]
+    assert np.allclose(net.predict_proba(X), outputs.softmax(-1).detach().numpy(), atol=1e-6)
+    assert net.predict(X).tolist() == LABELS[outputs.argmax(-1).numpy()].tolist()
+
+
+def test_the_method_is_the_one_that_is_named() -> None:
+    without_alpha = classifier(alpha=0.0).fit(X, Y)
+    assert_same(without_alpha, classifier(method="tbptt").fit(X, Y))
+    assert_same(classifier(method="bptt").fit(X, Y), classifier(alpha=0.0, num_chunks=1).fit(X, Y))
+    weights = [state_of(classifier(method=name).fit(X, Y))[0] for name in ("fptt", "tbptt", "bptt")]
+    assert not any(torch.equal(weights[one], weights[other]) for one, other in [(0, 1), (0, 2), (1, 2)])
+    assert type(classifier(cell="gru").fit(X, Y).module_) is fptt.nn.GRU
+    assert classifier(divergence="running").fit(X, Y).method_.loss.prior.probabilities.std() > 0
+    assert not torch.equal(state_of(classifier(divergence=None).fit(X, Y))[0], weights[0])
+
+
+@pytest.mark.machine_code
+def test_the_compiled_engine_trains_the_same() -> None:
+    eager, compiled = (classifier(engine=name, num_chunks=T, batch_size=N).fit(X, Y) for name in ("eager", "compiled"))
+    assert compiled.method_.engine == "compiled"
+    for one, other in zip(state_of(eager), state_of(compiled), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    restored = pickle.loads(pickle.dumps(compiled))
+    assert_same(restored.partial_fit(X, Y), compiled.partial_fit(X, Y))
+
+
+def test_a_seed_gives_the_same_net_and_leaves_other_generators_alone() -> None:
+    dropout: dict[str, Any] = {"module__num_layers": 2, "module__dropout": 0.5}
+    before = torch.get_rng_state()
+    net = classifier(**dropout).fit(X, Y)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = copy.deepcopy(net)
+    torch.manual_seed(99)
+    assert_same(net, again.fit(X, Y))
+    other: Any = clone(net)
+    assert_same(net, other.fit(X, Y))
+    assert not torch.equal(state_of(classifier(random_state=4, **dropout).fit(X, Y))[0], state_of(net)[0])
+    np.random.seed(1)
+    unseeded = classifier(random_state=None).fit(X, Y)
+    np.random.seed(1)
+    assert_same(unseeded, classifier(random_state=None).fit(X, Y))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("settings", [{}, {"num_duals": 3, "divergence": "running"}, {"method": "tbptt"}], ids=str)
+def test_a_copy_predicts_and_trains_on_the_same(settings: dict[str, Any], copied: Any) -> None:
+    net = classifier(**settings).fit(X, Y)
+    other = copied(net)
+    assert np.array_equal(net.predict_proba(X), other.predict_proba(X))
+    net.partial_fit(X, Y)
+    assert not torch.equal(state_of(net)[0], state_of(other)[0])
+    assert_same(net, other.partial_fit(X, Y))
+    assert net.method_.updates == other.method_.updates
+
+
+def test_partial_fit_goes_on_where_fit_ended() -> None:
+    assert_same(classifier(max_epochs=4).fit(X, Y), classifier().fit(X, Y).partial_fit(X, Y))
+    assert_same(classifier(max_epochs=4).fit(X, Y), classifier(warm_start=True).fit(X, Y).fit(X, Y))
+    begun = classifier().partial_fit(X[Y != "low"], Y[Y != "low"], classes=LABELS)
+    assert begun.partial_fit(X, Y).predict_proba(X).shape == (N, 3)
+
+
+def test_parameters_are_saved_and_loaded_apart(tmp_path: Path) -> None:
+    files: dict[str, Any] = {f"f_{name}": str(tmp_path / name) for name in ("params", "optimizer", "method")}
+    net = classifier(iterator_train__shuffle=False).fit(X, Y)
+    net.save_params(**files)
+    other: Any = clone(net)
+    other.set_params(max_epochs=0, random_state=5).fit(X, Y)
+    other.load_params(**files)
+    assert_same(net, other)
+    other.set_params(max_epochs=2)
+    assert_same(net.partial_fit(X, Y), other.partial_fit(X, Y))
+
+
+def test_labels_may_be_of_any_type() -> None:
+    expected = classifier().fit(X, Y)
+    for labels in (Y.astype(object), np.array([30, 7, 9])[np.searchsorted(LABELS, Y)], list(Y)):
+        net = classifier().fit(X, labels)
+        assert net.classes_.tolist() == sorted(set(labels))
+        assert set(net.predict(X)) <= set(labels)
+        assert net.score(X, labels) == np.mean(net.predict(X) == np.asarray(labels))
+    assert_same(expected, classifier().fit(X, Y.astype(object)))
+    assert expected.classes_.tolist() == LABELS.tolist()
+
+
+def test_widths_and_lengths() -> None:
+    wide = sequences(0, 2)
+    net = classifier().fit(wide, names(wide))
+    assert net.predict_proba(wide[:, :1]).shape == net.predict_proba(np.tile(wide, (1, 3, 1))).shape == (N, 3)
+    assert_same(classifier().fit(X, Y), classifier().fit(X[..., None], Y))
+    assert_same(classifier().fit(X, Y), classifier().fit(X.astype(np.float64).tolist(), Y))
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "settings", "message"),
+    [
+        (np.where(X > 1, np.nan, X), Y, {}, "X contains NaN"),
+        (X[0], Y, {}, "Expected 2D array"),
+        (X[..., None, None], Y, {}, r"X must have shape \(N, T\) or \(N, T, D\)"),
+        (X[:, :2], Y, {}, "num_chunks must be at most the sequence length 2, got 3"),
+        (X, Y[1:], {}, "inconsistent numbers of samples"),
+        (X, X.mean(1), {}, "Unknown label type"),
+        (X, np.full(N, "one"), {}, "y must have labels of at least 2 classes"),
+        (X, Y, {"method": "rtrl"}, "method must be one of"),
+        (X, Y, {"cell": "qrnn"}, "cell must be one of"),
+        (X, Y, {"divergence": "flat"}, "divergence must be"),
+        (X, Y, {"alpha": -1.0}, "alpha must be"),
+        (X, Y, {"hiden_size": 3}, "unexpected argument"),
+        (X, Y, {"callbacks": [GradientNormClipping(1.0)]}, "callbacks must not need the gradient"),
+    ],
+)
+def test_bad_input_is_named(X: Any, y: Any, settings: dict[str, Any], message: str) -> None:  # noqa: N803
+    with pytest.raises(ValueError, match=message):
+        classifier(**settings).fit(X, y)
+
+
+def test_what_does_not_fit_the_net_is_named() -> None:
+    with pytest.raises(NotFittedError):
+        classifier().predict(X)
+    with pytest.raises(ValueError, match="learns its sizes from the data"):
+        classifier().initialize()
+    net = classifier().fit(X, Y)
+    with pytest.raises(ValueError, match="X must have D = 1"):
+        net.predict(sequences(0, 2))
+    with pytest.raises(ValueError, match="X contains NaN"):
+        net.predict(np.full((2, T), np.nan))
+    with pytest.raises(ValueError, match=r"y must have labels of .* got \['new'\]"):
+        net.partial_fit(X[:2], ["low", "new"])
+    with pytest.raises(TypeError, match="fit takes X and y alone, got sample_weight"):
+        net.fit(X, Y, sample_weight=np.ones(N))
+    net = classifier().fit(X, Y).set_params(alpha=0.3)
+    with pytest.raises(ValueError, match=r"alpha must not change between calls of partial_fit, got 0.3 after 0.1"):
+        net.partial_fit(X, Y)
+    assert_same(net.fit(X, Y), classifier(alpha=0.3).fit(X, Y))
+
+
+def test_in_a_pipeline_and_a_grid_search() -> None:
+    shape = FunctionTransformer(lambda values: values.reshape(-1, 6, 2))
+    pipeline = make_pipeline(StandardScaler(), shape, classifier(max_epochs=15))
+    assert isinstance(pipeline, Pipeline)
+    assert pipeline.fit(X, Y).score(X, Y) > 0.7
+    grid = {"fpttclassifier__num_chunks": [2, 3], "fpttclassifier__alpha": [0.0, 0.2]}
+    search = GridSearchCV(pipeline.set_params(fpttclassifier__max_epochs=1), grid, cv=2)
+    assert np.isfinite(search.fit(X, Y).cv_results_["mean_test_score"]).tolist() == [True] * 4
+    best = search.best_estimator_[-1]
+    assert best.method_.chunking.num_chunks == search.best_params_["fpttclassifier__num_chunks"]
+    assert np.array_equal(search.predict(X), search.best_estimator_.predict(X))
+    assert cross_val_score(FPTTRegressor(**SMALL), X, X.mean(1), cv=2).shape == (2,)
+
+
+def test_parameters_survive_clone() -> None:
+    net = classifier(alpha=0.25, optimizer__weight_decay=0.1, cell="rnn", callbacks=[("stop", EarlyStopping())])
+    copied: Any = clone(net)
+    names_of = set(SMALL) | {"alpha", "optimizer__weight_decay", "cell", "divergence", "method"}
+    assert {name: copied.get_params()[name] for name in names_of} == {n: net.get_params()[n] for n in names_of}
+    assert not {"module", "criterion"} & set(copied.get_params(deep=False))
+
+
+def test_callbacks_see_figures_of_the_same_labels(tmp_path: Path) -> None:
+    """Skorch scores numbers, the user names: predictions inside and outside of training match their targets."""
+    nothing: Any = None
+    scoring = [
+        ("train", EpochScoring("accuracy", name="train_acc", on_train=True, lower_is_better=False)),
+        ("f1", EpochScoring("f1_macro", name="f1", use_caching=False, lower_is_better=False)),
+        ("rate", LRScheduler("StepLR", step_size=1, gamma=0.5)),
+        ("kept", Checkpoint(monitor=nothing, f_pickle="net.pkl", dirname=str(tmp_path))),
+    ]
+    net = classifier(max_epochs=3, callbacks=scoring, train_split=ValidSplit(3, stratified=True)).fit(X, Y)
+    held_out = ValidSplit(3, stratified=True)(TensorDataset(torch.from_numpy(X)), Y)[1].indices
+    assert net.history[-1, "valid_acc"] == pytest.approx(net.score(X[held_out], Y[held_out]))
+    assert net.history[-1, "train_acc"] > 0.2
+    assert net.history[-1, "f1"] > 0.1
+    assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.02 / 8)
+    kept = pickle.loads((tmp_path / "net.pkl").read_bytes())
+    assert np.array_equal(kept.predict(X), net.predict(X))
+
+
+@pytest.mark.filterwarnings("ignore")  # of data that the checks make
+@pytest.mark.parametrize("net", [FPTTClassifier, FPTTRegressor])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dict_unchanged", "estimator_repr", "estimators_dtypes", "estimators_nan_inf"),
+        *("estimators_overwrite_params", "estimators_pickle", "estimators_unfitted", "fit_check_is_fitted"),
+        *("fit_idempotent", "fit_score_takes_y", "get_params_invariance", "methods_sample_order_invariance"),
+        *("methods_subset_invariance", "pipeline_consistency", "requires_y_none"),
+    ],
+)
+def test_the_contract_of_scikit_learn(name: str, net: Any) -> None:
+    """Without those checks that want one number of features, here of steps, or attributes that skorch has not."""
+    check = getattr(estimator_checks, f"check_{name}")
+    check(net.__name__, net(num_chunks=1, hidden_size=3, max_epochs=1, random_state=0))
+
+
+@pytest.mark.parametrize("num_targets", [None, 1, 2])
+def test_the_regressor_learns_numbers(num_targets: int | None) -> None:
+    y = 2 * X.mean(1) if num_targets is None else np.stack([X.mean(1), X[:, -1] / 3], 1)[:, :num_targets]
+    net = FPTTRegressor(**{**SMALL, "max_epochs": 40}).fit(X, y)
+    assert net.predict(X).shape == y.shape
+    assert net.score(X, y) > 0.6
+    with pytest.raises(ValueError, match="y must have M = "):
+        net.partial_fit(X, np.zeros((N, 3)))
+    with pytest.raises(ValueError, match="y contains NaN"):
+        net.fit(X, np.where(y > 0, np.nan, y))
+
+
+def test_the_regressors_loop_by_hand() -> None:
+    y = X.mean(1)
+    net = FPTTRegressor(**SMALL).fit(X, y)
+    torch.manual_seed(3)
+    model = fptt.nn.LSTM(1, 6, 1, last_only=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    method = fptt.FPTT(model, optimizer, fptt.TerminalLoss(nn.functional.mse_loss), num_chunks=3, max_norm=1.0)
+    data = DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(y)), batch_size=32, shuffle=True)
+    for _ in range(2):
+        for inputs, targets in data:
+            method.train_batch(inputs.T[..., None], targets[:, None])
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), net.module_.parameters(), strict=True))
