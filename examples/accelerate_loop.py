@@ -22,7 +22,7 @@ def train(epochs: int) -> fptt.nn.LSTM:
         for inputs, labels in batches:
             state = None
             for k, (chunk,) in enumerate(fptt.split_sequence(inputs, num_chunks=K, dim=1)):
-                output, state = model(chunk, fptt.detach(state))
+                output, state = model(chunk, fptt.detach_state(state))
                 loss = cross_entropy(output[:, -1], labels, label_smoothing=1 - (k + 1) / K)
                 optimizer.zero_grad()
                 accelerator.backward(loss)

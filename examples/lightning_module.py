@@ -34,7 +34,7 @@ class DigitsModule(LightningModule):
         inputs, labels = batch
         state = None
         for k, (chunk,) in enumerate(fptt.split_sequence(inputs, num_chunks=K, dim=1)):
-            output, state = self.model(chunk, fptt.detach(state))
+            output, state = self.model(chunk, fptt.detach_state(state))
             loss = cross_entropy(output[:, -1], labels, label_smoothing=1 - (k + 1) / K)
             optimizer.zero_grad()
             self.manual_backward(loss)

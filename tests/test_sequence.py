@@ -69,31 +69,31 @@ def nested(value: Tensor) -> Nested:
 
 def test_detach_keeps_the_nest_and_cuts_every_tensor() -> None:
     state = nested(torch.ones(2, 3, requires_grad=True))
-    cut = fptt.detach(state)
+    cut = fptt.detach_state(state)
     assert isinstance(cut, Nested)
     assert isinstance(cut.rest["a"], list)
     assert not cut.h.requires_grad
     assert not cut.rest["a"][1].requires_grad
     assert torch.equal(cut.rest["a"][1], torch.full((2, 3), 3.0))
-    assert fptt.detach(None) is None
+    assert fptt.detach_state(None) is None
     with pytest.raises(TypeError, match="state must be a nest of tensors"):
-        fptt.detach((torch.ones(1), "h"))
+        fptt.detach_state((torch.ones(1), "h"))
 
 
 def test_reset_starts_single_samples_again() -> None:
     state = fptt.nn.LSTMState(torch.ones(2, 3, 4), 2 * torch.ones(2, 3, 4))
     mask = torch.tensor([False, True, False])
-    fresh = fptt.reset(state, mask)
+    fresh = fptt.reset_state(state, mask)
     assert isinstance(fresh, fptt.nn.LSTMState)
     assert fresh.c[:, :, 0].tolist() == [[2, 0, 2]] * 2
     assert state.c.min() == 2
     initial = fptt.nn.LSTMState(torch.full((2, 1, 4), 7.0), torch.full((2, 1, 4), 8.0))
-    assert fptt.reset(state, mask, initial).c[0, :, 0].tolist() == [2, 8, 2]
-    assert fptt.reset(torch.ones(3, 4), mask, torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float32
+    assert fptt.reset_state(state, mask, initial).c[0, :, 0].tolist() == [2, 8, 2]
+    assert fptt.reset_state(torch.ones(3, 4), mask, torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float32
     with pytest.raises(ValueError, match="initial must have 2 tensors"):
-        fptt.reset(state, mask, torch.zeros(2, 1, 4))
-    assert fptt.reset(torch.ones(3, 4, 5, 5), mask, batch_dim=0).sum() == 200
+        fptt.reset_state(state, mask, torch.zeros(2, 1, 4))
+    assert fptt.reset_state(torch.ones(3, 4, 5, 5), mask, batch_dim=0).sum() == 200
     with pytest.raises(ValueError, match=r"3 samples in dim -2 .*got 2"):
-        fptt.reset(state, mask[:2])
-    with pytest.raises(ValueError, match="mask must be a boolean"):
-        fptt.reset(state, mask.float())
+        fptt.reset_state(state, mask[:2])
+    with pytest.raises(ValueError, match="is_first must be a boolean"):
+        fptt.reset_state(state, mask.float())

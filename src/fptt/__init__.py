@@ -4,11 +4,10 @@ from importlib.metadata import version as _version
 
 from fptt import nn as nn
 from fptt._batches.arrays import ArrayChunks as ArrayChunks
-from fptt._batches.batch import StreamChunk as StreamChunk
+from fptt._batches.batch import Batch as Batch
 from fptt._batches.cut import BatchResult as BatchResult
-from fptt._batches.lanes import PackedSequences as PackedSequences
-from fptt._batches.lanes import pack_sequences as pack_sequences
-from fptt._batches.prefetch import Prefetched as Prefetched
+from fptt._batches.lanes import PackedLanes as PackedLanes
+from fptt._batches.lanes import pack_lanes as pack_lanes
 from fptt._batches.prefetch import prefetch as prefetch
 from fptt._engine.compiled.compiler import CompilationError as CompilationError
 from fptt._losses.chunk_loss import ChunkLoss as ChunkLoss
@@ -27,9 +26,9 @@ from fptt._parallel.collectives import LostProcessError as LostProcessError
 from fptt._parallel.data_parallel import DataParallel as DataParallel
 from fptt._regularizer.regularizer import DynamicRegularizer as DynamicRegularizer
 from fptt._sequence import chunk_lengths as chunk_lengths
-from fptt._sequence import detach as detach
+from fptt._sequence import detach_state as detach_state
 from fptt._sequence import length_mask as length_mask
-from fptt._sequence import reset as reset
+from fptt._sequence import reset_state as reset_state
 from fptt._sequence import split_sequence as split_sequence
 
 __version__ = _version("fptt")

@@ -128,7 +128,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
     raise TypeError(f"state must be a nest of tensors (tuple, NamedTuple, list, dict), got a {type(state).__name__}.")
 
 
-def detach(state: State) -> State:
+def detach_state(state: State) -> State:
     """Cut the graph: return the same nest with every tensor detached, sharing memory.
 
     Args:
@@ -139,18 +139,18 @@ def detach(state: State) -> State:
 
     Examples:
         >>> weight = torch.ones(2, requires_grad=True)
-        >>> fptt.detach({"h": weight * 2})["h"].requires_grad
+        >>> fptt.detach_state({"h": weight * 2})["h"].requires_grad
         False
     """
     return map_state(Tensor.detach, state)
 
 
-def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int = -2) -> State:
+def reset_state(state: State, is_first: Tensor, initial: State = None, *, batch_dim: int = -2) -> State:
     """Start single samples of a batch again, in mid-sequence, and leave the others alone.
 
     Args:
         state: Any nest of tensors with a batch dimension, (…, B, H). Not mutated.
-        mask: Boolean, (B,), True where a new sequence begins.
+        is_first: Boolean, (B,), True where a new sequence begins.
         initial: The nest to start from, of the same shapes or broadcastable; zeros by default.
         batch_dim: The batch dimension of every tensor; -2 fits (B, H) and (num_layers, B, H).
 
@@ -158,29 +158,31 @@ def reset(state: State, mask: Tensor, initial: State = None, *, batch_dim: int =
         A new nest of the same types and shapes.
 
     Raises:
-        ValueError: If `mask` is not boolean, its length is not the batch size of the state, or `initial` does not fit.
+        ValueError: If `is_first` is not boolean or not of the batch size of the state, or `initial` does not fit.
 
     Examples:
-        >>> fptt.reset(torch.ones(3, 2), torch.tensor([True, False, True])).sum().item()
+        >>> fptt.reset_state(torch.ones(3, 2), torch.tensor([True, False, True])).sum().item()
         2.0
     """
-    if mask.dtype != torch.bool or mask.dim() != 1:
-        raise ValueError(f"mask must be a boolean tensor of shape (B,), got {mask.dtype} of {tuple(mask.shape)}.")
+    if is_first.dtype != torch.bool or is_first.dim() != 1:
+        raise ValueError(
+            f"is_first must be a boolean tensor of shape (B,), got {is_first.dtype} of {tuple(is_first.shape)}."
+        )
     tensors, initials = flatten_state(state), flatten_state(initial)
     if initials and len(initials) != len(tensors):
         raise ValueError(f"initial must have {len(tensors)} tensors as the state has, got {len(initials)}.")
     replacements = iter(initials)
 
     def restart(tensor: Tensor) -> Tensor:
-        if tensor.shape[batch_dim] != len(mask):
+        if tensor.shape[batch_dim] != len(is_first):
             raise ValueError(
-                f"mask must have one entry for each of the {tensor.shape[batch_dim]} samples in dim {batch_dim} "
-                f"of a state tensor of shape {tuple(tensor.shape)}, got {len(mask)}."
+                f"is_first must have one entry for each of the {tensor.shape[batch_dim]} samples in dim {batch_dim} "
+                f"of a state tensor of shape {tuple(tensor.shape)}, got {len(is_first)}."
             )
         shape = [1] * tensor.dim()
-        shape[batch_dim] = len(mask)
+        shape[batch_dim] = len(is_first)
         fresh = next(replacements).to(tensor) if initials else tensor.new_zeros(())
-        return torch.where(mask.to(tensor.device).view(shape), fresh, tensor)
+        return torch.where(is_first.to(tensor.device).view(shape), fresh, tensor)
 
     return map_state(restart, state)
 

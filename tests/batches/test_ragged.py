@@ -58,7 +58,7 @@ def played(batch_size: int) -> Iterator[list[int | None]]:
 def test_packing_is_training_on_the_sequences_alone(name: str, batch_size: int, chunk_length: int) -> None:
     """Each sequence runs by itself from its own state; a chunk's loss is the mean over its real steps."""
     model, _, method = build(name)
-    list(method.train_stream(fptt.pack_sequences(iter(ragged()), batch_size, chunk_length)))
+    list(method.train_stream(fptt.pack_lanes(iter(ragged()), batch_size=batch_size, chunk_length=chunk_length)))
     method.close()
     other, optimizer, own = build(name)
     own.close()
@@ -75,7 +75,7 @@ def test_packing_is_training_on_the_sequences_alone(name: str, batch_size: int, 
             inputs, targets = (tensor[part] for tensor in ragged()[number])
             output, state = other(inputs[:, None], states.get(number))
             total = total + functional.cross_entropy(output[:, 0], targets, reduction="sum")
-            states[number], done[number] = fptt.detach(state), part.stop
+            states[number], done[number] = fptt.detach_state(state), part.stop
         optimizer.zero_grad()
         (total / len(counts)).backward()
         optimizer.step()
@@ -86,7 +86,7 @@ def test_packing_is_training_on_the_sequences_alone(name: str, batch_size: int, 
 
 @pytest.mark.parametrize("chunk_length", [1, 4, 50])
 def test_padding_stands_at_the_very_end_alone(chunk_length: int) -> None:
-    chunks = list(fptt.pack_sequences(ragged(), 3, chunk_length))
+    chunks = list(fptt.pack_lanes(ragged(), batch_size=3, chunk_length=chunk_length))
     assert {tuple(chunk.inputs.shape) for chunk in chunks} == {(chunk_length, 3, D)}
     mask, is_first = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("mask", "is_first"))
     assert mask.sum() == sum(LENGTHS)
@@ -99,11 +99,13 @@ def test_padding_stands_at_the_very_end_alone(chunk_length: int) -> None:
 
 def test_a_sequence_is_pulled_when_a_lane_is_free() -> None:
     pulled: list[int] = []
-    chunks = fptt.pack_sequences((pulled.append(n) or pair for n, pair in enumerate(ragged())), 2, 4)
+    chunks = fptt.pack_lanes(
+        (pulled.append(n) or pair for n, pair in enumerate(ragged())), batch_size=2, chunk_length=4
+    )
     for expected in (3, 5, 7):  # lanes of 7, 2, 2, 5 and of 1, 4, 9 steps
         next(chunks)
         assert len(pulled) == expected
-    assert list(fptt.pack_sequences([], 2, 4)) == []
+    assert list(fptt.pack_lanes([], batch_size=2, chunk_length=4)) == []
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
@@ -114,7 +116,7 @@ def test_stopped_packing_goes_on_bitwise(stop: int, chunk_length: int, ahead: in
 
     def start(skip: int = 0, position: dict[str, Any] | None = None) -> tuple[Any, ...]:
         model, optimizer, method = build("fptt")
-        chunks = fptt.pack_sequences(islice(ragged(), skip, None), 3, chunk_length)
+        chunks = fptt.pack_lanes(islice(ragged(), skip, None), batch_size=3, chunk_length=chunk_length)
         if position is not None:
             chunks.load_state_dict(position)
             assert chunks.state_dict() == position
@@ -142,21 +144,21 @@ def test_packing_goes_on_after_its_source_failed() -> None:
         yield from ragged()[:7]
         raise OSError("unreadable")
 
-    chunks = fptt.pack_sequences(broken(), 3, 6)
+    chunks = fptt.pack_lanes(broken(), batch_size=3, chunk_length=6)
     first = next(chunks)
     with pytest.raises(OSError, match="unreadable"):
         next(chunks)
     position = chunks.state_dict()
     assert (position["taken"], position["step"]) == (7, 6)
-    others = fptt.pack_sequences(ragged()[position["skip"] :], 3, 6)
+    others = fptt.pack_lanes(ragged()[position["skip"] :], batch_size=3, chunk_length=6)
     others.load_state_dict(position)
-    found, expected = [first, *others], list(fptt.pack_sequences(ragged(), 3, 6))
+    found, expected = [first, *others], list(fptt.pack_lanes(ragged(), batch_size=3, chunk_length=6))
     for own, its in zip(found, expected, strict=True):
         torch.testing.assert_close(tuple(own), tuple(its), rtol=0, atol=0)
 
 
 def test_slips_of_resuming_are_named() -> None:
-    chunks = fptt.pack_sequences(ragged(), 3, 4)
+    chunks = fptt.pack_lanes(ragged(), batch_size=3, chunk_length=4)
     next(chunks)
     position = chunks.state_dict()
     assert (position["skip"], position["taken"]) == (0, 4)
@@ -169,15 +171,15 @@ def test_slips_of_resuming_are_named() -> None:
     ]
     for sequences, batch_size, chunk_length, state, message in slips:
         with pytest.raises(ValueError, match=message):
-            fptt.pack_sequences(sequences, batch_size, chunk_length).load_state_dict(state)
+            fptt.pack_lanes(sequences, batch_size=batch_size, chunk_length=chunk_length).load_state_dict(state)
     with pytest.raises(ValueError, match="must be loaded before the first chunk, got 4 sequences taken"):
         chunks.load_state_dict(position)
 
 
 def test_batch_first_chunks_are_the_same_transposed() -> None:
-    plain = list(fptt.pack_sequences(ragged(), 3, 4))
-    turned = list(fptt.pack_sequences(ragged(), 3, 4, batch_first=True))
-    for name in fptt.StreamChunk._fields:
+    plain = list(fptt.pack_lanes(ragged(), batch_size=3, chunk_length=4))
+    turned = list(fptt.pack_lanes(ragged(), batch_size=3, chunk_length=4, batch_first=True))
+    for name in fptt.Batch._fields:
         one, other = (torch.stack([getattr(chunk, name) for chunk in chunks]) for chunks in (plain, turned))
         assert torch.equal(one, other.transpose(1, 2))
 
@@ -193,11 +195,11 @@ def test_slips_of_sequences_are_named() -> None:
     ]
     for sequences, error, message in slips:
         with pytest.raises(error, match=message):
-            list(fptt.pack_sequences(sequences, 2, 3))
+            list(fptt.pack_lanes(sequences, batch_size=2, chunk_length=3))
     with pytest.raises(TypeError, match="sequences must be iterable"):
-        fptt.pack_sequences(3, 2, 3)  # pyright: ignore[reportArgumentType]
+        fptt.pack_lanes(3, batch_size=2, chunk_length=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="batch_size must be a positive integer"):
-        fptt.pack_sequences([], 0, 3)
+        fptt.pack_lanes([], batch_size=0, chunk_length=3)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -66,7 +66,7 @@ def test_the_method_cuts_each_chunk_further(name: str) -> None:
 
 def test_a_stream_is_the_loop_by_hand_with_masks_flags_and_any_lengths() -> None:
     (model, stream), (other, by_hand) = build(num_chunks=2), build(num_chunks=2)
-    pieces = [fptt.StreamChunk(*recording(steps, B)) for steps in (5, 2, 9)]
+    pieces = [fptt.Batch(*recording(steps, B)) for steps in (5, 2, 9)]
     pieces[1] = pieces[1]._replace(mask=torch.tensor([[True, False, True], [True, True, False]]))
     pieces[2] = pieces[2]._replace(is_first=torch.rand(9, B) < 0.2)
     begin = (torch.randn(1, B, H), torch.randn(1, B, H))
@@ -90,7 +90,7 @@ def test_batch_first_chunks_are_cut_in_time() -> None:
 
 def test_a_chunk_without_a_real_step_makes_no_update_but_moves_the_state() -> None:
     model, method = build()
-    silent = fptt.StreamChunk(*recording(4, B), mask=torch.zeros(4, B, dtype=torch.bool))
+    silent = fptt.Batch(*recording(4, B), mask=torch.zeros(4, B, dtype=torch.bool))
     first, second = method.train_stream([recording(5, B), silent])
     assert (first.updates, second.updates, second.loss.item()) == (1, 0, 0)
     torch.testing.assert_close(second.state[0], model(silent.inputs, first.state)[1][0])
@@ -218,26 +218,36 @@ def test_a_stopped_stream_goes_on_bitwise(name: str, ahead: int) -> None:
 def test_slips_of_arrays_are_named() -> None:
     x, y = recording(10)
     slips: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
-        ((x, y[1:], 3), {}, ValueError, "targets must have the 10 time steps of inputs, got 9"),
-        ((x, y, 3), {"is_first": [True]}, ValueError, "is_first must have the 10 time steps of inputs, got 1"),
-        ((x, y, 0), {}, ValueError, "chunk_length must be a positive integer, got 0"),
-        ((x, y, 3, 11), {}, ValueError, "batch_size must be at most the 10 time steps, got 11"),
-        ((iter(x), y, 3), {}, TypeError, "inputs must be an array that can be sliced"),
+        ((x, y[1:]), {"chunk_length": 3}, ValueError, "targets must have the 10 time steps of inputs, got 9"),
+        (
+            (x, y),
+            {"chunk_length": 3, "is_first": [True]},
+            ValueError,
+            "is_first must have the 10 time steps of inputs, got 1",
+        ),
+        ((x, y), {"chunk_length": 0}, ValueError, "chunk_length must be a positive integer, got 0"),
+        (
+            (x, y),
+            {"chunk_length": 3, "batch_size": 11},
+            ValueError,
+            "batch_size must be at most the 10 time steps, got 11",
+        ),
+        ((iter(x), y), {"chunk_length": 3}, TypeError, "inputs must be an array that can be sliced"),
     ]
     for arguments, options, error, message in slips:
         with pytest.raises(error, match=message):
             fptt.ArrayChunks(*arguments, **options)
-    saved = fptt.ArrayChunks(x, y, 3).state_dict()
+    saved = fptt.ArrayChunks(x, y, chunk_length=3).state_dict()
     with pytest.raises(ValueError, match="state_dict must have batch_size=2 as here, got 1"):
-        fptt.ArrayChunks(x, y, 3, 2).load_state_dict(saved)
+        fptt.ArrayChunks(x, y, chunk_length=3, batch_size=2).load_state_dict(saved)
     with pytest.raises(ValueError, match="must have the keys"):
-        fptt.ArrayChunks(x, y, 3).load_state_dict({})
+        fptt.ArrayChunks(x, y, chunk_length=3).load_state_dict({})
     with pytest.raises(ValueError, match=r"chunk in 0 … 4, got 5"):
-        fptt.ArrayChunks(x, y, 3).load_state_dict({**saved, "chunk": 5})
+        fptt.ArrayChunks(x, y, chunk_length=3).load_state_dict({**saved, "chunk": 5})
 
 
 class Chunks(IterableDataset):
-    def __iter__(self) -> Iterator[fptt.StreamChunk]:
+    def __iter__(self) -> Iterator[fptt.Batch]:
         yield from fptt.ArrayChunks(*recording(40), chunk_length=4, batch_size=B)
 
 
@@ -247,7 +257,7 @@ class Dying(IterableDataset):
     def __init__(self, death: str) -> None:
         self.death = death
 
-    def __iter__(self) -> Iterator[fptt.StreamChunk]:
+    def __iter__(self) -> Iterator[fptt.Batch]:
         for number, chunk in enumerate(fptt.ArrayChunks(*recording(40), chunk_length=4, batch_size=B)):
             if number == 2:
                 time.sleep(0.5)  # the chunks before are on their way

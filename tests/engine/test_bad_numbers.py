@@ -72,11 +72,11 @@ def left_out(method: fptt.Method, number: int, bad: Iterable[int]) -> Any:
     state = method.model.initial_state(inputs)  # pyright: ignore[reportCallIssue]
     for k, (chunk, part) in enumerate(zip(inputs.split(lengths), parts, strict=True)):
         if k not in bad:
-            outputs, state = method.model(chunk, fptt.detach(state))
+            outputs, state = method.model(chunk, fptt.detach_state(state))
             method.optimizer.zero_grad()
             method.loss(outputs, part).backward()
             method.optimizer.step()
-    return fptt.detach(state)
+    return fptt.detach_state(state)
 
 
 def everything(method: fptt.Method) -> list[Tensor]:

@@ -69,7 +69,7 @@ def learn_alone(
             (total * (len(lengths) if detached else 1) / mask.sum()).backward()
             optimizer.step()
             total = torch.zeros(())
-            states = [fptt.detach(state) for state in states]
+            states = [fptt.detach_state(state) for state in states]
 
 
 @pytest.mark.parametrize("chunk_length", [1, 4, 5, 12])

@@ -86,7 +86,7 @@ def test_fptt_is_the_loop_of_the_readme(settings: dict[str, Any]) -> None:
         method.train_batch(inputs, targets)
         state = None
         for x, y in fptt.split_sequence(inputs, targets, num_chunks=4):
-            output, state = models[1](x, fptt.detach(state))
+            output, state = models[1](x, fptt.detach_state(state))
             optimizer.zero_grad()
             loss = functional.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="sum")
             (loss * 4 / (T * B)).backward()
@@ -113,7 +113,7 @@ def test_tbptt_makes_one_sgd_step_a_chunk_with_the_chunks_gradient() -> None:
     result = method.train_batch(inputs, targets)
     state = None
     for k, x in enumerate(inputs.split([7, 6])):
-        output, state = mirror(x, fptt.detach(state))
+        output, state = mirror(x, fptt.detach_state(state))
         loss = (k + 1) / 2 * functional.cross_entropy(output[-1], targets)
         gradients = torch.autograd.grad(loss, list(mirror.parameters()))
         assert result.chunk_losses[k].item() == pytest.approx(loss.item(), rel=1e-12)
@@ -532,7 +532,7 @@ def test_each_chunk_uses_its_own_dual_from_batch_to_batch() -> None:
         state = None
         parts = loss.split(targets, None, fptt.chunk_lengths(T, num_chunks=4), B)
         for turn, (x,) in enumerate(fptt.split_sequence(inputs, num_chunks=4)):
-            output, state = models[1](x, fptt.detach(state))
+            output, state = models[1](x, fptt.detach_state(state))
             optimizers[1].zero_grad()
             loss(output, parts[turn]).backward()
             regularizer.turn = turn

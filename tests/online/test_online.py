@@ -73,14 +73,14 @@ def test_asking_changes_nothing_and_a_chunk_is_its_steps(length: int) -> None:
         assert asked.predict_one(inputs[step]) == asked.predict_one(inputs[step])
         asked.predict_one(inputs[step] + 1)
         if step % 2:
-            asked.predict_chunk(inputs[step:])
+            asked.predict_many(inputs[step:])
         asked.learn_one(inputs[step], partly[step])
     for start, end in [(0, 1), (1, 3), (3, 12), (12, T)]:
-        at_once.predict_chunk(inputs[start:end])
-        at_once.learn_chunk(inputs[start:end], partly[start:end])
+        at_once.predict_many(inputs[start:end])
+        at_once.learn_many(inputs[start:end], partly[start:end])
     for other in (asked, at_once):
         assert_same_weights(silent.method.model, other.method.model)
-        torch.testing.assert_close(silent.predict_chunk(inputs), other.predict_chunk(inputs))
+        torch.testing.assert_close(silent.predict_many(inputs), other.predict_many(inputs))
 
 
 def test_steps_without_a_label_do_not_count_and_a_chunk_without_any_makes_no_update() -> None:
@@ -96,7 +96,7 @@ def test_steps_without_a_label_do_not_count_and_a_chunk_without_any_makes_no_upd
     assert (online.method.updates, online.labels) == (2, 3)
     state = None
     for start, counted in ((0, [1, 2]), (3, []), (6, [0])):
-        outputs, state = mirror(inputs[start : start + 3, None].double(), fptt.detach(state))
+        outputs, state = mirror(inputs[start : start + 3, None].double(), fptt.detach_state(state))
         if counted:
             terms = [outputs[n, 0].log_softmax(0)[LABELS.index(labels[start + n])] for n in counted]
             gradients = torch.autograd.grad(-torch.stack(terms).mean(), list(mirror.parameters()))
@@ -115,14 +115,14 @@ def test_a_prediction_is_made_from_the_state_of_all_steps_before(length: int, ma
     inputs, labels = stream()
     outputs = []
     for step in range(T):
-        outputs.append(online.predict_chunk(inputs[step : step + 1])[0])
+        outputs.append(online.predict_many(inputs[step : step + 1])[0])
         online.learn_one(inputs[step], labels[step] if step % 5 else None)
     expected = lstm()(inputs[:, None])[0][:, 0].detach()
     torch.testing.assert_close(torch.stack(outputs), expected)
     online.reset()
-    torch.testing.assert_close(online.predict_chunk(inputs), expected)
-    online.learn_chunk(inputs[:7])
-    torch.testing.assert_close(online.predict_chunk(inputs[7:]), expected[7:])
+    torch.testing.assert_close(online.predict_many(inputs), expected)
+    online.learn_many(inputs[:7])
+    torch.testing.assert_close(online.predict_many(inputs[7:]), expected[7:])
 
 
 @CHUNKS
@@ -143,22 +143,22 @@ def test_a_delay_changes_when_a_stream_is_learned_and_not_what(length: int, dela
     late.flush()
     assert_same_weights(punctual.method.model, late.method.model)
     assert late.labels == punctual.labels == T
-    torch.testing.assert_close(punctual.predict_chunk(inputs), late.predict_chunk(inputs))
+    torch.testing.assert_close(punctual.predict_many(inputs), late.predict_many(inputs))
 
 
 def test_asking_changes_nothing_when_a_late_label_comes_between_asking_and_telling() -> None:
     silent, asked = (learner(chunk_length=2, max_delay=3) for _ in range(2))
     inputs, labels = stream()
     for step in range(T):
-        before = asked.predict_chunk(inputs[step : step + 1])
+        before = asked.predict_many(inputs[step : step + 1])
         for online in (silent, asked):
             if step >= 3:
                 online.learn_delayed(labels[step - 3], 3)
-        after = asked.predict_chunk(inputs[step : step + 1])
+        after = asked.predict_many(inputs[step : step + 1])
         assert torch.equal(before, after) == (step < 4 or step % 2 == 1)  # the weights change with every other label
         for online in (silent, asked):
             online.learn_one(inputs[step])
-    assert torch.equal(silent.predict_chunk(inputs), asked.predict_chunk(inputs))
+    assert torch.equal(silent.predict_many(inputs), asked.predict_many(inputs))
 
 
 def test_a_label_that_does_not_come_is_not_awaited_for_ever() -> None:
@@ -225,7 +225,7 @@ def test_saved_and_loaded_goes_on_bit_for_bit(
     assert live(restored, range(after, T)) == answers[after:]
     assert_same_weights(undisturbed.method.model, restored.method.model)
     assert (restored.steps, restored.labels) == (undisturbed.steps, undisturbed.labels)
-    assert torch.equal(undisturbed.predict_chunk(stream()[0]), restored.predict_chunk(stream()[0]))
+    assert torch.equal(undisturbed.predict_many(stream()[0]), restored.predict_many(stream()[0]))
 
 
 def test_a_state_dict_of_something_else_is_refused() -> None:
@@ -286,7 +286,7 @@ def test_features_may_come_in_any_order() -> None:
     assert named.steps == bare.steps == T
     mixed = learner()
     mixed.learn_one({"q": 1, 2: 2, None: 3})
-    assert torch.equal(mixed.predict_chunk([{None: 3, "q": 1, 2: 2}]), mixed.predict_chunk([[1, 2, 3]]))
+    assert torch.equal(mixed.predict_many([{None: 3, "q": 1, 2: 2}]), mixed.predict_many([[1, 2, 3]]))
 
 
 def test_a_first_step_that_cannot_be_used_decides_nothing() -> None:
@@ -315,8 +315,8 @@ def test_inputs_are_standardized_by_the_steps_before() -> None:
     online = learner(chunk_length=6, standardize=True)
     inputs = stream()[0] * torch.tensor([1e-3, 1.0, 0.0]) + torch.tensor([5.0, -1e3, 7.0])
     online.method.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][:, 0]))
-    online.learn_chunk(inputs[:10])
-    online.learn_chunk(inputs[10:])
+    online.learn_many(inputs[:10])
+    online.learn_many(inputs[10:])
     online.flush()
     scaled = torch.cat([rows for rows in seen if len(rows) == 6])  # those of training
     exact = inputs.double()
@@ -400,7 +400,7 @@ def test_a_compiled_method() -> None:
     inputs = stream()[0]
     for either in (online, reference):
         learn(either)
-    torch.testing.assert_close(online.predict_chunk(inputs), reference.predict_chunk(inputs), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(online.predict_many(inputs), reference.predict_many(inputs), rtol=1e-3, atol=1e-4)
 
 
 def test_methods_that_do_not_fit_a_stream_are_refused() -> None:
@@ -421,9 +421,9 @@ def test_methods_that_do_not_fit_a_stream_are_refused() -> None:
     with pytest.raises(ValueError, match="classes must be at most 4"):
         learner(classes=range(5)).predict_one([0, 1, 2])
     with pytest.raises(ValueError, match="one output per step"):
-        learner(lstm(last_only=True)).predict_chunk(torch.zeros(2, D))
+        learner(lstm(last_only=True)).predict_many(torch.zeros(2, D))
     with pytest.raises(ValueError, match="targets must be one for each of 2 steps, got 1"):
-        learner().learn_chunk(torch.zeros(2, D), ["a"])
+        learner().learn_many(torch.zeros(2, D), ["a"])
 
 
 def test_predictions_are_made_without_dropout_and_every_module_stays_in_its_mode() -> None:
@@ -433,7 +433,7 @@ def test_predictions_are_made_without_dropout_and_every_module_stays_in_its_mode
     online = learner(model)
     inputs = stream()[0]
     before = torch.get_rng_state()
-    assert torch.equal(online.predict_chunk(inputs), online.predict_chunk(inputs.clone()))
+    assert torch.equal(online.predict_many(inputs), online.predict_many(inputs.clone()))
     assert torch.equal(before, torch.get_rng_state())
     assert [module.training for module in model.modules()] == [True, True, True, True, False]
 

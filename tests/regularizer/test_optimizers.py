@@ -192,7 +192,7 @@ def test_no_two_sets_of_hooks() -> None:
     ):
         with pytest.raises(RuntimeError, match="optimizer has the step hooks of another"):
             make()
-    regularizer.remove()
+    regularizer.detach()
     fptt.BPTT(model, optimizer, loss).close()
     regularizer.attach(optimizer)
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fptt._batches.batch import StreamChunk
+from fptt._batches.batch import Batch
 from fptt._checks import check_count, check_keys
 
 
@@ -49,9 +49,9 @@ class ArrayChunks:
         self,
         inputs: TimeSteps,
         targets: TimeSteps,
+        *,
         chunk_length: int,
         batch_size: int = 1,
-        *,
         mask: TimeSteps | None = None,
         is_first: TimeSteps | None = None,
         batch_first: bool = False,
@@ -71,7 +71,7 @@ class ArrayChunks:
         """Return the number of chunks of a whole pass."""
         return (self._lane_length - 1) // self.chunk_length + 1
 
-    def __iter__(self) -> Iterator[StreamChunk]:
+    def __iter__(self) -> Iterator[Batch]:
         while self._next < len(self):
             chunk = self._read(self._next)
             self._next += 1
@@ -79,10 +79,10 @@ class ArrayChunks:
             del chunk
         self._next = 0
 
-    def _read(self, number: int) -> StreamChunk:
+    def _read(self, number: int) -> Batch:
         base, remainder = divmod(self._lane_length, len(self))  # the lengths of `chunk_lengths`, without the list
         start, end = (k * base + min(k, remainder) for k in (number, number + 1))
-        return StreamChunk(*(None if array is None else self._lanes(array, start, end) for array in self._arrays))  # pyright: ignore
+        return Batch(*(None if array is None else self._lanes(array, start, end) for array in self._arrays))  # pyright: ignore
 
     def _lanes(self, array: TimeSteps, start: int, end: int) -> Tensor:
         """Return the same steps of all lanes, (T, B, …) or (B, T, …)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from fptt._sequence import State
 
 
-class StreamChunk(NamedTuple):
+class Batch(NamedTuple):
     """The next time steps of a stream, in all its lanes.
 
     Attributes:
@@ -19,7 +19,7 @@ class StreamChunk(NamedTuple):
         is_first: Boolean, (T, B), True where a new sequence begins; None if all lanes go on.
 
     Examples:
-        >>> fptt.StreamChunk(torch.zeros(5, 2, 3), torch.zeros(5, 2)).to("cpu").mask is None
+        >>> fptt.Batch(torch.zeros(5, 2, 3), torch.zeros(5, 2)).to("cpu").mask is None
         True
     """
 
@@ -28,10 +28,10 @@ class StreamChunk(NamedTuple):
     mask: Tensor | None = None
     is_first: Tensor | None = None
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StreamChunk":
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """Return the chunk on another device."""
         moved = [tensor if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self]
-        return StreamChunk(*moved)  # pyright: ignore[reportArgumentType]  # None stands where it stood
+        return Batch(*moved)  # pyright: ignore[reportArgumentType]  # None stands where it stood
 
 
 class _HasState(Protocol):
@@ -43,7 +43,7 @@ Result = TypeVar("Result", bound=_HasState)
 
 
 def walk_stream(
-    learn: Callable[[StreamChunk, State], Result], source: Iterable[Any], state: State, batch_dim: int
+    learn: Callable[[Batch, State], Result], source: Iterable[Any], state: State, batch_dim: int
 ) -> Iterator[Result]:
     """Learn each chunk of a source from the state after the one before, and yield what that gave.
 
@@ -60,13 +60,13 @@ def walk_stream(
         del result
 
 
-def _as_chunk(item: Any, number: int) -> StreamChunk:
-    if isinstance(item, StreamChunk):
+def _as_chunk(item: Any, number: int) -> Batch:
+    if isinstance(item, Batch):
         return item
     if isinstance(item, tuple | list) and len(item) == 2:
-        return StreamChunk(*item)
+        return Batch(*item)
     what = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
-    raise TypeError(f"source must give pairs (inputs, targets) or StreamChunks, got a {what} as chunk {number}.")
+    raise TypeError(f"source must give pairs (inputs, targets) or Batches, got a {what} as chunk {number}.")
 
 
 def _check_batch_size(inputs: Any, batch_size: int | None, batch_dim: int, number: int) -> None:

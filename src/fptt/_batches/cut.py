@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.optim import Optimizer
 
-from fptt._batches.batch import StreamChunk
+from fptt._batches.batch import Batch
 from fptt._batches.segments import Start, find_starts
 from fptt._checks import all_finite
 from fptt._losses.chunk_loss import ChunkLoss
@@ -73,7 +73,7 @@ class Chunking(NamedTuple):
         return tensor.transpose(0, 1) if self.batch_first else tensor
 
 
-def unpack(batch: StreamChunk, loss: ChunkLoss, chunking: Chunking) -> StreamChunk:
+def unpack(batch: Batch, loss: ChunkLoss, chunking: Chunking) -> Batch:
     """Return a batch as padded tensors, its sequences in the order in which they were given before packing.
 
     Raises:
@@ -92,7 +92,7 @@ def unpack(batch: StreamChunk, loss: ChunkLoss, chunking: Chunking) -> StreamChu
         if not torch.equal(lengths, own):
             raise ValueError(f"targets must have the lengths of inputs, {lengths.tolist()}, got {own.tolist()}.")
     mask = chunking.time_major(length_mask(lengths, int(lengths.max())))
-    return StreamChunk(padded, targets, mask, is_first)
+    return Batch(padded, targets, mask, is_first)
 
 
 def cut_batch(

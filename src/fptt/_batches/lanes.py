@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from fptt._batches.arrays import as_tensor
-from fptt._batches.batch import StreamChunk
+from fptt._batches.batch import Batch
 from fptt._checks import check_count, check_iterable, check_keys
 
 
-class PackedSequences(Iterator[StreamChunk]):
-    """What `pack_sequences` returns: the chunks, and the position, from which packing goes on bit for bit.
+class PackedLanes(Iterator[Batch]):
+    """What `pack_lanes` returns: the chunks, and the position, from which packing goes on bit for bit.
 
     The position is a few numbers and holds no data: the sequences that lie open in the lanes are read again. To go on,
-    give `pack_sequences` the same sequences without the first `state_dict()["skip"]`, and load the position before the
+    give `pack_lanes` the same sequences without the first `state_dict()["skip"]`, and load the position before the
     first chunk is taken and before `prefetch` is put around it.
 
     Examples:
         >>> sequences = [(torch.full((n,), float(n)), torch.zeros(n)) for n in (3, 1, 2, 2)]
-        >>> chunks = fptt.pack_sequences(sequences, batch_size=2, chunk_length=2)
+        >>> chunks = fptt.pack_lanes(sequences, batch_size=2, chunk_length=2)
         >>> position = (next(chunks), chunks.state_dict())[1]
-        >>> others = fptt.pack_sequences(sequences[position["skip"] :], batch_size=2, chunk_length=2)
+        >>> others = fptt.pack_lanes(sequences[position["skip"] :], batch_size=2, chunk_length=2)
         >>> others.load_state_dict(position)
         >>> torch.equal(next(others).inputs, next(chunks).inputs)
         True
@@ -36,7 +36,7 @@ class PackedSequences(Iterator[StreamChunk]):
         self._free = [(0, lane) for lane in range(batch_size)]  # a heap: the step at which each lane is free
         self._taken = self._step = 0
 
-    def __next__(self) -> StreamChunk:
+    def __next__(self) -> Batch:
         """Return the next chunk."""
         start, end = self._step, self._step + self.chunk_length
         while self._free[0][0] < end and (pair := next(self._sequences, None)) is not None:
@@ -48,7 +48,7 @@ class PackedSequences(Iterator[StreamChunk]):
             raise StopIteration
         chunk = _cut(self._placed, self.batch_size, start, end)
         self._step, self._placed = end, [sequence for sequence in self._placed if sequence.end > end]
-        return StreamChunk(*(tensor.transpose(0, 1) for tensor in chunk)) if self.batch_first else chunk  # pyright: ignore
+        return Batch(*(tensor.transpose(0, 1) for tensor in chunk)) if self.batch_first else chunk  # pyright: ignore
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: sequences to skip, sequences taken, those that lie open, and where each lane is free."""
@@ -98,16 +98,16 @@ class PackedSequences(Iterator[StreamChunk]):
                 yield _Placed(number, inputs, targets, lane, start)
 
 
-def pack_sequences(
-    sequences: Iterable[Any], batch_size: int, chunk_length: int, *, batch_first: bool = False
-) -> PackedSequences:
+def pack_lanes(
+    sequences: Iterable[Any], *, batch_size: int, chunk_length: int, batch_first: bool = False
+) -> PackedLanes:
     """Lay sequences of any lengths end to end in lanes, and yield chunks for `train_stream`.
 
     A lane takes the next sequence at the step where its own ends, so that no step is padding while sequences last; at
     the very end the mask is False where lanes have run out. Which lane gets which does not depend on `chunk_length`.
 
     A checkpoint holds `state_dict()` of what is returned, that of the `prefetch` around it if there is one, beside the
-    recurrent state of the last result. To go on, skip `state_dict["skip"]` sequences; see `PackedSequences`.
+    recurrent state of the last result. To go on, skip `state_dict["skip"]` sequences; see `PackedLanes`.
 
     Args:
         sequences: Any iterable of pairs, inputs (T_i, …) and targets (T_i, …), T_i ≥ 1; pulled when a lane is free.
@@ -116,7 +116,7 @@ def pack_sequences(
         batch_first: Whether chunks are (B, T, …) instead of (T, B, …).
 
     Returns:
-        An iterator of `StreamChunk`s with `mask` and `is_first`.
+        An iterator of `Batch`s with `mask` and `is_first`.
 
     Raises:
         ValueError: If a number is out of range, or a sequence is empty or not like the first.
@@ -124,13 +124,13 @@ def pack_sequences(
 
     Examples:
         >>> sequences = [(torch.full((n,), float(n)), torch.zeros(n)) for n in (3, 1, 2, 2)]
-        >>> [chunk.inputs.T.tolist() for chunk in fptt.pack_sequences(sequences, batch_size=2, chunk_length=3)]
+        >>> [chunk.inputs.T.tolist() for chunk in fptt.pack_lanes(sequences, batch_size=2, chunk_length=3)]
         [[[3.0, 3.0, 3.0], [1.0, 2.0, 2.0]], [[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]]
     """
     check_iterable("sequences", sequences)
     check_count("batch_size", batch_size)
     check_count("chunk_length", chunk_length)
-    return PackedSequences(sequences, batch_size, chunk_length, batch_first=batch_first)
+    return PackedLanes(sequences, batch_size, chunk_length, batch_first=batch_first)
 
 
 class _Placed(NamedTuple):
@@ -147,7 +147,7 @@ class _Placed(NamedTuple):
         return self.start + len(self.inputs)
 
 
-def _cut(placed: list[_Placed], batch_size: int, start: int, end: int) -> StreamChunk:
+def _cut(placed: list[_Placed], batch_size: int, start: int, end: int) -> Batch:
     """Return the steps from start to end of what is placed in the lanes."""
     shape = (end - start, batch_size)
     inputs, targets = (tensor.new_zeros(shape + tensor.shape[1:]) for tensor in placed[0][1:3])
@@ -159,7 +159,7 @@ def _cut(placed: list[_Placed], batch_size: int, start: int, end: int) -> Stream
         targets[here, sequence.lane] = sequence.targets[own]
         mask[here, sequence.lane] = True
         is_first[first - start, sequence.lane] = first == sequence.start
-    return StreamChunk(inputs, targets, mask, is_first)
+    return Batch(inputs, targets, mask, is_first)
 
 
 def _checked(sequences: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fptt._sequence import State, describe_state, initial_state, reset
+from fptt._sequence import State, describe_state, initial_state, reset_state
 
 Call = Callable[[Tensor, State], tuple[Tensor, State]]
 
@@ -66,7 +66,7 @@ def _restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | Non
     batch_dim = getattr(model, "state_batch_dim", -2)
     initial = initial_state(model, inputs)
     try:
-        return reset(state, lanes, initial, batch_dim=batch_dim)
+        return reset_state(state, lanes, initial, batch_dim=batch_dim)
     except (IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"is_first needs a state with the batch in dim {batch_dim} of every tensor (state_batch_dim of the model), "

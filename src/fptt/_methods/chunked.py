@@ -12,7 +12,7 @@ from fptt._engine.bad_numbers import bad_losses
 from fptt._engine.compiled.engine import CompiledEngine, Walked
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._methods.method import Method, step_optimizer
-from fptt._sequence import State, detach
+from fptt._sequence import State, detach_state
 
 Engine = Literal["eager", "compiled"]
 
@@ -66,7 +66,7 @@ class ChunkedMethod(Method):
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         for chunk in chunks:
-            loss, norm, state = self._attempt(chunk, detach(state))
+            loss, norm, state = self._attempt(chunk, detach_state(state))
             losses.append(loss)
             norms.extend(norm)
             self.processes.after_chunk()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fptt._batches.cut import Chunk, Chunking, cut_batch
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import State, detach, map_state
+from fptt._sequence import State, detach_state, map_state
 
 Gradient = dict[str, Tensor]
 
@@ -106,7 +106,7 @@ def check_gradient(
     if not _trainable(model):
         raise ValueError("model must have at least one trainable parameter, got none.")
     inputs, targets = (tensor.double() if tensor.is_floating_point() else tensor for tensor in (inputs, targets))
-    state = detach(map_state(Tensor.double, state))
+    state = detach_state(map_state(Tensor.double, state))
     chunking = Chunking(num_chunks, chunk_length, batch_first)
     chunks = cut_batch(inputs, targets, mask, loss, chunking)
     checker = _Checker(model, loss, chunking)
@@ -140,7 +140,7 @@ class _Checker:
         """Walk over the chunks as training does, at fixed weights; return gradients, incoming states and losses."""
         gradients, states, losses = [], [], []
         for chunk in chunks:
-            state = detach(state)
+            state = detach_state(state)
             states.append(map_state(Tensor.clone, state))
             loss, state = self.chunk_loss(self.model, chunk, state)
             self.model.zero_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
-from fptt._batches.batch import StreamChunk, walk_stream
+from fptt._batches.batch import Batch, walk_stream
 from fptt._batches.cut import (
     BatchResult,
     Chunk,
@@ -29,7 +29,7 @@ from fptt._parallel.data_parallel import DataParallel
 from fptt._parallel.replicas import Alone, Together
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
-from fptt._sequence import State, check_chunking, detach
+from fptt._sequence import State, check_chunking, detach_state
 
 
 def step_optimizer(optimizer: Optimizer) -> Any:
@@ -136,7 +136,7 @@ class Method(Learning):
                 chunks before stay; the weights are as they were before the bad chunk. Also if an update has made the
                 weights NaN or Inf, which cannot be undone here.
         """
-        batch = StreamChunk(inputs, targets, mask, is_first)  # pyright: ignore[reportArgumentType]  # may be packed
+        batch = Batch(inputs, targets, mask, is_first)  # pyright: ignore[reportArgumentType]  # may be packed
         return self._train(unpack(batch, self.loss, self.chunking), state)
 
     def train_stream(self, source: Iterable[Any], state: State = None) -> Iterator[BatchResult]:
@@ -150,7 +150,7 @@ class Method(Learning):
         so far are out: go on with `state=result.state` of the last.
 
         Args:
-            source: Any iterable of `StreamChunk`s or pairs `(inputs, targets)`, as for `train_batch`; their lengths may
+            source: Any iterable of `Batch`s or pairs `(inputs, targets)`, as for `train_batch`; their lengths may
                 differ, the batch size not.
             state: State to begin with; None for the model's own beginning.
 
@@ -173,12 +173,12 @@ class Method(Learning):
         check_iterable("source", source)
         return walk_stream(partial(self._train, allow_empty=True), source, state, 1 - self.chunking.time_dim)
 
-    def _train(self, batch: StreamChunk, state: State, *, allow_empty: bool = False) -> BatchResult:
+    def _train(self, batch: Batch, state: State, *, allow_empty: bool = False) -> BatchResult:
         hooks = self._open_hooks()
         chunks = self.processes.agree(partial(self._cut, batch), allow_empty=allow_empty)
         before, skipped = hooks.num_steps, self.skipped
         try:
-            losses, norms, state = self._walk(chunks, detach(state))
+            losses, norms, state = self._walk(chunks, detach_state(state))
         except FloatingPointError as error:
             self.processes.tell(error)
             raise
@@ -194,9 +194,9 @@ class Method(Learning):
             chunk_losses, norm, penalty = self.processes.total(chunk_losses, norm, penalty)
         skipped = self.skipped - skipped
         loss = chunk_losses.nanmean() if skipped else chunk_losses.mean()
-        return BatchResult(loss, chunk_losses, penalty, updates, norm, detach(state), skipped)
+        return BatchResult(loss, chunk_losses, penalty, updates, norm, detach_state(state), skipped)
 
-    def _cut(self, batch: StreamChunk, *, allow_empty: bool) -> list[Chunk]:
+    def _cut(self, batch: Batch, *, allow_empty: bool) -> list[Chunk]:
         inputs, targets, mask, is_first = batch
         chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking, is_first=is_first, allow_empty=allow_empty)
         if self._skipping.is_on:

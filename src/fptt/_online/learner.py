@@ -138,7 +138,7 @@ class OnlineLearner:
             raise TypeError("predict_proba_one needs classes, got the classes=None of a regression.")
         return self._targets.probabilities(self._outputs(self._features.row(x))[0])
 
-    def predict_chunk(self, inputs: Any) -> Tensor:
+    def predict_many(self, inputs: Any) -> Tensor:
         """Return the model's outputs, (n, C), for the next n steps, with the weights as they are now.
 
         Args:
@@ -174,13 +174,13 @@ class OnlineLearner:
         """
         self._tell(self._features.row(x), [y])
 
-    def learn_chunk(self, inputs: Any, targets: Sequence[Any] | Tensor | None = None) -> None:
+    def learn_many(self, inputs: Any, targets: Sequence[Any] | Tensor | None = None) -> None:
         """Enter n steps: what `learn_one` does for each, in fewer calls.
 
         With a `max_delay`, chunks whose labels are told here are learned a little later than by `learn_one`.
 
         Args:
-            inputs: As of `predict_chunk`.
+            inputs: As of `predict_many`.
             targets: n labels, None where there is none; None for no label at all.
         """
         rows = self._features.rows(inputs)

@@ -199,11 +199,11 @@ class DynamicRegularizer(ParameterMemory):
             RuntimeError: If the regularizer is attached already, or the optimizer has hooks of another one or a method.
         """
         if self._hooks is not None:
-            raise RuntimeError("the regularizer is attached to an optimizer already: call remove() first.")
+            raise RuntimeError("the regularizer is attached to an optimizer already: call detach() first.")
         self._hooks = StepHooks(optimizer, regularizer=self, max_norm=max_norm)
         return self
 
-    def remove(self) -> None:
+    def detach(self) -> None:
         """Take the hooks off the optimizer again; nothing happens if there are none."""
         if self._hooks is not None:
             self._hooks.remove()

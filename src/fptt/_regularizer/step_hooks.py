@@ -110,7 +110,7 @@ def _check_free(optimizer: Optimizer) -> None:
     """A second set of hooks would add the penalty twice, or to a method that has none."""
     if any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in _pre_hooks(optimizer)):
         raise RuntimeError(
-            "optimizer has the step hooks of another method or regularizer already: call its close() or remove() first."
+            "optimizer has the step hooks of another method or regularizer already: call its close() or detach() first."
         )
 
 

@@ -246,15 +246,15 @@ for block in range(1_000_000 // 50):
         meter = MemoryMeter(torch.device("cpu"))
         meter.start()
     inputs = torch.randn(50, 6)
-    learner.predict_chunk(inputs)
+    learner.predict_many(inputs)
     for step in range(50 if block >= 4 else 0):
         learner.learn_delayed((block + step) % 12, 200 - step)
-    learner.learn_chunk(inputs)
+    learner.learn_many(inputs)
     if block % 360 == 359:
         learner.flush()
         learner.reset()
         for _ in range(4):
-            learner.learn_chunk(torch.randn(50, 6))
+            learner.learn_many(torch.randn(50, 6))
 meter.stop()
 assert learner.steps >= 1_000_000
 print(100 * (meter.peak / meter.before - 1))

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from fptt.experiments.commands.cli import run
-from fptt.experiments.tasks.batches import Batch
+from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.training.run import Run
 
-TrainBatch = Callable[[Run, Batch], None]
+TrainBatch = Callable[[Run, Samples], None]
 
 
 def poisoning(train_batch: TrainBatch, times: dict[int, int], process: int = 0) -> TrainBatch:
@@ -25,7 +25,7 @@ def poisoning(train_batch: TrainBatch, times: dict[int, int], process: int = 0) 
         process: Whose part of them.
     """
 
-    def poison(self: Run, batch: Batch) -> None:
+    def poison(self: Run, batch: Samples) -> None:
         number = self.method.batches
         if self.ranks.number == process and times.get(number, 0) > 0:
             times[number] -= 1
@@ -40,7 +40,7 @@ def poisoning(train_batch: TrainBatch, times: dict[int, int], process: int = 0) 
 def recording(train_batch: TrainBatch, folder: Path) -> TrainBatch:
     """Return `Run.train_batch` which writes what there is after it."""
 
-    def record(self: Run, batch: Batch) -> None:
+    def record(self: Run, batch: Samples) -> None:
         train_batch(self, batch)
         found = {"lr": self.optimizer.param_groups[0]["lr"], "weights": self.model.state_dict()}
         torch.save(found, folder / f"process-{self.ranks.number}.pt")

@@ -48,7 +48,7 @@ class LiteralFPTT:
         losses = []
         state = None
         for number, (chunk,) in enumerate(chunks):
-            output, state = self.model(chunk, fptt.detach(state))
+            output, state = self.model(chunk, fptt.detach_state(state))
             loss = _chunk_loss(output[-1], targets, weight=(number + 1) / len(chunks))
             self.optimizer.zero_grad()
             (loss + self._penalty()).backward()

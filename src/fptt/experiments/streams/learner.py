@@ -50,11 +50,11 @@ def answer_and_learn(
         learner.reset()
     for start in range(begin, length, config.chunk_length):
         chunk = recording.signal[start : start + config.chunk_length]
-        outputs = learner.predict_chunk(chunk)
+        outputs = learner.predict_many(chunk)
         told = start + len(chunk) - delay  # labels before this step are known by now
         _tell_late(learner, labels, range(max(start - delay, 0), min(start, told)), start)
         known = labels[start:told] if told > start else []
-        learner.learn_chunk(chunk, known + [None] * (len(chunk) - len(known)))
+        learner.learn_many(chunk, known + [None] * (len(chunk) - len(known)))
         if start + len(chunk) == length:
             _tell_late(learner, labels, range(max(length - delay, 0), length), length)
             learner.flush()

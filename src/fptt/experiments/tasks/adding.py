@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, generated_parts
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Samples, generated_parts
 from fptt.experiments.tasks.task import Task
 
 NUM_HELD_OUT = 2000
@@ -20,7 +20,7 @@ def load(setting: Setting, seed: int) -> Task:
     if length < 2:
         raise UserError(f"length must be at least 2 for the adding task, got {length}.")
 
-    def draw(count: int, generator: torch.Generator) -> Batch:
+    def draw(count: int, generator: torch.Generator) -> Samples:
         return draw_samples(count, length, generator)
 
     size = setting.limit or BATCHES_AN_EPOCH * setting.batch_size

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.configs.config import Setting
-from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, FreshSamples
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, FreshSamples, Samples
 from fptt.experiments.tasks.scores import IGNORED, ClassScore
 from fptt.experiments.tasks.task import Task
 
@@ -50,7 +50,7 @@ def load(setting: Setting, seed: int) -> Task:
     """
     largest = setting.length or 10
 
-    def draw(count: int, generator: torch.Generator) -> Batch:
+    def draw(count: int, generator: torch.Generator) -> Samples:
         drawn = torch.randint(1, largest + 1, (count,), generator=generator)
         return strings(drawn.tolist(), largest)
 

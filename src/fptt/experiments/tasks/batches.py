@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, TensorDataset
 
-Batch = tuple[Tensor, ...]
+Samples = tuple[Tensor, ...]
 """Inputs and targets."""
 
 EVALUATION_BATCH_SIZE = 256
@@ -39,7 +39,7 @@ class Batches(ABC):
     def __len__(self) -> int:
         """Return the batches of an epoch."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Samples]:
         """Yield the batches that are left of this epoch."""
         self._begin(is_new=self.position == 0)
         while self.position < len(self):
@@ -48,7 +48,7 @@ class Batches(ABC):
         self.position = 0
 
     @abstractmethod
-    def _batch(self, number: int) -> Batch: ...
+    def _batch(self, number: int) -> Samples: ...
 
     @abstractmethod
     def _begin(self, *, is_new: bool) -> None:
@@ -67,12 +67,12 @@ class ShuffledBatches(Batches):
     """Independent samples, shuffled anew every epoch.
 
     Args:
-        dataset: Indexed by a list of numbers; returns a `Batch`.
+        dataset: Indexed by a list of numbers; returns a `Samples`.
         batch_size: Samples a batch; the last one may have fewer.
         seed: Of the orders.
     """
 
-    def __init__(self, dataset: Dataset[Batch], batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset[Samples], batch_size: int, seed: int) -> None:
         super().__init__()
         self.dataset, self.batch_size = dataset, batch_size
         self.generator = torch.Generator().manual_seed(seed)
@@ -89,7 +89,7 @@ class ShuffledBatches(Batches):
         self.generator.set_state(self.before_epoch)
         self.order = list(RandomSampler(self.dataset, generator=self.generator))  # pyright: ignore[reportArgumentType]
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int) -> Samples:
         return self.dataset[self.order[number * self.batch_size : (number + 1) * self.batch_size]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,14 +124,14 @@ class WindowBatches(Batches):
 
     def _begin(self, *, is_new: bool) -> None: ...
 
-    def _batch(self, number: int) -> Batch:
+    def _batch(self, number: int) -> Samples:
         return self.stream[number]
 
 
-class FreshSamples(Dataset[Batch]):
+class FreshSamples(Dataset[Samples]):
     """Generated training data: every read draws new samples from one seeded stream."""
 
-    def __init__(self, draw: Callable[[int, torch.Generator], Batch], size: int, seed: int) -> None:
+    def __init__(self, draw: Callable[[int, torch.Generator], Samples], size: int, seed: int) -> None:
         self.draw, self.size = draw, size
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -139,13 +139,13 @@ class FreshSamples(Dataset[Batch]):
         """Return the samples that one epoch draws."""
         return self.size
 
-    def __getitem__(self, index: Sequence[int]) -> Batch:
+    def __getitem__(self, index: Sequence[int]) -> Samples:
         """Return as many new samples as there are numbers."""
         return self.draw(len(index), self.generator)
 
 
 def generated_parts(
-    draw: Callable[[int, torch.Generator], Batch], num_training: int, num_held_out: int, seed: int
+    draw: Callable[[int, torch.Generator], Samples], num_training: int, num_held_out: int, seed: int
 ) -> tuple[FreshSamples, TensorDataset, TensorDataset]:
     """Return fresh training data from a seed, and validation and test data that are the same for every seed."""
     held_out = torch.Generator().manual_seed(HELD_OUT_SEED)
@@ -153,7 +153,7 @@ def generated_parts(
     return FreshSamples(draw, num_training, seed), validation, test
 
 
-class TokenWindows(Dataset[Batch]):
+class TokenWindows(Dataset[Samples]):
     """A stream of tokens in B columns of equal length, read in windows of T steps; the targets are the next tokens.
 
     What does not fill all columns is left out at the end; the last window may be shorter.
@@ -183,13 +183,13 @@ class TokenWindows(Dataset[Batch]):
         """Return the windows."""
         return math.ceil(self.num_steps / self.length)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Samples:
         """Return inputs and targets of one window, (T, B) each."""
         start = number * self.length
         stop = min(start + self.length, self.num_steps)
         return self.columns[start:stop], self.columns[start + 1 : stop + 1]
 
 
-def num_samples(dataset: Dataset[Batch]) -> int:
+def num_samples(dataset: Dataset[Samples]) -> int:
     """Return the length of a data set."""
     return len(dataset)  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt.experiments.configs.config import Setting
-from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Batch, generated_parts
+from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Samples, generated_parts
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task
 
@@ -58,7 +58,7 @@ def load(setting: Setting, seed: int) -> Task:
     """
     length = setting.length or 100
 
-    def draw(count: int, generator: torch.Generator) -> Batch:
+    def draw(count: int, generator: torch.Generator) -> Samples:
         return draw_samples(count, length, generator)
 
     size = setting.limit or BATCHES_AN_EPOCH * setting.batch_size

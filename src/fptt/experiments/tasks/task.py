@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from fptt.experiments.tasks.batches import (
     EVALUATION_BATCH_SIZE,
-    Batch,
     Batches,
     FreshSamples,
+    Samples,
     ShuffledBatches,
     TokenWindows,
     WindowBatches,
@@ -49,9 +49,9 @@ class Task:
 
     name: str
     kind: Literal["classes", "regression"]
-    train: Dataset[Batch]
-    validation: Dataset[Batch]
-    test: Dataset[Batch]
+    train: Dataset[Samples]
+    validation: Dataset[Samples]
+    test: Dataset[Samples]
     input_size: int
     output_size: int
     to_sequences: Callable[[Tensor], Tensor] = _identity
@@ -71,7 +71,7 @@ class Task:
         parts = (self.train, self.test)
         return "-".join("generated" if isinstance(part, FreshSamples) else self._checksum(part) for part in parts)
 
-    def _checksum(self, dataset: Dataset[Batch]) -> str:
+    def _checksum(self, dataset: Dataset[Samples]) -> str:
         checksum = 0
         for batch in self.evaluation_batches(dataset):
             for tensor in batch:
@@ -103,7 +103,7 @@ class Task:
             return WindowBatches(self.train)
         return ShuffledBatches(self.train, batch_size, seed)
 
-    def evaluation_batches(self, dataset: Dataset[Batch]) -> Iterator[Batch]:
+    def evaluation_batches(self, dataset: Dataset[Samples]) -> Iterator[Samples]:
         """Yield the batches of a part in order, as they are stored."""
         count = num_samples(dataset)
         if self.is_stream:
@@ -112,7 +112,7 @@ class Task:
         for start in range(0, count, EVALUATION_BATCH_SIZE):
             yield dataset[list(range(start, min(start + EVALUATION_BATCH_SIZE, count)))]
 
-    def sequences(self, batch: Batch) -> Batch:
+    def sequences(self, batch: Samples) -> Samples:
         """Return time-major inputs and targets of a batch as it is stored."""
         inputs, targets = batch
         is_batch_major = self.has_step_targets and not self.is_stream

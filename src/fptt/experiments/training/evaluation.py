@@ -13,7 +13,7 @@ from fptt._sequence import State
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import prepare_process
-from fptt.experiments.tasks.batches import Batch
+from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import check_vocabulary, load_task
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task
@@ -24,7 +24,7 @@ CHUNK_LENGTH = 256
 
 
 @torch.no_grad()
-def measure(model: nn.Module, task: Task, dataset: Dataset[Batch], device: torch.device) -> dict[str, float]:
+def measure(model: nn.Module, task: Task, dataset: Dataset[Samples], device: torch.device) -> dict[str, float]:
     """Return the figures of a model on a part of a task's data, its metric first."""
     was_training = model.training
     model.eval()

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fptt
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.tasks.batches import Batch
+from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import (
@@ -134,7 +134,7 @@ class Run:
         self.fraction, is_asked, is_due = self.ranks.agree(spent, is_asked=is_asked, is_due=is_due)
         return is_asked, is_due
 
-    def train_batch(self, batch: Batch) -> None:
+    def train_batch(self, batch: Samples) -> None:
         """Train on this process's part of a batch."""
         inputs, targets = self.ranks.part(
             *(in_precision_of(self.model, part) for part in self.task.sequences(self.fabric.to_device(batch))),
