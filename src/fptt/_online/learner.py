@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._methods.fptt import FPTT
 from fptt._methods.method import Method
-from fptt._methods.methods import FPTT
 from fptt._online.features import Features
 from fptt._online.forward import Forward
 from fptt._online.scale import Moments, standardize

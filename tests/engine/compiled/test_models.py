@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
+from fptt._engine.compiled.engine import CompiledEngine
 from tests.engine.compiled.agreement import (
     B,
     C,
@@ -33,7 +34,7 @@ def assert_agreement(methods: list[fptt.FPTT], batches: list[tuple[Any, ...]]) -
 
 
 def num_compiled(method: fptt.FPTT) -> int:
-    assert method._engine is not None
+    assert isinstance(method._engine, CompiledEngine)
     return len(method._engine._entries)
 
 

@@ -1,12 +1,14 @@
-"""Parameters, moments, averages and duals in one flat buffer each: the model's own tensors become views of them."""
+"""Flat buffers: parameters, moments, averages and duals, one tensor each, and which parameter lies in which."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fptt._checks import are_finite, check_positive
+from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
 from fptt._engine.compiled.rules import Rule, make_rule
 from fptt._regularizer.parameter_memory import ParameterMemory, ParameterState
 
@@ -14,16 +16,31 @@ PARAM, AVERAGE, DUAL = "param", "average", "dual"
 
 
 class Membership(NamedTuple):
-    """What the parameters of one flat group have in common; the first four say whether a group is still what it was."""
+    """The properties that the parameters of one flat group share, since one kernel updates them all.
+
+    Attributes:
+        optimizer_group: Number of their group in the optimizer.
+        memory_group: Number of their group in the regularizer; None without a penalty.
+        used_in: Numbers of the compiled steps in which they get a gradient.
+        flags: Identity and formula of the optimizer's group; see `_flags`.
+        kept: Names of what is kept of them so far.
+        num_steps: Updates so far.
+        dtype, device: Theirs.
+    """
 
     optimizer_group: int
     memory_group: int | None
-    used_in: tuple[bool, ...]
+    used_in: frozenset[int]
     flags: tuple[Any, ...]
     kept: tuple[str, ...]
     num_steps: int
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def lasting(self) -> tuple[Any, ...]:
+        """The properties that training itself does not change: others mean that something came from outside."""
+        return (*self[:4], self.dtype, self.device)
 
 
 class FlatGroup:
@@ -151,23 +168,23 @@ def memberships(
     params: dict[str, nn.Parameter],
     optimizer: Optimizer,
     memory: ParameterMemory | None,
-    usage: Sequence[frozenset[str]],
+    usage: Mapping[int, frozenset[str]],
 ) -> dict[str, Membership]:
-    """Return what each parameter that the optimizer trains and a step uses belongs to.
+    """Return the membership of each parameter that the optimizer trains and a compiled step uses.
 
     Args:
         params: Of the model and the loss, by name.
         optimizer: Their optimizer.
         memory: The regularizer, if there is one.
-        usage: The names of the parameters that get a gradient, of every compiled step.
+        usage: The names of the parameters that get a gradient, by the number of the compiled step.
     """
     groups = dict(_numbered(optimizer.param_groups))
     regularized = {} if memory is None else {p: n for p, n in _numbered(memory.param_groups) if _is_on(memory, n)}
     flags = [_flags(optimizer, group) for group in optimizer.param_groups]
     found = {}
     for name, param in params.items():
-        used_in = tuple(name in used for used in usage)
-        if param in groups and param.requires_grad and any(used_in):
+        used_in = frozenset(number for number, used in usage.items() if name in used)
+        if param in groups and param.requires_grad and used_in:
             state = optimizer.state.get(param, {})
             kept = [key for key, value in state.items() if value is not None]
             if memory is not None and param in memory.state:
@@ -198,16 +215,95 @@ def _numbered(param_groups: list[dict[str, Any]]) -> Iterator[tuple[Tensor, int]
     return ((param, number) for number, group in enumerate(param_groups) for param in group["params"])
 
 
-def make_groups(
-    params: dict[str, nn.Parameter],
-    found: dict[str, Membership],
-    optimizer: Optimizer,
-    memory: ParameterMemory | None,
-) -> list[FlatGroup]:
-    """Return the flat groups of all parameters that belong somewhere."""
-    return [
-        FlatGroup(
-            {name: params[name] for name, own in found.items() if own == membership}, membership, optimizer, memory
-        )
-        for membership in dict.fromkeys(found.values())
-    ]
+class Layout:
+    """The flat groups of a model and its loss.
+
+    Parameters that are updated alike lie in one group: usually all of them. Those of another parameter group, or that
+    not every compiled step uses, lie in others.
+
+    Attributes:
+        groups: The flat groups.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, memory: ParameterMemory | None) -> None:
+        self.module, self.optimizer, self.memory = module, optimizer, memory
+        self.groups: list[FlatGroup] = []
+        self._numbers: dict[Hashable, int] = {}  # of the compiled steps, by their keys
+        self._usage: dict[int, frozenset[str]] = {}
+        self._lasting: dict[str, tuple[Any, ...]] = {}
+
+    def add_step(self, key: Hashable, used: frozenset[str]) -> None:
+        """Add a compiled step, in which the parameters of these names get a gradient."""
+        number = self._numbers.setdefault(key, len(self._numbers))
+        self._usage[number] = used
+
+    def refresh(self) -> bool:
+        """Gather everything anew if groups or tensors were changed from outside.
+
+        Loaded weights, another learning rate's group, moments of an eager step in between: whatever no longer is a view
+        of the buffers is copied into new ones.
+
+        Returns:
+            Whether the groups have another structure, which no compiled step fits any more.
+        """
+        named = dict(self.module.named_parameters())
+        found = memberships(named, self.optimizer, self.memory, self._usage)
+        if any(own.dtype.is_complex for own in found.values()):
+            raise CompilationError(f"engine='compiled' has no rules for complex parameters. {EAGER_INSTEAD}")
+        lasting = {name: own.lasting for name, own in found.items()}
+        if lasting == self._lasting and all(group.is_current() for group in self.groups):
+            return False
+        before = [group.structure for group in self.groups]
+        self.groups = [
+            FlatGroup(
+                {name: named[name] for name, own in found.items() if own == membership},
+                membership,
+                self.optimizer,
+                self.memory,
+            )
+            for membership in dict.fromkeys(found.values())
+        ]
+        self._lasting = lasting
+        return before != [group.structure for group in self.groups]
+
+    def publish(self) -> None:
+        """Let optimizer and regularizer hold views of the buffers."""
+        for group in self.groups:
+            group.publish()
+
+    def has_finite_weights(self) -> bool:
+        """Return whether no weight is NaN or Inf."""
+        return are_finite(group.buffers[PARAM] for group in self.groups)
+
+    def groups_of(self, key: Hashable) -> list[FlatGroup]:
+        """Return the groups that a compiled step updates."""
+        number = self._numbers[key]
+        return [group for group in self.groups if number in group.membership.used_in]
+
+    def module_tensors(self, key: Hashable) -> dict[str, Tensor]:
+        """Return the parameters and buffers that a step only reads, or that the model changes by itself."""
+        trained = {name for group in self.groups_of(key) for name in group.names}
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {name: tensor.detach() for name, tensor in named.items() if name not in trained}
+
+    def numbers(self, makes_update: Tensor, device: torch.device) -> dict[int, list[Tensor]]:
+        """Return, for each group by its id, the row of numbers of every chunk, (K,) rows, from now on.
+
+        Learning rate, bias corrections and α change from update to update: as inputs of the compiled step they do not
+        need another step, and one copy moves those of all chunks to the device.
+
+        Args:
+            makes_update: Whether each chunk makes an update, (K,).
+            device: The device of the rows.
+        """
+        return {id(group): _rows(group, makes_update, device) for group in self.groups}
+
+
+def _rows(group: FlatGroup, makes_update: Tensor, device: torch.device) -> list[Tensor]:
+    steps = (group.num_steps + makes_update.double().cumsum(0)).clamp(min=1)  # a chunk without an update uses none
+    columns = group.rule.numbers(steps)
+    if group.memory is not None:
+        check_positive("alpha", group.alpha)
+        columns.append(group.alpha)
+    table = torch.stack([torch.as_tensor(column, dtype=torch.float64).expand(len(steps)) for column in columns], dim=1)
+    return list(table.to(device, torch.promote_types(group.membership.dtype, torch.float32)).unbind())
