@@ -222,7 +222,7 @@ class Together(Alone):
 
     def _memory(self, regularizer: DynamicRegularizer) -> list[Tensor]:
         """Return all averages and duals; those that have not begun here may have done so elsewhere."""
-        groups = [group for group in regularizer.param_groups if group["alpha"] is not None]
+        groups = [group for group in regularizer.param_groups if group["fptt_alpha"] is not None]
         regularizer.begin(param for group in groups for param in group["params"] if param.requires_grad)
         return list(regularizer.named_tensors().values())
 

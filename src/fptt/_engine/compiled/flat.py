@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._engine.compiled.rules import Rule, make_rule
-from fptt._regularizer.parameter_memory import ParameterMemory, ParameterState
+from fptt._regularizer.regularizer import DynamicRegularizer, ParameterState
 
 PARAM, AVERAGE, DUAL = "param", "average", "dual"
 
@@ -41,7 +41,7 @@ class FlatGroup:
         params: dict[str, nn.Parameter],
         membership: Membership,
         optimizer: Optimizer,
-        memory: ParameterMemory | None,
+        memory: DynamicRegularizer | None,
     ) -> None:
         self.names, self.params = list(params), list(params.values())
         self.membership, self.optimizer = membership, optimizer
@@ -83,7 +83,7 @@ class FlatGroup:
         """Strength of the penalty, as it is now."""
         assert self.memory is not None
         assert self.membership.memory_group is not None
-        return self.memory.param_groups[self.membership.memory_group]["alpha"]
+        return self.memory.param_groups[self.membership.memory_group]["fptt_alpha"]
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -150,7 +150,7 @@ def _step_dtype() -> torch.dtype:
 def memberships(
     params: dict[str, nn.Parameter],
     optimizer: Optimizer,
-    memory: ParameterMemory | None,
+    memory: DynamicRegularizer | None,
     usage: Sequence[frozenset[str]],
 ) -> dict[str, Membership]:
     """Return what each parameter that the optimizer trains and a step uses belongs to.
@@ -190,8 +190,8 @@ def _flags(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
     return id(group), *make_rule(optimizer, group).flags.items()
 
 
-def _is_on(memory: ParameterMemory, number: int) -> bool:
-    return memory.param_groups[number]["alpha"] is not None
+def _is_on(memory: DynamicRegularizer, number: int) -> bool:
+    return memory.param_groups[number]["fptt_alpha"] is not None
 
 
 def _numbered(param_groups: list[dict[str, Any]]) -> Iterator[tuple[Tensor, int]]:
@@ -202,7 +202,7 @@ def make_groups(
     params: dict[str, nn.Parameter],
     found: dict[str, Membership],
     optimizer: Optimizer,
-    memory: ParameterMemory | None,
+    memory: DynamicRegularizer | None,
 ) -> list[FlatGroup]:
     """Return the flat groups of all parameters that belong somewhere."""
     return [

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from fptt._checks import are_finite, check_positive
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
 from fptt._engine.compiled.flat import PARAM, FlatGroup, make_groups, memberships
-from fptt._regularizer.parameter_memory import ParameterMemory
+from fptt._regularizer.regularizer import DynamicRegularizer
 
 
 class Layout:
@@ -24,7 +24,7 @@ class Layout:
         usage: The names of the parameters that get a gradient, of each compiled step.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, memory: ParameterMemory | None) -> None:
+    def __init__(self, module: nn.Module, optimizer: Optimizer, memory: DynamicRegularizer | None) -> None:
         self.module, self.optimizer, self.memory = module, optimizer, memory
         self.groups: list[FlatGroup] = []
         self.usage: dict[Hashable, frozenset[str]] = {}
