@@ -50,7 +50,7 @@ def trained_tensors(optimizer: Optimizer, regularizer: DynamicRegularizer | None
     memory: list[Tensor] = []
     if regularizer is not None:
         # begun for all parameters: a replica that has not updated one yet must send as many numbers as the others
-        groups = [group for group in regularizer.param_groups if group["alpha"] is not None]
+        groups = [group for group in regularizer.param_groups if group["fptt_alpha"] is not None]
         regularizer.begin(param for group in groups for param in group["params"] if param.requires_grad)
         memory = list(regularizer.named_tensors().values())
     params = [param.detach() for group in optimizer.param_groups for param in group["params"]]

@@ -151,7 +151,7 @@ def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
     held = {param for group in optimizer.param_groups for param in group["params"]}
     for group in regularizer.param_groups:
         for param in group["params"]:
-            if group["alpha"] is not None and param not in held:
+            if group["fptt_alpha"] is not None and param not in held:
                 raise ValueError(f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not.")
 
 

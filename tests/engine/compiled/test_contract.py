@@ -175,7 +175,7 @@ def test_bad_inputs_are_named() -> None:
     with pytest.raises(ValueError, match="inputs must have shape"):
         method.train_batch(torch.zeros(T, B, D + 1), labels)
     assert method.regularizer is not None
-    method.regularizer.param_groups[0]["alpha"] = -1.0
+    method.regularizer.param_groups[0]["fptt_alpha"] = -1.0
     with pytest.raises(ValueError, match="alpha must be a positive number"):
         method.train_batch(*batch())
 

@@ -198,7 +198,7 @@ def test_parameter_groups_of_their_own(coupling: str) -> None:
         method.optimizer.param_groups[0]["lr"] = 0.002
         method.optimizer.param_groups[1]["betas"] = (0.6, 0.9)
         assert method.regularizer is not None
-        method.regularizer.param_groups[0]["alpha"] = 0.05
+        method.regularizer.param_groups[0]["fptt_alpha"] = 0.05
     assert_agreement(methods, [batch() for _ in range(2)])
     assert num_compiled(methods[1]) == 1
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from fptt._checks import are_finite, check_positive
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
 from fptt._engine.compiled.rules import Rule, make_rule
-from fptt._regularizer.parameter_memory import ParameterMemory, ParameterState
+from fptt._regularizer.regularizer import DynamicRegularizer, ParameterState
 
 PARAM, AVERAGE, DUAL = "param", "average", "dual"
 
@@ -20,7 +20,7 @@ class Membership(NamedTuple):
 
     Attributes:
         optimizer_group: Number of their group in the optimizer.
-        memory_group: Number of their group in the regularizer; None without a penalty.
+        penalty_group: Number of their group in the regularizer; None without a penalty.
         used_in: Numbers of the compiled steps in which they get a gradient.
         flags: Identity and formula of the optimizer's group; see `_flags`.
         kept: Names of what is kept of them so far.
@@ -29,7 +29,7 @@ class Membership(NamedTuple):
     """
 
     optimizer_group: int
-    memory_group: int | None
+    penalty_group: int | None
     used_in: frozenset[int]
     flags: tuple[Any, ...]
     kept: tuple[str, ...]
@@ -58,11 +58,11 @@ class FlatGroup:
         params: dict[str, nn.Parameter],
         membership: Membership,
         optimizer: Optimizer,
-        memory: ParameterMemory | None,
+        regularizer: DynamicRegularizer | None,
     ) -> None:
         self.names, self.params = list(params), list(params.values())
         self.membership, self.optimizer = membership, optimizer
-        self.memory = None if membership.memory_group is None else memory
+        self.regularizer = None if membership.penalty_group is None else regularizer
         self.rule: Rule = make_rule(optimizer, optimizer.param_groups[membership.optimizer_group])
         self.num_steps = membership.num_steps
         self.sizes = [param.numel() for param in self.params]
@@ -78,8 +78,8 @@ class FlatGroup:
         tensors = {PARAM: weights}
         for name in self.rule.moments:
             tensors[name] = [self._kept_moment(param, name) for param in self.params]
-        if self.memory is not None:
-            states = [self.memory.state.get(param) for param in self.params]
+        if self.regularizer is not None:
+            states = [self.regularizer.state.get(param) for param in self.params]
             begun = zip(states, weights, strict=True)
             tensors[AVERAGE] = [weight if state is None else state.average for state, weight in begun]
             begun = zip(states, weights, strict=True)
@@ -98,16 +98,16 @@ class FlatGroup:
     @property
     def alpha(self) -> float:
         """Strength of the penalty, as it is now."""
-        assert self.memory is not None
-        assert self.membership.memory_group is not None
-        return self.memory.param_groups[self.membership.memory_group]["alpha"]
+        assert self.regularizer is not None
+        assert self.membership.penalty_group is not None
+        return self.regularizer.param_groups[self.membership.penalty_group]["fptt_alpha"]
 
     @property
     def structure(self) -> tuple[Any, ...]:
         """What a compiled step takes as given."""
         shapes = tuple(tuple(param.shape) for param in self.params)
         flags = tuple(self.rule.flags.items())
-        return (*self.names, shapes, type(self.rule), flags, self.memory is not None, self.membership.dtype)
+        return (*self.names, shapes, type(self.rule), flags, self.regularizer is not None, self.membership.dtype)
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -120,9 +120,9 @@ class FlatGroup:
                 step.fill_(self.num_steps)
             if self.rule.moments:
                 self.optimizer.state[param].update({name: self._views[name][number] for name in self.rule.moments})
-            if self.memory is not None:
+            if self.regularizer is not None:
                 views = (self._views[name][number] for name in (AVERAGE, DUAL))
-                self.memory.state[param] = ParameterState(*views)
+                self.regularizer.state[param] = ParameterState(*views)
 
     def is_current(self) -> bool:
         """Tell whether model, optimizer and regularizer still hold what lies in the buffers."""
@@ -136,9 +136,9 @@ class FlatGroup:
             return False
         if self.rule.has_step and num_steps(state) != self.num_steps:
             return False
-        if self.memory is None:
+        if self.regularizer is None:
             return True
-        kept = self.memory.state.get(param)
+        kept = self.regularizer.state.get(param)
         if kept is None or not self.num_steps:
             return kept is None and not self.num_steps
         return all(_is_same(kept[k], self._views[name][number]) for k, name in enumerate((AVERAGE, DUAL)))
@@ -167,7 +167,7 @@ def _step_dtype() -> torch.dtype:
 def memberships(
     params: dict[str, nn.Parameter],
     optimizer: Optimizer,
-    memory: ParameterMemory | None,
+    regularizer: DynamicRegularizer | None,
     usage: Mapping[int, frozenset[str]],
 ) -> dict[str, Membership]:
     """Return the membership of each parameter that the optimizer trains and a compiled step uses.
@@ -175,11 +175,13 @@ def memberships(
     Args:
         params: Of the model and the loss, by name.
         optimizer: Their optimizer.
-        memory: The regularizer, if there is one.
+        regularizer: The regularizer, if there is one.
         usage: The names of the parameters that get a gradient, by the number of the compiled step.
     """
     groups = dict(_numbered(optimizer.param_groups))
-    regularized = {} if memory is None else {p: n for p, n in _numbered(memory.param_groups) if _is_on(memory, n)}
+    regularized = (
+        {} if regularizer is None else {p: n for p, n in _numbered(regularizer.param_groups) if _is_on(regularizer, n)}
+    )
     flags = [_flags(optimizer, group) for group in optimizer.param_groups]
     found = {}
     for name, param in params.items():
@@ -187,7 +189,7 @@ def memberships(
         if param in groups and param.requires_grad and used_in:
             state = optimizer.state.get(param, {})
             kept = [key for key, value in state.items() if value is not None]
-            if memory is not None and param in memory.state:
+            if regularizer is not None and param in regularizer.state:
                 kept.append(AVERAGE)
             found[name] = Membership(
                 groups[param],
@@ -207,10 +209,6 @@ def _flags(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
     return id(group), *make_rule(optimizer, group).flags.items()
 
 
-def _is_on(memory: ParameterMemory, number: int) -> bool:
-    return memory.param_groups[number]["alpha"] is not None
-
-
 def _numbered(param_groups: list[dict[str, Any]]) -> Iterator[tuple[Tensor, int]]:
     return ((param, number) for number, group in enumerate(param_groups) for param in group["params"])
 
@@ -225,8 +223,8 @@ class Layout:
         groups: The flat groups.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, memory: ParameterMemory | None) -> None:
-        self.module, self.optimizer, self.memory = module, optimizer, memory
+    def __init__(self, module: nn.Module, optimizer: Optimizer, regularizer: DynamicRegularizer | None) -> None:
+        self.module, self.optimizer, self.regularizer = module, optimizer, regularizer
         self.groups: list[FlatGroup] = []
         self._numbers: dict[Hashable, int] = {}  # of the compiled steps, by their keys
         self._usage: dict[int, frozenset[str]] = {}
@@ -247,7 +245,7 @@ class Layout:
             Whether the groups have another structure, which no compiled step fits any more.
         """
         named = dict(self.module.named_parameters())
-        found = memberships(named, self.optimizer, self.memory, self._usage)
+        found = memberships(named, self.optimizer, self.regularizer, self._usage)
         if any(own.dtype.is_complex for own in found.values()):
             raise CompilationError(f"engine='compiled' has no rules for complex parameters. {EAGER_INSTEAD}")
         lasting = {name: own.lasting for name, own in found.items()}
@@ -259,7 +257,7 @@ class Layout:
                 {name: named[name] for name, own in found.items() if own == membership},
                 membership,
                 self.optimizer,
-                self.memory,
+                self.regularizer,
             )
             for membership in dict.fromkeys(found.values())
         ]
@@ -302,7 +300,7 @@ class Layout:
 def _rows(group: FlatGroup, makes_update: Tensor, device: torch.device) -> list[Tensor]:
     steps = (group.num_steps + makes_update.double().cumsum(0)).clamp(min=1)  # a chunk without an update uses none
     columns = group.rule.numbers(steps)
-    if group.memory is not None:
+    if group.regularizer is not None:
         check_positive("alpha", group.alpha)
         columns.append(group.alpha)
     table = torch.stack([torch.as_tensor(column, dtype=torch.float64).expand(len(steps)) for column in columns], dim=1)
