@@ -179,9 +179,8 @@ def memberships(
         usage: The names of the parameters that get a gradient, by the number of the compiled step.
     """
     groups = dict(_numbered(optimizer.param_groups))
-    regularized = (
-        {} if regularizer is None else {p: n for p, n in _numbered(regularizer.param_groups) if _is_on(regularizer, n)}
-    )
+    penalized = [] if regularizer is None else regularizer.param_groups
+    regularized = {p: n for p, n in _numbered(penalized) if penalized[n]["fptt_alpha"] is not None}
     flags = [_flags(optimizer, group) for group in optimizer.param_groups]
     found = {}
     for name, param in params.items():
