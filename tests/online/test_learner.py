@@ -200,10 +200,11 @@ def test_a_chunk_with_a_bad_loss_is_dropped_and_the_stream_goes_on_behind_it() -
     for online in (one, other):
         online.learn_many(inputs[:4], labels[:4])
     loss = one.method.loss
-    one.method.loss = fptt.SequenceLoss(infinite)
+    assert isinstance(loss, fptt.SequenceLoss)
+    function, loss.function = loss.function, fptt.SequenceLoss(infinite).function
     with pytest.raises(FloatingPointError, match="the loss is inf"):
         one.learn_many(inputs[4:14], labels[4:14])
-    one.method.loss = loss
+    loss.function = function
     assert (one.steps, one.labels, one.method.updates) == (8, 8, 1)
     for online in (one, other):
         online.learn_many(inputs[14:], labels[14:])
@@ -473,8 +474,9 @@ def test_a_regression_answers_numbers() -> None:
 
 
 def test_several_numbers_are_answered_as_a_list() -> None:
-    online = learner(classes=None)
-    online.method.loss = fptt.SequenceLoss(functional.mse_loss)
+    model, loss = lstm(), fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters(), lr=0.05), loss, chunk_length=1)
+    online = fptt.OnlineLearner(method, classes=None)
     online.learn_one([0, 1, 2], [1, 2, 3, 4])
     answer = online.predict_one([0, 1, 2])
     assert [type(value) for value in answer] == [float] * C

@@ -62,7 +62,8 @@ def make_method(setting: dict[str, Any], parallel: fptt.DataParallel | None = No
     torch.manual_seed(seed)
     model = Model().double()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    loss = make_loss(setting.get("loss", "uniform"))
+    chosen = setting.get("loss", "uniform")
+    loss = make_loss(chosen) if isinstance(chosen, str) else chosen
     return setting["kind"](model, optimizer, loss, max_norm=0.5, parallel=parallel, **options)
 
 

@@ -63,14 +63,15 @@ def shared(method: fptt.Method) -> list[Tensor]:
 
 def test_updates_of_ones_own_meet_at_the_means(found: list[dict[str, Any]]) -> None:
     """The same in one process: chunk by chunk, with means of weights, averages and duals after every third."""
-    methods = [make_method({**SETTINGS["FPTT"], "num_chunks": 1}) for _ in range(2)]
+    losses = [ScaledLoss().double() for _ in range(2)]
+    methods = [make_method({**SETTINGS["FPTT"], "num_chunks": 1, "loss": loss}) for loss in losses]
     count = 0
     for index in range(6):
         inputs, targets, _ = batch(index, per_step=False)
         states: list[Any] = [None, None]
         for k, chunk in enumerate(inputs.split(3)):
             for number, method in enumerate(methods):
-                method.loss = ScaledLoss(k)
+                losses[number].number = k
                 result = method.train_batch(chunk[:, number::2], targets[number::2], states[number])
                 states[number] = result.state
             count += 1
@@ -85,9 +86,9 @@ def test_updates_of_ones_own_meet_at_the_means(found: list[dict[str, Any]]) -> N
 class ScaledLoss(fptt.TerminalLoss):
     """The loss of chunk k of K, as the loss of a whole batch."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self) -> None:
         super().__init__(nn.functional.cross_entropy, "uniform")
-        self.number = number
+        self.number = 0
 
     def split(self, targets: Tensor, mask: Tensor | None, lengths: Any, batch_size: int) -> list[Any]:
         (part,) = super().split(targets, mask, lengths, batch_size)

@@ -81,8 +81,6 @@ class Method:
     """A method that trains a model on batches of sequences: `BPTT`, `TBPTT` or `FPTT`.
 
     Attributes:
-        model, optimizer, loss: As they were passed in.
-        regularizer: The dynamic regularizer; None for BPTT, TBPTT and FPTT with alpha 0.
         engine: The executor: `eager` or `compiled`.
         chunking: K or the longest chunk, and the layout.
         batches, timesteps: Batches and time steps, T · B each, learned so far.
@@ -118,7 +116,7 @@ class Method:
         check_choice("engine", engine, ("eager", "compiled"))
         check_choice("on_bad_number", on_bad_number, ("raise", "skip") if check_finite else ("raise",))
         check_model(model, optimizer, batch_first)
-        self.model, self.optimizer, self.loss, self.regularizer = model, optimizer, loss, regularizer
+        self._model, self._optimizer, self._loss, self._regularizer = model, optimizer, loss, regularizer
         self.engine: EngineName = engine
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
         self.max_norm, self.check_finite, self.on_bad_number = max_norm, check_finite, on_bad_number
@@ -158,6 +156,28 @@ class Method:
                     f"{getattr(self, name)!r}."
                 )
         return CompiledEngine(*trained, max_norm=self.max_norm, **shared)
+
+    # read-only: hooks, replicas and engine hold the same objects, and another one here would train half of the method
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self._model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer over the model's parameters."""
+        return self._optimizer
+
+    @property
+    def loss(self) -> ChunkLoss:
+        """The loss of each chunk."""
+        return self._loss
+
+    @property
+    def regularizer(self) -> DynamicRegularizer | None:
+        """The dynamic regularizer; None for BPTT, TBPTT and FPTT with alpha 0."""
+        return self._regularizer
 
     @property
     def updates(self) -> int:

@@ -1,6 +1,6 @@
 """Cases in which a compiled step could silently do something else than the eager one."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -178,40 +178,6 @@ def test_hidden_state_of_a_loss_is_refused(vice: str, name: str) -> None:
     method = make_method(make_model("lstm"), "adam", OwnLoss(vice), engine="compiled")
     with pytest.raises(fptt.CompilationError, match=f"cannot follow {name}"):
         method.train_batch(*batch())
-
-
-class PlainTensor(nn.Module):
-    """A model with tensors that are neither parameters nor buffers: an attribute, one in a NamedTuple, a closure's."""
-
-    class Settings(NamedTuple):
-        scale: Tensor
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.rnn, self.readout, self.kind = nn.LSTM(D, H), nn.Linear(H, C), kind
-        self.scale = torch.tensor([0.5, 2.0])
-        self.settings = self.Settings(torch.tensor([0.5, 2.0]))
-        hidden = torch.tensor([0.5, 2.0])
-        self.of_closure = lambda: hidden
-
-    def factor(self) -> Tensor:
-        return {"attribute": self.scale, "tuple": self.settings.scale, "closure": self.of_closure()}[self.kind]
-
-    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        outputs, state = self.rnn(inputs * self.factor(), state)
-        return self.readout(outputs), state
-
-
-@pytest.mark.machine_code
-@pytest.mark.parametrize("kind", ["attribute", "tuple", "closure"])
-def test_a_plain_tensor_of_the_model_is_an_input_of_its_step(kind: str) -> None:
-    """It used to end the process; changed in place, it has its new value in the next batch."""
-    methods = make_pair(PlainTensor(kind), "sgd", loss=fptt.TerminalLoss(functional.cross_entropy), num_chunks=2)
-    train_both(methods, *batch())
-    for method in methods:
-        method.model.factor().mul_(3)  # pyright: ignore[reportCallIssue]
-    train_both(methods, *batch())
-    assert_equal_memory(methods, 1e-5)
 
 
 class Rebinding(nn.Module):

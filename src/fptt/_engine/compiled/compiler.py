@@ -4,7 +4,8 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -73,13 +74,22 @@ def _trace(
     function: Callable[..., list[Tensor]], examples: Sequence[Tensor], module: nn.Module
 ) -> torch.fx.GraphModule:
     try:
-        with plain_cells():
+        with plain_cells(), _without_onednn():
             traced = make_fx(function, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
             return traced(*examples)
     except Exception as error:  # whatever the user's model raises when its tensors have no values
         raise CompilationError(
             f"engine='compiled' cannot trace {_place(error.__traceback__, module)}: {_reason(error)}. {EAGER_INSTEAD}"
         ) from error
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Let torch's own LSTM in float32 be traced step by step: oneDNN's fused layer cannot be compiled."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # of GPUs that it does not know
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
@@ -100,7 +110,10 @@ def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
             node.replace_all_uses_with(lifted[node.target])
             graph.graph.erase_node(node)
     graph.recompile()
-    return [getattr(graph, name) for name in lifted]
+    tensors = [getattr(graph, name) for name in lifted]
+    for name in lifted:  # what the module still holds would be an input of the machine code, ahead of the others
+        delattr(graph, name)
+    return tensors
 
 
 def _place(traceback: TracebackType | None, root: nn.Module) -> str:
