@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fptt._batches.cut import Chunk, Chunking
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
@@ -317,10 +317,15 @@ class _Walk:
         self.device = chunks[0].inputs.device
         self.makes_update = torch.tensor([chunk.has_steps for chunk in chunks])
         self.inputs = [chunk.inputs.contiguous() for chunk in chunks]
-        leaves = [tree_leaves(chunk.part) for chunk in chunks]
+        parts = [tree_flatten(chunk.part) for chunk in chunks]
+        leaves = [own for own, _ in parts]
         self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
         self.rows = self._make_rows(leaves, max_norm, dtype)
-        self._part_keys = [nest_key(chunk.part) for chunk in chunks]
+        self._part_keys: list[Key] = []
+        for own, spec in parts:
+            key = nest_key(own, spec)
+            # the same object where it is the same key: `goes_on_alike` then need not look inside, chunk after chunk
+            self._part_keys.append(self._part_keys[-1] if self._part_keys[-1:] == [key] else key)
         self._nest = self._nest_before = _Nest(state)
         self.state_tensors = [tensor.contiguous() for tensor in flatten_state(state)]
         self.losses: list[Tensor] = []
@@ -358,7 +363,7 @@ class _Walk:
         return (
             not self.is_over
             and self.inputs[now].shape == self.inputs[before].shape
-            and self._part_keys[now] == self._part_keys[before]
+            and self._part_keys[now] is self._part_keys[before]
             and self._nest.key == self._nest_before.key
         )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import TreeSpec
 
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
 from fptt._random import RandomState
@@ -192,15 +192,14 @@ def changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str | None:
     return None
 
 
-def nest_key(nest: Any) -> tuple[Any, ...]:
-    """Return a hashable fingerprint of a part: types, shapes and dtypes of tensors, and the values of constants.
+def nest_key(leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
+    """Return a hashable fingerprint of a flattened part: its nest, shapes and dtypes of tensors, values of constants.
 
     Floats are left out: to a compiled step they are inputs.
 
     Raises:
         TypeError: If it holds something else than tensors, plain values, tuples, lists and dicts.
     """
-    leaves, spec = tree_flatten(nest)
     return spec, tuple(map(_leaf_key, leaves))
 
 
