@@ -1,4 +1,4 @@
-"""FPTT as a scikit-learn estimator, on skorch; `fptt[skorch]` has it."""
+"""FPTT as a scikit-learn estimator, on skorch: `pip install 'fptt[sklearn]'`."""
 
 from digits import num_epochs, pixels
 

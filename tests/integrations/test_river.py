@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import fptt
 
-river = pytest.importorskip("river", reason="River is not installed: pip install 'fptt[experiments]'")
+river = pytest.importorskip("river", reason="River is not installed: pip install 'fptt[river]'")
 
 from river import checks, datasets, evaluate, metrics, preprocessing  # noqa: E402
 
@@ -69,7 +69,7 @@ def test_rivers_evaluation_is_the_loop_by_hand() -> None:
 
 
 @pytest.mark.parametrize("delay", [1, 3])
-def test_late_labels_of_rivers_evaluation_go_to_the_steps_that_were_asked(delay: int) -> None:
+def test_late_labels_of_rivers_evaluation_go_to_the_steps_predicted(delay: int) -> None:
     model, by_hand, right = RiverClassifier(make_late_classifier), make_late_classifier(2), 0
     score = evaluate.progressive_val_score(cycle(100), model, metrics.Accuracy(), delay=delay)
     answers, labels = [], [y for _, y in cycle(100)]

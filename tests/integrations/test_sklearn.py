@@ -1,7 +1,8 @@
-"""The estimators are the methods, with the manners of scikit-learn."""
+"""The estimators are the methods behind the interface of scikit-learn."""
 
 import copy
 import pickle
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,17 @@ def test_in_a_pipeline_and_a_grid_search() -> None:
     assert cross_val_score(FPTTRegressor(**SMALL), X, X.mean(1), cv=2).shape == (2,)
 
 
+def test_every_parameter_of_the_signature_is_kept() -> None:
+    for kind in (FPTTClassifier, FPTTRegressor):
+        named = {name for name, value in signature(kind).parameters.items() if value.kind is value.KEYWORD_ONLY}
+        settings: dict[str, Any] = {name: object() for name in named}
+        net: Any = kind(**settings)
+        assert {name: net.get_params(deep=False)[name] for name in named} == settings
+    of_classifier, of_regressor = signature(FPTTClassifier).parameters, signature(FPTTRegressor).parameters
+    assert of_classifier.keys() - of_regressor.keys() == {"divergence"}
+    assert all(of_classifier[name].default == value.default for name, value in of_regressor.items())
+
+
 def test_parameters_survive_clone() -> None:
     net = classifier(alpha=0.25, optimizer__weight_decay=0.1, cell="rnn", callbacks=[("stop", EarlyStopping())])
     copied: Any = clone(net)
@@ -227,7 +239,7 @@ def test_parameters_survive_clone() -> None:
     assert not {"module", "criterion"} & set(copied.get_params(deep=False))
 
 
-def test_callbacks_see_figures_of_the_same_labels(tmp_path: Path) -> None:
+def test_callbacks_see_metrics_of_the_same_labels(tmp_path: Path) -> None:
     """Skorch scores numbers, the user names: predictions inside and outside of training match their targets."""
     nothing: Any = None
     scoring = [

@@ -46,9 +46,6 @@ def learn(online: fptt.OnlineLearner, steps: range = range(T), labels: list[Any]
         online.learn_one(inputs[step], (own if labels is None else labels)[step])
 
 
-# -- what is learned -------------------------------------------------------------------------------------------------
-
-
 @CHUNKS
 @pytest.mark.parametrize("alpha", [0, 0.3])
 def test_a_stream_is_learned_as_its_chunks_are_by_the_method(length: int, alpha: float) -> None:
@@ -68,7 +65,7 @@ def test_a_stream_is_learned_as_its_chunks_are_by_the_method(length: int, alpha:
 
 
 @CHUNKS
-def test_asking_changes_nothing_and_a_chunk_is_its_steps(length: int) -> None:
+def test_predictions_have_no_side_effect_and_a_chunk_is_its_steps(length: int) -> None:
     silent, asked, at_once = (learner(chunk_length=length) for _ in range(3))
     inputs, labels = stream()
     partly: list[Any] = [None if step % 3 == 1 or 8 <= step < 14 else labels[step] for step in range(T)]
@@ -148,7 +145,7 @@ def test_a_delay_changes_when_a_stream_is_learned_and_not_what(length: int, dela
     torch.testing.assert_close(punctual.predict_many(inputs), late.predict_many(inputs))
 
 
-def test_asking_changes_nothing_when_a_late_label_comes_between_asking_and_telling() -> None:
+def test_predictions_have_no_side_effect_when_a_late_label_comes_before_the_step() -> None:
     silent, asked = (learner(chunk_length=2, max_delay=3) for _ in range(2))
     inputs, labels = stream()
     for step in range(T):
@@ -231,8 +228,6 @@ def test_a_label_that_does_not_come_is_not_awaited_for_ever() -> None:
         online.learn_delayed(None, 1)
 
 
-# -- restarts --------------------------------------------------------------------------------------------------------
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "every-step": {},
     "chunks": {"chunk_length": 5, "standardize": True},
@@ -252,7 +247,7 @@ def reloaded(state_dict: dict[str, Any]) -> Any:
 
 
 def live(online: fptt.OnlineLearner, steps: range) -> list[Any]:
-    """Ask and tell, and leave out some labels."""
+    """Predict, then learn, and leave out some labels."""
     inputs, labels = stream()
     answers = []
     for step in steps:
@@ -269,9 +264,7 @@ def live(online: fptt.OnlineLearner, steps: range) -> list[Any]:
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("kind", [fptt.nn.LSTM, fptt.nn.GRU])
 @pytest.mark.parametrize("after", [0, 1, 7, 12])
-def test_saved_and_loaded_goes_on_bit_for_bit(
-    settings: dict[str, Any], kind: Callable[..., nn.Module], after: int
-) -> None:
+def test_saved_and_loaded_resumes_bitwise(settings: dict[str, Any], kind: Callable[..., nn.Module], after: int) -> None:
     def make(seed: int) -> fptt.OnlineLearner:
         torch.manual_seed(seed)
         return learner(kind(D, 5, C), **settings)
@@ -318,8 +311,7 @@ def test_a_model_without_a_state_is_resumed_in_the_middle_of_a_chunk() -> None:
             return super().forward(inputs), state
 
     torch.manual_seed(2)
-    online = learner(Pointwise(D, C), chunk_length=2, max_delay=2)
-    restored = learner(Pointwise(D, C), chunk_length=2, max_delay=2)
+    online, restored = (learner(Pointwise(D, C), chunk_length=2, max_delay=2, classes=()) for _ in range(2))
     inputs = stream()[0]
     online.learn_many(inputs[:2])
     restored.load_state_dict(reloaded(online.state_dict()))
@@ -338,9 +330,6 @@ def test_a_state_dict_of_something_else_is_refused() -> None:
         online.load_state_dict(learner(classes=["d", "c", "b", "a"]).state_dict())
     with pytest.raises(ValueError, match="classes must be those of the saved learner"):
         online.load_state_dict(learner(classes=None).state_dict())
-
-
-# -- labels and features ---------------------------------------------------------------------------------------------
 
 
 def test_classes_are_numbered_as_they_come() -> None:
@@ -448,9 +437,6 @@ def test_a_step_that_is_refused_does_not_move_the_scale() -> None:
         refused.learn_many(100 * inputs[5:8], [*labels[5:7], "unknown"])
     assert torch.equal(refused.predict_many(inputs[5:]), other.predict_many(inputs[5:]))
     assert (refused.steps, refused.labels) == (5, 5)
-
-
-# -- regression, methods, models -------------------------------------------------------------------------------------
 
 
 def test_a_regression_answers_numbers() -> None:

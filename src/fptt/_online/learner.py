@@ -207,6 +207,7 @@ class OnlineLearner:
         `torch.load(…, weights_only=True)` reads it, if labels and names of features are numbers, text or tuples of
         these; those of NumPy have become Python's own.
         """
+        inferred_state = self._inferred_state if len(self._trainer) else None
         return {
             "model": self.method.model.state_dict(),
             "optimizer": self.method.optimizer.state_dict(),
@@ -215,7 +216,7 @@ class OnlineLearner:
             "targets": self._targets.state_dict(),
             "moments": None if self._moments is None else tuple(self._moments),
             "trainer": self._trainer.state_dict(),
-            "inferred_state": None if self._inferred_state is None else flatten_state(self._inferred_state),
+            "inferred_state": None if inferred_state is None else flatten_state(inferred_state),
             "counters": {"steps": self.steps, "labels": self.labels},
         }
 

@@ -1,46 +1,50 @@
-"""Online learners as estimators of River (riverml.xyz): in its pipelines, and under its evaluation."""
+"""Online learners as estimators of River (riverml.xyz): `pip install 'fptt[river]'`."""
 
 from collections.abc import Callable
 from typing import Any
 
-from river import base
-
 import fptt
+
+try:
+    from river import base
+except ModuleNotFoundError as error:
+    raise ImportError(f"fptt.integrations.river needs {error.name}: pip install 'fptt[river]'") from error
 
 MakeLearner = Callable[[int], fptt.OnlineLearner]
 """From the number of features to a new learner."""
 
 
 class _Estimator:
-    """What classifier and regressor share: a learner, made at the first step.
+    """The base of classifier and regressor: a learner, built at the first step.
 
-    Without a `max_delay`, asking changes nothing and telling enters the step. With one, the order is River's for late
-    labels: asking enters a step, and telling labels the oldest one that was only asked, since a pipeline may have
-    changed x since then.
+    Without a `max_delay`, `predict_one` has no side effect and `learn_one` advances the stream. With one, the order is
+    River's for late labels: `predict_one` advances the stream, and `learn_one` labels the oldest step without a label.
+    It cannot look for the step by its x, which a pipeline may have scaled anew since then.
     """
 
     def __init__(self, make_learner: MakeLearner) -> None:
         self.make_learner = make_learner
         self._learner: fptt.OnlineLearner | None = None
-        self._num_unanswered = 0
+        self._num_unlabeled = 0
 
-    def _ready(self, x: dict[Any, Any]) -> fptt.OnlineLearner:
+    def _learner_for(self, x: dict[Any, Any]) -> fptt.OnlineLearner:
         if self._learner is None:
             self._learner = self.make_learner(len(x))
         return self._learner
 
-    def _asked(self, x: dict[Any, Any], answer: Any) -> Any:
-        learner = self._ready(x)
+    def _predicted(self, x: dict[Any, Any], answer: Any) -> Any:
+        """Return the answer to a step, and advance by the step if its label comes late."""
+        learner = self._learner_for(x)
         if learner.max_delay:
             learner.learn_one(x)
-            self._num_unanswered += 1
+            self._num_unlabeled += 1
         return answer
 
-    def _told(self, x: dict[Any, Any], y: Any) -> None:
-        learner = self._ready(x)
-        if self._num_unanswered:
-            learner.learn_delayed(y, self._num_unanswered)
-            self._num_unanswered -= 1
+    def _learn(self, x: dict[Any, Any], y: Any) -> None:
+        learner = self._learner_for(x)
+        if self._num_unlabeled:
+            learner.learn_delayed(y, self._num_unlabeled)
+            self._num_unlabeled -= 1
         else:
             learner.learn_one(x, y)
 
@@ -48,9 +52,9 @@ class _Estimator:
 class RiverClassifier(_Estimator, base.Classifier):
     """A classifier of River around a `fptt.OnlineLearner`, for any number of classes.
 
-    `clone()` gives an untrained one, as River expects. Labels that come late by `delay` steps, as in
+    `clone()` returns an untrained one, as River expects. Labels that come late by `delay` steps, as in
     `river.evaluate.progressive_val_score(…, delay=delay)`, need a learner with at least that `max_delay`; they must
-    come in order, and every step that is asked must be told.
+    come in order, one for every step predicted.
 
     Args:
         make_learner: Called with the number of features at the first step; returns a new learner.
@@ -60,7 +64,8 @@ class RiverClassifier(_Estimator, base.Classifier):
         >>> def make_learner(num_features):
         ...     model = fptt.nn.GRU(num_features, 8, 3)
         ...     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        ...     return fptt.OnlineLearner(model, optimizer, fptt.SequenceLoss(nn.functional.cross_entropy))
+        ...     loss = fptt.SequenceLoss(nn.functional.cross_entropy)
+        ...     return fptt.OnlineLearner(fptt.FPTT(model, optimizer, loss, chunk_length=1))
         >>> model = preprocessing.StandardScaler() | RiverClassifier(make_learner)
         >>> for step in range(4):
         ...     model.learn_one({"speed": step, "pulse": 60 + step}, "walk")
@@ -74,15 +79,15 @@ class RiverClassifier(_Estimator, base.Classifier):
 
     def learn_one(self, x: dict[Any, Any], y: Any) -> None:
         """Learn from a step and its class."""
-        self._told(x, y)
+        self._learn(x, y)
 
     def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
         """Return the class of the next step, None while no class is known."""
-        return self._asked(x, self._ready(x).predict_one(x))
+        return self._predicted(x, self._learner_for(x).predict_one(x))
 
     def predict_proba_one(self, x: dict[Any, Any], **_: Any) -> dict[Any, float]:
         """Return the probability of each class known so far."""
-        return self._asked(x, self._ready(x).predict_proba_one(x))
+        return self._predicted(x, self._learner_for(x).predict_proba_one(x))
 
 
 class RiverRegressor(_Estimator, base.Regressor):
@@ -90,8 +95,8 @@ class RiverRegressor(_Estimator, base.Regressor):
 
     def learn_one(self, x: dict[Any, Any], y: Any) -> None:
         """Learn from a step and its number."""
-        self._told(x, y)
+        self._learn(x, y)
 
     def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
         """Return the number of the next step."""
-        return self._asked(x, self._ready(x).predict_one(x))
+        return self._predicted(x, self._learner_for(x).predict_one(x))
