@@ -18,7 +18,7 @@ from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
 from fptt.experiments.streams.recordings import Recording, Recordings
 from fptt.experiments.streams.scores import Rolling, StreamScores
-from fptt.experiments.studies.results import read_results
+from fptt.experiments.studies.page import read_results
 from fptt.experiments.tasks.scores import IGNORED
 from tests.experiments.streams.recordings import recording, write_recordings
 from tests.problems import assert_same_weights
