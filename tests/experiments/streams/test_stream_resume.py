@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
-from fptt.experiments.streams.folder import StreamFolder
-from fptt.experiments.streams.stream import Streaming
+from fptt.experiments.streams.stream import StreamFolder, Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.streams.recordings import write_recordings

@@ -14,11 +14,12 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.stream_config import StreamConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.streams.baselines import LastLabel, MajorityClass, RiverSoftmax
-from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
-from fptt.experiments.streams.recordings import Recording, Recordings
+from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import Rolling, StreamScores
+from fptt.experiments.streams.stream import StreamFolder
 from fptt.experiments.studies.page import read_results
+from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
 from tests.experiments.streams.recordings import recording, write_recordings
 from tests.problems import assert_same_weights
@@ -140,7 +141,7 @@ def test_scores_count_labeled_steps_alone() -> None:
     scores.add({"learner": outputs, "other": torch.zeros(4, dtype=torch.long)}, torch.full((4,), IGNORED))
     assert (scores.steps, scores.labels) == (8, 3)
     assert scores.rows == [{"step": 4, "learner": 0.666667, "other": 0.333333}]
-    assert scores.figures()["learner"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 1) / 3)}
+    assert scores.metrics()["learner"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 1) / 3)}
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

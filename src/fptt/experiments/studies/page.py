@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.files import replace_text
-from fptt.experiments.streams.folder import ROLLING
+from fptt.experiments.streams.scores import ROLLING
 from fptt.experiments.studies.comparison import BUDGETS, stand_ins
 from fptt.experiments.studies.finished_run import HARMLESS, METHODS, UNUSED, FinishedRun, read_run
 from fptt.experiments.studies.plots import Panel, draw_runs
