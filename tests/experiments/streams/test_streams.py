@@ -206,12 +206,12 @@ def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
         (["--beta", "2"], r"beta must be in (0, 1]"),
     ],
 )
-def test_slips_are_told_in_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["stream", "--out", "/nonexistent/out", *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_strange_recordings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strange_recordings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stream(**columns: list) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -268,7 +268,7 @@ def test_memory_is_flat_over_a_million_steps() -> None:
     assert float(result.stdout) < 5, result.stdout
 
 
-def test_a_file_that_cannot_be_written_is_a_users_slip(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     """What was there before stays."""
     folder = StreamFolder(tmp_path)
     folder.write({"steps": 1}, [{"step": 1}], {})

@@ -55,7 +55,7 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     settings = "Task `digits`, LSTM-128, batches of 64, adam 0.002 (cosine), 60 epochs."
     assert f"{settings} Accuracy: higher is better." in page
     assert "```bash\nfptt compare --task digits\n```" in page
-    assert page.count("Figures of others: Kag & Saligrama 2021, table 1") == 1
+    assert page.count("Results of others: Kag & Saligrama 2021, table 1") == 1
     assert "not here" not in page
     assert page.endswith("## Left out\n\nNothing.\n")
     assert (tmp_path / "docs" / "figures" / "results-small.png").read_bytes()[:4] == b"\x89PNG"

@@ -52,6 +52,7 @@ def chunk_products(cell: str, num_steps: int, batch_size: int) -> Counter[Produc
     products[Product(batch_size, HIDDEN_SIZE, gates)] += num_steps
     products[Product(gates, num_steps * batch_size, HIDDEN_SIZE)] += 1
     if num_steps > 1:
+        # not from the first step: its state is a constant to the chunk
         products[Product(batch_size, gates, HIDDEN_SIZE)] += num_steps - 1
     return products
 
@@ -132,7 +133,7 @@ class Floor:
 
     @property
     def bytes_per_second(self) -> float:
-        """Read or written, in buffers of the size of the parameters."""
+        """Bytes read or written a second, in buffers of the size of the parameters."""
         return 6 * BYTES * self.num_parameters / self.copies.median()
 
 
@@ -170,7 +171,7 @@ def _multiplications(product: Product, device: torch.device) -> list[Callable[[]
 
 
 def _copying(num_parameters: int, device: torch.device) -> Callable[[], object]:
-    """Return what copies three buffers to three others, so that as many take part as in an update."""
+    """Return a function that copies three buffers to three others: about as many as take part in an update."""
     buffers = [torch.zeros(num_parameters, device=device) for _ in range(6)]
 
     def copy() -> None:

@@ -55,7 +55,7 @@ class Request:
     device: str
 
     def to_json(self) -> str:
-        """Return what `from_json` reads."""
+        """Return the JSON that `from_json` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -107,7 +107,7 @@ def measure(request: Request) -> dict[str, Any]:
     """Train through the sequence once; return updates, seconds, peak memory, and how far that is above the start."""
     prepare_process(request.threads)
     device = torch.device(request.device)
-    _load_code(request, device)
+    _load_code(request, device)  # before the meter starts
     sequence = SequenceFile(Path(request.path), request.sequence_length, request.batch_size)
     method = _make_method(request, device)
     length = request.sequence_length if request.method == "bptt" else CHUNKS_A_SLICE * request.chunk_length

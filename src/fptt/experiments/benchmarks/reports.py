@@ -121,7 +121,7 @@ def _chunked(rows: Sequence[Row], num_chunks: int) -> str:
 
 
 def _bookkeeping(rows: Sequence[Row], num_chunks: int) -> list[str]:
-    """Return what averages, duals and penalties cost, by the eager rows."""
+    """Return the cost of averages, duals and penalties, by the eager rows."""
     seconds = {
         method: row["seconds"]
         for method in ("fptt", "tbptt")
@@ -230,10 +230,8 @@ def memory_markdown(report: Report) -> str:
     """Return table, fits and notes in Markdown."""
     where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
     table = markdown_table([MEMORY_HEADS, *map(memory_cells, report["rows"])], num_left=1)
-    return (
-        "\n".join(["# Memory of training", "", f"{where}.", "", table, *(f"* {line}" for line in conclusions(report))])
-        + "\n"
-    )
+    lines = ["# Memory of training", "", f"{where}.", "", table, *(f"* {line}" for line in conclusions(report))]
+    return "\n".join(lines) + "\n"
 
 
 def memory_cells(row: Row) -> list[str]:

@@ -53,7 +53,7 @@ class Stream:
         folder = StreamFolder(path)
         summary = resume(folder, console) if self.resume else stream(config, folder, console, overwrite=self.overwrite)
         baselines = ", ".join(
-            f"{name.replace('_', ' ')} {figures['accuracy']:.4f}" for name, figures in summary["baselines"].items()
+            f"{name.replace('_', ' ')} {metrics['accuracy']:.4f}" for name, metrics in summary["baselines"].items()
         )
         say(
             console,

@@ -39,7 +39,7 @@ def answer_and_learn(
     recording. Whatever was yielded is learned: another call resumes from there.
 
     Args:
-        learner: As it was after the steps before `begin`.
+        learner: In its state after the steps before `begin`.
         recording: All of it.
         config: Chunks and delay.
         begin: The first step not answered yet.

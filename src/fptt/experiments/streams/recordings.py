@@ -60,7 +60,7 @@ class Recordings:
         return Survey(total if self.limit is None else min(total, self.limit), digest.hexdigest())
 
     def __iter__(self) -> Iterator[Recording]:
-        """Read the next recording when it is asked for.
+        """Yield the recordings, each read when it is needed.
 
         Raises:
             UnreadableError: If a file cannot be read any more.

@@ -275,7 +275,7 @@ class Streaming:
         return summary
 
     def summary(self, status: str) -> dict[str, Any]:
-        """Return what is written at the end."""
+        """Return the content of summary.json."""
         scores, metrics = self.scores, self.scores.metrics()
         return {
             "command": "stream",

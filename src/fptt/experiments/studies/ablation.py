@@ -44,7 +44,7 @@ class Ablation(Study):
     """The runs of an ablation, in one folder.
 
     Every variant has a control with the same chunk losses, TBPTT, and one with the whole sequence, BPTT: once for all
-    variants that the control cannot tell apart. A field of which BPTT knows nothing, such as num_chunks, leaves one
+    variants that the control cannot tell apart. A field that BPTT does not have, such as num_chunks, leaves one
     run of it.
 
     Args:
@@ -112,7 +112,8 @@ class Ablation(Study):
         method, changes = key
         changed = {"method": method, "seed": seed, **dict(changes)}
         if changed.get("optimizer", "sgd") != "sgd":
-            changed.setdefault("momentum", 0.0)  # which no other optimizer has
+            # the momentum of the setting belongs to SGD; one among the axes stays, and is refused as impossible
+            changed.setdefault("momentum", 0.0)
         return TrainConfig.of(self.setting, **changed)
 
     def folder(self, key: Key, seed: int) -> Path:
@@ -179,6 +180,7 @@ class Ablation(Study):
 
 # -- the fields ------------------------------------------------------------------------------------------------------
 
+# usual values of a field: its own times these factors, or these values; of any other choice all there are
 _FACTORS = {"num_chunks": (1 / 4, 1 / 2, 1, 2, 4), "lr": (1 / 3, 1, 3), "hidden_size": (1 / 2, 1, 2)}
 _VALUES = {
     "alpha": (0.01, 0.1, 0.5),

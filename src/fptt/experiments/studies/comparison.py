@@ -18,7 +18,7 @@ from fptt.experiments.studies.tables import Row, console_table, costs, markdown_
 BUDGETS = ("epochs", "updates", "seconds")
 
 CONTENDERS: dict[str, MethodName] = {"bptt": "bptt", "tbptt": "tbptt", "fptt": "fptt", "bptt-losses": "bptt"}
-"""What may be compared: the methods, and BPTT with a loss at the end of each of `num_chunks` chunks.
+"""The contenders and their methods: each method itself, and BPTT with a loss at the end of each of `num_chunks` chunks.
 
 The latter has FPTT's chunk losses but one update a sequence: the control that separates the effect of more losses from
 that of more updates.
@@ -29,7 +29,7 @@ class Comparison(Study):
     """The runs of a comparison, in one folder.
 
     The reference is the method with the most updates in the same epochs: FPTT if it is there. At equal updates every
-    other method goes on until it has made as many as the reference of the same seed, at equal time as long as that.
+    other method trains until it has made as many as the reference of the same seed, at equal time as long as that.
 
     Args:
         setting: Of all runs.
@@ -76,6 +76,7 @@ class Comparison(Study):
                     is_same = budget == "updates" and own["updates"] == reference["updates"]
                     if budget == "epochs" or name == self.reference or is_same:
                         continue
+                    # early stopping counts epochs, and would end the run before its budget
                     limits = {"epochs": None, "early_stopping": None, f"max_{budget}": reference[budget]}
                     limited[self._path(budget, name, seed)] = self._config(name, seed, **limits)
         yield limited

@@ -86,7 +86,7 @@ class _Children:
     def stop(self) -> None:
         """Ask all of them to end, once, and start no more."""
         with self._lock:
-            if not self.is_stopping:
+            if not self.is_stopping:  # a second SIGINT would end a run before its checkpoint
                 self.is_stopping = True
                 for process in self._processes:
                     process.send_signal(signal.SIGINT)  # does nothing to one that has ended

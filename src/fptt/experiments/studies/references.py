@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Reference(NamedTuple):
-    """What others reached, in the unit of the metric: an accuracy in [0, 1]."""
+    """Results of others, in the unit of the metric: an accuracy in [0, 1]."""
 
     published: float | None
     replicated: float | None

@@ -15,7 +15,7 @@ Cells = Sequence[Sequence[str]]
 """Lines of text, the heads first."""
 
 NONE = "–"
-"""What a cell holds where there is no value."""
+"""The content of a cell without a value."""
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------
@@ -36,9 +36,7 @@ def seed_rows(runs: Sequence[FinishedRun], keys: Sequence[Hashable]) -> dict[Any
     """
     metrics = [f"{part}_{runs[0].metric}" for part in ("test", "validation")]
     metrics += [f"test_{name}" for name in other_metrics(runs)]
-    places = {
-        key: place for place, key in enumerate(dict.fromkeys(keys))
-    }  # a key may be a tuple, which is more to pandas
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}  # a tuple would be several keys to pandas
     table = pd.DataFrame(
         [
             {name: float(run.summary[name]) for name in (*metrics, *COSTS)}
