@@ -143,8 +143,10 @@ def run_child(request: Request, folder: Path, show: Callable[[float], None]) -> 
     log_file = folder / "errors.txt"
     message: dict[str, Any] = {}
     with (
-        log_file.open("w") as log,
-        subprocess.Popen([*CHILD, request.to_json()], stdout=subprocess.PIPE, stderr=log, text=True) as child,
+        log_file.open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*CHILD, request.to_json()], stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace"
+        ) as child,
     ):
         try:
             assert child.stdout is not None
@@ -157,7 +159,8 @@ def run_child(request: Request, folder: Path, show: Callable[[float], None]) -> 
             child.kill()
             raise
     if code != 0:
-        last = log_file.read_text().strip().splitlines()[-1:] or ["was there too little memory?"]
+        lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1:] or ["was there too little memory?"]
         raise UserError(
             f"{request.method} at sequence length {request.sequence_length} failed with exit code {code}: {last[0]}"
         )
