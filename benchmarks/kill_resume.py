@@ -6,8 +6,8 @@
 The moments are spread over the run by its checkpoints, not by the clock, so that a busy machine does not move them: a
 kill falls up to one interval after a checkpoint drawn from all. Every third waits for a file that is being written; in
 every second trial the resumed run is killed again. A trial whose run is over before the kill is made again. With
-`--devices 2` each kill takes one of two processes, drawn too; the other must say so, and end by itself with exit code
-2. Ends with `50 of 50 identical`, or with exit code 1.
+`--devices 2` each kill takes one of two processes, drawn too; the other must report it and end by itself with exit
+code 2. Ends with `50 of 50 identical`, or with exit code 1.
 """
 
 import argparse
@@ -47,8 +47,8 @@ class Trial:
         last: The number of the last checkpoint of an undisturbed run.
 
     Attributes:
-        kills: What is told of each kill.
-        outcome: What was there to go on from in the end.
+        kills: A description of each kill.
+        outcome: What the run was resumed from in the end.
     """
 
     def __init__(self, folder: Path, options: list[str], last: int = 0) -> None:
@@ -58,7 +58,7 @@ class Trial:
         self.outcome = ""
 
     def start(self, *, resume: bool = False) -> Process:
-        """Start the training, or go on with it, in a process group of its own."""
+        """Start the training, or resume it, in a process group of its own."""
         how = ["--resume"] if resume else ["--overwrite", *self.options]
         command = [sys.executable, "-m", "fptt", "train", *how, "--out", str(self.folder.path)]
         with self.log.open("wb") as log:
@@ -71,7 +71,7 @@ class Trial:
 
     @property
     def num_checkpoints(self) -> int:
-        """How many have been written since the beginning, as the name of the newest tells; 0 without any."""
+        """Number of checkpoints written since the beginning, from the name of the newest; 0 without any."""
         files = self.folder.checkpoints.files()
         return int(files[0].name.split("-")[1]) if files else 0
 
@@ -126,17 +126,17 @@ class Trial:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run came to its end, so that there is nothing to go on from."""
+        """Whether the run came to its end, so that there is nothing to resume from."""
         return not self.folder.checkpoints.files()
 
     def finish(self) -> None:
-        """Go on to the end, from the checkpoint or, if there is none yet, from the beginning."""
+        """Train to the end, from the checkpoint or, if there is none yet, from the beginning."""
         if self.is_over and self._is_finished():
             self.outcome = "had finished"
             return
         self.outcome = "no checkpoint yet" if self.is_over else self.folder.checkpoints.files()[0].name[:17]
         if self.start(resume=not self.is_over).wait() != 0:
-            sys.exit(f"the run could not go on:\n{self.log.read_text()[-2000:]}")
+            sys.exit(f"the run could not be resumed:\n{self.log.read_text()[-2000:]}")
 
     def _is_finished(self) -> bool:
         return self.folder.summary_file.exists() and self.folder.read_summary()["status"] == "finished"
@@ -236,8 +236,8 @@ def main() -> int:
             trial.finish()
             is_same = trial.result() == whole.result()
             identical += is_same
-            told = "; ".join([*trial.kills, trial.outcome, "identical" if is_same else "DIFFERENT"])
-            print(f"{number + 1:3d}  {told}", flush=True)
+            line = "; ".join([*trial.kills, trial.outcome, "identical" if is_same else "DIFFERENT"])
+            print(f"{number + 1:3d}  {line}", flush=True)
             shutil.rmtree(trial.folder.path)
     print(f"{identical} of {arguments.kills} identical")
     return int(identical < arguments.kills)

@@ -25,7 +25,7 @@ NUM_CHUNKS, NUM_BATCHES = 8, 8
 
 
 class Traffic(NamedTuple):
-    """What an update costs one process.
+    """The cost of an update for one process.
 
     Attributes:
         messages: Sums and rows that it sends.
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def measure(sync_every: int) -> Traffic:
-    """Train in two processes; return what the first one has seen."""
+    """Train in two processes; return the traffic of the first one."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(train, (folder, sync_every), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
-        return Traffic(*torch.load(f"{folder}/traffic.pt"))
+        return Traffic(*torch.load(f"{folder}/traffic.pt", weights_only=True))
 
 
 def train(number: int, folder: str, sync_every: int) -> None:
-    """Train in one of the two processes; the first saves what it has seen."""
+    """Train in one of the two processes; the first saves its traffic."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)

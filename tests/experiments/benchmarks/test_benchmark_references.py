@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 import fptt
+from fptt.experiments.benchmarks.contestants import LiteralFPTT
 from fptt.experiments.benchmarks.floor import Floor, Product, chunk_products, readout_products, sequence_products
-from fptt.experiments.benchmarks.grid import Setting, Spec
-from fptt.experiments.benchmarks.literal import LiteralFPTT
+from fptt.experiments.benchmarks.grid import Spec, Workload
 from fptt.experiments.benchmarks.timing import Stopwatch
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_the_read_out_multiplies_sample_by_sample_where_that_is_cheaper() -> Non
 
 
 def test_a_sequence_has_the_products_of_its_chunks() -> None:
-    total = sequence_products(Setting("lstm", 784, 16), 10)  # 4 chunks of 79 steps, 6 of 78
+    total = sequence_products(Workload("lstm", 784, 16), 10)  # 4 chunks of 79 steps, 6 of 78
     expected: Counter[Product] = Counter()
     for num_steps, count in ((79, 4), (78, 6)):
         for product, times in chunk_products("lstm", num_steps, 16).items():
@@ -92,7 +92,7 @@ def test_a_sequence_has_the_products_of_its_chunks() -> None:
 
 
 def test_a_floor_is_products_plus_traffic() -> None:
-    setting = Setting("lstm", 6, 2)
+    setting = Workload("lstm", 6, 2)
     floor = Floor(setting, [1, 6], 1000, Stopwatch(CPU))
     assert floor.measure() > 0
     for torch_mm, *others in floor.samples.values():

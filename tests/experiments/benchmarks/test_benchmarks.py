@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from fptt.experiments.benchmarks import speed
-from fptt.experiments.benchmarks.grid import Grid, Setting, Spec
-from fptt.experiments.benchmarks.speed_report import headlines
+from fptt.experiments.benchmarks.grid import Grid, Spec, Workload
+from fptt.experiments.benchmarks.reports import headlines
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
 from fptt.experiments.commands.cli import run
 from fptt.experiments.process.console import announcements_on
@@ -35,11 +35,11 @@ def grid(**changes: Any) -> Grid:
 
 def test_everything_takes_turns() -> None:
     order = []
-    figures = iter(range(6))
+    seconds = iter(range(6))
 
     def contestant(name: str) -> float:
         order.append(name)
-        return next(figures)
+        return next(seconds)
 
     taken = take_turns([lambda: contestant("a"), lambda: contestant("b")], 3)
     assert order == ["a", "b", "a", "b", "a", "b"]
@@ -49,7 +49,7 @@ def test_everything_takes_turns() -> None:
 def test_ratios_are_quotients_of_medians() -> None:
     specs = [Spec("bptt", "eager", 1), Spec("fptt", "compiled", 6), Spec("literal", None, 6)]
     figures = [[9.0, 2.0, 1.0], [1.0, 5.0, 6.0], [10.0, 80.0, 20.0]]
-    rows = speed.make_rows(Setting("lstm", 6, 2), specs, figures, [0.5, 1.0, 1.0])
+    rows = speed.make_rows(Workload("lstm", 6, 2), specs, figures, [0.5, 1.0, 1.0])
     assert [row["seconds"] for row in rows] == [2.0, 5.0, 20.0]
     assert [row["ratio_to_bptt"] for row in rows] == [1.0, 2.5, 10.0]
     assert [row["ratio_to_literal"] for row in rows] == [None, 0.25, 1.0]
@@ -85,7 +85,7 @@ def test_headlines_take_the_faster_engine_of_each_method() -> None:
         Spec("literal", None, 6): 36.0,
     }
     figures = [[value] for value in seconds.values()]
-    rows = speed.make_rows(Setting("lstm", 6, 2), list(seconds), figures, [1.5] * len(seconds))
+    rows = speed.make_rows(Workload("lstm", 6, 2), list(seconds), figures, [1.5] * len(seconds))
     assert headlines(rows) == [
         "compiled FPTT, K = T = 6: 0.25 × literal, 4.50 × BPTT, 6.00 × the floor",
         "compiled FPTT, K = 2: 0.750 × eager TBPTT, 1.50 × BPTT",
@@ -113,11 +113,13 @@ def test_a_step_that_cannot_be_compiled_says_what_to_do(monkeypatch: pytest.Monk
     def fail(*_: object) -> None:
         raise RuntimeError("no C++ compiler.")
 
-    monkeypatch.setattr(speed, "make_trainer", lambda *_: fail)
+    monkeypatch.setattr(speed, "make_contestant", lambda *_: fail)
     bench = speed.SpeedBench(grid(engines=("compiled",)), CPU, repeats=1)
-    with pytest.raises(RuntimeError, match="compiler"):  # BPTT is not compiled: no slip of the user's
+    with pytest.raises(RuntimeError, match="compiler"):  # BPTT is not compiled: no error of the user's
         bench.run(Console(quiet=True), lambda _: None)
-    monkeypatch.setattr(speed, "make_trainer", lambda spec, *_: fail if spec.engine == "compiled" else lambda *_: None)
+    monkeypatch.setattr(
+        speed, "make_contestant", lambda spec, *_: fail if spec.engine == "compiled" else lambda *_: None
+    )
     with pytest.raises(UserError, match=r"no C\+\+ compiler\. To do without the compiled rows: --engines eager"):
         bench.run(Console(quiet=True), lambda _: None)
 
@@ -158,7 +160,7 @@ def test_speed_on_a_gpu() -> None:
 # -- the commands ------------------------------------------------------------------------------------------------------
 
 
-def test_speed_leaves_rows_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--batch-sizes", "1,16", "--num-chunks", "2,T", "--sequence-lengths", "6,8", "--cells", "gru"]
     fast = ["--engines", "eager", "--repeats", "2", "--threads", "1", "--no-keep-memory", "--out", str(tmp_path)]
     assert run(["bench", "speed", "--quick", *options, *fast]) == 0
@@ -208,8 +210,8 @@ def test_speed_leaves_rows_tables_and_pictures(tmp_path: Path, capsys: pytest.Ca
         (["speed", "--num-chunks", "10,many"], "num_chunks must be positive whole numbers, got 'many'"),
         (["speed", "--num-chunks", "785"], "num_chunks must be at most the sequence length 784, got 785"),
         (["speed", "--sequence-lengths", "784,5"], "num_chunks must be at most the sequence length 5, got 10"),
-        (["speed", "--cells", "lstm,mlp"], "cells must be of lstm, gru, got 'mlp'"),
-        (["speed", "--engines", "steam"], "engines must be of eager, compiled, got 'steam'"),
+        (["speed", "--cells", "lstm,mlp"], "cells must be one of lstm, gru, got 'mlp'"),
+        (["speed", "--engines", "steam"], "engines must be one of eager, compiled, got 'steam'"),
         (["speed", "--batch-sizes", "1,1"], "batch_sizes must not repeat, got 1,1"),
         (["speed", "--repeats", "0"], "repeats must be positive, got 0"),
         (["speed", "--threads", "0"], "threads must be positive, got 0"),
@@ -219,7 +221,7 @@ def test_speed_leaves_rows_tables_and_pictures(tmp_path: Path, capsys: pytest.Ca
     ],
     ids=str,
 )
-def test_slips_are_one_clear_line(
+def test_errors_are_one_clear_line(
     arguments: list[str],
     message: str,
     tmp_path: Path,

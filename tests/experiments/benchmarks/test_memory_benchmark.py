@@ -9,8 +9,7 @@ import torch
 from rich.console import Console
 
 from fptt.experiments.benchmarks import memory
-from fptt.experiments.benchmarks.memory_child import Request
-from fptt.experiments.benchmarks.sequence_file import SequenceFile
+from fptt.experiments.benchmarks.memory_child import Request, SequenceFile
 from fptt.experiments.commands.cli import run
 from fptt.experiments.process.errors import UserError
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.recipes import RECIPES, recipe, task_config
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.studies.comparison import parse_methods
+from fptt.experiments.studies.comparison import Comparison, parse_methods
 from fptt.experiments.training.folder import RunFolder, read_config
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
@@ -91,10 +92,18 @@ def test_adding_is_a_regression(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").read_config().num_chunks == 10
 
 
+def comparison_of(out: Path, *options: Any) -> Comparison:
+    """Return a comparison all of whose runs are in a folder already."""
+    config = next((out / "equal-epochs").rglob("config.yaml"))
+    comparison = Comparison(read_config(config), options[0], options[1], out, *options[2:])
+    comparison.run(Console(quiet=True), 1)
+    return comparison
+
+
 def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), *QUICK]
     assert run(command) == 0
-    rows = json.loads((tmp_path / "compare.json").read_text())
+    rows = comparison_of(tmp_path, ["bptt", "tbptt", "fptt"], [0]).rows()
     assert len(rows) == 9
     assert {(row["budget"], row["method"]) for row in rows} == {
         (budget, method) for budget in ("epochs", "updates", "seconds") for method in ("bptt", "tbptt", "fptt")
@@ -103,7 +112,7 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert by_key["epochs", "bptt"]["updates"] == 4
     assert by_key["updates", "bptt"]["epochs"] == 16
     assert by_key["updates", "bptt"]["updates"] == by_key["epochs", "fptt"]["updates"] == 32
-    assert by_key["updates", "tbptt"]["runs"] == by_key["epochs", "tbptt"]["runs"]
+    assert by_key["updates", "tbptt"]["seconds"] == by_key["epochs", "tbptt"]["seconds"]  # the same run
     assert (tmp_path / "curves.png").exists()
     assert "FPTT − TBPTT" in capsys.readouterr().out
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
@@ -122,8 +131,9 @@ def test_compare_takes_means_over_seeds_and_mends_a_damaged_run(tmp_path: Path) 
     (tmp_path / "equal-epochs" / "bptt-seed-0" / "summary.json").write_text("{")
     assert run(command) == 0
     assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
-    (row,) = json.loads((tmp_path / "compare.json").read_text())
-    accuracies = [RunFolder(tmp_path / path).read_summary()["test_accuracy"] for path in row["runs"]]
+    (row,) = comparison_of(tmp_path, ["bptt"], [0, 1], ["epochs"]).rows()
+    paths = [tmp_path / "equal-epochs" / f"bptt-seed-{seed}" for seed in (0, 1)]
+    accuracies = [RunFolder(path).read_summary()["test_accuracy"] for path in paths]
     assert row["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
     assert row["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
 

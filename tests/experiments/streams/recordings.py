@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from fptt.experiments.streams.recordings import Recording
+from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
 
 

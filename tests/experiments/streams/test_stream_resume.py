@@ -1,4 +1,4 @@
-"""A stream that is stopped and taken up again ends as one that never was, bit for bit."""
+"""A stream that is stopped and taken up again ends bitwise as an undisturbed one."""
 
 import json
 import os
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
-from fptt.experiments.streams.folder import StreamFolder
-from fptt.experiments.streams.stream import Streaming
+from fptt.experiments.streams.stream import StreamFolder, Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.streams.recordings import write_recordings
@@ -105,7 +104,7 @@ def test_a_resumed_stream_ends_as_an_undisturbed_one(
     assert_same_end(whole, cut)
 
 
-def test_a_killed_stream_goes_on_from_its_last_checkpoint_twice(
+def test_a_killed_stream_resumes_from_its_last_checkpoint_twice(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed 700 steps after a checkpoint, and again before the first one that it would have written itself."""
@@ -150,7 +149,7 @@ def test_an_interruption_says_how_to_go_on(
     assert f"to go on: fptt stream --resume --out {tmp_path / 'cut'}\n" in told.out
 
 
-def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_ends_the_same(
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_ends_the_same(
     data: str, interrupted: StreamFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = interrupted.checkpoints.files()[0]
@@ -185,7 +184,7 @@ def test_other_data_are_refused_and_nothing_is_lost(
     assert interrupted.checkpoints.files() == before
 
 
-def test_slips_of_resuming_are_told(
+def test_errors_of_resuming_are_named(
     data: str, interrupted: StreamFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(interrupted.path)
@@ -210,7 +209,7 @@ def test_slips_of_resuming_are_told(
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 
-def test_data_that_vanish_while_they_are_read_are_told_and_the_stream_goes_on_when_they_are_back(
+def test_data_that_vanish_while_they_are_read_are_named_and_the_stream_resumes_when_they_are_back(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (test,) = Path(data).glob("test-*")
@@ -247,7 +246,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_a_folder_that_becomes_read_only_is_told_and_the_stream_goes_on_when_it_is_not(
+def test_a_folder_that_becomes_read_only_is_named_and_the_stream_resumes_when_it_is_not(
     data: str, tmp_path: Path
 ) -> None:
     cut, whole = StreamFolder(tmp_path / "cut"), StreamFolder(tmp_path / "whole")

@@ -14,11 +14,12 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.stream_config import StreamConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.streams.baselines import LastLabel, MajorityClass, RiverSoftmax
-from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
-from fptt.experiments.streams.recordings import Recording, Recordings
+from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import Rolling, StreamScores
-from fptt.experiments.studies.results import read_results
+from fptt.experiments.streams.stream import StreamFolder
+from fptt.experiments.studies.page import read_results
+from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
 from tests.experiments.streams.recordings import recording, write_recordings
 from tests.problems import assert_same_weights
@@ -140,7 +141,7 @@ def test_scores_count_labeled_steps_alone() -> None:
     scores.add({"learner": outputs, "other": torch.zeros(4, dtype=torch.long)}, torch.full((4,), IGNORED))
     assert (scores.steps, scores.labels) == (8, 3)
     assert scores.rows == [{"step": 4, "learner": 0.666667, "other": 0.333333}]
-    assert scores.figures()["learner"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 1) / 3)}
+    assert scores.metrics()["learner"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 1) / 3)}
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -205,12 +206,12 @@ def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
         (["--beta", "2"], r"beta must be in (0, 1]"),
     ],
 )
-def test_slips_are_told_in_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["stream", "--out", "/nonexistent/out", *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_strange_recordings_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strange_recordings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stream(**columns: list) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -266,7 +267,7 @@ def test_memory_is_flat_over_a_million_steps() -> None:
     assert float(result.stdout) < 5, result.stdout
 
 
-def test_a_file_that_cannot_be_written_is_a_users_slip(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     """What was there before stays."""
     folder = StreamFolder(tmp_path)
     folder.write({"steps": 1}, [{"step": 1}], {})

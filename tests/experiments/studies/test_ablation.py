@@ -1,5 +1,4 @@
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,15 @@ from rich.console import Console
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.studies import page
-from fptt.experiments.studies.ablation import Ablation
-from fptt.experiments.studies.ablation_axes import FIELDS, parse_axes
+from fptt.experiments.studies import plots
+from fptt.experiments.studies.ablation import FIELDS, Ablation, parse_axes
 from fptt.experiments.training.folder import RunFolder
 
 TINY = TrainConfig(task="digits", limit=64, epochs=1, hidden_size=4, threads=1)
 
 
 def names(ablation: Ablation) -> list[str]:
-    return [ablation.folder(*key).relative_to(ablation.out).as_posix() for key in ablation.runs]
+    return [ablation.folder(*key).relative_to(ablation.out).as_posix() for key in ablation.configs]
 
 
 def ablation_of(text: str, seeds: int = 1, **options: Any) -> Ablation:
@@ -77,7 +75,7 @@ def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
         ("optimizer=lion", "optimizer must be one of adam, adamw, sgd, rmsprop, adagrad, got 'lion'"),
     ],
 )
-def test_slips_in_axes_are_named(text: str, message: str) -> None:
+def test_errors_in_axes_are_named(text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         parse_axes(text)
     assert message in str(error.value)
@@ -144,7 +142,7 @@ def test_one_field_at_a_time_differs_from_the_setting_and_every_control_is_there
         "bptt/seed-0",
         "bptt-lr-0.01/seed-0",
     ]
-    configs = dict(zip(names(ablation), ablation.runs.values(), strict=True))
+    configs = dict(zip(names(ablation), ablation.configs.values(), strict=True))
     assert configs["fptt-alpha-0.5/seed-0"] == TrainConfig.of(TINY, alpha=0.5)
     assert configs["tbptt-num_chunks-4/seed-0"] == TrainConfig.of(TINY, method="tbptt", num_chunks=4)
     assert configs["bptt-lr-0.01/seed-0"] == TrainConfig.of(TINY, method="bptt", lr=0.01)
@@ -169,13 +167,13 @@ def test_every_variant_has_every_seed() -> None:
         *("fptt/seed-0", "fptt/seed-1", "fptt-beta-0.7/seed-0", "fptt-beta-0.7/seed-1"),
         *("tbptt/seed-0", "tbptt/seed-1", "bptt/seed-0", "bptt/seed-1"),
     ]
-    assert [config.seed for config in ablation.runs.values()] == [0, 1] * 4
+    assert [config.seed for config in ablation.configs.values()] == [0, 1] * 4
 
 
 def test_other_optimizers_do_without_the_momentum_of_sgd() -> None:
     setting = TrainConfig(task="digits", optimizer="sgd", momentum=0.9)
     ablation = Ablation(setting, parse_axes("optimizer=sgd:adam"), [0], Path("out"))
-    found = [(config.method, config.optimizer, config.momentum) for config in ablation.runs.values()]
+    found = [(config.method, config.optimizer, config.momentum) for config in ablation.configs.values()]
     assert found == [(name, *rest) for name in ("fptt", "tbptt", "bptt") for rest in (("sgd", 0.9), ("adam", 0.0))]
 
 
@@ -214,10 +212,10 @@ def summary(config: TrainConfig, test: float) -> dict[str, Any]:
 
 def write_runs(ablation: Ablation, tests: dict[str, float]) -> None:
     """Leave finished runs, so that none has to be made."""
-    for key, config in ablation.runs.items():
+    for key, config in ablation.configs.items():
         folder = RunFolder(ablation.folder(*key))
         folder.create(config)
-        folder.append_metrics({"epoch": 1, "updates": 1, "validation_accuracy": 0.75})
+        folder.append_metrics({"epoch": 1, "updates": 1, "seconds": 1, "validation_accuracy": 0.75})
         folder.write_summary(summary(config, tests[folder.path.relative_to(ablation.out).as_posix()]))
 
 
@@ -250,7 +248,7 @@ Mean ± sample standard deviation of the seeds 0, 1. Commit c0ffee; cpu (abacus)
 """
 
 
-def test_rows_table_and_picture_are_those_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_table_and_plot_are_those_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablation = Ablation(TINY, parse_axes("num_chunks=4,alpha=0.1:0.5"), range(2), tmp_path)
     write_runs(ablation, TESTS)
     ablation.run(Console(), 1)
@@ -261,18 +259,17 @@ def test_rows_table_and_picture_are_those_of_the_runs(tmp_path: Path, capsys: py
     assert "warning" not in captured
     assert (tmp_path / "ablation.md").read_text() == TABLE
     assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
-    rows = json.loads((tmp_path / "ablation.json").read_text())
+    rows = ablation.rows()
     assert len(rows) == 6
     row = rows[4]
     assert (row["method"], row["num_chunks"], row["alpha"], row["form"]) == ("tbptt", 4, None, None)
     assert row["test_accuracy_mean"] == pytest.approx(0.15)
     assert row["test_accuracy_sd"] == pytest.approx(0.05 * 2**0.5)
     assert row["tests"] == [0.1, 0.2]
-    assert row["runs"] == ["tbptt-num_chunks-4/seed-0", "tbptt-num_chunks-4/seed-1"]
     assert (row["updates"], row["commit"], row["device"]) == (4, ["c0ffee"], ["cpu (abacus)"])
 
 
-def test_a_grid_is_drawn_and_mixed_commits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_is_drawn_and_mixed_commits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablation = Ablation(TINY, parse_axes("alpha=0:0.5,form"), range(1), tmp_path, grid=True)  # 0 has no logarithm
     write_runs(ablation, dict.fromkeys(names(ablation), 0.5))
     changed = RunFolder(tmp_path / "bptt" / "seed-0")
@@ -290,7 +287,7 @@ def test_a_value_of_none_is_no_field_without_a_difference(tmp_path: Path, monkey
     ablation.run(Console(), 1)
     assert [row["max_norm"] for row in ablation.rows()] == [1.0, "none", 0.5]
     figures: list[Any] = []
-    monkeypatch.setattr(page, "save_figure", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
     ablation.report(Console())
     (axis,) = figures[0].axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0.5", "1.0", "none"]
@@ -302,8 +299,8 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     axes = parse_axes("precision=32-true:bf16-mixed")
     ablation = Ablation(TINY, axes, [0], tmp_path, method="bptt")
     ablation.run(Console(), 1)
-    weights = [RunFolder(ablation.folder(*key)).read_weights() for key in ablation.runs]
-    assert [key for (_, key), _ in ablation.runs] == [(), (("precision", "bf16-mixed"),)]
+    weights = [RunFolder(ablation.folder(*key)).read_weights() for key in ablation.configs]
+    assert [key for (_, key), _ in ablation.configs] == [(), (("precision", "bf16-mixed"),)]
     assert not torch.equal(weights[0]["readout.0.weight"], weights[1]["readout.0.weight"])
     assert [row["precision"] for row in ablation.rows()] == ["32-true", "bf16-mixed"]
 
@@ -322,14 +319,14 @@ def test_runs_are_made_and_not_made_again(tmp_path: Path, capsys: pytest.Capture
         other.run(Console(), 1)
 
 
-def test_the_picture_has_a_panel_a_field_with_the_controls_in_each(
+def test_the_plot_has_a_panel_a_field_with_the_controls_in_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ablation = Ablation(TINY, parse_axes("num_chunks=4,alpha=0.1:0.5"), range(2), tmp_path)
     write_runs(ablation, TESTS)
     ablation.run(Console(), 1)
     figures: list[Any] = []
-    monkeypatch.setattr(page, "save_figure", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
     ablation.report(Console())
     chunks, alpha = figures[0].axes
     assert (chunks.get_xlabel(), chunks.get_xscale()) == ("K", "log")

@@ -1,1 +1,1 @@
-"""What training costs: time (`fptt bench speed`) and memory (`fptt bench memory`)."""
+"""Costs of training: time (`fptt bench speed`) and memory (`fptt bench memory`)."""

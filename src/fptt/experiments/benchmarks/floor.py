@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 
 from fptt import chunk_lengths
-from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, NUM_CLASSES, NUM_GATES, READOUT_SIZE, Setting, Spec
+from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, NUM_CLASSES, NUM_GATES, READOUT_SIZE, Spec, Workload
 from fptt.experiments.benchmarks.timing import Stopwatch
 
 COPIES = {"bptt": 7, "tbptt": 7, "fptt": 11, "literal": 11}
@@ -52,6 +52,7 @@ def chunk_products(cell: str, num_steps: int, batch_size: int) -> Counter[Produc
     products[Product(batch_size, HIDDEN_SIZE, gates)] += num_steps
     products[Product(gates, num_steps * batch_size, HIDDEN_SIZE)] += 1
     if num_steps > 1:
+        # not from the first step: its state is a constant to the chunk
         products[Product(batch_size, gates, HIDDEN_SIZE)] += num_steps - 1
     return products
 
@@ -84,28 +85,30 @@ def readout_products(batch_size: int) -> Counter[Product]:
     )
 
 
-def sequence_products(setting: Setting, num_chunks: int) -> Counter[Product]:
+def sequence_products(workload: Workload, num_chunks: int) -> Counter[Product]:
     """Return how often each product occurs in a sequence of so many chunks."""
     total: Counter[Product] = Counter()
-    for num_steps, count in Counter(chunk_lengths(setting.sequence_length, num_chunks)).items():
-        for product, times in chunk_products(setting.cell, num_steps, setting.batch_size).items():
+    for num_steps, count in Counter(chunk_lengths(workload.sequence_length, num_chunks)).items():
+        for product, times in chunk_products(workload.cell, num_steps, workload.batch_size).items():
             total[product] += count * times
     return total
 
 
 class Floor:
-    """Measures what the floors of a setting are made of, a sample a round.
+    """Measures the parts of the floors of a workload, a sample a round.
 
     Args:
-        setting: Cell and shapes.
-        num_chunks: Every K of the setting.
+        workload: Cell and shapes.
+        num_chunks: Every K of the workload.
         num_parameters: Of the model.
         stopwatch: Of the device.
     """
 
-    def __init__(self, setting: Setting, num_chunks: Iterable[int], num_parameters: int, stopwatch: Stopwatch) -> None:
-        self.setting, self.num_parameters, self.stopwatch = setting, num_parameters, stopwatch
-        self.products = {count: sequence_products(setting, count) for count in num_chunks}
+    def __init__(
+        self, workload: Workload, num_chunks: Iterable[int], num_parameters: int, stopwatch: Stopwatch
+    ) -> None:
+        self.workload, self.num_parameters, self.stopwatch = workload, num_parameters, stopwatch
+        self.products = {count: sequence_products(workload, count) for count in num_chunks}
         device = stopwatch.device
         self.samples = {
             product: [_Sample(multiply, stopwatch) for multiply in _multiplications(product, device)]
@@ -130,7 +133,7 @@ class Floor:
 
     @property
     def bytes_per_second(self) -> float:
-        """Read or written, in buffers of the size of the parameters."""
+        """Bytes read or written a second, in buffers of the size of the parameters."""
         return 6 * BYTES * self.num_parameters / self.copies.median()
 
 
@@ -168,7 +171,7 @@ def _multiplications(product: Product, device: torch.device) -> list[Callable[[]
 
 
 def _copying(num_parameters: int, device: torch.device) -> Callable[[], object]:
-    """Return what copies three buffers to three others, so that as many take part as in an update."""
+    """Return a function that copies three buffers to three others: about as many as take part in an update."""
     buffers = [torch.zeros(num_parameters, device=device) for _ in range(6)]
 
     def copy() -> None:

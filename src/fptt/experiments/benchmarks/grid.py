@@ -1,6 +1,6 @@
-"""What `fptt bench speed` measures: settings, each with rows that take turns."""
+"""The grid of `fptt bench speed`: workloads, each with rows that take turns, read from comma-separated options."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ NUM_GATES = {"lstm": 4, "gru": 3}
 ENGINES = ("eager", "compiled")
 
 
-class Setting(NamedTuple):
-    """A cell and the shape of its data: rows of one setting are compared."""
+class Workload(NamedTuple):
+    """A cell and the shape of its data: rows of one workload are compared."""
 
     cell: str
     sequence_length: int
@@ -30,7 +30,7 @@ class Setting(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """One row of a setting.
+    """One row of a workload.
 
     Attributes:
         method: bptt, tbptt, fptt or literal.
@@ -50,7 +50,7 @@ class Spec(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """All settings.
+    """All workloads.
 
     Attributes:
         cells: Of `NUM_GATES`.
@@ -72,18 +72,18 @@ class Grid:
     longest_compiled: int | None
 
     def __post_init__(self) -> None:
-        """Check that every sequence can be cut so."""
+        """Check that every sequence has a step for each chunk."""
         shortest = min(self.sequence_lengths)
         for count in self.num_chunks:
             if count is not None and count > shortest:
                 raise UserError(f"num_chunks must be at most the sequence length {shortest}, got {count}.")
 
-    def settings(self) -> Iterator[Setting]:
-        """Yield every setting."""
+    def workloads(self) -> Iterator[Workload]:
+        """Yield every workload."""
         for cell in self.cells:
             for length in self.sequence_lengths:
                 for batch_size in self.batch_sizes:
-                    yield Setting(cell, length, batch_size)
+                    yield Workload(cell, length, batch_size)
 
     def specs(self, sequence_length: int) -> list[Spec]:
         """Return the rows for sequences of this length."""
@@ -95,7 +95,7 @@ class Grid:
         return specs
 
     def notes(self) -> list[str]:
-        """Say which compiled rows are left out, and why."""
+        """Return which compiled rows are left out, and why."""
         if "compiled" not in self.engines:
             return ["no compiled rows were asked for"]
         return [
@@ -112,3 +112,50 @@ class Grid:
     def _compiles(self, sequence_length: int, num_chunks: int) -> bool:
         longest = self.longest_compiled
         return longest is None or max(chunk_lengths(sequence_length, num_chunks)) <= longest
+
+
+# -- options ---------------------------------------------------------------------------------------------------------
+
+
+def parse_names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a list.
+
+    Raises:
+        UserError: If one is unknown or repeated.
+    """
+    names = _split(option, text)
+    for name in names:
+        if name not in known:
+            raise UserError(f"{option} must be one of {', '.join(known)}, got {name!r}.")
+    return names
+
+
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Return the whole numbers of a list.
+
+    Raises:
+        UserError: If one is no positive whole number, or repeated.
+    """
+    return tuple(_number(option, item) for item in _split(option, text))
+
+
+def parse_chunks(option: str, text: str) -> tuple[int | None, ...]:
+    """Return numbers of chunks, with None for `T`, one chunk a time step.
+
+    Raises:
+        UserError: If one is neither `T` nor a positive whole number, or repeated.
+    """
+    return tuple(None if item in ("T", "t") else _number(option, item) for item in _split(option, text))
+
+
+def _split(option: str, text: str) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in text.split(","))
+    if len(set(items)) < len(items):
+        raise UserError(f"{option} must not repeat, got {text}.")
+    return items
+
+
+def _number(option: str, item: str) -> int:
+    if not item.isdecimal() or int(item) < 1:
+        raise UserError(f"{option} must be positive whole numbers, got {item!r}.")
+    return int(item)

@@ -13,8 +13,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fptt.experiments.benchmarks.memory_child import CHUNKS_A_SLICE, HIDDEN_SIZE, LR, MAX_NORM, Request
-from fptt.experiments.benchmarks.sequence_file import SequenceFile
+from fptt.experiments.benchmarks.memory_child import (
+    CHUNKS_A_SLICE,
+    HIDDEN_SIZE,
+    LR,
+    MAX_NORM,
+    Request,
+    SequenceFile,
+)
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import environment
 from fptt.experiments.process.progress import make_display
@@ -75,7 +81,7 @@ class MemoryBench:
             yield self._measure("fptt", length, folder, console)
 
     def _bptt_rows(self, folder: Path, console: Console) -> Iterator[Row]:
-        """Go on to longer sequences as long as they are predicted to fit, from the memory of the one before."""
+        """Yield rows of ascending lengths while each is predicted to fit, from the memory of the one before."""
         lengths = list(self.sequence_lengths)
         if lengths[0] > PROBE_LENGTH:
             lengths.insert(0, PROBE_LENGTH)
@@ -108,10 +114,10 @@ class MemoryBench:
         name = f"{method.upper()}, T = {length:,}"
         with closing(make_display(console)) as display:
             display.show(0.0, name)
-            figures = run_child(request, folder, lambda fraction: display.show(fraction, name))
-            peak = f"peak {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
-            display.epoch(1.0, f"{name}: {peak}, {figures['seconds']:.1f} s")
-        return {"method": method, "sequence_length": length, **figures}
+            measured = run_child(request, folder, lambda fraction: display.show(fraction, name))
+            peak = f"peak {measured['peak_memory_bytes'] / 2**20:.0f} MiB"
+            display.epoch(1.0, f"{name}: {peak}, {measured['seconds']:.1f} s")
+        return {"method": method, "sequence_length": length, **measured}
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -128,8 +134,8 @@ class MemoryBench:
         }
 
 
-def run_child(request: Request, folder: Path, told: Callable[[float], None]) -> dict[str, Any]:
-    """Measure in a process of its own and return the figures.
+def run_child(request: Request, folder: Path, show: Callable[[float], None]) -> dict[str, Any]:
+    """Measure in a process of its own and return its measurements.
 
     Raises:
         UserError: If the process fails, for lack of memory for example.
@@ -137,21 +143,24 @@ def run_child(request: Request, folder: Path, told: Callable[[float], None]) -> 
     log_file = folder / "errors.txt"
     message: dict[str, Any] = {}
     with (
-        log_file.open("w") as log,
-        subprocess.Popen([*CHILD, request.to_json()], stdout=subprocess.PIPE, stderr=log, text=True) as child,
+        log_file.open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*CHILD, request.to_json()], stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace"
+        ) as child,
     ):
         try:
             assert child.stdout is not None
             for line in child.stdout:
                 message = json.loads(line)
                 if "fraction" in message:
-                    told(message["fraction"])
+                    show(message["fraction"])
             code = child.wait()
-        except BaseException:  # Ctrl-C among them: nothing goes on behind the user's back
+        except BaseException:  # Ctrl-C among them: no child outlives this process
             child.kill()
             raise
     if code != 0:
-        last = log_file.read_text().strip().splitlines()[-1:] or ["was there too little memory?"]
+        lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1:] or ["was there too little memory?"]
         raise UserError(
             f"{request.method} at sequence length {request.sequence_length} failed with exit code {code}: {last[0]}"
         )
@@ -159,7 +168,7 @@ def run_child(request: Request, folder: Path, told: Callable[[float], None]) -> 
 
 
 def predict(row: Row, length: int) -> float:
-    """Return the peak at a longer T, if what training takes grows in proportion."""
+    """Return the peak at a longer T, if the memory of training grows in proportion to T."""
     return row["peak_memory_bytes"] + row["training_memory_bytes"] * (length / row["sequence_length"] - 1)
 
 

@@ -9,20 +9,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fptt.experiments.benchmarks.allocator import keep_freed_memory
 from fptt.experiments.benchmarks.contestants import (
     ALPHA,
     LR,
     MAX_NORM,
-    Trainer,
+    TrainBatch,
+    make_contestant,
     make_data,
     make_model,
-    make_trainer,
     warm_up_steps,
 )
 from fptt.experiments.benchmarks.floor import Floor
-from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Grid, Setting, Spec
-from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
+from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Grid, Spec, Workload
+from fptt.experiments.benchmarks.timing import Stopwatch, keep_freed_memory, take_turns
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import environment
 from fptt.experiments.process.progress import Display, make_display
@@ -55,41 +54,41 @@ class SpeedBench:
         }
 
     def run(self, console: Console, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Measure every setting, saving the report after each, and return it."""
+        """Measure every workload, saving the report after each, and return it."""
         with closing(make_display(console)) as display:
             progress = _Progress(display, self._num_calls())
-            for setting in self.grid.settings():
-                self.report["rows"] += self._measure(setting, progress)
-                progress.end_of(setting)
+            for workload in self.grid.workloads():
+                self.report["rows"] += self._measure(workload, progress)
+                progress.end_of(workload)
                 save(self.report)
         return self.report
 
-    def _measure(self, setting: Setting, progress: "_Progress") -> list[Row]:
-        specs = self.grid.specs(setting.sequence_length)
-        inputs, targets = make_data(setting, self.seed, self.device)
-        trainers = [make_trainer(spec, setting, self.seed, self.device) for spec in specs]
-        beginnings = [inputs[: warm_up_steps(spec, setting)] for spec in specs]
-        for spec, trainer, beginning in zip(specs, trainers, beginnings, strict=True):
-            progress.show(f"{setting}: warming up {spec}")
-            _warm_up(spec, trainer, beginning, targets)
-        num_parameters = sum(param.numel() for param in make_model(setting.cell, self.seed, self.device).parameters())
-        floor = Floor(setting, {spec.num_chunks for spec in specs}, num_parameters, self.stopwatch)
+    def _measure(self, workload: Workload, progress: "_Progress") -> list[Row]:
+        specs = self.grid.specs(workload.sequence_length)
+        inputs, targets = make_data(workload, self.seed, self.device)
+        contestants = [make_contestant(spec, workload, self.seed, self.device) for spec in specs]
+        beginnings = [inputs[: warm_up_steps(spec, workload)] for spec in specs]
+        for spec, train_batch, beginning in zip(specs, contestants, beginnings, strict=True):
+            progress.show(f"{workload}: warming up {spec}")
+            _warm_up(spec, train_batch, beginning, targets)
+        num_parameters = sum(param.numel() for param in make_model(workload.cell, self.seed, self.device).parameters())
+        floor = Floor(workload, {spec.num_chunks for spec in specs}, num_parameters, self.stopwatch)
 
-        def timed(spec: Spec, trainer: Trainer, beginning: Tensor) -> Callable[[], float]:
+        def timed(spec: Spec, train_batch: TrainBatch, beginning: Tensor) -> Callable[[], float]:
             def measure() -> float:
-                progress.show(f"{setting}: {spec}")
-                trainer(beginning, targets)  # fetches again the memory that the turns of others let go
-                return self.stopwatch.seconds(lambda: trainer(inputs, targets))
+                progress.show(f"{workload}: {spec}")
+                train_batch(beginning, targets)  # reclaims the memory that the turns of others have released
+                return self.stopwatch.seconds(lambda: train_batch(inputs, targets))
 
             return measure
 
-        contestants = map(timed, specs, trainers, beginnings)
-        figures = take_turns([*contestants, floor.measure], self.repeats)[:-1]
+        turns = map(timed, specs, contestants, beginnings)
+        seconds = take_turns([*turns, floor.measure], self.repeats)[:-1]
         floors = [floor.seconds(spec) for spec in specs]
-        return make_rows(setting, specs, figures, floors)
+        return make_rows(workload, specs, seconds, floors)
 
     def _num_calls(self) -> int:
-        specs = sum(len(self.grid.specs(setting.sequence_length)) for setting in self.grid.settings())
+        specs = sum(len(self.grid.specs(workload.sequence_length)) for workload in self.grid.workloads())
         return specs * (1 + self.repeats)
 
     def _settings(self) -> dict[str, Any]:
@@ -114,18 +113,18 @@ class SpeedBench:
 
 
 def make_rows(
-    setting: Setting, specs: Sequence[Spec], figures: Sequence[Sequence[float]], floors: Sequence[float]
+    workload: Workload, specs: Sequence[Spec], measured: Sequence[Sequence[float]], floors: Sequence[float]
 ) -> list[Row]:
-    """Return the rows of a setting: medians of the seconds, and their ratios to BPTT and to the literal loop."""
-    medians = {spec: median(seconds) for spec, seconds in zip(specs, figures, strict=True)}
+    """Return the rows of a workload: medians of the seconds, and their ratios to BPTT and to the literal loop."""
+    medians = {spec: median(seconds) for spec, seconds in zip(specs, measured, strict=True)}
     bptt = next(seconds for spec, seconds in medians.items() if spec.method == "bptt")
     rows = []
-    for spec, seconds, floor in zip(specs, figures, floors, strict=True):
+    for spec, seconds, floor in zip(specs, measured, floors, strict=True):
         literal = medians.get(Spec("literal", None, spec.num_chunks)) if spec.method != "bptt" else None
         rows.append(
             {
                 **spec._asdict(),
-                **setting._asdict(),
+                **workload._asdict(),
                 "seconds": medians[spec],
                 "seconds_min": min(seconds),
                 "seconds_max": max(seconds),
@@ -146,19 +145,19 @@ class _Progress:
         self.display, self.num_calls, self.done = display, num_calls, 0
 
     def show(self, text: str) -> None:
-        """Tell what begins now."""
+        """Show the text of the next batch."""
         self.display.show(self.done / self.num_calls, text)
         self.done += 1
 
-    def end_of(self, setting: Setting) -> None:
-        """Tell that a setting is done."""
-        self.display.epoch(self.done / self.num_calls, f"{setting}: done")
+    def end_of(self, workload: Workload) -> None:
+        """Show that a workload is done."""
+        self.display.epoch(self.done / self.num_calls, f"{workload}: done")
 
 
-def _warm_up(spec: Spec, trainer: Trainer, inputs: Tensor, targets: Tensor) -> None:
+def _warm_up(spec: Spec, train_batch: TrainBatch, inputs: Tensor, targets: Tensor) -> None:
     """Train on the start of the sequence: a compiled step is compiled here."""
     try:
-        trainer(inputs, targets)
+        train_batch(inputs, targets)
     except RuntimeError as error:
         if spec.engine != "compiled":
             raise

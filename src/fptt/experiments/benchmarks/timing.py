@@ -1,9 +1,13 @@
-"""How long something takes, and several things in turns."""
+"""Timing: a stopwatch, turns, and an allocator that does not disturb them."""
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of mallopt(3)."""
 
 
 class Stopwatch:
@@ -13,7 +17,7 @@ class Stopwatch:
         self.device = device
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """Call a function and return how long it took, with all that it left to the device."""
+        """Call a function and return the seconds until the device has done all of its work."""
         return self._cuda_seconds(function) if self.device.type == "cuda" else _wall_seconds(function)
 
     def _cuda_seconds(self, function: Callable[[], object]) -> float:
@@ -34,9 +38,23 @@ def _wall_seconds(function: Callable[[], object]) -> float:
 
 
 def take_turns(functions: Sequence[Callable[[], float]], num_rounds: int) -> list[list[float]]:
-    """Call functions that time themselves one after the other, round by round, and return the figures of each.
+    """Call functions that time themselves one after the other, round by round, and return the seconds of each.
 
     Whatever disturbs the machine for a while then disturbs all of them.
     """
     rounds = [[function() for function in functions] for _ in range(num_rounds)]
-    return [list(figures) for figures in zip(*rounds, strict=True)]
+    return [list(seconds) for seconds in zip(*rounds, strict=True)]
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep all memory that it frees; return whether the C library can: glibc does.
+
+    By default glibc returns large blocks, and the top of the heap, to the system, which has to find pages for the next
+    ones. How often depends on what lies where, so on what ran before, and it can take BPTT about as long as its
+    arithmetic.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, -1) and mallopt(M_MMAP_MAX, 0))

@@ -77,9 +77,15 @@ class Speed:
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(self.threads)  # before anything runs: worker threads inherit how they treat denormals
-        from fptt.experiments.benchmarks import speed_report
-        from fptt.experiments.benchmarks.grid import ENGINES, NUM_GATES, Grid
-        from fptt.experiments.benchmarks.parsing import parse_chunks, parse_names, parse_numbers
+        from fptt.experiments.benchmarks.grid import (
+            ENGINES,
+            NUM_GATES,
+            Grid,
+            parse_chunks,
+            parse_names,
+            parse_numbers,
+        )
+        from fptt.experiments.benchmarks.reports import draw_speed, save_speed, show_speed
         from fptt.experiments.benchmarks.speed import SpeedBench
         from fptt.experiments.training.build import make_fabric
 
@@ -97,10 +103,10 @@ class Speed:
         device = make_fabric(self.accelerator).device
         _make_folder(self.out)
         bench = SpeedBench(grid, device, repeats=repeats, seed=self.seed, keep_memory=self.keep_memory)
-        report = bench.run(console, lambda report: speed_report.save(report, self.out))
-        speed_report.show(report, console)
-        pictures = speed_report.draw(report, self.out)
-        _say(console, f"rows: {self.out / 'speed.json'}\npictures: {', '.join(map(str, pictures))}")
+        report = bench.run(console, lambda report: save_speed(report, self.out))
+        show_speed(report, console)
+        plots = draw_speed(report, self.out)
+        _say(console, f"rows: {self.out / 'speed.json'}\nplots: {', '.join(map(str, plots))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +145,9 @@ class Memory:
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(self.threads)
-        from fptt.experiments.benchmarks import memory_report
+        from fptt.experiments.benchmarks.grid import parse_numbers
         from fptt.experiments.benchmarks.memory import MemoryBench
-        from fptt.experiments.benchmarks.parsing import parse_numbers
+        from fptt.experiments.benchmarks.reports import save_memory, show_memory
         from fptt.experiments.training.build import make_fabric
 
         lengths = self.sequence_lengths or "1000,10000,100000" + ("" if self.quick else ",1000000")
@@ -155,9 +161,9 @@ class Memory:
         )
         _make_folder(self.out)
         report = bench.run(console)
-        memory_report.show(report, console)
-        picture = memory_report.save(report, self.out)
-        _say(console, f"rows: {self.out / 'memory.json'}\npicture: {picture}")
+        show_memory(report, console)
+        plot = save_memory(report, self.out)
+        _say(console, f"rows: {self.out / 'memory.json'}\nplot: {plot}")
 
 
 BENCHMARKS: dict[str, type[Speed | Memory]] = {"speed": Speed, "memory": Memory}

@@ -16,9 +16,9 @@ from fptt.experiments.commands.studies import parse_ablate, parse_compare, parse
 from fptt.experiments.process.console import announcements_on, say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.rank import is_leader, is_left_alone, process_number
+from fptt.experiments.process.signals import INTERRUPTED
 from fptt.experiments.tasks.registry import TASKS
 
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 _TASK_LINES = "\n".join(f"  {name:<10} {about}" for name, about in TASKS.items())

@@ -32,11 +32,11 @@ class Stream:
 
     stream: Flat[StreamConfig]
     out: Path | None = None
-    """Folder for summary, rolling accuracies, picture and learner; out/stream-TASK-METHOD-SEED by default."""
+    """Folder for summary, rolling accuracies, plot and learner; out/stream-TASK-METHOD-SEED by default."""
     overwrite: bool = False
     """Replace what is in the folder."""
     resume: bool = False
-    """Go on with the interrupted stream in the folder --out, bit for bit as if it had never stopped."""
+    """Resume the interrupted stream in the folder --out, bitwise as if it had never stopped."""
 
     def __call__(self, console: Console) -> None:
         """Stream, and say where everything is."""
@@ -44,8 +44,8 @@ class Stream:
         path = self.out or Path("out") / f"stream-{config.task}-{config.method}-{config.seed}"
         what = "going on" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
         say(console, f"{what}, into {path}")
-        from fptt.experiments.streams.folder import StreamFolder
-        from fptt.experiments.streams.stream_run import (  # seconds of loading, after the first sign of life
+        from fptt.experiments.streams.stream import (  # seconds of loading, after a sign of life
+            StreamFolder,
             resume,
             stream,
         )
@@ -53,7 +53,7 @@ class Stream:
         folder = StreamFolder(path)
         summary = resume(folder, console) if self.resume else stream(config, folder, console, overwrite=self.overwrite)
         baselines = ", ".join(
-            f"{name.replace('_', ' ')} {figures['accuracy']:.4f}" for name, figures in summary["baselines"].items()
+            f"{name.replace('_', ' ')} {metrics['accuracy']:.4f}" for name, metrics in summary["baselines"].items()
         )
         say(
             console,
@@ -61,7 +61,7 @@ class Stream:
             f"{summary['labeled_steps']:,} labeled of {summary['steps']:,} steps\n"
             f"{summary['updates']:,} updates in {summary['seconds']:.1f} s of learning, "
             f"{summary['steps_per_second']:,.0f} steps/s; memory grew by {_percent(summary['memory_growth_percent'])}\n"
-            f"picture: {folder.picture_file}\nsummary: {folder.summary_file}",
+            f"plot: {folder.plot_file}\nsummary: {folder.summary_file}",
         )
 
 

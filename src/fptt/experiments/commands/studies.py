@@ -42,17 +42,18 @@ class Compare(_Study):
     Every run has a process and a folder of its own. A second call goes on where the first one stopped. At equal updates
     and at equal time the other methods go on until they have made as many updates, or trained for as many seconds, as
     the run of the same seed of FPTT (without it of TBPTT). BPTT has one loss, at the end of the sequence, unless
-    --bptt-losses says more.
+    --bptt-losses says more; the method bptt-losses has one at the end of every chunk.
 
     fptt compare --recipe adding-200 --seeds 3 --out results/adding-200
     """
 
     methods: str = "bptt,tbptt,fptt"
-    """Comma-separated methods."""
+    """Comma-separated methods; bptt-losses is BPTT with a loss at the end of every chunk: with as many losses as FPTT,
+    but one update a sequence."""
     budgets: str = "epochs,updates,seconds"
     """Comma-separated: what the methods are compared at; epochs always is among them."""
     out: Path | None = None
-    """Folder for all runs, rows (compare.json), table (compare.md) and picture; out/compare-TASK by default."""
+    """Folder for all runs, table (compare.md) and plot; out/compare-TASK by default."""
 
     def __call__(self, console: Console) -> None:
         """Run what is not finished, and report."""
@@ -86,12 +87,11 @@ class Ablate(_Study):
     grid: bool = False
     """Every combination, instead of one setting at a time."""
     out: Path | None = None
-    """Folder for all runs, rows (ablation.json), table (ablation.md) and picture; out/ablate-TASK by default."""
+    """Folder for all runs, table (ablation.md) and plot; out/ablate-TASK by default."""
 
     def __call__(self, console: Console) -> None:
         """Run what is not finished, and report."""
-        from fptt.experiments.studies.ablation import Ablation
-        from fptt.experiments.studies.ablation_axes import parse_axes
+        from fptt.experiments.studies.ablation import Ablation, parse_axes
 
         self.check()
         out = self.out or Path("out") / f"ablate-{self.recipe or self.setting.task}"
@@ -112,8 +112,8 @@ class Report:
 
     def __call__(self, console: Console) -> None:
         """Write the page."""
+        from fptt.experiments.studies.page import write_report
         from fptt.experiments.studies.references import REFERENCES
-        from fptt.experiments.studies.results import write_report
 
         page = write_report(self.results, self.out, self.results.parent / "runs", REFERENCES)
         say(console, f"results: {page}")

@@ -6,6 +6,8 @@ from types import TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 130
+"""The exit code of a command that was interrupted, 128 + SIGINT as in shells."""
 
 
 class Interruption:

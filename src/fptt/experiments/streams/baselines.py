@@ -1,4 +1,4 @@
-"""What a learner on a stream has to beat: answers without a model, and River's linear model."""
+"""Baselines of a learner on a stream: answers without a model, and River's linear model."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -13,9 +13,9 @@ from fptt.experiments.tasks.scores import IGNORED
 
 
 class Baseline(ABC):
-    """Answers every step of a stream, as a learner does that is told the label of a step `delay` steps later.
+    """Answers every step of a stream, like a learner that gets the label of a step `delay` steps later.
 
-    Between two recordings all labels are told.
+    At the end of a recording it gets all labels that are left.
 
     Args:
         delay: Steps by which labels are late, ≥ 0.
@@ -36,11 +36,11 @@ class Baseline(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return what was learned from the recordings so far, as plain values."""
+        """Return what the baseline has learned so far, as plain values."""
 
     @abstractmethod
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned, between two recordings."""
+        """Restore what `state_dict` returned, between two recordings."""
 
 
 class WithoutModel(Baseline):
@@ -51,25 +51,25 @@ class WithoutModel(Baseline):
     def answers(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """Return the answers to all steps of the next recording, (T,)."""
         informed = self._after(classes)
-        early = np.full(min(self.delay + 1, len(classes)), self.current)  # nothing of this recording is told yet
+        early = np.full(min(self.delay + 1, len(classes)), self.current)  # no label of this recording is known yet
         self.current = int(informed[-1])
         return np.concatenate([early, informed[: len(classes) - len(early)]])
 
     @abstractmethod
     def _after(self, classes: np.ndarray) -> np.ndarray:
-        """Return what it would answer after each step, if it were told at once, (T,)."""
+        """Return the answers after each step if labels were not late, (T,)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the answer of now."""
+        """Return the current answer."""
         return {"current": self.current}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.current = int(state_dict["current"])
 
 
 class LastLabel(WithoutModel):
-    """Answers the last label that was told ("persistence")."""
+    """Answers the latest known label ("persistence")."""
 
     def _after(self, classes: np.ndarray) -> np.ndarray:
         latest = np.maximum.accumulate(np.where(classes != IGNORED, np.arange(len(classes)), -1))
@@ -77,7 +77,7 @@ class LastLabel(WithoutModel):
 
 
 class MajorityClass(WithoutModel):
-    """Answers the class that was told most often."""
+    """Answers the most frequent class so far."""
 
     def __init__(self, delay: int, num_classes: int) -> None:
         super().__init__(delay, num_classes)
@@ -89,11 +89,11 @@ class MajorityClass(WithoutModel):
         return counts.argmax(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the answer of now, and how often each class was told."""
+        """Return the current answer and the counts of the classes."""
         return {**super().state_dict(), "counts": self.counts.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         super().load_state_dict(state_dict)
         self.counts = np.array(state_dict["counts"], dtype=np.int64).reshape(self.num_classes)
 
@@ -116,7 +116,7 @@ class RiverSoftmax(Baseline):
         self.waiting: deque[tuple[dict, int]] = deque()
 
     def answers(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the answers to all steps of the next recording, (T,); those without a label are not asked."""
+        """Return the answers to all steps of the next recording, (T,); those without a label are not answered."""
         answers = np.zeros(len(classes), dtype=np.int64)
         for step, (row, label) in enumerate(zip(signal.tolist(), classes.tolist(), strict=True)):
             x = dict(enumerate(row))
@@ -139,7 +139,7 @@ class RiverSoftmax(Baseline):
         return {**moments, "weights": {label: _plain(weights) for label, weights in self.regression.weights.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         for name in _MOMENTS:
             getattr(self.scaler, name).update(state_dict[name])
         for label, weights in state_dict["weights"].items():

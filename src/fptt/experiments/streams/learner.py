@@ -1,4 +1,4 @@
-"""A learner on its way through recordings: every step is answered before it is learned."""
+"""A learner that goes through recordings: every step is answered before it is learned."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import fptt
 from fptt.experiments.configs.stream_config import StreamConfig
-from fptt.experiments.streams.recordings import Recording
+from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
 from fptt.nn.models import CELLS
 
@@ -33,14 +33,14 @@ def answer_and_learn(
 ) -> Iterator[Tensor]:
     """Go through a recording chunk by chunk: answer its steps, learn it, and yield the answers, outputs (n, C).
 
-    The label of step t is told after the answer to step t + delay; those of the last steps at the end of the recording.
-    Whatever was yielded is learned: another call goes on from there.
+    The label of step t is learned after the answer to step t + delay; those of the last steps at the end of the
+    recording. Whatever was yielded is learned: another call resumes from there.
 
     Args:
-        learner: As it was after the steps before `begin`.
+        learner: In its state after the steps before `begin`.
         recording: All of it.
         config: Chunks and delay.
-        begin: The first step that was not answered yet.
+        begin: The first step not answered yet.
     """
     labels = [None if label == IGNORED else label for label in recording.classes.tolist()]
     length, delay = len(labels), config.delay
@@ -49,24 +49,24 @@ def answer_and_learn(
     for start in range(begin, length, config.chunk_length):
         chunk = recording.signal[start : start + config.chunk_length]
         outputs = learner.predict_many(chunk)
-        told = start + len(chunk) - delay  # labels before this step are known by now
-        _tell_late(learner, labels, range(max(start - delay, 0), min(start, told)), start)
-        known = labels[start:told] if told > start else []
+        known_until = start + len(chunk) - delay  # labels before this step are known by now
+        _learn_late(learner, labels, range(max(start - delay, 0), min(start, known_until)), start)
+        known = labels[start:known_until] if known_until > start else []
         learner.learn_many(chunk, known + [None] * (len(chunk) - len(known)))
         if start + len(chunk) == length:
-            _tell_late(learner, labels, range(max(length - delay, 0), length), length)
+            _learn_late(learner, labels, range(max(length - delay, 0), length), length)
             learner.flush()
         yield outputs
 
 
-def _tell_late(learner: fptt.OnlineLearner, labels: list[int | None], steps: range, now: int) -> None:
+def _learn_late(learner: fptt.OnlineLearner, labels: list[int | None], steps: range, now: int) -> None:
     for step in steps:
         if labels[step] is not None:
             learner.learn_delayed(labels[step], now - step)
 
 
 def gathered(outputs: Iterator[Tensor], num_steps: int) -> Iterator[Tensor]:
-    """Put outputs (n, C) together until they are of so many steps or more."""
+    """Concatenate outputs (n, C) until they have so many steps or more."""
     waiting: list[Tensor] = []
     length = 0
     for output in outputs:

@@ -5,24 +5,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from fptt.experiments.process.errors import UnreadableError, UserError
-from fptt.experiments.tasks.hapt import NUM_CLASSES, step_targets
+from fptt.experiments.tasks.hapt import NUM_CLASSES, Recording, step_targets
 from fptt.experiments.tasks.loading import check_columns, floats, load_splits, reasons
 
 SPLITS = {"all": ("train", "test"), "train": ("train",), "test": ("test",)}
 
 
-class Recording(NamedTuple):
-    """Signals (T, 6), and the class 0 … 11 of every step, (T,), or IGNORED where there is none."""
-
-    signal: Tensor
-    classes: Tensor
-
-
 class Survey(NamedTuple):
-    """How many steps there are, and a digest of all labels, by which the data are known again."""
+    """The number of steps, and a digest of all labels, by which the data are recognized."""
 
     num_steps: int
     digest: str
@@ -51,7 +43,7 @@ class Recordings:
         self.splits: dict[str, Any] = load_splits(source, SPLITS[split], streaming=True)
         self.limit = limit
         for name, rows in self.splits.items():
-            if rows.column_names is not None:  # some kinds of files do not tell
+            if rows.column_names is not None:  # some kinds of files do not name them
                 check_columns(rows, name, ("signal", "label"))
 
     def survey(self) -> Survey:
@@ -62,20 +54,20 @@ class Recordings:
         """
         total, digest = 0, hashlib.sha256()
         for name, rows in self.splits.items():
-            for row in _told(rows.select_columns(["label"]), name):
+            for row in _readable(rows.select_columns(["label"]), name):
                 total += len(row["label"])
                 digest.update(repr(row["label"]).encode())
         return Survey(total if self.limit is None else min(total, self.limit), digest.hexdigest())
 
     def __iter__(self) -> Iterator[Recording]:
-        """Read the next recording when it is asked for.
+        """Yield the recordings, each read when it is needed.
 
         Raises:
             UnreadableError: If a file cannot be read any more.
         """
         left = self.limit
         for name, rows in self.splits.items():
-            for row in _told(rows.with_format("numpy"), name):
+            for row in _readable(rows.with_format("numpy"), name):
                 recording = _recording(row, name)
                 if left is not None:
                     recording = Recording(*(part[:left] for part in recording))
@@ -85,8 +77,8 @@ class Recordings:
                     return
 
 
-def _told(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    """Give the rows of a split, and tell if one cannot be read."""
+def _readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split; raise UnreadableError if one cannot be read."""
     try:
         yield from rows
     except Exception as error:  # the reader raises many kinds, all of them about the data

@@ -1,4 +1,4 @@
-"""How right the answers to a stream are: of all steps, and of the latest ones."""
+"""Accuracy of the answers to a stream: over all steps, and over the latest ones."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt.experiments.tasks.scores import IGNORED, ClassScore
+
+ROLLING = "rolling.csv"
+"""The file of the rolling accuracies, which only the folder of a stream has."""
 
 
 class Rolling:
@@ -27,7 +30,7 @@ class Rolling:
         self.pieces.append((right, count))
         self.right, self.count = self.right + right, self.count + count
         while self.count - self.pieces[0][1] >= self.window:
-            right, count = self.pieces.popleft()
+            right, count = self.pieces.popleft()  # whole pieces: single steps would take memory of the window's size
             self.right, self.count = self.right - right, self.count - count
 
     def state_dict(self) -> list[tuple[int, int]]:
@@ -35,7 +38,7 @@ class Rolling:
         return list(self.pieces)
 
     def load_state_dict(self, pieces: list[tuple[int, int]]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.pieces = deque((int(right), int(count)) for right, count in pieces)
         self.right, self.count = (sum(numbers) for numbers in zip(*self.pieces, strict=True)) if pieces else (0, 0)
 
@@ -46,10 +49,10 @@ class Rolling:
 
 
 class StreamScores:
-    """The figures of a learner and of its baselines on the same stream.
+    """The metrics of a learner and of its baselines on the same stream.
 
     Args:
-        names: Who answers.
+        names: Of the learner and its baselines.
         num_classes: C.
         window: Labeled steps of the rolling accuracy.
 
@@ -80,7 +83,7 @@ class StreamScores:
         accuracies = {name: round(rolling.accuracy, 6) for name, rolling in self.rolling.items()}
         self.rows.append({"step": self.steps, **accuracies})
 
-    def figures(self) -> dict[str, dict[str, float]]:
+    def metrics(self) -> dict[str, dict[str, float]]:
         """Return accuracy and macro-averaged F1 of each."""
         return {
             name: {key: total.figures()[key] for key in ("accuracy", "macro_f1")} for name, total in self.totals.items()
@@ -93,7 +96,7 @@ class StreamScores:
         return {"totals": totals, "rolling": rolling, "steps": self.steps, "labels": self.labels, "rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         for name, total in self.totals.items():
             saved = state_dict["totals"][name]
             total.confusion.copy_(saved["confusion"].view_as(total.confusion))

@@ -1,23 +1,32 @@
 """One setting with some of its fields varied, FPTT beside TBPTT and BPTT: `fptt ablate`."""
 
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
-from rich.table import Table
 
-from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.studies.ablation_axes import check_field, default_values, told
-from fptt.experiments.studies.launcher import run_all
-from fptt.experiments.studies.page import ablation_cells, ablation_markdown, draw_ablation, origins
+from fptt.experiments.studies.finished_run import METHODS, UNUSED
+from fptt.experiments.studies.plots import draw_ablation
+from fptt.experiments.studies.study import Study
+from fptt.experiments.studies.tables import (
+    NONE,
+    Cells,
+    Row,
+    console_table,
+    costs,
+    markdown_table,
+    origins,
+    seed_rows,
+    with_sd,
+)
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.training.build import check_chunks
-from fptt.experiments.training.plots import summary_row
 
 Changes = tuple[tuple[str, Any], ...]
 """The fields in which a variant differs from the setting, in the order of the axes."""
@@ -25,36 +34,32 @@ Changes = tuple[tuple[str, Any], ...]
 Key = tuple[MethodName, Changes]
 """A method, and its variant."""
 
-METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
-UNUSED: dict[MethodName, tuple[str, ...]] = {
-    "fptt": ("bptt_losses",),
-    "tbptt": (*OF_FPTT, "bptt_losses"),
-    "bptt": (*OF_FPTT, "num_chunks", "engine"),
-}
-"""Fields that make no difference to a method."""
+HEADS = {"num_chunks": "K", "alpha": "α or γ"}
 
 OF_THE_LENGTH = ("length", "by")
 """Fields that decide how many steps a sequence has."""
 
 
-class Ablation:
+class Ablation(Study):
     """The runs of an ablation, in one folder.
 
     Every variant has a control with the same chunk losses, TBPTT, and one with the whole sequence, BPTT: once for all
-    variants that the control cannot tell apart. A field of which BPTT knows nothing, such as num_chunks, leaves one
+    variants that the control cannot tell apart. A field that BPTT does not have, such as num_chunks, leaves one
     run of it.
 
     Args:
-        setting: What the fields are varied of.
+        setting: The setting whose fields are varied.
         axes: The values of each field; an empty sequence for the default ones.
         seeds: Seeds of every variant.
         out: The folder.
         grid: Every combination of the values, instead of the setting and what differs from it in one field.
-        method: What is examined; the methods with less of its machinery are its controls.
+        method: The method under study; the methods with less of its machinery are its controls.
 
     Raises:
         UserError: If a field or value is not possible.
     """
+
+    table_file, plot_file = "ablation.md", "ablation.png"
 
     def __init__(
         self,
@@ -66,25 +71,25 @@ class Ablation:
         grid: bool = False,
         method: MethodName = "fptt",
     ) -> None:
+        super().__init__(out)
         for field in axes:
             check_field(field)
             if field in UNUSED[method]:
                 raise UserError(f"{field} makes no difference to {method}.")
-        self.setting, self.seeds, self.out, self.grid = setting, seeds, out, grid
+        self.setting, self.seeds, self.grid = setting, seeds, grid
         self.methods = METHODS[METHODS.index(method) :]
         task = load_task(setting, 0) if "num_chunks" in axes else None
         self.axes = {field: list(values) or default_values(setting, field) for field, values in axes.items()}
         if task is not None and not axes["num_chunks"]:
             self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= task.training_length()]
-        self.runs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
-        for config in self.runs.values():
+        self.configs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
+        for config in self.configs.values():
             has_own_length = any(getattr(config, field) != getattr(setting, field) for field in OF_THE_LENGTH)
             if task is not None and not has_own_length:
                 check_chunks(config, task)
-        self.summaries: dict[tuple[Key, int], dict[str, Any]] = {}
 
     def _keys(self) -> list[Key]:
-        """Return the variants of each method, those that it cannot tell apart once."""
+        """Return the variants of each method, once for all that differ only in fields of no use to it."""
         variants = list(self._products() if self.grid else self._one_at_a_time())
         keys: list[Key] = [
             (method, tuple((field, value) for field, value in changes if field not in UNUSED[method]))
@@ -107,7 +112,8 @@ class Ablation:
         method, changes = key
         changed = {"method": method, "seed": seed, **dict(changes)}
         if changed.get("optimizer", "sgd") != "sgd":
-            changed.setdefault("momentum", 0.0)  # which no other optimizer has
+            # the momentum of the setting belongs to SGD; one among the axes stays, and is refused as impossible
+            changed.setdefault("momentum", 0.0)
         return TrainConfig.of(self.setting, **changed)
 
     def folder(self, key: Key, seed: int) -> Path:
@@ -115,43 +121,179 @@ class Ablation:
         method, changes = key
         return self.out / "-".join([method, *(f"{field}-{value}" for field, value in changes)]) / f"seed-{seed}"
 
-    def run(self, console: Console, num_jobs: int, *, overwrite: bool = False) -> None:
-        """Make every run that is not finished."""
-        runs = {self.folder(*key): config for key, config in self.runs.items()}
-        self.summaries = dict(zip(self.runs, run_all(runs, console, num_jobs, overwrite=overwrite), strict=True))
-
-    @property
-    def metric(self) -> str:
-        """Name of the metric."""
-        return next(name for name in next(iter(self.summaries.values())) if name.startswith("test_"))[5:]
+    def stages(self) -> Iterator[Mapping[Path, TrainConfig]]:
+        """Yield all runs at once."""
+        yield {self.folder(*key): config for key, config in self.configs.items()}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each variant; fields that make no difference to its method are None."""
+        keys = [key for key, _ in self.configs]
+        runs = [self.runs[self.folder(*key)] for key in self.configs]
+        tests: dict[Key, list[float]] = {}
+        for key, run in zip(keys, runs, strict=True):
+            tests.setdefault(key, []).append(run.summary[f"test_{self.metric}"])
         rows = []
-        for method, changes in dict.fromkeys(key for key, _ in self.runs):
-            runs = {seed: self.summaries[(method, changes), seed] for seed in self.seeds}
-            config = self.runs[(method, changes), self.seeds[0]]
-            names = dict.fromkeys(["num_chunks", "form", "coupling", "alpha", *self.axes])
-            values = {name: None if name in UNUSED[method] else told(getattr(config, name)) for name in names}
-            tests = [summary[f"test_{self.metric}"] for summary in runs.values()]
-            paths = [self.folder((method, changes), seed).relative_to(self.out).as_posix() for seed in runs]
-            figures = summary_row(list(runs.values()), self.metric)
-            rows.append({"method": method, **values, **figures, "tests": tests, "runs": paths})
+        for key, row in seed_rows(runs, keys).items():
+            config, unused = self.configs[key, self.seeds[0]], UNUSED[key[0]]
+            values = {name: None if name in unused else shown(getattr(config, name)) for name in self._fields}
+            rows.append({"method": key[0], **values, **row, "tests": tests[key]})
         return rows
 
-    def report(self, console: Console) -> None:
-        """Print the table and write rows (ablation.json), table (ablation.md) and picture (ablation.png)."""
-        rows = self.rows()
-        head, *lines = ablation_cells(rows, self.metric)
-        table = Table(*head)
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
-        for name, found in origins(rows).items():
-            if len(found) > 1:
-                console.print(f"warning: these runs are of more than one {name}: {', '.join(found)}", highlight=False)
-        (self.out / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (self.out / "ablation.md").write_text(ablation_markdown(rows, self.metric, self.seeds))
-        own = {field: None if self.grid else told(getattr(self.setting, field)) for field in self.axes}
-        draw_ablation(rows, own, self.metric, self.out / "ablation.png")
-        console.print(f"picture: {self.out / 'ablation.png'}", highlight=False, soft_wrap=True)
+    @property
+    def _fields(self) -> list[str]:
+        """Names of the fields that have a column."""
+        return list(dict.fromkeys(["num_chunks", "form", "coupling", "alpha", *self.axes]))
+
+    def _cells(self, rows: Sequence[Row]) -> Cells:
+        metrics = [f"{part}_{self.metric}" for part in ("validation", "test")]
+        heads = ["method", *(HEADS.get(field, field) for field in self._fields)]
+        heads += [*(name.replace("_", " ") for name in metrics), "epochs", "updates", "seconds"]
+        lines = [
+            [
+                row["method"].upper(),
+                *(NONE if row[field] is None else str(row[field]) for field in self._fields),
+                *(with_sd(row, name) for name in metrics),
+                *costs(row),
+            ]
+            for row in rows
+        ]
+        return [heads, *lines]
+
+    def show(self, rows: Sequence[Row], console: Console) -> None:
+        """Print the table."""
+        console.print(console_table(self._cells(rows)))
+
+    def markdown(self, rows: Sequence[Row]) -> str:
+        """Return the table, and where its numbers come from."""
+        found = {name: ", ".join(values) for name, values in origins(rows).items()}
+        return (
+            f"{markdown_table(self._cells(rows))}\n"
+            f"Mean ± sample standard deviation of the seeds {', '.join(map(str, self.seeds))}. "
+            f"Commit {found['commit']}; {found['device']}; torch {found['torch']}.\n"
+        )
+
+    def draw(self, rows: Sequence[Row], path: Path) -> None:
+        """Draw the test metric against the values of each field."""
+        own = {field: None if self.grid else shown(getattr(self.setting, field)) for field in self.axes}
+        draw_ablation(rows, own, self.metric, HEADS, path)
+
+
+# -- the fields ------------------------------------------------------------------------------------------------------
+
+# usual values of a field: its own times these factors, or these values; of any other choice all there are
+_FACTORS = {"num_chunks": (1 / 4, 1 / 2, 1, 2, 4), "lr": (1 / 3, 1, 3), "hidden_size": (1 / 2, 1, 2)}
+_VALUES = {
+    "alpha": (0.01, 0.1, 0.5),
+    "beta": (0.5, 0.7),
+    "optimizer": ("adam", "sgd", "rmsprop"),
+    "precision": ("32-true", "bf16-mixed"),
+}
+_OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds says how many there are"}
+
+
+def parse_axes(text: str) -> dict[str, list[Any]]:
+    """Return the fields of a list like `num_chunks=4:8:16,alpha,form`, and the values of those that have some.
+
+    Raises:
+        UserError: If a field is unknown or repeated, or a value is not of its type; lists what there is.
+
+    Examples:
+        >>> parse_axes("num_chunks=4:8,alpha,max_norm=1:none")
+        {'num_chunks': [4, 8], 'alpha': [], 'max_norm': [1.0, None]}
+    """
+    axes: dict[str, list[Any]] = {}
+    for entry in text.split(","):
+        field, has_values, values = entry.strip().partition("=")
+        check_field(field)
+        if field in axes:
+            raise UserError(f"fields must not repeat, got {field} twice.")
+        parsed = [_parsed(field, value.strip()) for value in values.split(":")] if has_values else []
+        axes[field] = list(dict.fromkeys(parsed))
+    return axes
+
+
+def check_field(field: str) -> None:
+    """Raise UserError if a field cannot vary."""
+    if field in FIELDS:
+        return
+    if field in _OF_A_STUDY:
+        raise UserError(f"the field {field} cannot vary: {_OF_A_STUDY[field]}.")
+    if field in _HINTS:
+        raise UserError(f"the field {field} cannot vary: it is neither a choice nor a number.")
+    raise UserError(f"unknown field {field!r}; there are {', '.join(FIELDS)}.")
+
+
+def default_values(setting: Setting, field: str) -> list[Any]:
+    """Return the values of a field that comes without any; setting's own stays as it is.
+
+    Raises:
+        UserError: If there are no usual ones.
+    """
+    if field == "num_duals":
+        return [1, setting.num_chunks]
+    if field in _VALUES:
+        return list(_VALUES[field])
+    if field in _FACTORS:
+        own = getattr(setting, field)
+        tidy = _three_digits if field == "lr" else _whole
+        return list(dict.fromkeys(own if factor == 1 else tidy(own * factor) for factor in _FACTORS[field]))
+    if choices := _choices(field):
+        return list(choices.values())
+    raise UserError(f"{field} has no usual values: give some, as in {field}=A:B.")
+
+
+def shown(value: Any) -> Any:
+    """Return a value for a table, where None stands for a field that makes no difference to a method."""
+    return "none" if value is None else value
+
+
+_HINTS = get_type_hints(Setting)
+
+
+def _choices(field: str) -> dict[str, Any]:
+    """Return the values that a field may have, by their names; empty if it is no choice."""
+    if _HINTS[field] is bool:
+        return {"false": False, "true": True}
+    return {name: name for name in get_args(_HINTS[field]) if isinstance(name, str)}
+
+
+def _number(field: str) -> type[int] | type[float] | None:
+    """Return the type of a field that is a number, or a number or None."""
+    kinds = get_args(_HINTS[field]) if _may_be_none(field) else (_HINTS[field],)
+    return next((kind for kind in (int, float) if kind in kinds), None)
+
+
+def _may_be_none(field: str) -> bool:
+    return NoneType in get_args(_HINTS[field])
+
+
+FIELDS = tuple(field for field in _HINTS if _choices(field) or _number(field))
+"""Fields that may vary."""
+
+
+def _parsed(field: str, text: str) -> Any:
+    """Return a value in the type of its field."""
+    choices = _choices(field)
+    if choices:
+        if text not in choices:
+            raise UserError(f"{field} must be one of {', '.join(choices)}, got {text!r}.")
+        return choices[text]
+    if _may_be_none(field) and text == "none":
+        return None
+    kind = _number(field) or float
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        expected = ("a whole number" if kind is int else "a number") + (" or none" if _may_be_none(field) else "")
+        raise UserError(f"{field} must be {expected}, got {text!r}.")
+    return value
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _whole(value: float) -> int:
+    return max(1, round(value))

@@ -1,6 +1,6 @@
-"""Many runs, each in a process of its own, so that its memory and time are its own.
+"""Processes for many runs, one each, so that the memory and time that a run measures are its own.
 
-Finished ones are not run again, and interrupted ones go on.
+Finished runs are not repeated, interrupted ones are resumed.
 """
 
 import os
@@ -11,25 +11,24 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 
 from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.signals import INTERRUPTED
+from fptt.experiments.studies.finished_run import metric_of, read_run
 from fptt.experiments.training.folder import RunFolder
 
-INTERRUPTED = 130
 
-
-def run_all(
-    runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 1, *, overwrite: bool = False
-) -> list[dict[str, Any]]:
-    """Bring every run to its end, several at a time, and return their summaries in order.
+def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 1, *, overwrite: bool = False) -> None:
+    """Bring every run to its end, several at a time.
 
     Args:
         runs: Folder and config of each run. A folder with a finished run of the same config is kept.
-        console: Where progress is told.
+        console: Where progress is printed.
         num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config does not say how many threads.
         overwrite: Replace finished runs of other configs.
 
@@ -37,10 +36,10 @@ def run_all(
         UserError: If a run fails, after all others have been made; or a finished run of another config would be lost.
         KeyboardInterrupt: On Ctrl-C, after the runs under way have completed their folders.
     """
-    waiting = {path: config for path, config in runs.items() if not _is_finished(path, config, overwrite)}
+    waiting = {path: config for path, config in runs.items() if not _is_finished(path, config, console, overwrite)}
     done = len(runs) - len(waiting)
-    told = f", {done} of them are finished already" if done else ""
-    console.print(f"{len(runs)} runs{told}; {min(num_jobs, max(len(waiting), 1))} at a time", highlight=False)
+    already = f", {done} of them are finished already" if done else ""
+    say(console, f"{len(runs)} runs{already}; {min(num_jobs, max(len(waiting), 1))} at a time")
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_jobs)), **os.environ}
     children = _Children(environment)
     executor = ThreadPoolExecutor(num_jobs)
@@ -55,7 +54,6 @@ def run_all(
         executor.shutdown(wait=True, cancel_futures=True)
     if failures:
         raise failures[0]
-    return [RunFolder(path).read_summary() for path in runs]
 
 
 class _Children:
@@ -88,7 +86,7 @@ class _Children:
     def stop(self) -> None:
         """Ask all of them to end, once, and start no more."""
         with self._lock:
-            if not self.is_stopping:
+            if not self.is_stopping:  # a second SIGINT would end a run before its checkpoint
                 self.is_stopping = True
                 for process in self._processes:
                     process.send_signal(signal.SIGINT)  # does nothing to one that has ended
@@ -103,13 +101,21 @@ def _failure(job: Future[None]) -> UserError | None:
     return None
 
 
-def _is_finished(path: Path, config: TrainConfig, overwrite: bool) -> bool:
+def _is_finished(path: Path, config: TrainConfig, console: Console, overwrite: bool) -> bool:
+    """Tell whether a folder holds a finished run of a config whose results are possible; a damaged one is repeated."""
     try:
-        return RunFolder(path).is_finished(config)
+        if not RunFolder(path).is_finished(config):
+            return False
     except UserError:
         if overwrite:
             return False
         raise
+    try:
+        read_run(path)
+    except UserError as error:
+        say(console, f"{path} is run again: {error}")
+        return False
+    return True
 
 
 def _run(
@@ -123,26 +129,24 @@ def _run(
     config_file, log_file = (path.with_name(path.name + ending) for ending in (".yaml", ".log"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(config.to_yaml())
+        config_file.write_text(config.to_yaml(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"out {path.parent} cannot be written: {error}.") from error
     if children.is_stopping:
         return
-    console.print(f"{path}: started; its progress is in {log_file.name}", highlight=False, soft_wrap=True)
-    goes_on = not overwrite and RunFolder(path).can_resume(config)
-    start = ["--resume"] if goes_on else ["--config", str(config_file), "--overwrite"]
+    say(console, f"{path}: started; its progress is in {log_file.name}")
+    is_resumed = not overwrite and RunFolder(path).can_resume(config)
+    start = ["--resume"] if is_resumed else ["--config", str(config_file), "--overwrite"]
     command = [sys.executable, "-m", "fptt", "train", "--out", str(path), *start]
-    with log_file.open("w") as log:
+    with log_file.open("w", encoding="utf-8") as log:
         code = children.run(command, log)
     if code == INTERRUPTED:
         children.stop()
         raise KeyboardInterrupt
     if code != 0:
-        last = log_file.read_text().strip().splitlines()[-1:]
+        last = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise UserError(f"run {path} failed with exit code {code}: {' '.join(last)} (see {log_file}).")
     config_file.unlink()
     summary = RunFolder(path).read_summary()
-    figure = next(f"{name} {value:.4f}" for name, value in summary.items() if name.startswith("test_"))
-    console.print(
-        f"{path}: {figure}, {summary['updates']:,} updates, {summary['seconds']:.1f} s", highlight=False, soft_wrap=True
-    )
+    metric = f"test_{metric_of(summary)}"
+    say(console, f"{path}: {metric} {summary[metric]:.4f}, {summary['updates']:,} updates, {summary['seconds']:.1f} s")

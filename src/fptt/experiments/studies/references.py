@@ -1,6 +1,19 @@
-"""Figures of others, beside which ours are shown."""
+"""Results of others, beside which ours are shown."""
 
-from fptt.experiments.studies.results import Reference
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Reference(NamedTuple):
+    """Results of others, in the unit of the metric: an accuracy in [0, 1]."""
+
+    published: float | None
+    replicated: float | None
+    source: str
+
+
+References = Mapping[tuple[str, str], Reference]
+"""Results of others for an experiment and a method."""
 
 _PAPER = "BPTT, FPTT: Kag & Saligrama 2021; replications: two graduation reports (TU Eindhoven, HWRNNFPTT)"
 

@@ -1,6 +1,7 @@
 """Activities and postural transitions in continuous recordings (HAPT, Reyes-Ortiz et al. 2016), step by step."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -26,8 +27,12 @@ from fptt.experiments.tasks.task import Task
 NUM_VALIDATION_SUBJECTS = 3
 NUM_CLASSES = 12
 
-Recording = tuple[Tensor, Tensor]
-"""Signals (T, 6), and the class of every step, (T,), or IGNORED."""
+
+class Recording(NamedTuple):
+    """Signals (T, 6), and the class 0 … 11 of every step, (T,), or IGNORED where there is none."""
+
+    signal: Tensor
+    classes: Tensor
 
 
 def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
@@ -55,7 +60,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     mean, deviation = channel_statistics(torch.cat([signal for signal, _ in fit]))
 
     def part(chosen: list[Recording], name: str) -> TensorDataset:
-        standardized = [((signal - mean) / deviation, targets) for signal, targets in chosen]
+        standardized = [Recording((signal - mean) / deviation, targets) for signal, targets in chosen]
         inputs, targets = segments(standardized, length)
         if not len(inputs):
             raise UserError(
@@ -82,7 +87,9 @@ def recordings(split: datasets.Dataset, name: str) -> list[Recording]:
     check_columns(split, name, ("signal", "label", "subject"))
     signals = floats(split, name, "signal", (None, 6))
     labels = [np.asarray(row) for row in split["label"]]
-    return [(signal, step_targets(row, name, len(signal))) for signal, row in zip(signals, labels, strict=True)]
+    return [
+        Recording(signal, step_targets(row, name, len(signal))) for signal, row in zip(signals, labels, strict=True)
+    ]
 
 
 def step_targets(labels: np.ndarray, name: str, num_steps: int) -> Tensor:

@@ -8,41 +8,11 @@ import pytest
 from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.studies import page
-from fptt.experiments.studies.results import Reference, make_rows, read_results, stand_ins, write_report
-from fptt.experiments.training.folder import RunFolder
-
-SMALL = TrainConfig(task="digits", num_chunks=4, threads=1)
-
-
-def write_run(path: Path, config: TrainConfig, test: float = 0.5, **changes: Any) -> RunFolder:
-    """Leave a run as `fptt train` does; a change of ... takes a figure out of the summary."""
-    folder = RunFolder(path)
-    folder.create(config)
-    updates = changes.get("updates", 40)
-    for epoch in (1, 2, 3):
-        folder.append_metrics(
-            {"epoch": epoch, "updates": epoch * updates // 3, "seconds": epoch, "validation_accuracy": epoch / 10}
-        )
-    summary = {
-        "test_accuracy": test,
-        "test_macro_f1": test / 2,
-        "test_cross_entropy": 1.5,
-        "test_other": 9.0,
-        "validation_accuracy": 0.25,
-        "status": "finished",
-        "epochs": 3.0,
-        "updates": updates,
-        "seconds": 2.0,
-        "peak_memory_bytes": 2**21,
-        "training_memory_bytes": 2**20,
-        "device": "cpu (abacus)",
-        "torch": "2.9",
-        "commit": "0123456789abcdef",
-        **changes,
-    }
-    folder.write_summary({name: value for name, value in summary.items() if value is not ...})
-    return folder
+from fptt.experiments.studies import page, plots
+from fptt.experiments.studies.comparison import stand_ins
+from fptt.experiments.studies.page import make_rows, read_results, write_report
+from fptt.experiments.studies.references import Reference
+from tests.experiments.studies.runs import SMALL, write_run
 
 
 def write_comparison(folder: Path) -> None:
@@ -85,7 +55,7 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     settings = "Task `digits`, LSTM-128, batches of 64, adam 0.002 (cosine), 60 epochs."
     assert f"{settings} Accuracy: higher is better." in page
     assert "```bash\nfptt compare --task digits\n```" in page
-    assert page.count("Figures of others: Kag & Saligrama 2021, table 1") == 1
+    assert page.count("Results of others: Kag & Saligrama 2021, table 1") == 1
     assert "not here" not in page
     assert page.endswith("## Left out\n\nNothing.\n")
     assert (tmp_path / "docs" / "figures" / "results-small.png").read_bytes()[:4] == b"\x89PNG"
@@ -138,11 +108,12 @@ def test_a_run_stands_for_another_budget_only_where_it_is_the_same(tmp_path: Pat
     write_comparison(tmp_path / "small")
     (tmp_path / "small" / "equal-updates" / "bptt-seed-1" / "summary.json").unlink()
     found = read_results(tmp_path).experiments["small"]
-    assert sorted((run.group, run.method, run.config.seed) for run in stand_ins(found)) == [
+    groups = {run.group for run in found}
+    assert sorted((run.group, run.config.method, run.config.seed) for run in stand_ins(found, groups)) == [
         *(("equal-seconds", "fptt", seed) for seed in (0, 1)),
         *(("equal-updates", method, seed) for method in ("fptt", "tbptt") for seed in (0, 1)),
     ]
-    rows = {(row["group"], row["method"]): row["num_seeds"] for row in make_rows(found, {})}
+    rows = {(row["group"], row["method"]): row["num_seeds"] for row in make_rows("small", found, {})}
     assert rows["equal-updates", "bptt"] == 1  # the other seed was not made, and nothing stands for it
     assert ("equal-seconds", "tbptt") not in rows
 
@@ -152,7 +123,7 @@ def test_a_comparison_at_equal_epochs_alone_has_no_other_rows(tmp_path: Path) ->
     for budget in ("updates", "seconds"):
         shutil.rmtree(tmp_path / "small" / f"equal-{budget}")
     found = read_results(tmp_path).experiments["small"]
-    assert {row["group"] for row in make_rows(found, {})} == {"equal-epochs"}
+    assert {row["group"] for row in make_rows("small", found, {})} == {"equal-epochs"}
 
 
 def test_the_left_out_are_listed_with_their_reason(tmp_path: Path) -> None:
@@ -171,7 +142,7 @@ def test_the_left_out_are_listed_with_their_reason(tmp_path: Path) -> None:
     squared = {"test_mse": 0.5, "validation_mse": 0.5}
     write_run(
         results / "small" / "unlike", TrainConfig.of(SMALL, seed=8), **classes, **squared
-    ).metrics_file.write_text("epoch,updates,validation_mse\n1,2,0.5\n")
+    ).metrics_file.write_text("epoch,updates,seconds,validation_mse\n1,2,1,0.5\n")
     write_run(results, TrainConfig.of(SMALL, seed=9))
     page = write_report(results, tmp_path, tmp_path, {}).read_text()
     assert "from the summaries of 1 finished runs of 1 experiments" in page
@@ -192,7 +163,7 @@ def test_the_left_out_are_listed_with_their_reason(tmp_path: Path) -> None:
     ]
 
 
-def test_settings_that_differ_are_not_mixed_and_their_difference_is_told(tmp_path: Path) -> None:
+def test_settings_that_differ_are_not_mixed_and_their_difference_is_shown(tmp_path: Path) -> None:
     results = tmp_path / "results" / "digits"
     for seed, test in enumerate((0.25, 0.75)):
         write_run(results / f"a-seed-{seed}", TrainConfig.of(SMALL, seed=seed), test)
@@ -217,7 +188,7 @@ def test_settings_that_differ_are_not_mixed_and_their_difference_is_told(tmp_pat
     assert [row["commit"] for row in rows] == ["0123456", "0123456", "–", "0123456"]
 
 
-def test_the_settings_of_a_task_are_told() -> None:
+def test_the_settings_of_a_task_are_shown() -> None:
     config = TrainConfig(
         task="adding", length=200, limit=1280, cell="gru", num_layers=2, epochs=None, max_updates=1500, permuted=True
     )
@@ -233,11 +204,11 @@ def test_commits_are_short_and_changed_sources_stay_visible(tmp_path: Path) -> N
     assert table_of(page, "small")[1][-1] == "fedcba9-dirty"
 
 
-def test_the_picture_shows_equal_epochs_and_equal_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_shows_equal_epochs_and_equal_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_comparison(tmp_path / "small")
     write_run(tmp_path / "alone" / "run", SMALL)
     figures: list[Any] = []
-    monkeypatch.setattr(page, "save_figure", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
     write_report(tmp_path, tmp_path, tmp_path, {})
     alone, small = figures
     assert [len(axis.lines) for axis in alone.axes] == [1, 1]
@@ -251,7 +222,7 @@ def test_the_picture_shows_equal_epochs_and_equal_updates(tmp_path: Path, monkey
         plt.close(figure)
 
 
-def test_nothing_to_report_is_a_slip(tmp_path: Path) -> None:
+def test_nothing_to_report_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist"):
         write_report(tmp_path / "nowhere", tmp_path, tmp_path, {})
     with pytest.raises(UserError, match="has no finished run"):
@@ -276,3 +247,53 @@ def test_the_summaries_of_real_runs_are_understood(tmp_path: Path) -> None:
     assert (row["method"], row["K"], row["updates"]) == ("FPTT", "8", "8")
     assert row["test accuracy (seeds)"].endswith("(2)")
     assert page.endswith("## Left out\n\nNothing.\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("summary.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+        ("summary.json", "[]"),
+        ("summary.json", '{"status": "finished"}'),
+        ("summary.json", b"\xff\xfe"),
+        ("config.yaml", "data: 2020-13-45"),
+        ("config.yaml", "seed: !!int abc"),
+        ("config.yaml", "lr: !!float abc"),
+        ("config.yaml", "seed: " + "9" * 5000),
+        ("config.yaml", "readout_sizes: " + "[" * 2000 + "]" * 2000),
+        ("config.yaml", b"\xff\xfe"),
+        ("metrics.csv", "epoch,updates,seconds,validation_accuracy\n1,2,3," + "9" * 200_000),
+        ("metrics.csv", "epoch,updates,seconds,validation_accuracy\n1,2"),
+        ("metrics.csv", "epoch,updates,seconds,validation_accuracy\n1,2,3,4,5"),
+        ("metrics.csv", b"\xff\xfe"),
+        ("metrics.csv", ""),
+    ],
+    ids=lambda value: repr(value[:30]),
+)
+def test_a_damaged_file_leaves_out_one_run(file: str, content: str | bytes, tmp_path: Path) -> None:
+    write_run(tmp_path / "small" / "good", SMALL)
+    damaged = write_run(tmp_path / "small" / "damaged", TrainConfig.of(SMALL, seed=1)).path / file
+    damaged.write_bytes(content) if isinstance(content, bytes) else damaged.write_text(content)
+    found = read_results(tmp_path)
+    assert [run.path.name for run in found.experiments["small"]] == ["good"]
+    assert list(found.left_out) == ["small/damaged"]
+    assert 0 < len(found.left_out["small/damaged"]) < 400
+
+
+def test_infinite_and_undefined_losses_are_shown(tmp_path: Path) -> None:
+    for seed, perplexity in enumerate((float("inf"), 5.0)):
+        made = {"test_accuracy": ..., "test_macro_f1": ..., "test_cross_entropy": float("nan")}
+        folder = write_run(
+            tmp_path / "results" / "small" / str(seed),
+            TrainConfig.of(SMALL, seed=seed),
+            metric="perplexity",
+            test_perplexity=perplexity,
+            validation_perplexity=perplexity,
+            **made,
+        )
+        folder.metrics_file.write_text("epoch,updates,seconds,validation_perplexity\n1,2,3,inf\n2,4,6,nan\n3,6,9,5\n")
+    page = write_report(tmp_path / "results", tmp_path, tmp_path, {("small", "fptt"): Reference(4.0, None, "")})
+    head, line = table_of(page.read_text(), "small")
+    row = dict(zip(head, line, strict=True))
+    names = ("test perplexity (seeds)", "test cross_entropy", "to published")
+    assert [row[name] for name in names] == ["inf (2)", "–", "+inf"]

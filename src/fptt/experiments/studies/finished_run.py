@@ -1,0 +1,156 @@
+"""A finished run: read from its folder, and checked, once for `fptt compare`, `fptt ablate` and `fptt report`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fptt._methods.fptt import OF_FPTT
+from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
+from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.tasks.scores import HIGHER_IS_BETTER
+from fptt.experiments.training.folder import RunFolder
+
+METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
+"""From the most machinery to the least: each has the ones after it as controls."""
+
+UNUSED: dict[MethodName, tuple[str, ...]] = {
+    "fptt": ("bptt_losses",),
+    "tbptt": (*OF_FPTT, "bptt_losses"),
+    "bptt": (*OF_FPTT, "num_chunks", "engine"),
+}
+"""Fields that make no difference to a method."""
+
+COSTS = ("epochs", "updates", "seconds", "peak_memory_bytes", "training_memory_bytes")
+ORIGINS = ("commit", "device", "torch")
+HARMLESS = ("threads", "data", "checkpoint_updates")
+"""Fields that make no difference to the result of any method."""
+
+RATIOS = ("accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that came to its end.
+
+    Attributes:
+        path: Its folder.
+        group: The folders between that of its study and its own, such as `equal-epochs`; may be empty.
+        summary: What `check_summary` passed.
+        metrics: The rows of its metrics.csv.
+    """
+
+    path: Path
+    group: str
+    config: TrainConfig
+    summary: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, float]]
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric by which the weights were selected."""
+        return metric_of(self.summary)
+
+    @property
+    def contender(self) -> tuple[str, int]:
+        """The method and, for BPTT, its number of chunk losses: what a comparison compares."""
+        return self.config.method, self.config.bptt_losses if self.config.method == "bptt" else 0
+
+    @property
+    def setting(self) -> TrainConfig:
+        """The config without what does not change the result: equal for all seeds of a setting."""
+        defaults = Setting()
+        plain: dict[str, Any] = {name: getattr(defaults, name) for name in (*UNUSED[self.config.method], *HARMLESS)}
+        if self.group.rpartition("/")[2].startswith("equal-"):  # there every seed has a limit of its own
+            plain.update(epochs=1, max_updates=None, max_seconds=None)
+        return replace(self.config, seed=0, **plain)
+
+
+def read_run(path: Path, group: str = "") -> FinishedRun:
+    """Read a run folder.
+
+    Raises:
+        UserError: If the run is not finished, or any of its files is missing or damaged; without the path.
+    """
+    folder = RunFolder(path)
+    if not folder.summary_file.exists():
+        raise UserError("no summary.json: it did not come to its end.")
+    try:
+        summary, config = folder.read_summary(), folder.read_config()
+        check_summary(summary, config)
+        metrics = folder.read_metrics()
+    except UserError as error:
+        raise UserError(str(error).replace(f"{path}/", "").removeprefix(f"run folder {path} is ")) from error
+    except Exception as error:  # files of others: whatever the readers raise, it is about the file
+        raise UserError(f"damaged: {type(error).__name__}: {one_line(error)}.") from error
+    columns = ("epoch", "updates", "seconds", f"validation_{metric_of(summary)}")
+    if not metrics or any(name not in metrics[0] for name in columns):
+        raise UserError("damaged: metrics.csv lacks rows or columns.")
+    return FinishedRun(path, group, config, summary, metrics)
+
+
+def metric_of(summary: Mapping[str, Any]) -> str:
+    """Return the name of a run's metric; older summaries do not name it, but it is the first of their test metrics.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if isinstance(named := summary.get("metric"), str):
+        return named
+    first = next((name for name in summary if name.startswith("test_")), None)
+    if first is None:
+        raise UserError("damaged: summary.json has no metric.")
+    return first.removeprefix("test_")
+
+
+def check_summary(summary: Mapping[str, Any], config: TrainConfig) -> None:
+    """Check that a summary is of a finished run of a config, and that its numbers are possible.
+
+    An infinite or undefined loss is possible: a diverged model has one.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    if summary.get("status") != "finished":
+        raise UserError(f"{summary['status']:.40}." if isinstance(summary.get("status"), str) else "of unknown status.")
+    metric = metric_of(summary)
+    needed = (f"test_{metric}", f"validation_{metric}", *COSTS)
+    lacking = [name for name in needed if not is_number(summary.get(name))]
+    lacking += [name for name in ORIGINS if not isinstance(summary.get(name, 0), str | None)]
+    if lacking:
+        raise UserError(f"damaged: summary.json lacks {', '.join(lacking)}.")
+    for name in COSTS:
+        if not 0 <= summary[name] < math.inf:
+            raise UserError(
+                f"damaged: {name} in summary.json must be finite and at least 0, got {_short(summary[name])}."
+            )
+    for name, value in summary.items():
+        if not name.startswith(("test_", "validation_")) or not is_number(value):
+            continue
+        metric = name.partition("_")[2]
+        if metric in RATIOS and not 0 <= value <= 1:
+            raise UserError(f"damaged: {name} in summary.json must be in [0, 1], got {_short(value)}.")
+        if not HIGHER_IS_BETTER.get(metric, True) and value < 0:  # the losses
+            raise UserError(f"damaged: {name} in summary.json must be at least 0, got {_short(value)}.")
+    for name in ("task", "method", "seed"):
+        own = getattr(config, name)
+        if summary.get(name, own) != own:
+            raise UserError(
+                f"damaged: {name} in summary.json must be {own!r} as in config.yaml, got {_short(summary[name])}."
+            )
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value from JSON is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # JSON has integers of any size
+        return False
+    return True
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.40}"

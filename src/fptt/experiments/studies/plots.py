@@ -1,0 +1,130 @@
+"""Plots of studies and of the page of results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from fptt.experiments.studies.finished_run import FinishedRun
+from fptt.experiments.studies.tables import Row
+from fptt.experiments.training.plots import COLORS, save_figure
+
+LOGARITHMIC = ("num_chunks", "alpha", "lr")
+
+
+class Panel(NamedTuple):
+    """Runs drawn against a column of their metrics.
+
+    Attributes:
+        column: `epoch`, `updates` or `seconds`.
+        label: Of the axis.
+    """
+
+    column: str
+    label: str
+    runs: Sequence[FinishedRun]
+    title: str = ""
+
+
+def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | None = None) -> None:
+    """Draw the validation metric of runs, a thin line a run, dashed for BPTT with several losses."""
+    size = (max(4.3 * len(panels), 6.4), 3.8)
+    figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for axis, panel in zip(grid[0], panels, strict=True):
+        labels = set()
+        for run in sorted(panel.runs, key=lambda run: list(COLORS).index(run.config.method)):
+            method, num_losses = run.contender
+            label = method.upper() + (f", {num_losses} losses" if num_losses > 1 else "")
+            xs, ys = ([row[name] for row in run.metrics] for name in (panel.column, f"validation_{metric}"))
+            axis.plot(
+                xs,
+                ys,
+                "--" if num_losses > 1 else "-",
+                color=COLORS[method],
+                linewidth=0.8,
+                alpha=0.8,
+                marker="." if len(xs) < 3 else None,  # a line of one point is invisible
+                label=None if label in labels else label,
+            )
+            labels.add(label)
+        axis.set(xlabel=panel.label, title=panel.title)
+        _style(axis, metric)
+    grid[0][0].set_ylabel(f"validation {metric}")
+    grid[0][-1].legend(fontsize="small")
+    if title is not None:
+        figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def draw_ablation(
+    rows: Sequence[Row], own: Mapping[str, Any], metric: str, heads: Mapping[str, str], path: Path
+) -> None:
+    """Draw the test metric against the values of each field, a point a run and a line through the means.
+
+    A method to which a field makes no difference is a horizontal line.
+
+    Args:
+        rows: As `Ablation.rows` returns them.
+        own: The fields, and their value in the panels of the others; None for the mean over all its values.
+        metric: Name of the metric.
+        heads: Labels of fields, where it is not their name.
+        path: The plot.
+    """
+    num_columns = min(len(own), 4)
+    num_lines = -(-len(own) // num_columns)
+    size = (1 + 3.2 * num_columns, 0.4 + 3.2 * num_lines)
+    figure, grid = plt.subplots(num_lines, num_columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    axes = list(grid.flat)
+    for axis, field in zip(axes, own, strict=False):
+        _draw_field(axis, rows, field, own)
+        axis.set_xlabel(heads.get(field, field))
+        _style(axis, metric)
+    for axis in axes[len(own) :]:
+        axis.set_visible(False)
+    for line in grid:
+        line[0].set_ylabel(f"test {metric}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    save_figure(figure, path)
+
+
+def _draw_field(axis: Axes, rows: Sequence[Row], field: str, own: Mapping[str, Any]) -> None:
+    found = {method: _values(rows, method, field, own) for method in COLORS}
+    values = list(dict.fromkeys(value for points in found.values() for value in points if value is not None))
+    names = [value for value in values if isinstance(value, str)]
+    values = [*sorted(value for value in values if value not in names), *names]
+    is_logarithmic = field in LOGARITHMIC and not names and min(values) > 0
+    places = values if is_logarithmic else list(range(len(values)))
+    for method, points in found.items():
+        means = [sum(tests) / len(tests) for tests in points.values()]
+        label, color = method.upper(), COLORS[method]
+        if None in points:
+            axis.axhline(means[0], color=color, linestyle="--", linewidth=1.2, label=label)
+        elif points:
+            xs = [places[values.index(value)] for value in points]
+            line = sorted(zip(xs, means, strict=True))
+            axis.plot(*zip(*line, strict=True), color=color, linewidth=1.2, label=label)
+            for x, tests in zip(xs, points.values(), strict=True):
+                axis.plot([x] * len(tests), tests, ".", color=color, alpha=0.6)
+    if is_logarithmic:
+        axis.set_xscale("log")
+    axis.set_xticks(places, labels=[str(value) for value in values])
+    axis.minorticks_off()
+    axis.margins(x=0.2)
+
+
+def _values(rows: Sequence[Row], method: str, field: str, own: Mapping[str, Any]) -> dict[Any, list[float]]:
+    """Return the test metrics of a method for each value of a field, with the others at their own value."""
+    points: dict[Any, list[float]] = {}
+    for row in rows:
+        others = [name for name in own if name != field and own[name] is not None]
+        if row["method"] == method and all(row[name] in (None, own[name]) for name in others):
+            points.setdefault(row[field], []).extend(row["tests"])
+    return points
+
+
+def _style(axis: Axes, metric: str) -> None:
+    axis.grid(alpha=0.25)
+    if metric == "mse":  # spans decades: from a guess to nearly nothing
+        axis.set_yscale("log")

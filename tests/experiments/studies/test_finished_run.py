@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.studies.finished_run import metric_of, read_run
+from tests.experiments.studies.runs import SMALL, write_run
+
+
+def test_the_metric_is_named_by_the_summary_or_the_first_test_metric() -> None:
+    assert metric_of({"task": "text", "test_accuracy": 0.5, "test_perplexity": 3.0, "metric": "perplexity"}) == (
+        "perplexity"
+    )
+    assert metric_of({"task": "text", "test_bits_per_character": 1.5, "test_accuracy": 0.5}) == "bits_per_character"
+    with pytest.raises(UserError, match="no metric"):
+        metric_of({"status": "finished"})
+
+
+def test_a_run_is_read(tmp_path: Path) -> None:
+    write_run(tmp_path / "equal-epochs" / "run", TrainConfig.of(SMALL, method="bptt", bptt_losses=4, seed=3), 0.75)
+    run = read_run(tmp_path / "equal-epochs" / "run", "equal-epochs")
+    assert (run.metric, run.contender, run.summary["test_accuracy"]) == ("accuracy", ("bptt", 4), 0.75)
+    assert run.setting == TrainConfig(
+        task="digits", method="bptt", bptt_losses=4, epochs=1
+    )  # threads, seed, K are gone
+    assert [row["epoch"] for row in run.metrics] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"status": "failed"}, "failed."),
+        ({"status": ...}, "of unknown status."),
+        ({"status": 7}, "of unknown status."),
+        ({"test_accuracy": "0.5"}, "lacks test_accuracy"),
+        ({"test_accuracy": None}, "lacks test_accuracy"),
+        ({"test_accuracy": True}, "lacks test_accuracy"),
+        ({"test_accuracy": 7.5}, r"test_accuracy in summary.json must be in \[0, 1\], got 7.5"),
+        ({"test_accuracy": float("nan")}, r"test_accuracy in summary.json must be in \[0, 1\], got nan"),
+        ({"test_accuracy": 10**400}, "lacks test_accuracy"),
+        ({"validation_accuracy": -0.1}, r"validation_accuracy in summary.json must be in \[0, 1\], got -0.1"),
+        ({"test_macro_f1": 1.5}, r"test_macro_f1 in summary.json must be in \[0, 1\]"),
+        ({"test_cross_entropy": -1.0}, "test_cross_entropy in summary.json must be at least 0, got -1.0"),
+        ({"updates": None}, "lacks updates"),
+        ({"updates": -5}, "updates in summary.json must be finite and at least 0, got -5"),
+        ({"seconds": float("inf")}, "seconds in summary.json must be finite and at least 0, got inf"),
+        ({"device": 3}, "lacks device"),
+        ({"commit": ...}, "lacks commit"),
+        ({"task": "adding"}, "task in summary.json must be 'digits' as in config.yaml, got 'adding'"),
+        ({"method": "bptt"}, "method in summary.json must be 'fptt' as in config.yaml, got 'bptt'"),
+        ({"seed": 1}, "seed in summary.json must be 0 as in config.yaml, got 1"),
+    ],
+    ids=str,
+)
+def test_impossible_summaries_are_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path, SMALL)
+    summary = {**json.loads(folder.summary_file.read_text()), **change}
+    folder.write_summary({name: value for name, value in summary.items() if value is not ...})
+    with pytest.raises(UserError, match=reason):
+        read_run(tmp_path)
