@@ -1,5 +1,7 @@
 """A batch of sequences, checked and cut into chunks, before a method walks over it."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +10,6 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch
-from fptt._batches.segments import Start, find_starts
 from fptt._checks import all_finite
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import State, chunk_lengths, describe_state, length_mask
@@ -34,6 +35,13 @@ class BatchResult(NamedTuple):
     gradient_norm: Tensor
     state: State
     skipped: int = 0
+
+
+class Start(NamedTuple):
+    """A step of a chunk before which lanes begin anew, and which, boolean, (B,); None for all of them."""
+
+    step: int
+    lanes: Tensor | None
 
 
 class Chunk(NamedTuple):
@@ -127,9 +135,22 @@ def cut_batch(
     if loss.per_step and targets.dim() >= 2:
         targets = chunking.time_major(targets)
     parts = loss.split(targets, mask, lengths, batch_size)
-    starts = find_starts(is_first, lengths)
+    starts = _find_starts(is_first, lengths)
     pieces = zip(inputs.split(lengths, chunking.time_dim), parts, _have_steps(parts), starts, strict=True)
     return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
+
+
+def _find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[Start, ...] | None]:
+    """Return the starts in each chunk, from flags (T, B), with one synchronization for all."""
+    if is_first is None:
+        return [None] * len(lengths)
+    counts = is_first.sum(1).tolist()
+    starts: list[tuple[Start, ...] | None] = []
+    for end, length in zip(itertools.accumulate(lengths), lengths, strict=True):
+        steps = [step for step in range(end - length, end) if counts[step]]
+        lanes = [None if counts[step] == is_first.shape[1] else is_first[step] for step in steps]
+        starts.append(tuple(Start(step - end + length, own) for step, own in zip(steps, lanes, strict=True)))
+    return starts
 
 
 def _have_steps(parts: list[Any]) -> list[bool]:

@@ -2,34 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fptt._batches.cut import Start
 from fptt._sequence import State, describe_state, initial_state, reset_state
 
 Call = Callable[[Tensor, State], tuple[Tensor, State]]
-
-
-class Start(NamedTuple):
-    """A step of a chunk before which lanes begin anew, and which, boolean, (B,); None for all of them."""
-
-    step: int
-    lanes: Tensor | None
-
-
-def find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[Start, ...] | None]:
-    """Return the starts in each chunk, from flags (T, B), with one synchronization for all."""
-    if is_first is None:
-        return [None] * len(lengths)
-    counts = is_first.sum(1).tolist()
-    starts: list[tuple[Start, ...] | None] = []
-    for end, length in zip(itertools.accumulate(lengths), lengths, strict=True):
-        steps = [step for step in range(end - length, end) if counts[step]]
-        lanes = [None if counts[step] == is_first.shape[1] else is_first[step] for step in steps]
-        starts.append(tuple(Start(step - end + length, own) for step, own in zip(steps, lanes, strict=True)))
-    return starts
 
 
 def run_segments(
