@@ -101,6 +101,30 @@ def test_reset_starts_single_samples_again() -> None:
         fptt.reset_state(state, mask.float())
 
 
+def test_the_last_output_is_that_at_the_last_real_step() -> None:
+    outputs = torch.arange(24.0).reshape(4, 3, 2)
+    mask = fptt.length_mask([4, 1, 2], num_steps=4)
+    expected = torch.stack([outputs[3, 0], outputs[0, 1], outputs[1, 2]])
+    assert torch.equal(fptt.last_output(outputs, mask), expected)
+    turned = fptt.last_output(outputs.transpose(0, 1), mask.T, batch_first=True)
+    assert torch.equal(turned, expected)
+    assert torch.equal(fptt.last_output(outputs), outputs[3])
+    mask[0, 2] = False  # a gap in front does not matter
+    assert torch.equal(fptt.last_output(outputs, mask), expected)
+    loss = fptt.TerminalLoss(torch.nn.functional.mse_loss)
+    (part,) = loss.split(torch.zeros(3, 2), mask, [4], 3)
+    torch.testing.assert_close(loss(outputs, part), expected.square().mean())
+    for bad, message in (
+        (mask[:, :2], r"mask must be boolean with T, B = \(4, 3\), got torch.bool of \(4, 2\)"),
+        (mask.float(), "mask must be boolean"),
+        (torch.zeros_like(mask), "at least one real step for every sequence"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fptt.last_output(outputs, bad)
+    with pytest.raises(ValueError, match=r"outputs must have shape \(T, B, …\), got \(4,\)"):
+        fptt.last_output(torch.zeros(4))
+
+
 ONE, TWO = torch.ones(1), torch.full((2,), 2.0)
 
 

@@ -119,6 +119,46 @@ def length_mask(lengths: Tensor | Sequence[int], num_steps: int) -> Tensor:
     return torch.arange(num_steps, device=lengths.device)[:, None] < lengths
 
 
+def last_output(outputs: Tensor, mask: Tensor | None = None, *, batch_first: bool = False) -> Tensor:
+    """Return the output of each sequence at its last real step: its prediction, after training with a `TerminalLoss`.
+
+    Args:
+        outputs: (T, B, …), of all steps.
+        mask: Boolean, (T, B), True at real steps; None if all are real. Steps after the last real one do not matter.
+        batch_first: Whether outputs and mask are (B, T, …) instead.
+
+    Returns:
+        (B, …).
+
+    Raises:
+        ValueError: If the mask is not boolean or not of the outputs' T and B, or a sequence has no real step.
+
+    Examples:
+        >>> outputs = torch.arange(6.0).reshape(3, 2)
+        >>> fptt.last_output(outputs, fptt.length_mask([1, 3], num_steps=3)).tolist()
+        [0.0, 5.0]
+    """
+    if outputs.dim() < 2:
+        raise ValueError(f"outputs must have shape (T, B, …), got {tuple(outputs.shape)}.")
+    outputs = outputs.transpose(0, 1) if batch_first else outputs
+    if mask is None:
+        return outputs[-1]
+    mask = mask.transpose(0, 1) if batch_first and mask.dim() == 2 else mask
+    if mask.dtype != torch.bool or mask.shape != outputs.shape[:2]:
+        raise ValueError(
+            f"mask must be boolean with T, B = {tuple(outputs.shape[:2])}, got {mask.dtype} of {tuple(mask.shape)}; "
+            "outputs must be those of all steps (last_only=False)."
+        )
+    if not mask.any(0).all():
+        raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
+    return outputs[last_true(mask).to(outputs.device), torch.arange(outputs.shape[1], device=outputs.device)]
+
+
+def last_true(mask: Tensor) -> Tensor:
+    """Return the index of the last True in dim 0 of a (T, B) mask, (B,); T − 1 where there is none."""
+    return len(mask) - 1 - mask.flip(0).int().argmax(0)
+
+
 def map_state(function: Callable[[Tensor], Any], state: State) -> State:
     """Apply a function to every tensor of a nest and keep the nest's own types.
 

@@ -1,5 +1,6 @@
-"""A batch of sequences, checked and cut into chunks, before a method walks over it."""
+"""A batch of sequences, checked, unpacked and cut into chunks."""
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from fptt._sequence import State, chunk_lengths, describe_state, length_mask
 
 
 class BatchResult(NamedTuple):
-    """What one batch gave; tensors stay on the device, so that reading a figure is the only synchronization.
+    """The result of one batch; its tensors stay on the device, so that reading a number is the only synchronization.
 
     Attributes:
         loss: Mean of the chunk losses, a scalar.
@@ -36,6 +37,13 @@ class BatchResult(NamedTuple):
     state: State
     skipped: int = 0
 
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={getattr(self, name).item():.4g}" for name in ("loss", "penalty", "gradient_norm"))
+        return (
+            f"BatchResult({numbers}, chunk_losses of {len(self.chunk_losses)} chunks, updates={self.updates}, "
+            f"skipped={self.skipped}, state of {describe_state(self.state)})"
+        )
+
 
 class Start(NamedTuple):
     """A step of a chunk before which lanes begin anew, and which, boolean, (B,); None for all of them."""
@@ -52,7 +60,7 @@ class Chunk(NamedTuple):
         inputs: (T_k, B, …), or (B, T_k, …).
         part: What the loss needs of the targets.
         has_steps: Whether something in it counts.
-        starts: Where sequences begin in it; None where nobody asked.
+        starts: Where sequences begin in it; None without `is_first`.
         has_bad_inputs: Whether it is to be skipped, for NaN or Inf in its inputs.
     """
 
@@ -123,6 +131,11 @@ def cut_batch(
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
         raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
     num_steps, batch_size = chunking.time_major(inputs).shape[:2]
+    if chunking.num_chunks is not None and num_steps < chunking.num_chunks:
+        raise ValueError(
+            f"inputs must have at least num_chunks = {chunking.num_chunks} time steps, got {num_steps}: "
+            "chunk_length takes any length."
+        )
     lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
     mask = _checked_flags("mask", mask, (num_steps, batch_size), chunking)
     if mask is not None:
@@ -154,7 +167,7 @@ def _find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[
 
 
 def _have_steps(parts: list[Any]) -> list[bool]:
-    """Tell which chunks have something that counts, with one synchronization for all."""
+    """Return which chunks have something that counts, with one synchronization for all."""
     counted = [getattr(part, "counted", None) for part in parts]
     distinct = {id(counts): counts.any() for counts in counted if counts is not None}  # often one for all chunks
     if not distinct:
@@ -185,12 +198,13 @@ def check_inputs(inputs: Tensor, chunks: list[Chunk], batch: int) -> None:
     for chunk in [] if all_finite(inputs) else chunks:
         if not all_finite(chunk.inputs):
             raise FloatingPointError(
-                f"inputs hold NaN or Inf in chunk {chunk.number} of batch {batch}; no weight was changed."
+                f"inputs hold NaN or Inf in chunk {chunk.number} of batch {batch}; no weight was changed. Padding "
+                "counts, too: the model runs over it, so that it must hold numbers."
             )
 
 
 def mark_bad_inputs(inputs: Tensor, chunks: list[Chunk]) -> list[Chunk]:
-    """Return the chunks, told which of them hold NaN or Inf."""
+    """Return the chunks, with those marked that hold NaN or Inf."""
     if all_finite(inputs):
         return chunks
     return [chunk._replace(has_bad_inputs=not all_finite(chunk.inputs)) for chunk in chunks]
@@ -202,7 +216,10 @@ def call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool
     Raises:
         ValueError: If a given state does not fit the model.
         TypeError: If the model does not return outputs and state.
+        RuntimeError: If gradients are off.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError("training needs gradients: leave torch.no_grad() or torch.inference_mode().")
     try:
         result = model(inputs, state)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -222,11 +239,41 @@ def check_same_state(given: State, returned: State) -> None:
         raise ValueError(f"state must match the model's own, {describe_state(returned)}, got {describe_state(given)}.")
 
 
-def check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> None:
-    """Raise ValueError if model and data have another layout, or the optimizer does not train the model."""
+def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool) -> None:
+    """Raise an error if a model cannot be trained in chunks, or the optimizer, if there is one, does not train it.
+
+    Raises:
+        TypeError: If the model is not called with a state.
+        ValueError: If it reads backward in time, its layout is not that of the data, or no parameter of it is trained.
+    """
+    _check_takes_state(model)
+    for name, module in model.named_modules():
+        # the backward half of a chunk would begin at the chunk's end, not at the sequence's
+        if isinstance(module, nn.RNNBase) and module.bidirectional:
+            raise ValueError(
+                f"model must read forward in time, got the bidirectional {type(module).__name__} {name or 'itself'!r}: "
+                "its outputs in chunks are not those of the whole sequence."
+            )
     layout = getattr(model, "batch_first", batch_first)
     if layout != batch_first:
         raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
+    if optimizer is None:
+        return
     held = {param for group in optimizer.param_groups for param in group["params"]}
-    if held.isdisjoint(model.parameters()):
+    own = held.intersection(model.parameters())
+    if not own:
         raise ValueError("optimizer must hold parameters of the model, got none of them.")
+    if not any(param.requires_grad for param in own):
+        raise ValueError("model must have a trainable parameter in the optimizer, got frozen ones alone.")
+
+
+def _check_takes_state(model: nn.Module) -> None:
+    try:
+        inspect.signature(model.forward).bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            "model must be called as model(inputs, state) and return (outputs, state), but its forward does not take "
+            f"these two arguments ({error}): fptt.nn.Recurrent and fptt.nn.Unroll wrap layers and cells."
+        ) from error
+    except ValueError:
+        return  # a built-in without a signature

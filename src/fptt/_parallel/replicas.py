@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +87,8 @@ class Together(Alone):
         self.model, self.loss, self.optimizer, self.regularizer = model, loss, optimizer, regularizer
         self.device = self._params()[0].device
         self._begin()
-        for module in loss.modules():
-            if isinstance(module, RunningPrior) and self.adds_gradients:
-                module.total = self._sum
+        if self.adds_gradients and any(isinstance(module, RunningPrior) for module in loss.modules()):
+            loss.observe = partial(type(loss).observe, loss, reduce=self._sum)
 
     def _begin(self) -> None:
         """Give all processes the weights and buffers of process 0."""

@@ -248,6 +248,7 @@ class DynamicRegularizer:
 
         Raises:
             ValueError: If the optimizer lacks a regularized parameter, or max_norm is not positive.
+            TypeError: If it is no optimizer, or LBFGS.
             RuntimeError: If the regularizer is attached already, or the optimizer has hooks of another one or a method.
         """
         if self._hooks is not None:
