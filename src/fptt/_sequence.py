@@ -1,4 +1,4 @@
-"""Where a sequence is cut, and what happens to the recurrent state at the cut."""
+"""Cuts of a sequence, and the recurrent state at a cut."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
         inputs: (T, B, …), or (B, T, …) with `batch_first`; T may change from chunk to chunk, B not.
         targets: As the loss wants them: (T, B, …) for a `SequenceLoss`.
         mask: Boolean, (T, B), True at real steps; None if all are real.
-        is_first: Boolean, (T, B), True where a new sequence begins; None if all lanes go on.
+        is_first: Boolean, (T, B), True where a new sequence begins; None if all sequences continue.
 
     Examples:
         >>> fptt.Batch(torch.zeros(5, 2, 3), torch.zeros(5, 2)).to("cpu").mask is None

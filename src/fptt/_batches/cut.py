@@ -25,7 +25,7 @@ class BatchResult(NamedTuple):
         penalty: R after the last update, a scalar; 0 without a regularizer.
         updates: Updates that the optimizer made.
         gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
-        state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
+        state: Final recurrent state, detached: the `state` of the next batch if the sequences continue.
         skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
     """
 
@@ -46,7 +46,7 @@ class BatchResult(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A step of a chunk before which lanes begin anew, and which, boolean, (B,); None for all of them."""
+    """A step of a chunk at which new sequences begin, and their lanes, boolean, (B,); None for all lanes."""
 
     step: int
     lanes: Tensor | None
@@ -73,7 +73,7 @@ class Chunk(NamedTuple):
 
 
 class Chunking(NamedTuple):
-    """How a method cuts: K or the longest chunk, and the time dimension of inputs, targets of steps and masks."""
+    """The settings of a cut: K or the longest chunk, and the time dimension of inputs, targets of steps and masks."""
 
     num_chunks: int | None
     chunk_length: int | None

@@ -28,7 +28,7 @@ class ChunkLoss(nn.Module, ABC):
 
     @abstractmethod
     def split(self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int) -> list[Any]:
-        """Return what each chunk needs of the targets.
+        """Return the part of the targets of each chunk, of any type.
 
         Args:
             targets: (T, B, …) for sequence-to-sequence losses, (B, …) for terminal ones.
@@ -223,9 +223,8 @@ class TerminalLoss(ChunkLoss):
         counted = torch.stack([chunk.any(0) for chunk in masks])  # (K, B)
         if not counted.any(0).all():
             raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
-        own_chunks = (
-            last_true(counted) + 1
-        )  # not the number of chunks with a real step: one in the middle may have none
+        # not the number of chunks with a real step: a chunk in the middle may have none
+        own_chunks = last_true(counted) + 1
         counted = counted if kept is None else counted & kept
         return [
             TerminalPart(targets, float(k + 1), own_chunks, counted[k], num_kept, last_true(chunk), len(chunk))

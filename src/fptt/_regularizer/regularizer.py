@@ -18,7 +18,7 @@ PreviousGradient = Literal["dual", "recomputed"]
 
 
 class ParameterState(NamedTuple):
-    """What the regularizer remembers of one parameter, in its shape, dtype and device; several duals in a dim 0."""
+    """Average and dual of one parameter, in its shape, dtype and device; several duals in a dim 0."""
 
     average: Tensor
     dual: Tensor
@@ -353,7 +353,7 @@ class DynamicRegularizer:
 
 
 class _Duals:
-    """How many duals λ a parameter has, and which of them is that of the next step.
+    """The number K of duals λ of each parameter, and the one that the next step uses.
 
     One has the shape of its parameter; several are stacked in a dim 0.
 
