@@ -69,11 +69,6 @@ def test_nan_in_padding_is_told_as_such(kind: Any) -> None:
         build(kind, nn.GRU(3, 4)).train_batch(inputs, torch.randn(6, 2, 4), mask=fptt.length_mask([6, 4], 6))
 
 
-def test_too_short_a_batch_is_named() -> None:
-    with pytest.raises(ValueError, match="inputs must have at least num_chunks = 9 time steps, got 6"):
-        build(fptt.TBPTT, nn.GRU(3, 4), num_chunks=9).train_batch(torch.randn(6, 2, 3), torch.randn(6, 2, 4))
-
-
 def test_a_result_is_one_short_line() -> None:
     method = build(fptt.FPTT, fptt.nn.LSTM(3, 200, 4), chunk_length=1)
     result = method.train_batch(torch.randn(60, 20, 3), torch.randn(60, 20, 4))

@@ -56,7 +56,7 @@ def walk_stream(
         try:
             result = learn(chunk, state)
         except Exception as error:
-            error.add_note(f"This was chunk {number} of the stream, inputs of shape {tuple(chunk.inputs.shape)}.")
+            error.add_note(f"This was chunk {number} of the stream.")
             raise
         number, batch_size, state = number + 1, chunk.inputs.shape[batch_dim], result.state
         del item, chunk

@@ -131,11 +131,6 @@ def cut_batch(
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
         raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
     num_steps, batch_size = chunking.time_major(inputs).shape[:2]
-    if chunking.num_chunks is not None and num_steps < chunking.num_chunks:
-        raise ValueError(
-            f"inputs must have at least num_chunks = {chunking.num_chunks} time steps, got {num_steps}: "
-            "chunk_length takes any length."
-        )
     lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
     mask = _checked_flags("mask", mask, (num_steps, batch_size), chunking)
     if mask is not None:
