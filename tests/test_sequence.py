@@ -1,3 +1,4 @@
+from collections import OrderedDict, UserDict, defaultdict, deque
 from typing import Any, NamedTuple
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import Tensor
 
 import fptt
+from fptt._sequence import flatten_state, map_state, refill_state
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 784, 1000])
@@ -97,3 +99,70 @@ def test_reset_starts_single_samples_again() -> None:
         fptt.reset_state(state, mask[:2])
     with pytest.raises(ValueError, match="is_first must be a boolean"):
         fptt.reset_state(state, mask.float())
+
+
+def test_the_last_output_is_that_at_the_last_real_step() -> None:
+    outputs = torch.arange(24.0).reshape(4, 3, 2)
+    mask = fptt.length_mask([4, 1, 2], num_steps=4)
+    expected = torch.stack([outputs[3, 0], outputs[0, 1], outputs[1, 2]])
+    assert torch.equal(fptt.last_output(outputs, mask), expected)
+    turned = fptt.last_output(outputs.transpose(0, 1), mask.T, batch_first=True)
+    assert torch.equal(turned, expected)
+    assert torch.equal(fptt.last_output(outputs), outputs[3])
+    mask[0, 2] = False  # a gap in front does not matter
+    assert torch.equal(fptt.last_output(outputs, mask), expected)
+    loss = fptt.TerminalLoss(torch.nn.functional.mse_loss)
+    (part,) = loss.split(torch.zeros(3, 2), mask, [4], 3)
+    torch.testing.assert_close(loss(outputs, part), expected.square().mean())
+    for bad, message in (
+        (mask[:, :2], r"mask must be boolean with T, B = \(4, 3\), got torch.bool of \(4, 2\)"),
+        (mask.float(), "mask must be boolean"),
+        (torch.zeros_like(mask), "at least one real step for every sequence"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fptt.last_output(outputs, bad)
+    with pytest.raises(ValueError, match=r"outputs must have shape \(T, B, …\), got \(4,\)"):
+        fptt.last_output(torch.zeros(4))
+
+
+ONE, TWO = torch.ones(1), torch.full((2,), 2.0)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        ONE,
+        (ONE, TWO),
+        (),
+        [ONE, [TWO, None]],
+        fptt.nn.LSTMState(ONE, TWO),
+        Nested(ONE, {"b": [TWO], "a": [ONE]}),
+        OrderedDict(z=ONE, a=(TWO, None)),
+        defaultdict(list, z=TWO, a=[ONE]),
+        deque([ONE, TWO]),
+    ],
+    ids=lambda state: type(state).__name__,
+)
+def test_nests_keep_their_types_and_their_order(state: Any) -> None:
+    doubled = map_state(lambda tensor: 2 * tensor, state)
+    assert type(doubled) is type(state)
+    tensors = flatten_state(state)
+    assert [tensor.tolist() for tensor in flatten_state(doubled)] == [(2 * tensor).tolist() for tensor in tensors]
+    refilled = refill_state(state, [tensor.double() for tensor in tensors])
+    assert str(refilled) == str(state)
+    assert {tensor.dtype for tensor in flatten_state(refilled)} <= {torch.float32}
+
+
+def test_a_dict_is_in_the_order_of_its_keys_as_they_were_put_in() -> None:
+    assert [len(tensor) for tensor in flatten_state({"z": TWO, "a": ONE})] == [2, 1]
+
+
+@pytest.mark.parametrize("state", [3, "h", (ONE, 2.0), UserDict(a=ONE), {"a": [ONE, object()]}], ids=str)
+def test_what_is_no_nest_of_tensors_is_named(state: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"state must be a nest of tensors .* got a (int|str|float|UserDict|object) in it"
+    ):
+        flatten_state(state)
+    with pytest.raises(TypeError, match="state must be a nest of tensors"):
+        fptt.detach_state(state)

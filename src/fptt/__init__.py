@@ -29,6 +29,7 @@ from fptt._regularizer.regularizer import DynamicRegularizer as DynamicRegulariz
 from fptt._regularizer.step_hooks import BadWeightsError as BadWeightsError
 from fptt._sequence import chunk_lengths as chunk_lengths
 from fptt._sequence import detach_state as detach_state
+from fptt._sequence import last_output as last_output
 from fptt._sequence import length_mask as length_mask
 from fptt._sequence import reset_state as reset_state
 from fptt._sequence import split_sequence as split_sequence

@@ -1,4 +1,4 @@
-"""Checks of what a user passes in: each error names the argument, the value and what was expected."""
+"""Checks of arguments; each error names the argument, the value and the expectation."""
 
 import math
 from collections.abc import Iterable
@@ -34,15 +34,16 @@ def check_unit_interval(name: str, value: float, *, closed: bool) -> None:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds neither NaN nor Inf; always true for integers."""
+    """Return whether a tensor holds neither NaN nor Inf; always true for integers."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether no tensor holds NaN or Inf, by the largest absolute value of each, with one synchronization."""
+    """Return whether no tensor holds NaN or Inf, by the largest absolute value of each, with one synchronization."""
     filled = [tensor.detach() for tensor in tensors if tensor.numel()]
     if not filled:
         return True
+    # Inf stays Inf and NaN stays NaN in a maximum, which needs no tensor of booleans
     largest = torch._foreach_norm(filled, float("inf"))
     return all_finite(torch.stack([norm.to(largest[0]) for norm in largest]))
 
@@ -54,7 +55,7 @@ def check_iterable(name: str, value: Any) -> None:
 
 
 def check_keys(name: str, saved: Any, own: dict[str, Any]) -> None:
-    """Raise ValueError unless what was saved is a dict with the keys of one's own."""
+    """Raise ValueError unless a saved state is a dict with the same keys as `own`."""
     if not isinstance(saved, dict) or saved.keys() != own.keys():
         found = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
         raise ValueError(f"{name} must have the keys {sorted(own)}, got {found}.")

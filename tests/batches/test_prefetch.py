@@ -131,6 +131,29 @@ def test_the_position_is_that_of_the_items_taken() -> None:
         fptt.prefetch(range(3)).state_dict()
 
 
+class Careless(Counted):
+    """Returns its own dict, which goes on changing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, int]:
+        self.own["position"] = self.position
+        return self.own
+
+
+def test_a_position_does_not_move_on_with_its_source() -> None:
+    source = Careless()
+    ahead = fptt.prefetch(source, size=3)
+    assert wait_for(lambda: source.position == 3)
+    assert ahead.state_dict() == {"position": 0}
+    next(ahead)
+    assert wait_for(lambda: source.position == 4)
+    assert ahead.state_dict() == {"position": 1}
+    ahead.close()
+
+
 @pytest.mark.parametrize(("fails_in", "taken"), [("iter", 4), ("state", 3)])
 def test_the_position_before_an_error_is_kept(fails_in: str, taken: int) -> None:
     ahead = fptt.prefetch(Counted(fails_in))

@@ -169,6 +169,15 @@ def test_slips_are_named() -> None:
         bptt.train_stream([(x, y)])
 
 
+def test_the_chunk_of_a_stream_that_does_not_fit_is_named() -> None:
+    _, method = build(num_chunks=4)
+    stream = method.train_stream([recording(8, B), recording(3, B)])
+    next(stream)
+    with pytest.raises(ValueError, match="num_chunks must be at most the sequence length 3, got 4") as caught:
+        next(stream)
+    assert caught.value.__notes__ == ["This was chunk 1 of the stream."]
+
+
 def test_lanes_are_consecutive_parts_and_chunks_those_of_chunk_lengths(tmp_path: Path) -> None:
     inputs = torch.arange(47)
     flags = inputs % 5 == 0

@@ -157,6 +157,16 @@ def test_running_prior_learns_from_ended_sequences_only() -> None:
         (lambda: fptt.TerminalLoss(functional.mse_loss, 0.5), ValueError, "divergence must be"),  # pyright: ignore
         (lambda: fptt.TerminalLoss("cross_entropy"), TypeError, "function must be a loss"),  # pyright: ignore
         (lambda: fptt.TerminalLoss(functional.mse_loss, "flat"), ValueError, "divergence must be"),
+        *(
+            (functools.partial(fptt.TerminalLoss, function, divergence), ValueError, f"must be None with {name}, whose")
+            for divergence in ("uniform", fptt.RunningPrior(3))
+            for function, name in (
+                (functional.mse_loss, "mse_loss"),
+                (nn.MSELoss(), "MSELoss"),
+                (functools.partial(functional.huber_loss, delta=0.5), "huber_loss"),
+                (nn.BCEWithLogitsLoss(), "BCEWithLogitsLoss"),
+            )
+        ),
         (lambda: fptt.RunningPrior(1), ValueError, "num_classes"),
         (lambda: fptt.RunningPrior(3, decay=1.0), ValueError, "decay"),
     ],
@@ -189,6 +199,71 @@ def test_several_targets_a_step() -> None:
     torch.testing.assert_close(found, functional.cross_entropy(output.flatten(0, 1), targets.flatten(0, 1)))
 
 
+def test_a_step_with_one_of_several_targets_counts() -> None:
+    output, targets = torch.randn(6, 2, 4, 3), torch.randint(4, (6, 2, 3))
+    targets[1, 0, 2] = targets[4, 1, 0] = -100
+    targets[2, 1] = -100
+    loss = fptt.SequenceLoss(functional.cross_entropy)
+    (part,) = loss.split(targets, None, [6], 2)
+    assert part.counted is not None
+    expected = torch.ones(6, 2, dtype=torch.bool)
+    expected[2, 1] = False
+    assert torch.equal(part.counted, expected)
+    values = functional.cross_entropy(output.flatten(0, 1), targets.flatten(0, 1), reduction="none").mean(1)
+    torch.testing.assert_close(loss(output, part), values.sum() / 11)
+
+
+@pytest.mark.parametrize("make", [fptt.SequenceLoss, fptt.TerminalLoss])
+def test_weights_of_classes_multiply_terms_and_leave_their_number(make: Any) -> None:
+    weight = torch.tensor([1.0, 4.0, 0.25])
+    output, targets = torch.randn(6, 2, 3), torch.randint(3, (6, 2))
+    targets, last = (targets, output) if make is fptt.SequenceLoss else (targets[0], output[-1])
+    loss = make(functools.partial(functional.cross_entropy, weight=weight))
+    (part,) = loss.split(targets, None, [6], 2)
+    plain = functional.cross_entropy(last.reshape(-1, 3), targets.flatten(), reduction="none")
+    torch.testing.assert_close(loss(output, part), (weight[targets.flatten()] * plain).mean())
+    torch.testing.assert_close(make(nn.CrossEntropyLoss(weight=weight))(output, part), loss(output, part))
+
+
+def test_a_sequence_silent_in_the_middle_has_its_weights_still() -> None:
+    """Three chunks, the second wholly masked for sequence 1: b is 1/3, –, 1 there, and nothing at the silence."""
+    output, targets = torch.randn(6, 2, 4), torch.tensor([0, 1])
+    mask = torch.ones(6, 2, dtype=torch.bool)
+    mask[2:4, 1] = False
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    parts = loss.split(targets, mask, [2, 2, 2], 2)
+    found = [loss(chunk, part) for chunk, part in zip(output.split(2), parts, strict=True)]
+    terms = functional.cross_entropy(output[1::2].flatten(0, 1), targets.repeat(3), reduction="none").view(3, 2)
+    b = torch.tensor([[1 / 3, 1 / 3], [2 / 3, 0], [1, 1]])
+    torch.testing.assert_close(torch.stack(found), (b * terms).sum(1) / 2)
+
+
+def test_labels_that_are_no_whole_numbers_are_named() -> None:
+    for function, name in ((functional.cross_entropy, "cross_entropy"), (nn.CrossEntropyLoss(), "CrossEntropyLoss")):
+        for dtype in (torch.float32, torch.int32):
+            loss = fptt.TerminalLoss(function)
+            (part,) = loss.split(torch.zeros(3, dtype=dtype), None, [5], 3)
+            with pytest.raises(ValueError, match=f"whole labels, torch.int64, for {name}, got {dtype}"):
+                loss(torch.zeros(5, 3, 4), part)
+
+
+def test_a_running_prior_of_several_processes_is_that_of_their_whole_batch() -> None:
+    priors = [fptt.RunningPrior(3, decay=0.5) for _ in range(3)]
+    output, labels = torch.randn(6, 3), torch.tensor([0, 1, 1, 1, 0, 2])
+    ended = torch.ones(6, dtype=torch.bool)
+    losses = [fptt.TerminalLoss(functional.cross_entropy, prior) for prior in priors]
+    messages: list[Tensor] = []
+    halves = [slice(0, 2), slice(2, 6)]
+    for half in halves:  # each gives its message, and takes the sum in a second round
+        fptt.RunningPrior(3).observe(output[half], labels[half], ended[half], lambda own: messages.append(own) or own)
+    priors[0].observe(output, labels, ended)
+    for half, loss in zip(halves, losses[1:], strict=True):
+        (part,) = loss.split(labels[half], None, [1], len(labels[half]))
+        loss.observe(output[None, half], part, lambda _: messages[0] + messages[1])
+    for prior in priors[1:]:
+        torch.testing.assert_close(prior.probabilities, priors[0].probabilities)
+
+
 def test_ignored_labels_of_sequences_do_not_count() -> None:
     output, targets = torch.randn(5, 3, 4), torch.tensor([2, -100, 0])
     prior = fptt.RunningPrior(4, decay=0.5)
@@ -215,7 +290,7 @@ def test_running_prior_keeps_its_precision_beside_bfloat16_outputs() -> None:
 
 def test_priors_and_outputs_that_do_not_fit_are_named() -> None:
     for divergence, size, message in ((fptt.RunningPrior(10), 4, "RunningPrior of 10"), ("uniform", 1, "at least 2")):
-        loss = fptt.TerminalLoss(functional.mse_loss, divergence)
+        loss = fptt.TerminalLoss(functional.cross_entropy, divergence)  # of probabilities, in the outputs' shape
         (part,) = loss.split(torch.zeros(3, size), None, [5], 3)
         with pytest.raises(ValueError, match=message):
             loss(torch.zeros(5, 3, size), part)

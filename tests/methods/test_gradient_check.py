@@ -84,6 +84,68 @@ def test_a_hidden_state_that_leaks_is_found() -> None:
     assert not report.passed
 
 
+class NoParameters(nn.Module):
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return inputs, state
+
+
 def test_a_model_without_parameters_is_named() -> None:
     with pytest.raises(ValueError, match="trainable"):
-        check(nn.Identity())
+        check(NoParameters())
+
+
+def test_a_model_that_takes_no_state_is_named() -> None:
+    with pytest.raises(TypeError, match=r"model must be called as model\(inputs, state\)"):
+        check(nn.Linear(3, 3))
+
+
+class Scaled(nn.Module):
+    """A layer whose outputs are multiplied by a number; its state goes by, or not."""
+
+    def __init__(self, factor: float = 1.0, *, forgets: bool = False) -> None:
+        super().__init__()
+        self.inner, self.factor, self.forgets = fptt.nn.GRU(3, 5, 3), factor, forgets
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        outputs, state = self.inner(inputs, None if self.forgets else state)
+        return outputs * self.factor, state
+
+
+def test_a_gradient_of_zero_is_no_correct_one() -> None:
+    report = check(Scaled(0.0))
+    assert report.is_zero
+    assert not report.passed
+    assert "NO GRADIENT" in str(report)
+    assert "correct" not in str(report)
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_an_unused_state_is_reported(forgets: bool) -> None:
+    report = check(Scaled(forgets=forgets))
+    assert report.state_is_unused == forgets
+    assert ("UNUSED STATE" in str(report)) == forgets
+    assert [chunk.uses_state for chunk in report.chunks] == [None, not forgets, not forgets]
+
+
+class OfItsOwnType(nn.Module):
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.inner, self.place = fptt.nn.GRU(3, 5, 3), place
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if self.place == "state" and state is None:
+            state = torch.zeros(1, inputs.shape[1], 5)
+        outputs, state = self.inner(inputs, state)
+        return outputs.float() if self.place == "outputs" else outputs, state
+
+
+@pytest.mark.parametrize("place", ["state", "outputs"])
+def test_a_model_with_a_type_of_its_own_is_named(place: str) -> None:
+    with pytest.raises(TypeError, match="model must run in float64"):
+        check(OfItsOwnType(place))
+
+
+def test_a_bidirectional_layer_is_refused() -> None:
+    model = fptt.nn.Recurrent(nn.LSTM(3, 5, bidirectional=True), nn.Linear(10, 3))
+    with pytest.raises(ValueError, match="forward in time, got the bidirectional LSTM 'rnn'"):
+        check(model)

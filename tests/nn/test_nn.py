@@ -56,7 +56,7 @@ def test_layouts_and_readouts() -> None:
     assert [type(module) for module in deep.readout.children()] == [nn.Linear, nn.ReLU, nn.Linear]
     last = fptt.nn.LSTM(3, 5, 2, last_only=True)
     last.load_state_dict(model.state_dict())
-    assert torch.equal(last(inputs)[0], model(inputs)[0][-1:])
+    torch.testing.assert_close(last(inputs)[0], model(inputs)[0][-1:])  # a product of fewer rows may round otherwise
     assert fptt.nn.LSTM(3, 5)(inputs)[0].shape == (7, 4, 5)
     assert isinstance(model(inputs)[1], fptt.nn.LSTMState)
 

@@ -11,7 +11,7 @@ from fptt._checks import check_count, check_keys
 
 
 class TimeSteps(Protocol):
-    """What can be sliced in time: a tensor, a NumPy array or memory map, an HDF5 data set, a list."""
+    """An array that can be sliced in time: a tensor, a NumPy array or memory map, an HDF5 data set, a list."""
 
     def __len__(self) -> int: ...
 
@@ -22,7 +22,7 @@ class ArrayChunks:
     """Cut one long sequence into parallel lanes, and these into chunks, read from where they are when their turn comes.
 
     Lane b has the steps bL … (b + 1)L − 1 of the N, with L = ⌊N/B⌋; the N mod B steps at the end are left out. Lengths
-    of chunks are those of `chunk_lengths`. Iterating goes on from the position, up to the end of the lanes; then the
+    of chunks are those of `chunk_lengths`. Iterating continues from the position, up to the end of the lanes; then the
     position is the beginning again, for the next epoch, with the state None. A checkpoint holds `state_dict()`, that of
     the `prefetch` around it if there is one, beside the recurrent state of the last result.
 
@@ -96,7 +96,7 @@ class ArrayChunks:
         return {"chunk": self._next, **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from where `state_dict` was taken; together with the recurrent state, training goes on bit for bit.
+        """Continue from where `state_dict` was taken; with the recurrent state as well, training resumes bitwise.
 
         Raises:
             ValueError: If it was saved with other steps, chunks or lanes.

@@ -1,4 +1,4 @@
-"""A stream: chunks that come one at a time and need not end."""
+"""Batches that follow one another in time, and the walk over a stream of them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -16,7 +16,7 @@ class Batch(NamedTuple):
         inputs: (T, B, …), or (B, T, …) with `batch_first`; T may change from chunk to chunk, B not.
         targets: As the loss wants them: (T, B, …) for a `SequenceLoss`.
         mask: Boolean, (T, B), True at real steps; None if all are real.
-        is_first: Boolean, (T, B), True where a new sequence begins; None if all lanes go on.
+        is_first: Boolean, (T, B), True where a new sequence begins; None if all sequences continue.
 
     Examples:
         >>> fptt.Batch(torch.zeros(5, 2, 3), torch.zeros(5, 2)).to("cpu").mask is None
@@ -53,7 +53,11 @@ def walk_stream(
     for item in source:
         chunk = _as_chunk(item, number)
         _check_batch_size(chunk.inputs, batch_size, batch_dim, number)
-        result = learn(chunk, state)
+        try:
+            result = learn(chunk, state)
+        except Exception as error:
+            error.add_note(f"This was chunk {number} of the stream.")
+            raise
         number, batch_size, state = number + 1, chunk.inputs.shape[batch_dim], result.state
         del item, chunk
         yield result
@@ -71,7 +75,7 @@ def _as_chunk(item: Any, number: int) -> Batch:
 
 def _check_batch_size(inputs: Any, batch_size: int | None, batch_dim: int, number: int) -> None:
     if batch_size is None or not isinstance(inputs, Tensor) or inputs.dim() < 2:
-        return  # what is no batch at all is told when it is cut
+        return  # invalid inputs are rejected in `cut_batch`
     if inputs.shape[batch_dim] != batch_size:
         raise ValueError(
             f"inputs must keep the batch size of the stream, {batch_size} in dim {batch_dim}, "

@@ -1,5 +1,6 @@
-"""A batch of sequences, checked and cut into chunks, before a method walks over it."""
+"""A batch of sequences, checked, unpacked and cut into chunks."""
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from fptt._sequence import chunk_lengths, length_mask
 
 
 class Start(NamedTuple):
-    """A step of a chunk before which lanes begin anew, and which, boolean, (B,); None for all of them."""
+    """A step of a chunk at which new sequences begin, and their lanes, boolean, (B,); None for all lanes."""
 
     step: int
     lanes: Tensor | None
@@ -30,7 +31,7 @@ class Chunk(NamedTuple):
         inputs: (T_k, B, …), or (B, T_k, …).
         part: What the loss needs of the targets.
         has_steps: Whether something in it counts.
-        starts: Where sequences begin in it; None where nobody asked.
+        starts: Where sequences begin in it; None without `is_first`.
         bad_inputs: Where its inputs hold NaN or Inf: in real steps, or only in the padding; None if they do not.
         weight: Of this process's loss in that of all that train the model.
     """
@@ -45,7 +46,7 @@ class Chunk(NamedTuple):
 
 
 class Chunking(NamedTuple):
-    """How a method cuts: K or the longest chunk, and the time dimension of inputs, targets of steps and masks."""
+    """The settings of a cut: K or the longest chunk, and the time dimension of inputs, targets of steps and masks."""
 
     num_chunks: int | None
     chunk_length: int | None
@@ -115,12 +116,12 @@ def cut_batch(
     if loss.per_step and targets.dim() >= 2:
         targets = chunking.time_major(targets)
     parts = loss.split(targets, mask, lengths, batch_size)
-    starts = find_starts(is_first, lengths)
+    starts = _find_starts(is_first, lengths)
     pieces = zip(inputs.split(lengths, chunking.time_dim), parts, _have_steps(parts), starts, strict=True)
     return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
 
 
-def find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[Start, ...] | None]:
+def _find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[Start, ...] | None]:
     """Return the starts in each chunk, from flags (T, B), with one synchronization for all."""
     if is_first is None:
         return [None] * len(lengths)
@@ -134,7 +135,7 @@ def find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[S
 
 
 def _have_steps(parts: list[Any]) -> list[bool]:
-    """Tell which chunks have something that counts, with one synchronization for all."""
+    """Return which chunks have something that counts, with one synchronization for all."""
     counted = [getattr(part, "counted", None) for part in parts]
     distinct = {id(counts): counts.any() for counts in counted if counts is not None}  # often one for all chunks
     if not distinct:
@@ -176,11 +177,41 @@ def mark_bad_inputs(chunks: list[Chunk], batch: Batch, chunking: Chunking) -> li
     return marked
 
 
-def check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> None:
-    """Raise ValueError if model and data have another layout, or the optimizer does not train the model."""
+def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool) -> None:
+    """Raise an error if a model cannot be trained in chunks, or the optimizer, if there is one, does not train it.
+
+    Raises:
+        TypeError: If the model is not called with a state.
+        ValueError: If it reads backward in time, its layout is not that of the data, or no parameter of it is trained.
+    """
+    _check_takes_state(model)
+    for name, module in model.named_modules():
+        # the backward half of a chunk would begin at the chunk's end, not at the sequence's
+        if isinstance(module, nn.RNNBase) and module.bidirectional:
+            raise ValueError(
+                f"model must read forward in time, got the bidirectional {type(module).__name__} {name or 'itself'!r}: "
+                "its outputs in chunks are not those of the whole sequence."
+            )
     layout = getattr(model, "batch_first", batch_first)
     if layout != batch_first:
         raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
+    if optimizer is None:
+        return
     held = {param for group in optimizer.param_groups for param in group["params"]}
-    if held.isdisjoint(model.parameters()):
+    own = held.intersection(model.parameters())
+    if not own:
         raise ValueError("optimizer must hold parameters of the model, got none of them.")
+    if not any(param.requires_grad for param in own):
+        raise ValueError("model must have a trainable parameter in the optimizer, got frozen ones alone.")
+
+
+def _check_takes_state(model: nn.Module) -> None:
+    try:
+        inspect.signature(model.forward).bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            "model must be called as model(inputs, state) and return (outputs, state), but its forward does not take "
+            f"these two arguments ({error}): fptt.nn.Recurrent and fptt.nn.Unroll wrap layers and cells."
+        ) from error
+    except ValueError:
+        return  # a built-in without a signature

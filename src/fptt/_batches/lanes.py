@@ -13,9 +13,9 @@ from fptt._checks import check_count, check_iterable, check_keys
 
 
 class PackedLanes(Iterator[Batch]):
-    """What `pack_lanes` returns: the chunks, and the position, from which packing goes on bit for bit.
+    """The chunks of `pack_lanes`, and the position, from which packing resumes bitwise.
 
-    The position is a few numbers and holds no data: the sequences that lie open in the lanes are read again. To go on,
+    The position is a few numbers and holds no data: the sequences that lie open in the lanes are read again. To resume,
     give `pack_lanes` the same sequences without the first `state_dict()["skip"]`, and load the position before the
     first chunk is taken and before `prefetch` is put around it.
 
@@ -39,6 +39,7 @@ class PackedLanes(Iterator[Batch]):
     def __next__(self) -> Batch:
         """Return the next chunk."""
         start, end = self._step, self._step + self.chunk_length
+        # the lane that is free first takes the next sequence, whatever the length of chunks
         while self._free[0][0] < end and (pair := next(self._sequences, None)) is not None:
             begin, lane = self._free[0]
             self._placed.append(_Placed(self._taken, *pair, lane, begin))
@@ -107,7 +108,7 @@ def pack_lanes(
     the very end the mask is False where lanes have run out. Which lane gets which does not depend on `chunk_length`.
 
     A checkpoint holds `state_dict()` of what is returned, that of the `prefetch` around it if there is one, beside the
-    recurrent state of the last result. To go on, skip `state_dict["skip"]` sequences; see `PackedLanes`.
+    recurrent state of the last result. To resume, skip `state_dict["skip"]` sequences; see `PackedLanes`.
 
     Args:
         sequences: Any iterable of pairs, inputs (T_i, …) and targets (T_i, …), T_i ≥ 1; pulled when a lane is free.

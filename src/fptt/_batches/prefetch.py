@@ -22,7 +22,7 @@ class _Pulled(NamedTuple):
 
 
 class Prefetched(Iterator[Item], Generic[Item]):
-    """What `prefetch` returns: the items of a source, in order, pulled ahead.
+    """The items of a source in order, pulled ahead by `prefetch`.
 
     Examples:
         >>> ahead = fptt.prefetch(fptt.ArrayChunks(torch.zeros(9), torch.zeros(9), chunk_length=3), size=3)
@@ -83,7 +83,7 @@ def prefetch(source: Iterable[Item], size: int = 2) -> Prefetched[Item]:
 
     The thread begins at once and ends with the source, with `close()`, or when nobody holds the iterator any more. A
     source that draws random numbers needs a generator of its own: it runs beside training. `state_dict()` is that of
-    the items taken, whatever was pulled ahead; to go on after `close()`, load it into the source first.
+    the items taken, whatever was pulled ahead; to continue after `close()`, load it into the source first.
 
     Args:
         source: Any iterable; it is iterated over in the thread, by nobody else meanwhile.

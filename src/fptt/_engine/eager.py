@@ -127,7 +127,7 @@ class EagerEngine:
             if random is not None and norm is not None and not self._recompute_gradient(last, first_state, random):
                 return BadNumber(last.number, "recomputed gradient")
         for output, chunk in zip(outputs, span, strict=True):
-            self.loss.observe(output, chunk.part)
+            self.loss.observe(output, chunk.part, self.replicas.reduce)
         return Learned([loss.detach() for loss in losses], norm, state)
 
     def _snapshot(self) -> Snapshot:

@@ -2,22 +2,23 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fptt._losses.elementwise import Elementwise, LossFunction, ignored_index
+from fptt._losses.elementwise import Elementwise, LossFunction, ignored_index, is_without_softmax, name_of
 from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
+from fptt._sequence import last_true
 
 
 class ChunkLoss(nn.Module, ABC):
     """A loss for every chunk of a sequence; the three methods take the same ones.
 
     `split` turns the targets of a batch into one part per chunk; calling the loss with the outputs of a chunk and its
-    part gives a scalar ℓ_k. A part with a boolean tensor `counted` says what of the chunk counts: where nothing does,
-    there is no update. To a compiled step the tensors and floats of a part are inputs, anything else is a constant.
+    part gives a scalar ℓ_k. A boolean tensor `counted` of a part marks the elements that are in the loss; without any,
+    the chunk makes no update. Floats and tensors of a part may change from chunk to chunk, anything else is constant.
 
     Attributes:
         per_step: Whether the targets have a time dimension.
@@ -27,7 +28,7 @@ class ChunkLoss(nn.Module, ABC):
 
     @abstractmethod
     def split(self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int) -> list[Any]:
-        """Return what each chunk needs of the targets.
+        """Return the part of the targets of each chunk, of any type.
 
         Args:
             targets: (T, B, …) for sequence-to-sequence losses, (B, …) for terminal ones.
@@ -43,11 +44,17 @@ class ChunkLoss(nn.Module, ABC):
     def forward(self, output: Tensor, part: Any) -> Tensor:
         """Return the scalar loss of a chunk from its outputs, (T_k, B, …), and its part of the targets."""
 
-    def observe(self, output: Tensor, part: Any) -> None:
-        """Learn from the outputs of a chunk after its update; only a loss with a running estimate does."""
+    def observe(self, output: Tensor, part: Any, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Learn from the outputs of a chunk after its update; only a loss with a running estimate does.
+
+        Args:
+            output: (T_k, B, …).
+            part: Its part of the targets.
+            reduce: Adds up a tensor over the processes that hold parts of the batch; None for one process.
+        """
 
     def num_counted(self, parts: Sequence[Any]) -> float:  # noqa: ARG002
-        """Return what the mean over the batch is over: its weight beside the batches of other processes."""
+        """Return the number of elements that the mean is over: the batch's weight beside those of other processes."""
         raise TypeError(f"{type(self).__name__} must define num_counted to be trained in several processes.")
 
 
@@ -67,7 +74,9 @@ class SequenceLoss(ChunkLoss):
 
     so that the mean of the ℓ_k is the mean over all real steps, and every real step has the same weight however the
     sequence is cut. With equal chunks and no mask ℓ_k is the chunk's mean. Steps whose target is the function's
-    `ignore_index` do not count as real.
+    `ignore_index` do not count as real; one with several targets counts if any of them does. Weights of classes
+    multiply the ℓ(y_t, ŷ_t) and leave N as it is: torch's own mean, over the sum of the weights, would give a step
+    another weight in every batch.
 
     Args:
         function: Any torch loss, such as `torch.nn.functional.cross_entropy` or `torch.nn.MSELoss()`; or a function of
@@ -108,6 +117,7 @@ class SequenceLoss(ChunkLoss):
         ]
 
     def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return where steps count, (T, B); None if all do."""
         if self.ignore_index is None or targets.is_floating_point():
             return mask
         kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
@@ -126,12 +136,13 @@ class SequenceLoss(ChunkLoss):
             )
         values = self.function(output.flatten(0, 1), part.targets.flatten(0, 1))
         if part.counted is not None:
+            # not a product with the mask: a loss of Inf or NaN at padding would stay NaN
             values = torch.where(part.counted.flatten(), values, 0.0)
         return values.sum() * part.num_chunks / part.num_counted
 
 
 class TerminalPart(NamedTuple):
-    """The targets of a chunk of T_k steps, and how they count.
+    """The targets of a chunk of T_k steps, and their weights.
 
     Attributes:
         targets: (B, …).
@@ -160,16 +171,19 @@ class TerminalLoss(ChunkLoss):
 
     (Kag & Saligrama 2021, with ŷ_k the output at the chunk's last step.) The early, uncertain predictions are held to
     Q instead of the label. With one chunk it is the plain loss of the label. A sequence that ends early, by the mask,
-    has b = 1 in the chunk where it ends and nothing after it: its chunks weigh as much as those of others, and there
-    are fewer of them. Samples whose label is the function's `ignore_index` do not count; weights of classes multiply
-    the terms, and the mean is over samples.
+    has a K of its own, the chunk where its last real step lies: there b = 1, and after it there is no term. In every
+    chunk the mean is over all B sequences, those that are over included, so that a term weighs 1/B wherever it stands.
+    Samples whose label is the function's `ignore_index` do not count, in B neither; weights of classes multiply the
+    terms and leave B as it is.
 
     Args:
         function: Any torch loss of (output, target), for classes or regression.
-        divergence: Q: None for none (regression), `"uniform"`, or a `RunningPrior`.
+        divergence: Q: None for none (regression), `"uniform"`, or a `RunningPrior`; for outputs that are the logits of
+            classes under a softmax.
 
     Raises:
-        ValueError: If the function has a reduction other than "mean" or "none", or divergence is none of these.
+        ValueError: If the function has a reduction other than "mean" or "none", or divergence is none of these or does
+            not go with the function.
 
     Examples:
         >>> loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
@@ -182,6 +196,11 @@ class TerminalLoss(ChunkLoss):
         super().__init__()
         if divergence is not None and divergence != "uniform" and not isinstance(divergence, Prior):
             raise ValueError(f"divergence must be None, 'uniform' or a RunningPrior, got {divergence!r}.")
+        if divergence is not None and is_without_softmax(function):
+            raise ValueError(
+                f"divergence must be None with {name_of(function)}, whose outputs are no logits of classes under a "
+                f"softmax, got {divergence!r}."
+            )
         self.function = Elementwise(function)
         self.ignore_index = ignored_index(function)
         self.prior = UniformPrior() if isinstance(divergence, str) else divergence
@@ -204,10 +223,11 @@ class TerminalLoss(ChunkLoss):
         counted = torch.stack([chunk.any(0) for chunk in masks])  # (K, B)
         if not counted.any(0).all():
             raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
-        own_chunks = _last_true(counted) + 1
+        # not the number of chunks with a real step: a chunk in the middle may have none
+        own_chunks = last_true(counted) + 1
         counted = counted if kept is None else counted & kept
         return [
-            TerminalPart(targets, float(k + 1), own_chunks, counted[k], num_kept, _last_true(chunk), len(chunk))
+            TerminalPart(targets, float(k + 1), own_chunks, counted[k], num_kept, last_true(chunk), len(chunk))
             for k, chunk in enumerate(masks)
         ]
 
@@ -238,14 +258,16 @@ class TerminalLoss(ChunkLoss):
         return part.targets if part.counted is None else torch.where(part.counted, part.targets, 0)
 
     @torch.no_grad()
-    def observe(self, output: Tensor, part: TerminalPart) -> None:
+    def observe(self, output: Tensor, part: TerminalPart, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """Let a running prior learn from the predictions of the sequences that end in this chunk."""
         if self.prior is not None:
             final = self._final(output, part)
             ended = torch.as_tensor(part.num_chunks == part.position, device=final.device).expand(len(final))
-            self.prior.observe(final, self._labels(part), ended if part.counted is None else ended & part.counted)
+            ended = ended if part.counted is None else ended & part.counted
+            self.prior.observe(final, self._labels(part), ended, reduce)
 
     def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
+        """Return the output at the last real step of each sequence in the chunk, (B, …)."""
         if part.last is None:
             return output[-1]
         if len(output) != part.num_steps:
@@ -257,10 +279,5 @@ class TerminalLoss(ChunkLoss):
 
 def _label_weight(part: TerminalPart, dtype: torch.dtype) -> float | Tensor:
     """Return b = (k + 1)/K: a number, or (B,) where the samples have ends of their own."""
-    own = part.num_chunks
+    own = part.num_chunks  # in the outputs' type: a quotient of integers would be of the default type
     return part.position / (own.to(dtype) if isinstance(own, Tensor) else own)
-
-
-def _last_true(mask: Tensor) -> Tensor:
-    """Return the index of the last True in dim 0 of a (T, B) mask; T − 1 where there is none."""
-    return len(mask) - 1 - mask.flip(0).int().argmax(0)

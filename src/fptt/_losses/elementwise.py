@@ -6,9 +6,20 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+WITHOUT_SOFTMAX = frozenset(
+    {
+        *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss),
+        *(functional.binary_cross_entropy, functional.binary_cross_entropy_with_logits, functional.poisson_nll_loss),
+        *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss),
+    }
+)
+"""Losses of torch, functions and modules, of numbers or of classes that do not exclude each other."""
 
 
 class Elementwise(nn.Module):
@@ -31,11 +42,12 @@ class Elementwise(nn.Module):
             raise ValueError(
                 f"function must have reduction 'mean' or 'none', got {reduction!r}: real steps are averaged."
             )
+        self.has_labels = ignored_index(function) is not None  # as cross_entropy and nll_loss
         self.function = _without_reduction(function)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return one value per element, (N,)."""
-        _check_shapes(output, target)
+        self._check_targets(output, target)
         values = self.function(output, target)
         if values.shape not in ((len(output),), target.shape, output.shape):
             raise ValueError(
@@ -44,11 +56,39 @@ class Elementwise(nn.Module):
             )
         return values.flatten(1).mean(1) if values.dim() > 1 else values
 
+    def _check_targets(self, output: Tensor, target: Tensor) -> None:
+        if self.has_labels and target.shape != output.shape and target.dtype not in (torch.int64, torch.uint8):
+            raise ValueError(
+                f"targets must be whole labels, torch.int64, for {name_of(self.function)}, got {target.dtype}."
+            )
+        # a floating target of another shape would be broadcast by torch to a wrong loss without an error
+        if target.is_floating_point() and target.shape != output.shape:
+            raise ValueError(
+                f"targets of a regression must have the shape of the outputs, got {tuple(target.shape[1:])} for "
+                f"{tuple(output.shape[1:])} per element."
+            )
+
 
 def ignored_index(function: LossFunction) -> int | None:
     """Return the target that a torch loss ignores (`ignore_index`), or None if it has no such argument."""
     value = _argument(function, "ignore_index")
     return value if isinstance(value, int) else None
+
+
+def is_without_softmax(function: LossFunction) -> bool:
+    """Return whether a loss is one of torch's for outputs that are no logits of classes under a softmax."""
+    inner = _innermost(function)
+    return (type(inner) if isinstance(inner, nn.Module) else inner) in WITHOUT_SOFTMAX
+
+
+def name_of(function: LossFunction) -> str:
+    """Return the name of a loss, for a message."""
+    inner = _innermost(function)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _innermost(function: LossFunction) -> LossFunction:
+    return _innermost(function.func) if isinstance(function, functools.partial) else function
 
 
 def _without_reduction(function: LossFunction) -> LossFunction:
@@ -75,12 +115,3 @@ def _argument(function: LossFunction, name: str) -> Any:
     if isinstance(function, nn.Module):
         return getattr(function, name, None)
     return inspect.signature(function).parameters[name].default if _has_argument(function, name) else None
-
-
-def _check_shapes(output: Tensor, target: Tensor) -> None:
-    """A floating target of another shape would be broadcast by torch to a wrong loss without an error."""
-    if target.is_floating_point() and target.shape != output.shape:
-        raise ValueError(
-            f"targets of a regression must have the shape of the outputs, got {tuple(target.shape[1:])} for "
-            f"{tuple(output.shape[1:])} per element."
-        )

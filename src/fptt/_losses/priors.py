@@ -16,8 +16,14 @@ class Prior(nn.Module, ABC):
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return Q, broadcastable to (B, C), for outputs (B, C) and labels (B,)."""
 
-    def observe(self, output: Tensor, targets: Tensor, ended: Tensor) -> None:
-        """Learn from the outputs (B, C) of the samples that have ended, (B,)."""
+    def observe(
+        self,
+        output: Tensor,
+        targets: Tensor,
+        ended: Tensor,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Learn from the outputs (B, C) of the samples that have ended, (B,); see `ChunkLoss.observe`."""
 
 
 class UniformPrior(Prior):
@@ -41,9 +47,6 @@ class RunningPrior(Prior):
         num_classes: C ≥ 2; labels are 0 … C − 1.
         decay: In [0, 1).
 
-    Attributes:
-        total: Adds up the sums over samples of several processes; None where there is one.
-
     Raises:
         ValueError: If an argument is out of range.
 
@@ -63,7 +66,6 @@ class RunningPrior(Prior):
             raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
         check_unit_interval("decay", decay, closed=False)
         self.decay = decay
-        self.total: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("probabilities", torch.full((num_classes, num_classes), 1 / num_classes))
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
@@ -72,15 +74,23 @@ class RunningPrior(Prior):
         return self.probabilities.to(output.device)[targets].to(output.dtype)
 
     @torch.no_grad()
-    def observe(self, output: Tensor, targets: Tensor, ended: Tensor) -> None:
+    def observe(
+        self,
+        output: Tensor,
+        targets: Tensor,
+        ended: Tensor,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """Move the row of each class in the batch towards the mean prediction of its samples."""
         self._check(output, targets)
         self.probabilities = probabilities = self.probabilities.to(output.device)
+        # in the estimate's own precision: 1 − decay is below what bfloat16 can add to a probability
         output, weight = output.to(probabilities.dtype), ended.to(probabilities.dtype)
         counts = torch.zeros_like(probabilities[0]).index_add(0, targets, weight)
         sums = torch.zeros_like(probabilities).index_add(0, targets, output.softmax(-1) * weight[:, None])
-        if self.total is not None:
-            sums, counts = self.total(torch.cat([sums, counts[:, None]], dim=1)).split([len(counts), 1], dim=1)
+        if reduce is not None:
+            # sums and counts, not means: processes may hold different numbers of a class; in one message
+            sums, counts = reduce(torch.cat([sums, counts[:, None]], dim=1)).split([len(counts), 1], dim=1)
             counts = counts[:, 0]
         means = sums / counts.clamp(min=1)[:, None]
         moved = torch.lerp(probabilities, means, 1 - self.decay)

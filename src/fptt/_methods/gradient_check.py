@@ -1,4 +1,4 @@
-"""Whether the gradient of each chunk is what it should be: a tool for cells of one's own."""
+"""Check of the gradient of each chunk, for cells of one's own."""
 
 import copy
 import math
@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fptt._batches.cut import Chunk, Chunking, cut_batch
+from fptt._batches.cut import Chunk, Chunking, check_model, cut_batch
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import State, detach_state, map_state
+from fptt._sequence import State, detach_state, flatten_state, map_state
 
 Gradient = dict[str, Tensor]
 
 
 class ChunkGradient(NamedTuple):
-    """How the gradient of one chunk compares.
+    """The comparison of one chunk's gradient with other ways to take it.
 
     Attributes:
         number: The chunk, from 0.
@@ -26,6 +26,8 @@ class ChunkGradient(NamedTuple):
             a backward pass is wrong.
         worst_parameter: The parameter of the largest difference_error.
         angle: Degrees between this gradient and that of BPTT for the same losses; 90 is unrelated, 180 opposed.
+        is_zero: Whether the gradient is zero in every parameter.
+        uses_state: Whether the loss depends on the incoming state; None for a first chunk, which may have none.
     """
 
     number: int
@@ -34,6 +36,8 @@ class ChunkGradient(NamedTuple):
     difference_error: float
     worst_parameter: str
     angle: float
+    is_zero: bool
+    uses_state: bool | None
 
 
 class GradientReport(NamedTuple):
@@ -45,8 +49,20 @@ class GradientReport(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether every error is within the tolerance."""
-        return all(max(chunk.autograd_error, chunk.difference_error) <= self.tolerance for chunk in self.chunks)
+        """Whether every error is within the tolerance, and there is a gradient at all."""
+        is_right = all(max(chunk.autograd_error, chunk.difference_error) <= self.tolerance for chunk in self.chunks)
+        return is_right and not self.is_zero
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the gradient is zero in every parameter and chunk: it agrees with anything that is zero as well."""
+        return all(chunk.is_zero for chunk in self.chunks)
+
+    @property
+    def state_is_unused(self) -> bool:
+        """Whether no chunk's loss depends on the state that comes in: nothing is remembered over a cut."""
+        found = [chunk.uses_state for chunk in self.chunks if chunk.uses_state is not None]
+        return bool(found) and not any(found)
 
     def __str__(self) -> str:
         lines = ["chunk        loss   vs autograd  vs differences   angle to BPTT   worst parameter"]
@@ -55,8 +71,13 @@ class GradientReport(NamedTuple):
             f"   {c.worst_parameter}"
             for c in self.chunks
         ]
+        if self.is_zero:
+            return "\n".join([*lines, "NO GRADIENT: it is zero in every parameter and chunk"])
         verdict = "correct" if self.passed else "WRONG"
-        return "\n".join([*lines, f"{verdict} to {self.tolerance:g}; mean gradient {self.angle:.1f}° from BPTT's"])
+        lines.append(f"{verdict} to {self.tolerance:g}; mean gradient {self.angle:.1f}° from BPTT's")
+        if self.state_is_unused:
+            lines.append("UNUSED STATE: no chunk's loss depends on the state that comes in")
+        return "\n".join(lines)
 
 
 def check_gradient(
@@ -94,7 +115,8 @@ def check_gradient(
         A `GradientReport`: print it to read it, `passed` for the verdict.
 
     Raises:
-        ValueError: If the arguments do not fit together, or the model has no trainable parameter.
+        ValueError: If the arguments do not fit together, or the model has no trainable parameter or is bidirectional.
+        TypeError: If the model does not take a state, or does not run in float64.
 
     Examples:
         >>> model = nn.LSTM(3, 5)
@@ -102,6 +124,7 @@ def check_gradient(
         >>> fptt.check_gradient(model, torch.randn(12, 4, 3), torch.arange(4), loss, num_chunks=3).passed
         True
     """
+    check_model(model, None, batch_first)
     model, loss = copy.deepcopy(model).double().eval(), copy.deepcopy(loss).double().eval()
     if not _trainable(model):
         raise ValueError("model must have at least one trainable parameter, got none.")
@@ -133,7 +156,15 @@ class _Checker:
 
     def chunk_loss(self, model: nn.Module, chunk: Chunk, state: State) -> tuple[Tensor, State]:
         """Return the loss of a chunk and the next state."""
-        output, state = model(chunk.inputs, state)
+        try:
+            output, state = model(chunk.inputs, state)
+        except RuntimeError as error:
+            if any(word in str(error) for word in ("dtype", "scalar type", "Float", "Double", "Half")):
+                raise _not_in_float64(str(error)) from error
+            raise
+        if output.dtype != torch.float64:
+            # differences in a lower precision would say nothing about the gradient
+            raise _not_in_float64(f"its outputs are {output.dtype}")
         return self.loss(self.chunking.time_major(output), chunk.part), state
 
     def walk(self, chunks: list[Chunk], state: State) -> tuple[list[Gradient], list[State], list[float]]:
@@ -164,13 +195,24 @@ class _Checker:
         """Hold the gradient of one chunk against the other ways to get it."""
         isolated = copy.deepcopy(self.untouched)
         isolated.zero_grad()
-        self.chunk_loss(isolated, chunk, map_state(Tensor.clone, state))[0].backward()
+        given = map_state(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()), state)
+        self.chunk_loss(isolated, chunk, given)[0].backward()
         expected = _gradient(isolated)
+        uses_state = any(t.grad is not None and bool(t.grad.any()) for t in flatten_state(given))
         scale = math.sqrt(sum(value.square().sum().item() for value in expected.values()))
         autograd_error = max(_relative((gradient[name] - expected[name]).norm().item(), scale) for name in expected)
         errors = {name: self._difference_error(name, chunk, state, gradient[name], scale) for name in gradient}
         worst = max(errors, key=errors.__getitem__)
-        return ChunkGradient(chunk.number, loss, autograd_error, errors[worst], worst, _angle(gradient, full))
+        return ChunkGradient(
+            chunk.number,
+            loss,
+            autograd_error,
+            errors[worst],
+            worst,
+            _angle(gradient, full),
+            is_zero=not any(value.any() for value in gradient.values()),
+            uses_state=uses_state if chunk.number else None,
+        )
 
     def _difference_error(self, name: str, chunk: Chunk, state: State, gradient: Tensor, scale: float) -> float:
         direction = torch.randn(gradient.shape, dtype=gradient.dtype, generator=torch.Generator().manual_seed(0))
@@ -184,6 +226,13 @@ class _Checker:
         shifted = copy.deepcopy(self.untouched)
         shifted.get_parameter(name).add_(offset)
         return self.chunk_loss(shifted, chunk, map_state(Tensor.clone, state))[0].item()
+
+
+def _not_in_float64(reason: str) -> TypeError:
+    return TypeError(
+        f"model must run in float64, in which gradients are compared, but {reason}: make tensors in the type of the "
+        "inputs, for example by inputs.new_zeros(…)."
+    )
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -21,7 +21,7 @@ from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import DataParallel, DistributedReplicas, Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
-from fptt._sequence import State, check_chunking, detach_state
+from fptt._sequence import State, check_chunking, describe_state, detach_state
 
 LOGGER = logging.getLogger("fptt")
 
@@ -29,7 +29,7 @@ EngineName = Literal["eager", "compiled"]
 
 
 class BatchResult(NamedTuple):
-    """What one batch gave; tensors stay on the device, so that reading a figure is the only synchronization.
+    """The result of one batch; its tensors stay on the device, so that reading a number is the only synchronization.
 
     Attributes:
         loss: Mean of the chunk losses, a scalar.
@@ -37,7 +37,7 @@ class BatchResult(NamedTuple):
         penalty: R after the last update, a scalar; 0 without a regularizer.
         updates: Updates that the optimizer made.
         gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
-        state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
+        state: Final recurrent state, detached: the `state` of the next batch if the sequences continue.
         skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
     """
 
@@ -48,6 +48,13 @@ class BatchResult(NamedTuple):
     gradient_norm: Tensor
     state: State
     skipped: int = 0
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={getattr(self, name).item():.4g}" for name in ("loss", "penalty", "gradient_norm"))
+        return (
+            f"BatchResult({numbers}, chunk_losses of {len(self.chunk_losses)} chunks, updates={self.updates}, "
+            f"skipped={self.skipped}, state of {describe_state(self.state)})"
+        )
 
 
 class MethodOptions(TypedDict, total=False):
@@ -257,6 +264,8 @@ class Method:
     def _train(self, batch: Batch, state: State, *, is_stream: bool = False) -> BatchResult:
         if not self._hooks.are_attached:
             raise RuntimeError("the method is closed: construct a new one to train on.")
+        if not torch.is_grad_enabled():
+            raise RuntimeError("training needs gradients: leave torch.no_grad() or torch.inference_mode().")
         with self._replicas.reporting():  # the others wait for this process, which may fail here alone
             chunks = self._cut(batch, is_stream=is_stream)
         chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream)

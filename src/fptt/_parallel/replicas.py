@@ -1,6 +1,6 @@
 """Replicas: several processes that train one model, each on its own part of every batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from fptt._batches.cut import Chunk
 from fptt._checks import check_count
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._losses.priors import RunningPrior
 from fptt._parallel import collectives
 from fptt._regularizer.regularizer import DynamicRegularizer
 
@@ -93,8 +92,10 @@ class Replicas:
         shares_updates: Whether several processes make every update together, on the sum of their gradients.
         num_unsynced: Local updates since the weights were last the same in all.
         needs_steps: Whether a batch of this process must have a real step, since no other process can have one.
+        reduce: Adds up a tensor over the processes that share updates; None for a single process.
     """
 
+    reduce: Callable[[Tensor], Tensor] | None = None
     shares_updates = False
     num_unsynced = 0
     needs_steps = True
@@ -179,9 +180,8 @@ class DistributedReplicas(Replicas):
         if len(set(sizes)) > 1:
             raise ValueError(f"model must be the same in all processes, got {sizes} numbers in them.")
         collectives.broadcast_([tensor.detach() for tensor in tensors], self.group)
-        for module in loss.modules():
-            if isinstance(module, RunningPrior) and self.shares_updates:
-                module.total = self._sum
+        if self.shares_updates:
+            self.reduce = self._sum
 
     def _params(self) -> list[Tensor]:
         return [param for group in self.optimizer.param_groups for param in group["params"]]

@@ -18,7 +18,7 @@ PreviousGradient = Literal["dual", "recomputed"]
 
 
 class ParameterState(NamedTuple):
-    """What the regularizer remembers of one parameter, in its shape, dtype and device; several duals in a dim 0."""
+    """Average and dual of one parameter, in its shape, dtype and device; several duals in a dim 0."""
 
     average: Tensor
     dual: Tensor
@@ -155,8 +155,6 @@ class DynamicRegularizer:
             check_positive("fptt_alpha", alpha)
         self.param_groups.append({"params": unique, "fptt_alpha": alpha})
 
-    # -- the verbs of one step ---------------------------------------------------------------------------------------
-
     def penalty(self) -> Tensor:
         """Return R(W) summed over all parameters: a scalar, differentiable in the weights, 0 before the first step.
 
@@ -165,13 +163,13 @@ class DynamicRegularizer:
         """
         terms = []
         for group in self.param_groups:
-            for param in group["params"] if group["fptt_alpha"] is not None else ():
-                if param in self.state:
-                    average, dual = self.state[param]
-                    dual = self._duals.current(dual)
-                    terms.append(
-                        recurrences.penalty(param, average, dual, alpha=group["fptt_alpha"], form=self.form, mu=self.mu)
-                    )
+            alpha = group["fptt_alpha"]
+            if alpha is None:
+                continue
+            for param in (param for param in group["params"] if param in self.state):
+                average, dual = self.state[param]
+                dual = self._duals.current(dual)
+                terms.append(recurrences.penalty(param, average, dual, alpha=alpha, form=self.form, mu=self.mu))
         return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
     @torch.no_grad()
@@ -232,8 +230,6 @@ class DynamicRegularizer:
             recurrences.advance_averages_(group._replace(duals=means), beta=self.beta)
         self._pending = None
 
-    # -- around an optimizer -----------------------------------------------------------------------------------------
-
     def attach(self, optimizer: Optimizer, max_norm: float | None = None) -> Self:
         """Make every `optimizer.step()` an FPTT step, by PyTorch's step hooks; the optimizer stays what it is.
 
@@ -252,6 +248,7 @@ class DynamicRegularizer:
 
         Raises:
             ValueError: If the optimizer lacks a regularized parameter, or max_norm is not positive.
+            TypeError: If it is no optimizer, or LBFGS.
             RuntimeError: If the regularizer is attached already, or the optimizer has hooks of another one or a method.
         """
         if self._hooks is not None:
@@ -282,8 +279,6 @@ class DynamicRegularizer:
             with torch.no_grad():
                 for param, weight in zip(params, weights, strict=True):
                     param.copy_(weight)
-
-    # -- restarts and copies -----------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget averages and duals: the next step starts again with W̄ = W and λ = 0."""
@@ -358,7 +353,7 @@ class DynamicRegularizer:
 
 
 class _Duals:
-    """How many duals λ a parameter has, and which of them is that of the next step.
+    """The number K of duals λ of each parameter, and the one that the next step uses.
 
     One has the shape of its parameter; several are stacked in a dim 0.
 

@@ -1,4 +1,4 @@
-"""What happens inside `optimizer.step()`, before and after the optimizer's own work."""
+"""Hooks inside `optimizer.step()`, before and after the optimizer's own work."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ from fptt._checks import are_finite, check_positive
 
 
 class Regularizer(Protocol):
-    """What the hooks need of a regularizer."""
+    """The side of a regularizer that the hooks call; the class itself imports this file."""
 
     previous_gradient: str
     param_groups: list[dict[str, Any]]
@@ -28,7 +28,7 @@ class _Call(NamedTuple):
 
 
 class BadWeightsError(FloatingPointError):
-    """A step has made weights NaN or Inf."""
+    """Weights are NaN or Inf after a step."""
 
 
 class StepHooks:
@@ -56,6 +56,12 @@ class StepHooks:
         if max_norm is not None:
             check_positive("max_norm", max_norm)
         optimizer = _running_hooks(optimizer)
+        if isinstance(optimizer, torch.optim.LBFGS) or isinstance(
+            getattr(optimizer, "optimizer", None), torch.optim.LBFGS
+        ):
+            raise TypeError(
+                "optimizer must make an update of one gradient, got LBFGS, which needs several: use another."
+            )
         _check_free(optimizer)
         if regularizer is not None:
             _check_holds(optimizer, regularizer)
@@ -109,6 +115,7 @@ class StepHooks:
             raise FloatingPointError(f"the gradient has norm {norm.item()}; no weight was changed.")
         if self.regularizer is not None:
             self.regularizer.add_penalty_grad_()
+            # the released code clips the sum of both gradients; a decoupled penalty is not in it yet
             norm = gradient_norm(params) if self.max_norm is not None else norm
         if self.max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
@@ -125,6 +132,7 @@ class StepHooks:
 def gradient_norm(params: list[Tensor]) -> Tensor:
     """Return the norm of all gradients together, a scalar."""
     gradients = [param.grad for param in params if param.grad is not None]
+    # coalesced: the rows of a token that occurs twice are one row of the gradient
     return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
 
 
@@ -163,7 +171,7 @@ def _check_unscaled(optimizer: Optimizer) -> None:
 
 
 class _Called:
-    """What stands for a closure that was called already: returns its value, once."""
+    """A closure that was called already: returns its value, once."""
 
     def __init__(self, value: Any) -> None:
         self.value, self.is_used = value, False
@@ -183,8 +191,6 @@ def _closure_called(call: _Call) -> _Call:
     closure = call.kwargs.get("closure", others[0] if others else None)
     if closure is None:
         return call
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise RuntimeError("step(closure) takes one gradient an update; LBFGS needs several: use another optimizer.")
     with torch.enable_grad():
         called = _Called(closure())
     if "closure" in call.kwargs:

@@ -62,7 +62,7 @@ def plain_cells() -> Iterator[None]:
 
 
 def plain_is_wanted() -> bool:
-    """Tell whether this runs inside `plain_cells`."""
+    """Return whether this runs inside `plain_cells`."""
     return _plain_everywhere.get()
 
 

@@ -21,7 +21,7 @@ SHORTEST = 4
 
 
 def suits_cudnn(inputs: Tensor) -> bool:
-    """Tell whether a layer on these inputs, (T, B, D), is one for cuDNN.
+    """Return whether cuDNN should run a layer on these inputs, (T, B, D).
 
     Not under autocast, which would change the types of what the operator returns, and not with AMD's library.
     """

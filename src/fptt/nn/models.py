@@ -2,18 +2,24 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
 from fptt.nn.cells import plain_is_wanted, run_plain
-from fptt.nn.initial import add_forget_bias, init_chrono
-from fptt.nn.state import LSTMState
 
 Kernel = Literal["fused", "plain"]
+
+
+class LSTMState(NamedTuple):
+    """Output and memory of an LSTM, each (num_layers, B, H)."""
+
+    h: Tensor
+    c: Tensor
 
 
 class _Model(nn.Module):
@@ -46,9 +52,9 @@ class _Model(nn.Module):
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
         if forget_bias and chrono_init is not None:
             raise ValueError(f"forget_bias must be 0 with chrono_init={chrono_init}, got {forget_bias}.")
-        add_forget_bias(self.rnn, forget_bias)
+        _add_forget_bias(self.rnn, forget_bias)
         if chrono_init is not None:
-            init_chrono(self.rnn, chrono_init)
+            _init_chrono(self.rnn, chrono_init)
         if fan_in_init:
             nn.init.uniform_(self.rnn.get_parameter("weight_ih_l0"), -(input_size**-0.5), input_size**-0.5)
         self.readout = _readout([hidden_size, *readout_sizes], output_size, readout_activation)
@@ -206,3 +212,37 @@ class _LinearLayers(nn.Sequential):
         for layer in others:
             weight, bias = layer.weight @ weight, functional.linear(bias, layer.weight, layer.bias)
         return functional.linear(input, weight, bias)
+
+
+def _add_forget_bias(rnn: nn.RNNBase, forget_bias: float) -> None:
+    """Add to the forget gates' biases of all layers (Gers, Schmidhuber & Cummins 2000)."""
+    if forget_bias and not isinstance(rnn, nn.LSTM):
+        raise ValueError(f"forget_bias belongs to the LSTM, got {forget_bias} for a {type(rnn).__name__}.")
+    for layer in range(rnn.num_layers if forget_bias else 0):
+        _gate(rnn, f"bias_ih_l{layer}", 1).add_(forget_bias)
+
+
+def _init_chrono(rnn: nn.RNNBase, longest: int) -> None:
+    """Let the units of all layers remember for up to `longest` steps (Tallec & Ollivier 2018).
+
+    LSTM: b_f ~ log U(1, T − 1), b_i = −b_f. GRU: b_z ~ log U(1, T − 1), for z here is what is kept.
+    """
+    if not isinstance(rnn, nn.LSTM | nn.GRU):
+        raise ValueError(f"chrono_init belongs to LSTM and GRU, got {longest} for a {type(rnn).__name__}.")
+    if longest < 2:
+        raise ValueError(f"chrono_init must be at least 2, got {longest}.")
+    for layer in range(rnn.num_layers):
+        keeps = torch.empty(rnn.hidden_size).uniform_(1, longest - 1).log_()
+        _set_bias(rnn, layer, 1, keeps)
+        if isinstance(rnn, nn.LSTM):
+            _set_bias(rnn, layer, 0, -keeps)
+
+
+def _set_bias(rnn: nn.RNNBase, layer: int, gate: int, value: Tensor) -> None:
+    """Set what the two biases of a gate add up to."""
+    _gate(rnn, f"bias_ih_l{layer}", gate).copy_(value)
+    _gate(rnn, f"bias_hh_l{layer}", gate).zero_()
+
+
+def _gate(rnn: nn.RNNBase, name: str, number: int) -> Tensor:
+    return rnn.get_parameter(name).detach().split(rnn.hidden_size)[number]

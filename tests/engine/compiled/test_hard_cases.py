@@ -153,7 +153,7 @@ class OwnLoss(fptt.ChunkLoss):
         loss = functional.cross_entropy(output[-1], part.get("hard", part.get("soft")))
         return loss * part["weight"][0] * self.scale * (2 if "soft" in part else 1) / (1 + self.seen)
 
-    def observe(self, output: Tensor, part: Any) -> None:
+    def observe(self, output: Tensor, part: Any, reduce: Any = None) -> None:
         if self.vice == "counter":
             self.count += 1
         elif self.vice == "reassigned":

@@ -61,7 +61,9 @@ class ReplicatedStep:
         for name, tensor in zip(self.moving, moved, strict=True):
             arguments.module[name].copy_(tensor)
         _, part, _ = self.step.inputs_of(arguments, self.part, self.state)
-        self.step.risk.loss.observe(output, part)  # not in a piece: a running estimate is of all processes
+        self.step.risk.loss.observe(
+            output, part, self.replicas.reduce
+        )  # not in a piece: a running estimate is of all processes
         return [own_loss, norm, *next_state]
 
     # -- the pieces, to be traced ------------------------------------------------------------------------------------
