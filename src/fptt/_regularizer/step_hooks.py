@@ -56,9 +56,8 @@ class StepHooks:
         if max_norm is not None:
             check_positive("max_norm", max_norm)
         optimizer = _running_hooks(optimizer)
-        if isinstance(optimizer, torch.optim.LBFGS) or isinstance(
-            getattr(optimizer, "optimizer", None), torch.optim.LBFGS
-        ):
+        # refused here, not at the first closure: without one, LBFGS raises an error of its own deep inside
+        if any(isinstance(own, torch.optim.LBFGS) for own in (optimizer, getattr(optimizer, "optimizer", None))):
             raise TypeError(
                 "optimizer must make an update of one gradient, got LBFGS, which needs several: use another."
             )
