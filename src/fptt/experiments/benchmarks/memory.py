@@ -137,8 +137,10 @@ def run_child(request: Request, folder: Path, told: Callable[[float], None]) -> 
     log_file = folder / "errors.txt"
     message: dict[str, Any] = {}
     with (
-        log_file.open("w") as log,
-        subprocess.Popen([*CHILD, request.to_json()], stdout=subprocess.PIPE, stderr=log, text=True) as child,
+        log_file.open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*CHILD, request.to_json()], stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace"
+        ) as child,
     ):
         try:
             assert child.stdout is not None
@@ -151,7 +153,9 @@ def run_child(request: Request, folder: Path, told: Callable[[float], None]) -> 
             child.kill()
             raise
     if code != 0:
-        last = log_file.read_text().strip().splitlines()[-1:] or ["was there too little memory?"]
+        last = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or [
+            "was there too little memory?"
+        ]
         raise UserError(
             f"{request.method} at sequence length {request.sequence_length} failed with exit code {code}: {last[0]}"
         )

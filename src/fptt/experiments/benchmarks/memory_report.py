@@ -18,8 +18,8 @@ COLUMNS = ("method", "T", "peak", "above the start", "updates", "seconds")
 
 def save(report: Report, out: Path) -> Path:
     """Write report, table and picture; return the picture."""
-    (out / "memory.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    (out / "memory.md").write_text(markdown(report))
+    (out / "memory.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "memory.md").write_text(markdown(report), encoding="utf-8")
     picture = out / "memory-against-T.png"
     _draw(report, picture)
     return picture

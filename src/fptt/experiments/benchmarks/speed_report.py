@@ -18,8 +18,8 @@ NUM_TEXT_COLUMNS = 2
 
 def save(report: Mapping[str, Any], out: Path) -> None:
     """Write report and tables."""
-    (out / "speed.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    (out / "speed.md").write_text(markdown(report))
+    (out / "speed.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "speed.md").write_text(markdown(report), encoding="utf-8")
 
 
 def draw(report: Mapping[str, Any], out: Path) -> list[Path]:

@@ -247,7 +247,7 @@ def read_values(path: Path) -> dict[str, Any]:
         UserError: If the file is missing or damaged, or has an unknown field or a value of the wrong type.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"config {path} cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):

@@ -17,7 +17,7 @@ def replace_text(path: Path, text: str) -> None:
         UnwritableError: If it cannot be written.
     """
     with replaced(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class MemoryMeter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif RESET_PEAK.exists():
-            RESET_PEAK.write_text("5")
+            RESET_PEAK.write_text("5", encoding="utf-8")
 
     def stop(self) -> None:
         """End watching."""
@@ -96,7 +96,7 @@ RESET_PEAK = Path("/proc/self/clear_refs")
 def _status_bytes(name: str) -> int:
     """Return a size of this process that Linux tells, or 0 elsewhere."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), 0)
 
 
@@ -110,7 +110,7 @@ def describe(device: torch.device) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -131,4 +131,4 @@ def commit() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.strip()

@@ -55,7 +55,7 @@ class StreamFolder:
         Raises:
             UnwritableError: If a file cannot be written.
         """
-        with replaced(self.rolling_file) as temporary, temporary.open("w", newline="") as file:
+        with replaced(self.rolling_file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rolling[0]) if rolling else ["step"])
             writer.writeheader()
             writer.writerows(rolling)

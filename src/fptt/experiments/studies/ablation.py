@@ -150,8 +150,8 @@ class Ablation:
         for name, found in origins(rows).items():
             if len(found) > 1:
                 console.print(f"warning: these runs are of more than one {name}: {', '.join(found)}", highlight=False)
-        (self.out / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (self.out / "ablation.md").write_text(ablation_markdown(rows, self.metric, self.seeds))
+        (self.out / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        (self.out / "ablation.md").write_text(ablation_markdown(rows, self.metric, self.seeds), encoding="utf-8")
         own = {field: None if self.grid else told(getattr(self.setting, field)) for field in self.axes}
         draw_ablation(rows, own, self.metric, self.out / "ablation.png")
         console.print(f"picture: {self.out / 'ablation.png'}", highlight=False, soft_wrap=True)

@@ -100,8 +100,8 @@ class Comparison:
             chosen = [row for row in rows if row["budget"] == budget]
             console.print(comparison_table(chosen, metric, f"at equal {budget}"))
             console.print(self._distances(chosen, metric), highlight=False)
-        (self.out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (self.out / "compare.md").write_text(comparison_markdown(rows, metric))
+        (self.out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        (self.out / "compare.md").write_text(comparison_markdown(rows, metric), encoding="utf-8")
         panels = {
             budget: {
                 method: [self.folder(self._key(budget, method, seed)) for seed in self.seeds] for method in self.methods

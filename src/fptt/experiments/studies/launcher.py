@@ -123,7 +123,7 @@ def _run(
     config_file, log_file = (path.with_name(path.name + ending) for ending in (".yaml", ".log"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(config.to_yaml())
+        config_file.write_text(config.to_yaml(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"out {path.parent} cannot be written: {error}.") from error
     if children.is_stopping:
@@ -132,13 +132,13 @@ def _run(
     goes_on = not overwrite and RunFolder(path).can_resume(config)
     start = ["--resume"] if goes_on else ["--config", str(config_file), "--overwrite"]
     command = [sys.executable, "-m", "fptt", "train", "--out", str(path), *start]
-    with log_file.open("w") as log:
+    with log_file.open("w", encoding="utf-8") as log:
         code = children.run(command, log)
     if code == INTERRUPTED:
         children.stop()
         raise KeyboardInterrupt
     if code != 0:
-        last = log_file.read_text().strip().splitlines()[-1:]
+        last = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise UserError(f"run {path} failed with exit code {code}: {' '.join(last)} (see {log_file}).")
     config_file.unlink()
     summary = RunFolder(path).read_summary()

@@ -161,8 +161,8 @@ def command_text(name: str, commands: Path) -> str | None:
     """Return the command file of an experiment: `NAME.sh`, or the first that writes to `results/NAME`."""
     own = commands / f"{name}.sh"
     if own.is_file():
-        return own.read_text().strip()
-    texts = [file.read_text().strip() for file in sorted(commands.glob("*.sh"))]
+        return own.read_text(encoding="utf-8").strip()
+    texts = [file.read_text(encoding="utf-8").strip() for file in sorted(commands.glob("*.sh"))]
     return next((text for text in texts if f"results/{name}" in text.split()), None)
 
 

@@ -77,7 +77,7 @@ def write_report(results: Path, out: Path, runs: Path, references: References) -
     page = out / "results.md"
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        page.write_text("\n".join(_sections(found, out, runs, references)))
+        page.write_text("\n".join(_sections(found, out, runs, references)), encoding="utf-8")
     except OSError as error:
         raise UserError(f"out {out} cannot be written: {error}.") from error
     return page
