@@ -7,8 +7,10 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 import yaml
 
-from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.files import read_yaml
 
+MAX_BYTES = 2**16  # of a config file: twenty times as many as are needed
 MethodName = Literal["bptt", "tbptt", "fptt"]
 
 
@@ -246,10 +248,7 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is missing or damaged, or has an unknown field or a value of the wrong type.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config {path} cannot be read: {one_line(error)}") from error
+    values = read_yaml(path, MAX_BYTES)
     if not isinstance(values, dict):
         raise UserError(f"config {path} must hold one field a line, got {type(values).__name__}.")
     hints = get_type_hints(TrainConfig)

@@ -9,6 +9,10 @@ class UnwritableError(UserError):
     """A file of a run cannot be written: the disk is full, or the folder does not allow it."""
 
 
+class UnreadableFileError(UserError):
+    """A file is missing or damaged: the message names the path and the reason."""
+
+
 class UnreadableError(UserError):
     """The data of a run, which could be read at its start, cannot be read any more."""
 
