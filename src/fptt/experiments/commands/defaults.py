@@ -8,9 +8,8 @@ from typing import Annotated
 import tyro
 
 from fptt.experiments.configs.config import Setting, TrainConfig
-from fptt.experiments.configs.recipes import recipe, task_config
+from fptt.experiments.configs.recipes import read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.training.folder import read_config
 
 
 @dataclass(frozen=True, kw_only=True)

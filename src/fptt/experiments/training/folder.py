@@ -11,8 +11,8 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fptt.experiments.configs.config import TrainConfig, read_values, with_older_fields
-from fptt.experiments.configs.recipes import task_config
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.recipes import read_config
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.files import replace_text, replaced, unwritable_told
 from fptt.experiments.training.checkpoints import Checkpoints
@@ -93,7 +93,7 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """Read the config."""
         self._check_exists()
-        return _completed(with_older_fields(read_values(self.config_file)))
+        return read_config(self.config_file, of_a_run=True)
 
     def read_vocabulary(self) -> list[str] | None:
         """Read the vocabulary; None if the run has no text."""
@@ -198,16 +198,3 @@ class FollowerFolder(RunFolder):
 
     def write_weights(self, weights: Weights, averages: Weights) -> None:
         """Leave it to the first process."""
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read a config file; fields that it lacks are those of its task's recipe.
-
-    Raises:
-        UserError: If the file is missing or damaged, or a field is unknown or wrong.
-    """
-    return _completed(read_values(path))
-
-
-def _completed(values: dict[str, Any]) -> TrainConfig:
-    return replace(task_config(values.get("task", "digits"), values.get("engine", "eager")), **values)
