@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fptt.experiments.process.errors import UserError
+
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what the figures of a run depend on besides its config; ask at the start of the run."""
@@ -38,6 +40,13 @@ def prepare_process(threads: int | None, *, deterministic: bool = False) -> None
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.backends.cudnn.benchmark = False  # it would choose kernels by their time
     torch.use_deterministic_algorithms(deterministic)
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raise UserError if more processes are asked for than can have a core of their own; Fabric counts the GPUs."""
+    cores = os.cpu_count() or 1
+    if accelerator == "cpu" and devices > max(cores, 2):  # two are for trying it out on one core
+        raise UserError(f"devices must be at most the {cores} cores of this machine, got {devices}.")
 
 
 class Clock:
