@@ -210,7 +210,8 @@ def test_a_stream_is_learned_as_on_the_processor(length: int) -> None:
         model = fptt.nn.GRU(D, 5, C).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
         loss = fptt.SequenceLoss(functional.cross_entropy)
-        online = fptt.OnlineLearner(model, optimizer, loss, classes=list("abcd"), chunk_length=length)
+        method = fptt.FPTT(model, optimizer, loss, chunk_length=length)
+        online = fptt.OnlineLearner(method, classes=list("abcd"))
         stream = torch.randn(16, D, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
         for step, inputs in enumerate(stream):
             online.learn_one(inputs, "abcd"[step % 4])

@@ -18,11 +18,13 @@ from river import checks, datasets, evaluate, metrics, preprocessing  # noqa: E4
 from fptt.integrations.river import RiverClassifier, RiverRegressor  # noqa: E402
 
 
-def make_classifier(num_features: int, **options: Any) -> fptt.OnlineLearner:
+def make_classifier(num_features: int, chunk_length: int = 1, max_delay: int = 0) -> fptt.OnlineLearner:
     torch.manual_seed(0)
     model = fptt.nn.GRU(num_features, 8, 7)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    return fptt.OnlineLearner(model, optimizer, fptt.SequenceLoss(functional.cross_entropy), max_norm=1.0, **options)
+    loss = fptt.SequenceLoss(functional.cross_entropy)
+    method = fptt.FPTT(model, optimizer, loss, chunk_length=chunk_length, max_norm=1.0)
+    return fptt.OnlineLearner(method, max_delay=max_delay)
 
 
 def make_chunked_classifier(num_features: int) -> fptt.OnlineLearner:
@@ -38,7 +40,7 @@ def make_regressor(num_features: int) -> fptt.OnlineLearner:
     model = fptt.nn.GRU(num_features, 8, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     loss = fptt.SequenceLoss(functional.mse_loss)
-    return fptt.OnlineLearner(model, optimizer, loss, chunk_length=4, classes=None, max_norm=1.0)
+    return fptt.OnlineLearner(fptt.FPTT(model, optimizer, loss, chunk_length=4, max_norm=1.0), classes=None)
 
 
 def cycle(num_steps: int) -> Iterator[tuple[dict[Hashable, Any], Any]]:

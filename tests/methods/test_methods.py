@@ -499,8 +499,9 @@ def test_sequence_targets_of_the_wrong_length_are_named() -> None:
 )
 def test_bad_settings_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
     model = lstm()
+    arguments: dict[str, Any] = {"loss": terminal(), **options}
     with pytest.raises(error, match=message):
-        fptt.FPTT(model, sgd(model), **{"loss": terminal(), **options})
+        fptt.FPTT(model, sgd(model), **arguments)
 
 
 def test_learns_to_remember_the_first_step() -> None:

@@ -29,7 +29,7 @@ class Cells(nn.Module):
 def train_cells(kind: Any, wrap: Any, number: int, size: int) -> list[Tensor]:
     torch.manual_seed(0)
     model = wrap(Cells().double())
-    options = {} if kind is fptt.BPTT else {"num_chunks": K}
+    options: dict[str, Any] = {} if kind is fptt.BPTT else {"num_chunks": K}
     method = kind(model, torch.optim.Adam(model.parameters(), 1e-2), make_loss("uniform"), max_norm=0.5, **options)
     train(method, range(0, 75, 3), number, size)  # of 4 sequences: two each
     return [param.full_tensor() if hasattr(param, "full_tensor") else param.detach() for param in model.parameters()]

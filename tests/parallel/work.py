@@ -45,7 +45,7 @@ def work(number: int) -> dict[str, Any]:
     return found
 
 
-CHUNKED = [name for name, setting in SETTINGS.items() if setting["kind"] is not fptt.BPTT]
+CHUNKED = [name for name in SETTINGS if name not in ("BPTT", "FPTT recomputed")]
 
 
 @contextmanager

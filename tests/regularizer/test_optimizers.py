@@ -177,7 +177,7 @@ def test_an_optimizers_own_alpha_is_not_the_penaltys(kind: Any) -> None:
     loss = fptt.SequenceLoss(nn.functional.mse_loss)
     method = fptt.FPTT(model, kind(model.parameters()), loss, num_chunks=2, alpha=0.25)
     assert method.regularizer is not None
-    assert [group["alpha"] for group in method.regularizer.param_groups] == [0.25]
+    assert [group["fptt_alpha"] for group in method.regularizer.param_groups] == [0.25]
 
 
 def test_no_two_sets_of_hooks() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fptt._regularizer import foreach, recurrences
+from fptt._regularizer import recurrences
 
 W, AVERAGE, DUAL, ALPHA, BETA = 10.0, 2.0, 3.0, 0.25, 0.2
 
@@ -57,10 +57,8 @@ def test_penalty_gradient_is_the_gradient_of_the_penalty(form: str, mu: float) -
     torch.testing.assert_close(param.grad, expected, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("form", ["paper", "released"])
-def test_average_lags_by_the_previous_dual(form: str) -> None:
-    """β = ½: W̄_{t+1} = W_{t+1} − λ_t/(2α), whatever moves the weights."""
-    del form
+def test_average_lags_by_the_previous_dual() -> None:
+    """β = ½: W̄_{t+1} = W_{t+1} − λ_t/(2α), whatever moves the weights, thus in either form."""
     average = param = torch.randn(7, dtype=torch.float64)
     dual = torch.zeros(7, dtype=torch.float64)
     for _ in range(20):
@@ -96,13 +94,13 @@ def test_decoupled_recurrences_are_stable_up_to_the_stated_strength(form: str, l
     assert spectral_radius(1.01 * largest) > 1 + 1e-3
 
 
-def test_foreach_twin_equals_the_reference() -> None:
+def test_the_twins_over_lists_equal_the_reference() -> None:
     shapes = [(4, 3), (5,), ()]
     params, averages, duals = ([torch.randn(shape, dtype=torch.float64) for shape in shapes] for _ in range(3))
-    group = foreach.Parameters(params, [a.clone() for a in averages], [d.clone() for d in duals], 0.35)
-    gradients = foreach.penalty_gradients(group, form="released", mu=2.0)
-    foreach.advance_duals_(group)
-    foreach.advance_averages_(group, beta=0.7)
+    group = recurrences.Parameters(params, [a.clone() for a in averages], [d.clone() for d in duals], 0.35)
+    gradients = recurrences.penalty_gradients(group, form="released", mu=2.0)
+    recurrences.advance_duals_(group)
+    recurrences.advance_averages_(group, beta=0.7)
     for number, (param, average, dual) in enumerate(zip(params, averages, duals, strict=True)):
         expected = recurrences.penalty_gradient(param, average, dual, alpha=0.35, form="released", mu=2.0)
         new_dual = recurrences.advance_dual(dual, param, average, alpha=0.35)

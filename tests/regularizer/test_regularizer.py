@@ -171,7 +171,7 @@ def test_groups_have_an_alpha_of_their_own_and_may_opt_out() -> None:
         lr=0.1,
     )
     regularizer = fptt.DynamicRegularizer(optimizer.param_groups, alpha=0.2).attach(optimizer)
-    assert [group["alpha"] for group in regularizer.param_groups] == [0.7, None, 0.2]
+    assert [group["fptt_alpha"] for group in regularizer.param_groups] == [0.7, None, 0.2]
     run_steps(model, optimizer, range(3))
     assert set(regularizer.state) == {
         model.get_parameter("0.weight"),
@@ -187,19 +187,26 @@ def test_a_group_may_opt_out_later_and_a_bad_strength_changes_nothing() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     regularizer = attached(model, optimizer)
     run_steps(model, optimizer, range(2))
-    regularizer.param_groups[0]["alpha"] = 0.0
+    regularizer.param_groups[0]["fptt_alpha"] = 0.0
     before = weights(model)
     with pytest.raises(ValueError, match="alpha"):
         run_steps(model, optimizer, range(2, 3))
     for param, weight in zip(model.parameters(), before, strict=True):
         assert torch.equal(param, weight)
-    regularizer.param_groups[0]["alpha"] = None
+    regularizer.param_groups[0]["fptt_alpha"] = None
     twin = small_model()
     twin.load_state_dict(model.state_dict())
     run_steps(model, optimizer, range(2, 4))
     run_steps(twin, torch.optim.SGD(twin.parameters(), lr=0.1), range(2, 4))
     assert_same_weights(model, twin)
     assert regularizer.penalty() == 0
+
+
+def model_of_averages(model: nn.Module, regularizer: fptt.DynamicRegularizer) -> nn.Module:
+    copied = copy.deepcopy(model)
+    for param, own in zip(copied.parameters(), model.parameters(), strict=True):
+        param.data.copy_(regularizer.state[own].average)
+    return copied
 
 
 def test_a_copy_taken_inside_averaged_can_train() -> None:
@@ -209,8 +216,11 @@ def test_a_copy_taken_inside_averaged_can_train() -> None:
     run_steps(model, optimizer, range(2))
     with regularizer.averaged():
         other_model, other_optimizer, other = copy.deepcopy((model, optimizer, regularizer))
+    assert_same_weights(model_of_averages(model, regularizer), other_model)
     other.attach(other_optimizer)
+    before = weights(other_model)
     run_steps(other_model, other_optimizer, range(1))
+    assert not any(torch.equal(*pair) for pair in zip(other_model.parameters(), before, strict=True))
 
 
 def test_tied_frozen_missing_and_late_parameters() -> None:
@@ -263,7 +273,21 @@ def test_reset_starts_again() -> None:
     assert_same_weights(model, twin)
 
 
-def test_remove_makes_the_optimizer_plain_again() -> None:
+@pytest.mark.parametrize("restart", ["reset", "restore", "load_state_dict"])
+def test_a_restart_forgets_a_step_that_waits_for_its_recomputed_gradient(restart: str) -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer, coupling="coupled", previous_gradient="recomputed")
+    arguments = {"reset": (), "restore": ({},), "load_state_dict": (regularizer.state_dict(),)}[restart]
+    run_steps(model, optimizer, range(1))
+    getattr(regularizer, restart)(*arguments)
+    with pytest.raises(RuntimeError, match="add_penalty_grad_"):
+        regularizer.update()
+    run_steps(model, optimizer, range(1, 2))
+    assert len(regularizer.state) == 4
+
+
+def test_detach_makes_the_optimizer_plain_again() -> None:
     model, twin = small_model(), small_model()
     twin.load_state_dict(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -323,7 +347,7 @@ def test_state_dict_survives_a_weights_only_load() -> None:
     file.seek(0)
     other = fptt.DynamicRegularizer(model.parameters(), alpha=0.1, form="released")
     other.load_state_dict(torch.load(file, weights_only=True))
-    assert (other.param_groups[0]["alpha"], other.beta) == (0.4, 0.6)
+    assert (other.param_groups[0]["fptt_alpha"], other.beta) == (0.4, 0.6)
     for param, state in regularizer.state.items():
         assert torch.equal(other.state[param].average, state.average)
     other.load_state_dict(regularizer.state_dict())
@@ -335,6 +359,17 @@ def test_readable_repr() -> None:
     regularizer = fptt.DynamicRegularizer(small_model().parameters(), alpha=0.25)
     for piece in ("DynamicRegularizer", "form='paper'", "coupling=", "beta=0.5", "4 parameters", "alpha=0.25"):
         assert piece in repr(regularizer)
+    param, *others = small_model().parameters()
+    groups = [{"params": [param], "fptt_alpha": None}, {"params": others}]
+    assert "alpha=[None, 0.1]" in repr(fptt.DynamicRegularizer(groups))
+
+
+def test_the_repr_of_many_groups_is_one_short_line() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(1))]} for _ in range(100)]
+    regularizer = fptt.DynamicRegularizer(groups, alpha=0.25)
+    assert "alpha=0.25" in repr(regularizer)
+    assert "100 parameters" in repr(regularizer)
+    assert len(repr(regularizer)) < 200
 
 
 @pytest.mark.parametrize(
@@ -366,6 +401,14 @@ def test_bad_parameters_are_named() -> None:
         fptt.DynamicRegularizer([])
     with pytest.raises(TypeError, match="single tensor"):
         fptt.DynamicRegularizer(param)
+    with pytest.raises(
+        TypeError, match=r"params must be an iterable of tensors or groups, got a Linear: use model.par"
+    ):
+        fptt.DynamicRegularizer(nn.Linear(2, 3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="params must be an iterable of tensors or groups, got a Sequential: use model"):
+        fptt.DynamicRegularizer(small_model())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="params must be an iterable of tensors or groups, got a int"):
+        fptt.DynamicRegularizer(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="str"):
         fptt.DynamicRegularizer(["weight"])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="more than one group"):
@@ -399,6 +442,9 @@ def test_states_that_do_not_fit_are_refused_whole() -> None:
         assert not other.state
     with pytest.raises(ValueError, match="lacks"):
         regularizer.load_state_dict({name: saved[name] for name in saved if name != "beta"})
+    old = [{"alpha": group["fptt_alpha"], "params": group["params"]} for group in saved["param_groups"]]
+    with pytest.raises(ValueError, match="lacks the key 'fptt_alpha' of its parameter group 0"):
+        regularizer.load_state_dict({**saved, "param_groups": old})
     with pytest.raises(ValueError, match="dict"):
         regularizer.load_state_dict([])  # pyright: ignore[reportArgumentType]
 

@@ -1,6 +1,8 @@
 """A batch of sequences, checked and cut into chunks, before a method walks over it."""
 
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,32 +10,16 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch
-from fptt._batches.segments import Start, find_starts
 from fptt._checks import all_finite
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import State, chunk_lengths, describe_state, length_mask
+from fptt._sequence import chunk_lengths, length_mask
 
 
-class BatchResult(NamedTuple):
-    """What one batch gave; tensors stay on the device, so that reading a figure is the only synchronization.
+class Start(NamedTuple):
+    """A step of a chunk before which lanes begin anew, and which, boolean, (B,); None for all of them."""
 
-    Attributes:
-        loss: Mean of the chunk losses, a scalar.
-        chunk_losses: ℓ_k at the weights before the update of chunk k, (K,).
-        penalty: R after the last update, a scalar; 0 without a regularizer.
-        updates: Updates that the optimizer made.
-        gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
-        state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
-        skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
-    """
-
-    loss: Tensor
-    chunk_losses: Tensor
-    penalty: Tensor
-    updates: int
-    gradient_norm: Tensor
-    state: State
-    skipped: int = 0
+    step: int
+    lanes: Tensor | None
 
 
 class Chunk(NamedTuple):
@@ -45,7 +31,8 @@ class Chunk(NamedTuple):
         part: What the loss needs of the targets.
         has_steps: Whether something in it counts.
         starts: Where sequences begin in it; None where nobody asked.
-        has_bad_inputs: Whether it is to be skipped, for NaN or Inf in its inputs.
+        bad_inputs: Where its inputs hold NaN or Inf: in real steps, or only in the padding; None if they do not.
+        weight: Of this process's loss in that of all that train the model.
     """
 
     number: int
@@ -53,7 +40,8 @@ class Chunk(NamedTuple):
     part: Any
     has_steps: bool
     starts: tuple[Start, ...] | None
-    has_bad_inputs: bool = False
+    bad_inputs: Literal["inputs", "padding"] | None = None
+    weight: float = 1.0
 
 
 class Chunking(NamedTuple):
@@ -132,6 +120,19 @@ def cut_batch(
     return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
 
 
+def find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[Start, ...] | None]:
+    """Return the starts in each chunk, from flags (T, B), with one synchronization for all."""
+    if is_first is None:
+        return [None] * len(lengths)
+    counts = is_first.sum(1).tolist()
+    starts: list[tuple[Start, ...] | None] = []
+    for end, length in zip(itertools.accumulate(lengths), lengths, strict=True):
+        steps = [step for step in range(end - length, end) if counts[step]]
+        lanes = [None if counts[step] == is_first.shape[1] else is_first[step] for step in steps]
+        starts.append(tuple(Start(step - end + length, own) for step, own in zip(steps, lanes, strict=True)))
+    return starts
+
+
 def _have_steps(parts: list[Any]) -> list[bool]:
     """Tell which chunks have something that counts, with one synchronization for all."""
     counted = [getattr(part, "counted", None) for part in parts]
@@ -159,46 +160,20 @@ def _checked_flags(name: str, flags: Tensor | None, expected: tuple[int, int], c
     return found
 
 
-def check_inputs(inputs: Tensor, chunks: list[Chunk], batch: int) -> None:
-    """Raise FloatingPointError, naming batch and chunk, if an input is NaN or Inf."""
-    for chunk in [] if all_finite(inputs) else chunks:
-        if not all_finite(chunk.inputs):
-            raise FloatingPointError(
-                f"inputs hold NaN or Inf in chunk {chunk.number} of batch {batch}; no weight was changed."
-            )
-
-
-def mark_bad_inputs(inputs: Tensor, chunks: list[Chunk]) -> list[Chunk]:
-    """Return the chunks, told which of them hold NaN or Inf."""
-    if all_finite(inputs):
+def mark_bad_inputs(chunks: list[Chunk], batch: Batch, chunking: Chunking) -> list[Chunk]:
+    """Return the chunks of a batch, those with NaN or Inf in their inputs marked."""
+    if all_finite(batch.inputs):  # one synchronization a batch, nearly always
         return chunks
-    return [chunk._replace(has_bad_inputs=not all_finite(chunk.inputs)) for chunk in chunks]
-
-
-def call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
-    """Return outputs and next state; where the user gave the state, say so if it does not fit.
-
-    Raises:
-        ValueError: If a given state does not fit the model.
-        TypeError: If the model does not return outputs and state.
-    """
-    try:
-        result = model(inputs, state)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        if is_given:
-            raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
-        raise
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
-    if is_given and state is not None:
-        check_same_state(state, result[1])
-    return result
-
-
-def check_same_state(given: State, returned: State) -> None:
-    """Raise ValueError unless the state that came back has the tensors and shapes of the one that went in."""
-    if describe_state(given) != describe_state(returned):
-        raise ValueError(f"state must match the model's own, {describe_state(returned)}, got {describe_state(given)}.")
+    marked, start = [], 0
+    for chunk in chunks:
+        length = chunk.inputs.shape[chunking.time_dim]
+        bad = None if all_finite(chunk.inputs) else "inputs"
+        if bad is not None and batch.mask is not None:
+            is_real = batch.mask.narrow(chunking.time_dim, start, length).to(chunk.inputs.device)
+            bad = "padding" if all_finite(chunk.inputs[is_real]) else bad
+        marked.append(chunk._replace(bad_inputs=bad))
+        start += length
+    return marked
 
 
 def check_model(model: nn.Module, optimizer: Optimizer, batch_first: bool) -> None:

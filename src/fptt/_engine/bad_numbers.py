@@ -1,36 +1,71 @@
-"""What is done about NaN and Inf: stop, or put everything back as it was before the chunk and go on."""
+"""NaN and Inf: where they were met, the error they raise, and a snapshot to undo the chunk that they spoiled."""
 
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fptt._random import RandomState
 from fptt._regularizer.regularizer import DynamicRegularizer
-from fptt._regularizer.step_hooks import StepHooks
+from fptt._regularizer.step_hooks import BadWeightsError, StepHooks
 
 OnBadNumber = Literal["raise", "skip"]
 
-LOGGER = logging.getLogger("fptt")
 
-Learned = TypeVar("Learned")
+class BadNumber(NamedTuple):
+    """NaN or Inf in a chunk.
+
+    Attributes:
+        chunk: Number of the chunk in its batch, from 0.
+        where: In the inputs (`padding`: only in those that the mask leaves out), the loss or the gradient, before the
+            update was made; or after it, in the weights or in the recomputed gradient.
+        loss: The loss, if that is what is not finite.
+    """
+
+    chunk: int
+    where: Literal["inputs", "padding", "loss", "gradient", "weights", "recomputed gradient"]
+    loss: float = 0.0
+
+    def error(self, batch: int, *, is_undone: bool = False) -> FloatingPointError:
+        """Return the error that names batch, chunk and what has become of the weights.
+
+        Args:
+            batch: Number of the batch, from 0.
+            is_undone: Whether the chunk is skipped, so that an update that was made is undone.
+        """
+        place = f"chunk {self.chunk} of batch {batch}"
+        if self.where == "weights":
+            return BadWeightsError(f"the weights are NaN or Inf after the update of {place}: go back to a checkpoint.")
+        if self.where == "recomputed gradient":
+            outcome = "the update is undone." if is_undone else "averages and duals start again."
+            return FloatingPointError(f"the recomputed gradient is NaN or Inf after the update of {place}; {outcome}")
+        if self.where == "inputs":
+            return FloatingPointError(f"inputs hold NaN or Inf in {place}; no weight was changed.")
+        if self.where == "padding":
+            # the model still runs over the padding, and zero times NaN is NaN in the gradient
+            return FloatingPointError(
+                f"inputs hold NaN or Inf in {place}, in the padding, where mask is False: pad with zeros instead; "
+                "no weight was changed."
+            )
+        what = "the gradient is NaN or Inf" if self.where == "gradient" else f"the loss is {self.loss}"
+        return FloatingPointError(f"{what} in {place}; the weights are as before that chunk.")
 
 
 class Snapshot:
-    """Copies of all that learning a chunk changes, torch's random numbers among it.
+    """Copies of everything that an update changes, random number generators included.
 
     Args:
-        modules: Model and loss: their parameters and buffers.
-        optimizer: Its parameters and state.
-        regularizer: Averages and duals.
-        hooks: Their count of steps.
+        modules: Model and loss, with their parameters and buffers.
+        optimizer: The optimizer, with its parameters and their moments.
+        regularizer: The regularizer, with averages and duals.
+        hooks: The step hooks, with the count of updates.
     """
 
     def __init__(
         self,
-        modules: tuple[nn.Module, ...],
+        modules: Iterable[nn.Module],
         optimizer: Optimizer,
         regularizer: DynamicRegularizer | None,
         hooks: StepHooks,
@@ -39,8 +74,7 @@ class Snapshot:
         own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         self.tensors = list(dict.fromkeys([*own, *(p for group in optimizer.param_groups for p in group["params"])]))
         self.num_steps = hooks.num_steps
-        self.random = torch.get_rng_state()
-        self.random_on = {device: torch.cuda.get_rng_state(device) for device in _cuda_devices(self.tensors)}
+        self.random = RandomState.capture({tensor.device for tensor in self.tensors})
         with torch.no_grad():
             self.copies = [tensor.clone() for tensor in self.tensors]
             self.moments = {param: _copied(state) for param, state in optimizer.state.items()}
@@ -48,24 +82,23 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back; tensors stay the ones that they are."""
+        """Put everything back in place: whoever holds a tensor sees its old values."""
         for tensor, copy in zip(self.tensors, self.copies, strict=True):
             tensor.copy_(copy)
         for param in list(self.optimizer.state):
             if param in self.moments:
                 _put_back(self.optimizer.state[param], self.moments[param])
-            else:
+            else:  # its first step was the one that is undone
                 del self.optimizer.state[param]
         if self.regularizer is not None:
             self.regularizer.restore(self.memory)
         self.hooks.num_steps = self.num_steps
-        torch.set_rng_state(self.random)
-        for device, state in self.random_on.items():
-            torch.cuda.set_rng_state(state, device)
+        self.random.restore()
 
 
-def _cuda_devices(tensors: list[Tensor]) -> set[torch.device]:
-    return {tensor.device for tensor in tensors if tensor.is_cuda}
+def bad_loss(model: nn.Module) -> Tensor:
+    """Return NaN, the loss of a chunk that was skipped, a scalar like the model's weights."""
+    return next(model.parameters()).new_full((), float("nan"))
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +106,7 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put_back(state: dict[str, Any], copies: dict[str, Any]) -> None:
+    """Restore the state of one parameter: tensors in place, for the flat buffers of the compiled engine."""
     for name in list(state):
         if name not in copies:
             del state[name]
@@ -80,42 +114,3 @@ def _put_back(state: dict[str, Any], copies: dict[str, Any]) -> None:
             state[name].copy_(copies[name])
         else:
             state[name] = copies[name]
-
-
-class Skipping:
-    """Counts and tells the chunks that are skipped.
-
-    Attributes:
-        num_skipped: So far.
-    """
-
-    def __init__(self, on_bad_number: OnBadNumber, snapshot: Callable[[], Snapshot]) -> None:
-        self.is_on, self.snapshot = on_bad_number == "skip", snapshot
-        self.num_skipped = 0
-
-    def attempt(self, learn: Callable[[], Learned], *, is_told: bool = True) -> Learned | None:
-        """Return what learning gives; None if it met NaN or Inf, and everything is as before.
-
-        Args:
-            learn: Learns.
-            is_told: Whether this is a chunk that is skipped, to be counted and told.
-
-        Raises:
-            FloatingPointError: If nothing is to be skipped.
-        """
-        if not self.is_on:
-            return learn()
-        before = self.snapshot()
-        try:
-            return learn()
-        except FloatingPointError as error:
-            before.restore()
-            if is_told:
-                self.num_skipped += 1
-                LOGGER.warning("skipped a chunk: %s", error)
-            return None
-
-
-def bad_losses(chunks: Sequence[Any], model: nn.Module) -> list[Tensor]:
-    """Return NaN for the loss of each chunk that was skipped."""
-    return [next(model.parameters()).new_full((), float("nan")) for _ in chunks]

@@ -1,9 +1,9 @@
-"""What the three methods share: a batch is cut, its chunks are walked over, updates are made and counted."""
+"""The interface of the training methods: a batch in, its losses and the next state out."""
 
-from abc import abstractmethod
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +11,65 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
-from fptt._batches.cut import (
-    BatchResult,
-    Chunk,
-    Chunking,
-    check_inputs,
-    check_model,
-    cut_batch,
-    mark_bad_inputs,
-    unpack,
-)
+from fptt._batches.cut import Chunk, Chunking, check_model, cut_batch, mark_bad_inputs, unpack
 from fptt._checks import check_choice, check_iterable, check_keys
-from fptt._engine.bad_numbers import OnBadNumber, Skipping, Snapshot
-from fptt._engine.learning import Learning
+from fptt._engine.bad_numbers import BadNumber, OnBadNumber
+from fptt._engine.compiled.engine import CompiledEngine
+from fptt._engine.eager import EagerEngine
+from fptt._engine.engine import Engine, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._parallel.data_parallel import DataParallel
-from fptt._parallel.replicas import Alone, Together
+from fptt._parallel.replicas import DataParallel, DistributedReplicas, Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
 from fptt._sequence import State, check_chunking, detach_state
+
+LOGGER = logging.getLogger("fptt")
+
+EngineName = Literal["eager", "compiled"]
+
+
+class BatchResult(NamedTuple):
+    """What one batch gave; tensors stay on the device, so that reading a figure is the only synchronization.
+
+    Attributes:
+        loss: Mean of the chunk losses, a scalar.
+        chunk_losses: ℓ_k at the weights before the update of chunk k, (K,).
+        penalty: R after the last update, a scalar; 0 without a regularizer.
+        updates: Updates that the optimizer made.
+        gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
+        state: Final recurrent state, detached: the `state` of the next batch if the sequences go on.
+        skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
+    """
+
+    loss: Tensor
+    chunk_losses: Tensor
+    penalty: Tensor
+    updates: int
+    gradient_norm: Tensor
+    state: State
+    skipped: int = 0
+
+
+class MethodOptions(TypedDict, total=False):
+    """Options that all methods have; see `TBPTT` for their meanings.
+
+    Attributes:
+        max_norm: Largest norm of the gradient, > 0, clipped inside `step()`; None, the default, for no clipping.
+        batch_first: Whether inputs, outputs, targets of steps and masks are (B, T, …) instead of (T, B, …).
+        check_finite: Whether to look for NaN and Inf in inputs, loss, gradient and weights; True by default.
+        on_bad_number: `raise` a FloatingPointError, the default, or `skip` the update.
+        backward: Called with each loss instead of `loss.backward()`, for example `fabric.backward`.
+        step: Called with the optimizer instead of `optimizer.step()`, for example with a GradScaler.
+        parallel: The processes that train the model, each on its part of every batch; None for this one alone.
+    """
+
+    max_norm: float | None
+    batch_first: bool
+    check_finite: bool
+    on_bad_number: OnBadNumber
+    backward: Callable[[Tensor], Any]
+    step: Callable[[Optimizer], Any]
+    parallel: DataParallel | None
 
 
 def step_optimizer(optimizer: Optimizer) -> Any:
@@ -37,27 +77,19 @@ def step_optimizer(optimizer: Optimizer) -> Any:
     return optimizer.step()
 
 
-class Method(Learning):
-    """What the three methods share: they cut a batch, walk over its chunks, and count.
-
-    Args:
-        model: Called as `model(inputs, state) -> (outputs, state)`; state None is the model's own beginning.
-        optimizer: Any `torch.optim` optimizer over the model's parameters. Gains step hooks; see `close`.
-        loss: A `TerminalLoss` or `SequenceLoss`.
-        num_chunks: K, the number of chunks of every sequence.
-        chunk_length: Longest chunk in time steps, instead of `num_chunks`.
-        max_norm: Largest norm of the gradient; it is clipped inside `step()`. None for no clipping.
-        batch_first: Whether inputs, outputs, targets of steps and masks are (B, T, …) instead of (T, B, …).
-        check_finite: Notice NaN or Inf in inputs, loss, gradient and weights; a synchronization each a chunk on an
-            accelerator.
-        on_bad_number: `raise` a FloatingPointError, or `skip` the chunk: see `TBPTT`.
-        backward: Called with each loss instead of `loss.backward()`, for example `fabric.backward`.
-        step: Called with the optimizer instead of `optimizer.step()`, for example with a GradScaler.
-        parallel: The processes that train the model, each on its part of every batch; None for this one alone.
+class Method:
+    """A method that trains a model on batches of sequences: `BPTT`, `TBPTT` or `FPTT`.
 
     Attributes:
-        batches, updates, timesteps: What has been done so far; time steps are T · B a batch.
+        model, optimizer, loss: As they were passed in.
+        regularizer: The dynamic regularizer; None for BPTT, TBPTT and FPTT with alpha 0.
+        engine: The executor: `eager` or `compiled`.
+        chunking: K or the longest chunk, and the layout.
+        batches, timesteps: Batches and time steps, T · B each, learned so far.
+        skipped: Updates skipped so far.
     """
+
+    updates_each_chunk: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -67,6 +99,8 @@ class Method(Learning):
         *,
         num_chunks: int | None = None,
         chunk_length: int | None = None,
+        engine: EngineName = "eager",
+        regularizer: DynamicRegularizer | None = None,
         max_norm: float | None = None,
         batch_first: bool = False,
         check_finite: bool = True,
@@ -81,27 +115,54 @@ class Method(Learning):
                 "wrap it to say whether the targets belong to the sequence or to its steps."
             )
         check_chunking(num_chunks, chunk_length)
+        check_choice("engine", engine, ("eager", "compiled"))
         check_choice("on_bad_number", on_bad_number, ("raise", "skip") if check_finite else ("raise",))
         check_model(model, optimizer, batch_first)
-        self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.model, self.optimizer, self.loss, self.regularizer = model, optimizer, loss, regularizer
+        self.engine: EngineName = engine
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
-        self.max_norm, self.check_finite, self.backward, self.step = max_norm, check_finite, backward, step
-        self.batches = self.updates = self.timesteps = 0
-        self._skipping = Skipping(on_bad_number, self._snapshot)
-        self.processes = Alone()
+        self.max_norm, self.check_finite, self.on_bad_number = max_norm, check_finite, on_bad_number
+        self.backward, self.step = backward, step
+        self.batches = self.timesteps = self.skipped = 0
+        self._replicas = Replicas()
         if parallel is not None:
-            self.processes = Together(parallel, model, loss, optimizer, self.regularizer)
-        self._hooks: StepHooks | None = self._attach()
+            self._replicas = DistributedReplicas(parallel, model, loss, optimizer, regularizer)
+        self._hooks = self._attach()
+        try:
+            self._engine = self._make_engine()
+        except ValueError:  # the optimizer goes back to its owner as it was
+            self.close()
+            raise
+
+    def _attach(self) -> StepHooks:
+        return StepHooks(
+            self.optimizer, regularizer=self.regularizer, max_norm=self.max_norm, check_finite=self.check_finite
+        )
+
+    def _make_engine(self) -> Engine:
+        shared: dict[str, Any] = {
+            "hooks": self._hooks,
+            "replicas": self._replicas,
+            "chunking": self.chunking,
+            "check_finite": self.check_finite,
+            "skips": self.on_bad_number == "skip",
+        }
+        trained = (self.model, self.optimizer, self.loss, self.regularizer)
+        if self.engine == "eager":
+            own: dict[str, Any] = {"updates_each_chunk": self.updates_each_chunk, "backward": self.backward}
+            return EagerEngine(*trained, step=self.step, **own, **shared)
+        for name, default in (("backward", Tensor.backward), ("step", step_optimizer)):
+            if getattr(self, name) is not default:
+                raise ValueError(
+                    f"{name} must be left as it is with engine='compiled', which takes gradient and step itself, got "
+                    f"{getattr(self, name)!r}."
+                )
+        return CompiledEngine(*trained, max_norm=self.max_norm, **shared)
 
     @property
-    def skipped(self) -> int:
-        """Chunks that were skipped so far."""
-        return self._skipping.num_skipped
-
-    @property
-    def regularizer(self) -> DynamicRegularizer | None:
-        """The regularizer, if the method has one."""
-        return None
+    def updates(self) -> int:
+        """Updates that the optimizer made so far."""
+        return self._hooks.num_steps
 
     def train_batch(
         self,
@@ -137,7 +198,7 @@ class Method(Learning):
                 weights NaN or Inf, which cannot be undone here.
         """
         batch = Batch(inputs, targets, mask, is_first)  # pyright: ignore[reportArgumentType]  # may be packed
-        return self._train(unpack(batch, self.loss, self.chunking), state)
+        return self._train(batch, state)
 
     def train_stream(self, source: Iterable[Any], state: State = None) -> Iterator[BatchResult]:
         """Train on chunks as they come, for as long as they come, and yield the result of each.
@@ -171,67 +232,68 @@ class Method(Learning):
             3
         """
         check_iterable("source", source)
-        return walk_stream(partial(self._train, allow_empty=True), source, state, 1 - self.chunking.time_dim)
+        return walk_stream(partial(self._train, is_stream=True), source, state, 1 - self.chunking.time_dim)
 
-    def _train(self, batch: Batch, state: State, *, allow_empty: bool = False) -> BatchResult:
-        hooks = self._open_hooks()
-        chunks = self.processes.agree(partial(self._cut, batch), allow_empty=allow_empty)
-        before, skipped = hooks.num_steps, self.skipped
-        try:
-            losses, norms, state = self._walk(chunks, detach_state(state))
-        except FloatingPointError as error:
-            self.processes.tell(error)
-            raise
-        finally:
-            updates = hooks.num_steps - before
-            self.updates += updates
+    def _train(self, batch: Batch, state: State, *, is_stream: bool = False) -> BatchResult:
+        if not self._hooks.are_attached:
+            raise RuntimeError("the method is closed: construct a new one to train on.")
+        with self._replicas.reporting():  # the others wait for this process, which may fail here alone
+            chunks = self._cut(batch, is_stream=is_stream)
+        chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream)
+        updates = self.updates
+        walked = self._engine.walk(chunks, detach_state(state))
+        self._log_skipped(walked.skipped)
+        if walked.bad is not None:
+            self._replicas.report_failure()
+            raise walked.bad.error(self.batches)
         self.batches += 1
-        self.timesteps += self.processes.num_timesteps
-        chunk_losses = torch.stack(losses)
-        norm = torch.stack(norms).mean() if norms else chunk_losses.new_zeros(())
+        self.timesteps += num_timesteps
+        losses = torch.stack(walked.losses)
+        norm = torch.stack(walked.norms).mean() if walked.norms else losses.new_zeros(())
         with torch.no_grad():
-            penalty = chunk_losses.new_zeros(()) if self.regularizer is None else self.regularizer.penalty()
-            chunk_losses, norm, penalty = self.processes.total(chunk_losses, norm, penalty)
-        skipped = self.skipped - skipped
-        loss = chunk_losses.nanmean() if skipped else chunk_losses.mean()
-        return BatchResult(loss, chunk_losses, penalty, updates, norm, detach_state(state), skipped)
+            penalty = losses.new_zeros(()) if self.regularizer is None else self.regularizer.penalty()
+            losses, norm, penalty = self._replicas.total(losses, norm, penalty, weight=chunks[0].weight)
+        loss = losses.nanmean() if walked.skipped else losses.mean()
+        updates = self.updates - updates
+        return BatchResult(loss, losses, penalty, updates, norm, detach_state(walked.state), len(walked.skipped))
 
-    def _cut(self, batch: Batch, *, allow_empty: bool) -> list[Chunk]:
-        inputs, targets, mask, is_first = batch
-        chunks = cut_batch(inputs, targets, mask, self.loss, self.chunking, is_first=is_first, allow_empty=allow_empty)
-        if self._skipping.is_on:
-            return mark_bad_inputs(inputs, chunks)
-        if self.check_finite:
-            check_inputs(inputs, chunks, self.batches)
+    def _cut(self, batch: Batch, *, is_stream: bool) -> list[Chunk]:
+        """Return the chunks of a batch.
+
+        Raises:
+            ValueError: If inputs, targets, masks and chunking do not fit together.
+            FloatingPointError: If inputs hold NaN or Inf, and chunks with them are not to be skipped.
+        """
+        batch = batch if is_stream else unpack(batch, self.loss, self.chunking)
+        # in a stream, and in one process of several, a batch may have no real step
+        allow_empty = is_stream or not self._replicas.needs_steps
+        chunks = cut_batch(*batch[:3], self.loss, self.chunking, is_first=batch.is_first, allow_empty=allow_empty)
+        if not self.check_finite:
+            return chunks
+        chunks = mark_bad_inputs(chunks, batch, self.chunking)
+        for chunk in chunks:
+            if chunk.bad_inputs is not None and self.on_bad_number == "raise":
+                raise BadNumber(chunk.number, chunk.bad_inputs).error(self.batches)
         return chunks
 
-    @abstractmethod
-    def _walk(self, chunks: list[Chunk], state: State) -> tuple[list[Tensor], list[Tensor], State]:
-        """Return the chunk losses, the gradient norm of each update, and the final state."""
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self._open_hooks())
-
-    def _attach(self) -> StepHooks:
-        return StepHooks(
-            self.optimizer, regularizer=self.regularizer, max_norm=self.max_norm, check_finite=self.check_finite
-        )
+    def _log_skipped(self, skipped: list[BadNumber]) -> None:
+        self.skipped += len(skipped)
+        for bad in skipped:
+            LOGGER.warning("skipped a chunk: %s", bad.error(self.batches, is_undone=True))
 
     def sync(self) -> None:
         """Average weights, averages and duals over the processes now, between two batches; see `DataParallel`."""
-        self.processes.sync()
+        self._replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.loss))
 
     def close(self) -> None:
-        """Take the method's hooks off the optimizer; the method cannot train any more."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = None
+        """Remove the method's hooks from the optimizer; the method cannot train any more."""
+        self._hooks.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the loss's running estimates and the regularizer; model and optimizer have their own."""
         regularizer = None if self.regularizer is None else self.regularizer.state_dict()
-        counters = {name: getattr(self, name) for name in ("batches", "updates", "timesteps")}
-        counters |= {"num_unsynced": self.processes.num_unsynced, "skipped": self.skipped}
+        counters = {name: getattr(self, name) for name in ("batches", "updates", "timesteps", "skipped")}
+        counters["num_unsynced"] = self._replicas.num_unsynced
         return {**counters, "loss": self.loss.state_dict(), "regularizer": regularizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -247,14 +309,15 @@ class Method(Learning):
         if self.regularizer is not None:
             self.regularizer.load_state_dict(state_dict["regularizer"])
         self.loss.load_state_dict(state_dict["loss"])
-        for name in ("batches", "updates", "timesteps"):
+        for name in ("batches", "timesteps", "skipped"):
             setattr(self, name, state_dict[name])
-        self.processes.num_unsynced = state_dict["num_unsynced"]
-        self._skipping.num_skipped = state_dict["skipped"]
+        self._hooks.num_steps = state_dict["updates"]
+        self._replicas.num_unsynced = state_dict["num_unsynced"]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": self._hooks is not None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # pyright: ignore[reportAttributeAccessIssue]
-        self._hooks = self._attach() if state["_hooks"] else None
+    def __repr__(self) -> str:
+        chunks = next((name, value) for name, value in self.chunking._asdict().items() if value is not None)
+        settings = [f"{chunks[0]}={chunks[1]}", f"engine={self.engine!r}"]
+        if self.regularizer is not None:
+            settings += [f"form={self.regularizer.form!r}", f"coupling={self.regularizer.coupling!r}"]
+        parts = f"{type(self.model).__name__}, {type(self.optimizer).__name__}, {type(self.loss).__name__}"
+        return f"{type(self).__name__}({parts}, {', '.join(settings)}; {self.batches} batches, {self.updates} updates)"

@@ -1,34 +1,38 @@
-"""The model outside training: what it says to the next steps, worked out once."""
+"""Cached inference on the next steps of a stream."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fptt._methods.method import Method
 from fptt._sequence import State, refill_state
 
 
-class _Ahead(NamedTuple):
-    """Rows (n, …) of steps that have not been entered yet, the outputs (n, C), and the state after them."""
+class _Run(NamedTuple):
+    """Inference on rows (n, …) from a state: all that it depends on, then outputs (n, C) and the state after it."""
 
     rows: Tensor
-    outputs: Tensor
     state: State
+    weights: tuple[int, ...]
+    outputs: Tensor
+    next_state: State
 
 
 class Forward:
-    """Runs a model over the steps of one stream, in evaluation mode and without a graph.
+    """Run a method's model over the steps of one stream, in evaluation mode and without a graph.
 
     Attributes:
         num_outputs: C; None before the first run.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, method: Method) -> None:
+        self.method = method
         self.num_outputs: int | None = None
-        self._ahead: _Ahead | None = None
+        self._last: _Run | None = None
 
     @torch.no_grad()
     def run(self, rows: Tensor, state: State) -> tuple[Tensor, State]:
@@ -39,8 +43,8 @@ class Forward:
             ValueError: If it does not return one output per step.
         """
         torch.clear_autocast_cache()  # it holds the weights before the last update
-        with _evaluating(self.model):
-            result = self.model(rows.unsqueeze(1), state)
+        with _evaluating(self.method.model):
+            result = self.method.model(rows.unsqueeze(1), state)  # a batch of one lane
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
         outputs, state = result
@@ -51,26 +55,46 @@ class Forward:
         self.num_outputs = outputs.shape[-1]
         return outputs[:, 0], state
 
-    def ahead(self, rows: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return what `run` returns, without another run if it was asked for the same rows and not told to forget."""
-        if self._ahead is None or not torch.equal(self._ahead.rows, rows):
-            self._ahead = _Ahead(rows, *self.run(rows, state))
-        return self._ahead.outputs, self._ahead.state
+    def cached(self, rows: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return what `run` returns, and run only if rows, state or weights are not those of the last call.
 
-    def forget(self) -> None:
-        """Forget what was worked out ahead: state or weights have changed."""
-        self._ahead = None
+        `predict_one(x)`, then `learn_one(x, y)` is one forward pass.
+        """
+        last = self._last
+        # A state is never written to, so that it is the same if it is the same object.
+        if (
+            last is None
+            or last.state is not state
+            or last.weights != self._weights()
+            or not torch.equal(last.rows, rows)
+        ):
+            outputs, next_state = self.run(rows, state)
+            last = self._last = _Run(rows, state, self._weights(), outputs, next_state)
+        return last.outputs, last.next_state
 
-    def restore(self, tensors: Sequence[Tensor] | None, example: Tensor | None) -> State:
+    def _weights(self) -> tuple[int, ...]:
+        """Return a version of the weights: it changes with every update of the method, and every write by others.
+
+        Torch counts the writes to each tensor, those of an optimizer, of `load_state_dict` and of `averaged()` too. It
+        does not see the compiled engine's, which writes to flat buffers: hence the method's own counter.
+        """
+        tensors = chain(self.method.model.parameters(), self.method.model.buffers())
+        return (self.method.updates, *(tensor._version for tensor in tensors))
+
+    def restored(self, tensors: Sequence[Tensor] | None, example: Tensor | None) -> State:
         """Return the state with these tensors, in the nest that the model makes of an example step."""
-        if tensors is None or example is None:
+        if example is None:
             return None
-        return refill_state(self.run(example.unsqueeze(0), None)[1], tensors)
+        like = self.run(example.unsqueeze(0), None)[1]
+        return None if tensors is None else refill_state(like, tensors)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module that is in training mode into evaluation mode, and back."""
+    """Put every module that is in training mode into evaluation mode, and back.
+
+    `model.eval()` and `model.train()` would not do: they forget which modules a user has frozen in evaluation mode.
+    """
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -1,4 +1,4 @@
-"""What a label is to the model, and what an output is to the user: classes, or numbers."""
+"""Encoding of labels as targets and decoding of outputs as answers: classes, or numbers."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,8 +9,22 @@ import torch
 from torch import Tensor
 
 
+def to_python(value: Any) -> Any:
+    """Return a scalar of NumPy or torch as Python's own int, float, bool or str, also inside a tuple.
+
+    It is equal to what it was and hashes alike, and `torch.load(…, weights_only=True)` reads it.
+    """
+    if type(value) is tuple:
+        return tuple(map(to_python, value))
+    # Neither library is named: NumPy is not imported here. Times, of which `item` makes numbers, are left alone.
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        plain = value.item()
+        return plain if isinstance(plain, int | float | str | bytes) and plain == value else value
+    return value
+
+
 class Targets(ABC):
-    """Turns labels into targets of a loss, and outputs into answers."""
+    """Encode labels as targets of a loss, and decode outputs as answers."""
 
     @abstractmethod
     def check(self, num_outputs: int) -> None:
@@ -21,7 +35,7 @@ class Targets(ABC):
         """Return the target of a label: a class number, or a list of numbers.
 
         Raises:
-            ValueError: If the label is not one that the model has outputs for.
+            ValueError: If the model has no output for the label.
             TypeError: If it is of another kind.
         """
 
@@ -31,7 +45,7 @@ class Targets(ABC):
 
     @abstractmethod
     def tensor(self, targets: Sequence[Any], num_outputs: int, like: Tensor) -> Tensor:
-        """Return targets as the loss takes them, (n, 1, …), on the device of a tensor; None stands there as zeros."""
+        """Return targets as the loss takes them, (n, 1, …), on the device of a tensor; zeros for None."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned about the labels."""
@@ -41,21 +55,22 @@ class Targets(ABC):
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If it was saved for a regression and this is none, or the other way round, or other classes.
+            ValueError: If it was saved for other classes, or for a regression and this is a classification, or the
+                other way round.
         """
         if state_dict["labels"] is not None:
             raise ValueError(f"classes must be those of the saved learner, {state_dict['labels']}, got None.")
 
 
 class Classes(Targets):
-    """Any hashable labels, numbered in their order.
+    """Any hashable labels, numbered in their order; labels of NumPy become Python's own.
 
     Args:
         labels: All labels; none to number them as they come.
     """
 
     def __init__(self, labels: Iterable[Hashable]) -> None:
-        self.labels = list(labels)
+        self.labels = [to_python(label) for label in labels]
         self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.is_open = not self.labels
         if len(self.numbers) < len(self.labels):
@@ -69,7 +84,8 @@ class Classes(Targets):
             )
 
     def encode(self, y: Any, num_outputs: int) -> int:
-        """Return the number of a label, a new one if it may be."""
+        """Return the number of a label; number a new one, if classes are numbered as they come."""
+        y = to_python(y)
         try:
             number = self.numbers.get(y)
         except TypeError as error:
@@ -95,7 +111,7 @@ class Classes(Targets):
 
     def tensor(self, targets: Sequence[int | None], num_outputs: int, like: Tensor) -> Tensor:  # noqa: ARG002
         """Return class numbers, (n, 1)."""
-        return torch.tensor([[target or 0] for target in targets], device=like.device)
+        return torch.tensor([[target or 0] for target in targets], device=like.device)  # masked where there is none
 
     def state_dict(self) -> dict[str, Any]:
         """Return the labels in the order of their numbers."""

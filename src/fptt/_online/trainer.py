@@ -1,4 +1,4 @@
-"""Training on a stream: chunk by chunk, as far behind the predictions as labels may be late."""
+"""Training on a stream, chunk by chunk, from a queue of the steps that wait for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,55 +9,104 @@ from torch import Tensor
 from fptt._methods.method import Method
 from fptt._online.forward import Forward
 from fptt._online.targets import Targets
-from fptt._online.waiting import WaitingSteps
-from fptt._sequence import State
+from fptt._sequence import State, flatten_state
 
 
 class Trainer:
-    """Learns the steps that wait, chunk by chunk, with a hidden state of its own.
+    """Queue the steps of a stream, and train on a chunk as soon as its labels are there or will not come any more.
+
+    At most `chunk_length + max_delay` steps wait. Training follows behind the predictions by as many steps as wait,
+    with a hidden state of its own.
 
     Attributes:
-        waiting: The steps entered and not learned.
-        state: The state after all steps learned.
+        state: The state after all steps trained on.
 
     Raises:
-        ValueError: If the method cannot learn from a stream, or the delay is no number of steps.
+        ValueError: If the method cannot learn from a stream, or the delay is not a number of steps.
     """
 
     def __init__(self, method: Method, forward: Forward, targets: Targets, max_delay: int) -> None:
-        self.method, self.forward, self.targets = method, forward, targets
-        self.waiting = WaitingSteps(_chunk_length(method), max_delay)
+        if isinstance(max_delay, bool) or not isinstance(max_delay, int) or max_delay < 0:
+            raise ValueError(f"max_delay must be a number of steps, 0 or more, got {max_delay!r}.")
+        self.chunk_length, self.max_delay = _chunk_length(method), max_delay
         self.state: State = None
+        self._method, self._forward, self._targets = method, forward, targets
+        self._queued_rows: list[Tensor] = []
+        self._queued_targets: list[Any] = []  # a target for each row; None without a label, or not yet
 
-    def learn_ready_chunks(self) -> None:
-        """Learn the chunks whose labels are there, or will not come."""
-        while self.waiting.is_chunk_ready:
-            self._learn(self.waiting.chunk_length)
+    def __len__(self) -> int:
+        return len(self._queued_rows)
+
+    @property
+    def num_free(self) -> int:
+        """How many steps can be entered before the oldest chunk is trained on at the latest."""
+        return self.chunk_length + self.max_delay - len(self)
+
+    def enter(self, rows: Tensor, targets: Sequence[Any]) -> None:
+        """Add the rows of steps, (n, …), and their targets to the queue, and train on the chunks that are ready."""
+        self._queued_rows.extend(rows.unbind(0))
+        self._queued_targets.extend(targets)
+        self._train_ready_chunks()
+
+    def check_waits(self, delay: int) -> None:
+        """Raise ValueError unless the step so many steps ago, the last one being 1 step ago, waits for its label."""
+        if not 1 <= delay <= self.max_delay:
+            raise ValueError(f"delay must be from 1 to max_delay = {self.max_delay} steps, got {delay!r}.")
+        if delay > len(self) or self._queued_targets[-delay] is not None:
+            raise ValueError(f"delay must be that of a step without a label, got {delay}: that step waits for none.")
+
+    def label(self, delay: int, target: Any) -> None:
+        """Give the step so many steps ago its target, and train on the chunks that are ready."""
+        self._queued_targets[-delay] = target
+        self._train_ready_chunks()
+
+    def _train_ready_chunks(self) -> None:
+        while self._is_chunk_ready:
+            self._train(self.chunk_length)
+
+    @property
+    def _is_chunk_ready(self) -> bool:
+        """Whether every step of the oldest chunk has its label, or has waited `max_delay` steps for it."""
+        num_settled = max(len(self) - self.max_delay, 0)  # no label can come for the oldest steps
+        return len(self) >= self.chunk_length and None not in self._queued_targets[num_settled : self.chunk_length]
 
     def flush(self) -> None:
-        """Learn everything, the last steps as a shorter chunk."""
-        while len(self.waiting):
-            self._learn(min(self.waiting.chunk_length, len(self.waiting)))
+        """Train on all steps that wait, the last ones as a shorter chunk."""
+        while len(self):
+            self._train(min(self.chunk_length, len(self)))
 
-    def _learn(self, num_steps: int) -> None:
-        rows, targets = self.waiting.take(num_steps)
-        self.forward.forget()  # what it worked out with the weights before
+    def _train(self, num_steps: int) -> None:
+        rows, targets = torch.stack(self._queued_rows[:num_steps]), self._queued_targets[:num_steps]
+        # They leave the queue before training, so that a chunk with a bad loss is dropped and not tried for ever.
+        del self._queued_rows[:num_steps], self._queued_targets[:num_steps]
         if all(target is None for target in targets):
-            self.state = self.forward.run(rows, self.state)[1]
-        else:
-            self.state = self._train(rows, targets)
-
-    def _train(self, rows: Tensor, targets: Sequence[Any]) -> State:
-        has_label = [[target is not None] for target in targets]
-        mask = torch.tensor(has_label, device=rows.device) if None in targets else None
-        like = next(self.method.model.parameters())
-        tensor = self.targets.tensor(targets, self.forward.num_outputs or 0, like)
-        return self.method.train_batch(rows.unsqueeze(1), tensor, self.state, mask).state
+            self.state = self._forward.run(rows, self.state)[1]
+            return
+        like = next(self._method.model.parameters())
+        mask = torch.tensor([[target is not None] for target in targets], device=rows.device)  # (n, 1)
+        encoded = self._targets.tensor(targets, self._forward.num_outputs or 0, like)
+        result = self._method.train_batch(rows.unsqueeze(1), encoded, self.state, mask if None in targets else None)
+        self.state = result.state
 
     def reset(self) -> None:
         """Forget the state and the steps that wait."""
-        self.waiting.clear()
-        self.state = None
+        self._queued_rows, self._queued_targets, self.state = [], [], None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps that wait, rows (n, …) or None without any, their targets, and the state."""
+        return {
+            "rows": torch.stack(self._queued_rows) if self._queued_rows else None,
+            "targets": list(self._queued_targets),
+            "state": None if self.state is None else flatten_state(self.state),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any], example: Tensor | None) -> None:
+        """Restore what `state_dict` returned, with a row as an example of a step."""
+        rows = state_dict["rows"]
+        device = next(self._method.model.parameters()).device
+        self._queued_rows = [] if rows is None else list(rows.to(device).unbind(0))
+        self._queued_targets = list(state_dict["targets"])
+        self.state = self._forward.restored(state_dict["state"], example)
 
 
 def _chunk_length(method: Method) -> int:

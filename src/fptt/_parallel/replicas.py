@@ -1,78 +1,165 @@
-"""What a method says to the other processes that train its model: nothing where it is alone."""
+"""Replicas: several processes that train one model, each on its own part of every batch."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._batches.cut import Chunk
+from fptt._checks import check_count
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._losses.priors import RunningPrior
 from fptt._parallel import collectives
-from fptt._parallel.data_parallel import DataParallel
-from fptt._parallel.reports import ANYTHING, BAD_NUMBERS, NOTHING, OtherProcessError, Report, check_reports
 from fptt._regularizer.regularizer import DynamicRegularizer
 
 
-class Alone:
-    """One process, whose batch is the whole batch.
+class DataParallel:
+    """Train one model in several processes, each on its own part of every batch.
 
-    Attributes:
-        adds_gradients: Whether several processes make every update together.
-        weight: Of the loss of this process in that of all.
-        num_unsynced: Updates since the weights were last the same in all.
-        num_timesteps: T · B of the whole batch under way.
+    With `sync_every=1` the gradients are added up at every update,
+
+        g = Σ_r (N_r / Σ_s N_s) g_r,   N_r the samples, or real steps, in the batch of process r,
+
+    so that all processes make the update that one would make on the whole batch: weights, averages W̄ and duals λ are
+    the same in all of them, bitwise. With `sync_every=k` each makes k local updates, and then weights, averages and
+    duals become their means over the processes: a k-th of the messages, and another path. The regularizer comes from
+    there: in FedDyn (Acar et al., ICLR 2021) it holds devices with data of their own together. Moments of the optimizer
+    stay with their process.
+
+    The model begins with the weights of process 0. Every process must train on as many batches, cut into as many
+    chunks. A `BatchResult` is of the whole batch, and the same in all processes, but for the final state. NaN or Inf
+    in one process stops all of them. Buffers of the model, as of BatchNorm, become their means after every batch. Use
+    no `DistributedDataParallel` around the model: it would average a second time.
+
+    Args:
+        group: The processes; None for all of them.
+        sync_every: Updates, ≥ 1, between two averagings of the weights; 1 adds up gradients instead.
+        check: Compare weights, averages and duals of all processes after every batch that ends in step, for debugging;
+            a difference raises a RuntimeError.
+
+    Raises:
+        ValueError: If `torch.distributed` is not initialized, or `sync_every` is no positive integer.
+
+    Examples:
+        >>> fptt.DataParallel(sync_every=0)
+        Traceback (most recent call last):
+        ValueError: sync_every must be a positive integer, got 0.
     """
 
-    adds_gradients = False
-    weight = 1.0
+    def __init__(self, group: dist.ProcessGroup | None = None, *, sync_every: int = 1, check: bool = False) -> None:
+        check_count("sync_every", sync_every)
+        if not dist.is_available() or not dist.is_initialized():
+            raise ValueError(
+                "group must be one of torch.distributed, or None for all processes: call init_process_group() first."
+            )
+        self.group, self.sync_every, self.check = group, sync_every, check
+
+    @property
+    def adds_gradients(self) -> bool:
+        """Whether the processes make every update together."""
+        return self.sync_every == 1
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+        return dist.get_world_size(self.group)
+
+
+class OtherProcessError(FloatingPointError):
+    """NaN or Inf occurred in another process; raised in all of them."""
+
+
+class Agreed(NamedTuple):
+    """A batch that all replicas learn together.
+
+    Attributes:
+        chunks: Those of this process, with what all have agreed on: which are updated, which have bad inputs, and the
+            weight of this process.
+        num_timesteps: T · B over all processes.
+    """
+
+    chunks: list[Chunk]
+    num_timesteps: int
+
+
+class Replicas:
+    """The processes that train one model: here a single one, which has nothing to exchange.
+
+    Attributes:
+        shares_updates: Whether several processes make every update together, on the sum of their gradients.
+        num_unsynced: Local updates since the weights were last the same in all.
+        needs_steps: Whether a batch of this process must have a real step, since no other process can have one.
+    """
+
+    shares_updates = False
     num_unsynced = 0
-    num_timesteps = 0
+    needs_steps = True
 
-    def agree(self, cut: Callable[..., list[Chunk]], *, allow_empty: bool) -> list[Chunk]:
-        """Return the chunks that `cut` gives; it is told whether a batch without a real step will do."""
-        chunks = cut(allow_empty=allow_empty)
-        self.num_timesteps = _num_timesteps(chunks)
-        return chunks
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report an error in here to the other processes, which wait for this one and cannot detect it."""
+        yield
 
-    def weigh(self, loss: Tensor) -> Tensor:
-        """Return what to take the gradient of."""
+    def agree(self, chunks: list[Chunk], *, allow_empty: bool) -> Agreed:  # noqa: ARG002
+        """Return a batch with what all processes must know of it before it is learned."""
+        return Agreed(chunks, _num_timesteps(chunks))
+
+    def add_gradients_(self, loss: Tensor, weight: float) -> Tensor:  # noqa: ARG002
+        """Replace `param.grad` of each parameter by the sum over all processes, and return the loss of all."""
         return loss
 
-    def add_gradients_(self, loss: Tensor) -> Tensor:
-        """Add up the gradients of all, in place, and return the loss of all."""
-        return loss
+    def count_update(self) -> bool:
+        """Count a local update, and return whether it is time to average."""
+        return False
 
-    def share_(self, gradients: dict[Tensor, Tensor], loss: Tensor) -> Tensor:  # noqa: ARG002
-        """Put the sums over all processes in the place of gradients, by parameter, and return the loss of all."""
-        return loss
+    def sync(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over all processes, if there were local updates."""
 
-    def after_chunk(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
-        """Make what is trained the same in all processes, if it is time."""
-
-    def sync(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
-        """Make what is trained the same in all processes now."""
-
-    def total(self, losses: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return the losses of the whole batch, (K,), and other scalars."""
+    def total(self, losses: Tensor, *others: Tensor, weight: float) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Return the losses of the whole batch, (K,), and the means of other scalars."""
         return losses, *others
 
-    def tell(self, error: FloatingPointError) -> None:
-        """Let the others know that this process cannot go on."""
+    def report_failure(self) -> None:
+        """Report NaN or Inf that the other processes cannot detect themselves."""
 
 
-class Together(Alone):
-    """Several processes; see `DataParallel`.
+class _Vote(NamedTuple):
+    """One process's message about a batch, before it is learned; a row of numbers.
+
+    Attributes:
+        error: 0 if all is well, `_BAD_NUMBER`, or `_OTHER_ERROR`.
+        num_chunks: K.
+        num_counted: Samples or steps in the mean of its loss.
+        has_gaps: Whether a chunk has nothing to learn from, or bad inputs.
+        num_timesteps: T · B.
+    """
+
+    error: float
+    num_chunks: float = 0.0
+    num_counted: float = 0.0
+    has_gaps: float = 0.0
+    num_timesteps: float = 0.0
+
+
+_BAD_NUMBER, _OTHER_ERROR = 1.0, 2.0
+
+
+class DistributedReplicas(Replicas):
+    """Several processes of `torch.distributed`; see `DataParallel`.
 
     Args:
         parallel: The processes.
-        model: What is trained.
+        model: The model, which gets the weights and buffers of process 0.
         loss: Its loss, whose running estimates are shared.
-        optimizer: Over the model's parameters.
-        regularizer: If there is one.
+        optimizer: The optimizer over the model's parameters.
+        regularizer: The regularizer, if there is one.
     """
+
+    needs_steps = False
 
     def __init__(
         self,
@@ -82,23 +169,19 @@ class Together(Alone):
         optimizer: Optimizer,
         regularizer: DynamicRegularizer | None,
     ) -> None:
-        self.parallel, self.group, self.adds_gradients = parallel, parallel.group, parallel.adds_gradients
-        self.model, self.loss, self.optimizer, self.regularizer = model, loss, optimizer, regularizer
-        self.device = self._params()[0].device
-        self._begin()
-        for module in loss.modules():
-            if isinstance(module, RunningPrior) and self.adds_gradients:
-                module.total = self._sum
-
-    def _begin(self) -> None:
-        """Give all processes the weights and buffers of process 0."""
-        tensors = [tensor for part in (self.model, self.loss) for tensor in (*part.parameters(), *part.buffers())]
+        self.parallel, self.group, self.shares_updates = parallel, parallel.group, parallel.adds_gradients
+        self.model, self.loss, self.regularizer = model, loss, regularizer
+        self.optimizer, self.device = optimizer, optimizer.param_groups[0]["params"][0].device
+        tensors = [tensor for part in (model, loss) for tensor in (*part.parameters(), *part.buffers())]
         tensors = list(dict.fromkeys([*self._params(), *tensors]))
         size = torch.tensor([sum(tensor.numel() for tensor in tensors)], device=self.device)
         sizes = collectives.gather(size, self.group).flatten().tolist()
         if len(set(sizes)) > 1:
             raise ValueError(f"model must be the same in all processes, got {sizes} numbers in them.")
         collectives.broadcast_([tensor.detach() for tensor in tensors], self.group)
+        for module in loss.modules():
+            if isinstance(module, RunningPrior) and self.shares_updates:
+                module.total = self._sum
 
     def _params(self) -> list[Tensor]:
         return [param for group in self.optimizer.param_groups for param in group["params"]]
@@ -108,64 +191,78 @@ class Together(Alone):
 
     # -- before a batch ----------------------------------------------------------------------------------------------
 
-    def agree(self, cut: Callable[..., list[Chunk]], *, allow_empty: bool) -> list[Chunk]:
-        """Return the chunks of this process; where updates are made together, all know in which chunks.
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report an error in here, as this process's vote about the batch."""
+        try:
+            yield
+        except Exception as error:
+            self._exchange(_Vote(_BAD_NUMBER if isinstance(error, FloatingPointError) else _OTHER_ERROR))
+            raise
+
+    def agree(self, chunks: list[Chunk], *, allow_empty: bool) -> Agreed:
+        """Exchange votes: where updates are shared, all make them in the same chunks.
 
         Raises:
             RuntimeError: If another process cannot learn its batch.
             OtherProcessError: If that is because of NaN or Inf.
             ValueError: If the others have another number of chunks, or nothing counts in any.
         """
-        try:
-            chunks = cut(allow_empty=True)
-            has_steps = [chunk.has_steps for chunk in chunks]
+        has_steps = [chunk.has_steps for chunk in chunks]
+        are_bad = [chunk.bad_inputs is not None for chunk in chunks]
+        with self.reporting():  # a loss of the user's own may not know
             num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
-        except Exception as error:
-            self._exchange(Report(BAD_NUMBERS if isinstance(error, FloatingPointError) else ANYTHING))
-            raise
-        are_bad = [chunk.has_bad_inputs for chunk in chunks]
         has_gaps = any(are_bad) or not all(has_steps)
-        reports = self._exchange(Report(NOTHING, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))
-        check_reports(reports, allow_empty=allow_empty)
-        self.num_timesteps = int(reports[:, 4].sum())
-        self.weight = num_counted / max(float(reports[:, 2].sum()), 1.0)
-        if self.adds_gradients and reports[:, 3].any():
+        votes = self._exchange(_Vote(0.0, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))
+        errors, num_chunks = votes[:, 0], votes[:, 1].long().tolist()
+        if errors.any():
+            number = int(errors.argmax())
+            kind = RuntimeError if errors[number] == _OTHER_ERROR else OtherProcessError
+            raise kind(f"process {number} cannot learn its batch; its own error says why.")
+        if len(set(num_chunks)) > 1:
+            raise ValueError(f"inputs must be cut into as many chunks in every process, got {num_chunks} of them.")
+        if not allow_empty and not votes[:, 2].any():
+            raise ValueError("mask must have at least one real step in one of the processes, got none.")
+        weight = num_counted / max(float(votes[:, 2].sum()), 1.0)
+        if self.shares_updates and votes[:, 3].any():
+            # a second message only where it is needed: an update that any process makes is made by all
             flags = torch.tensor([has_steps, are_bad], dtype=torch.float64, device=self.device)
             has_steps, are_bad = (self._sum(flags) > 0).tolist()
-        found = zip(chunks, has_steps, are_bad, strict=True)
-        return [chunk._replace(has_steps=counts, has_bad_inputs=is_bad) for chunk, counts, is_bad in found]
+        agreed = [
+            chunk._replace(
+                has_steps=counts, bad_inputs=(chunk.bad_inputs or "inputs") if is_bad else None, weight=weight
+            )
+            for chunk, counts, is_bad in zip(chunks, has_steps, are_bad, strict=True)
+        ]
+        return Agreed(agreed, int(votes[:, 4].sum()))
 
-    def _exchange(self, report: Report) -> Tensor:
-        """Return the reports of all processes, a row each."""
-        return collectives.gather(torch.tensor(report, dtype=torch.float64, device=self.device), self.group).cpu()
+    def _exchange(self, vote: _Vote) -> Tensor:
+        """Return the votes of all processes, a row each."""
+        return collectives.gather(torch.tensor(vote, dtype=torch.float64, device=self.device), self.group).cpu()
 
-    # -- updates that are made together ------------------------------------------------------------------------------
+    # -- shared updates ----------------------------------------------------------------------------------------------
 
-    def weigh(self, loss: Tensor) -> Tensor:
-        """Return the loss of this process as its part of the loss of all, where updates are made together."""
-        return loss * self.weight if self.adds_gradients else loss
-
-    def add_gradients_(self, loss: Tensor) -> Tensor:
-        """Put the sum of all gradients in the place of one's own, and return the loss of all.
+    def add_gradients_(self, loss: Tensor, weight: float) -> Tensor:
+        """Replace every gradient, of the weighted loss, by the sum over all processes, and return the loss of all.
 
         A parameter that has no gradient here has one afterwards, if it has one elsewhere.
         """
-        if not self.adds_gradients:
+        if not self.shares_updates:
             return loss
         params = self._params()
-        gradients, total, _ = self._add({param: param.grad for param in params if param.grad is not None}, loss)
+        gradients, total, _ = self._add({param: param.grad for param in params if param.grad is not None}, loss, weight)
         for param in params:
             param.grad = gradients.get(param)
         return total
 
-    def share_(self, gradients: dict[Tensor, Tensor], loss: Tensor) -> Tensor:
-        """Put the sums over all processes in the place of gradients, by parameter, and return the loss of all.
+    def add_(self, gradients: dict[Tensor, Tensor], loss: Tensor, weight: float) -> Tensor:
+        """Weigh gradients and add them up in place, by parameter, and return the loss of all.
 
         Raises:
             ValueError: If not the same parameters have a gradient in all processes.
         """
-        torch._foreach_mul_(list(gradients.values()), self.weight)
-        _, total, is_alike = self._add(gradients, loss)
+        torch._foreach_mul_(list(gradients.values()), weight)
+        _, total, is_alike = self._add(gradients, loss, weight)
         if not is_alike:
             raise ValueError(
                 "model must use the same parameters in all processes with engine='compiled': use engine='eager'."
@@ -173,77 +270,69 @@ class Together(Alone):
         return total
 
     @torch.no_grad()
-    def _add(self, own: dict[Tensor, Tensor], loss: Tensor) -> tuple[dict[Tensor, Tensor], Tensor, bool]:
-        """Add up gradients of the weighed loss, in place.
+    def _add(self, own: dict[Tensor, Tensor], loss: Tensor, weight: float) -> tuple[dict[Tensor, Tensor], Tensor, bool]:
+        """Add up gradients of the weighted loss, in place, and the weighted loss itself.
 
         Returns:
             The gradients that any process has, the loss of all, and whether all have those of the same parameters.
         """
-        params, loss = self._params(), self.weigh(loss).clone()
+        params, loss = self._params(), (loss * weight).clone()
+        # in one message, with zeros for what is missing here: processes must not wait for different parameters
         gradients = [own[param] if param in own else torch.zeros_like(param) for param in params]
         is_there = loss.new_tensor([param in own for param in params])
         collectives.sum_([*gradients, is_there, loss], self.group)
         counts = is_there.tolist()  # one synchronization
-        found = {param: gradient for param, gradient, count in zip(params, gradients, counts, strict=True) if count}
+        found = {param: grad for param, grad, count in zip(params, gradients, counts, strict=True) if count}
         return found, loss, all(count in (0, self.parallel.size) for count in counts)
 
-    # -- updates of one's own ----------------------------------------------------------------------------------------
+    # -- local updates -----------------------------------------------------------------------------------------------
 
-    def after_chunk(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
-        """Count an update, and synchronize if it is time."""
-        if not self.adds_gradients:
-            self.num_unsynced += 1
-            if self.num_unsynced == self.parallel.sync_every:
-                self.sync(tensors)
+    def count_update(self) -> bool:
+        """Count a local update, and return whether it is the last one before an averaging."""
+        if self.shares_updates:
+            return False
+        self.num_unsynced += 1
+        return self.num_unsynced == self.parallel.sync_every
 
-    def sync(self, tensors: Callable[[], Sequence[Tensor]] | None = None) -> None:
-        """Put the means of weights, averages and duals, or other `tensors`, in their place, if they are not the same.
+    def sync(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means, if there were local updates since they were the same.
 
         Raises:
-            OtherProcessError: If another process is not well.
+            OtherProcessError: If another process has met NaN or Inf.
         """
         if self.num_unsynced:
-            own = (tensors or self._trained)()
             self._confirm()
-            collectives.average_(own, self.group)
+            collectives.average_(tensors, self.group)
             self.num_unsynced = 0
 
     def _confirm(self, *, is_well: bool = True) -> None:
-        """Tell the others whether this process is well, and hear whether they are."""
+        """Exchange whether the processes are well, and raise OtherProcessError if one is not."""
         flags = collectives.gather(torch.tensor([float(is_well)], device=self.device), self.group).flatten()
         if not flags.all():
             number = int((flags == 0).nonzero()[0])
             raise OtherProcessError(f"process {number} has met NaN or Inf; its own error says where.")
 
-    @torch.no_grad()
-    def _trained(self) -> list[Tensor]:
-        memory = [] if self.regularizer is None else self._memory(self.regularizer)
-        return [*(param.detach() for param in self._params()), *memory, *_floating(self.loss.buffers())]
+    def report_failure(self) -> None:
+        """Take part in the next exchange of the others, as the process that is not well.
 
-    def _memory(self, regularizer: DynamicRegularizer) -> list[Tensor]:
-        """Return all averages and duals; those that have not begun here may have done so elsewhere."""
-        groups = [group for group in regularizer.param_groups if group["alpha"] is not None]
-        regularizer.begin(param for group in groups for param in group["params"] if param.requires_grad)
-        return list(regularizer.named_tensors().values())
-
-    def tell(self, error: FloatingPointError) -> None:
-        """Let the others know that this process cannot go on, where they do not see it at the same update."""
-        if not self.adds_gradients and not isinstance(error, OtherProcessError):
+        With shared updates they have seen the same NaN or Inf at the same update.
+        """
+        if not self.shares_updates:
             with suppress(OtherProcessError):
                 self._confirm(is_well=False)
 
     # -- after a batch -----------------------------------------------------------------------------------------------
 
-    def total(self, losses: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return the losses of the whole batch, (K,), and means of scalars; also share the buffers of the model.
+    def total(self, losses: Tensor, *others: Tensor, weight: float) -> tuple[Tensor, ...]:
+        """Return the losses of the whole batch, (K,), and means of scalars; also average the buffers of the model.
 
         Raises:
-            OtherProcessError: If another process is not well.
+            OtherProcessError: If another process has met NaN or Inf.
             RuntimeError: If the processes are compared, and have drifted apart.
         """
-        if not self.adds_gradients:
+        if not self.shares_updates:
             self._confirm()
-        own = torch.cat([losses * self.weight, *(other.reshape(1).to(losses) / self.parallel.size for other in others)])
+        own = torch.cat([losses * weight, *(other.reshape(1).to(losses) / self.parallel.size for other in others)])
         whole, *means = self._sum(own).split([len(losses), *(1 for _ in others)])
         collectives.average_(_floating(self.model.buffers()), self.group)
         if self.parallel.check and not self.num_unsynced:

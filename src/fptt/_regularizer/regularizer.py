@@ -1,15 +1,15 @@
-"""FPTT's dynamic regularizer: the verbs of one step, on what `_parameter_memory` keeps of every parameter."""
+"""FPTT's dynamic regularizer: an average and a dual of each parameter, and the verbs of one step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
-from fptt._regularizer import foreach, recurrences
-from fptt._regularizer.parameter_memory import ParameterMemory
+from fptt._regularizer import recurrences
 from fptt._regularizer.step_hooks import StepHooks
 
 Form = Literal["paper", "released"]
@@ -17,7 +17,14 @@ Coupling = Literal["coupled", "decoupled"]
 PreviousGradient = Literal["dual", "recomputed"]
 
 
-class DynamicRegularizer(ParameterMemory):
+class ParameterState(NamedTuple):
+    """What the regularizer remembers of one parameter, in its shape, dtype and device; several duals in a dim 0."""
+
+    average: Tensor
+    dual: Tensor
+
+
+class DynamicRegularizer:
     """Keep weights on course with the dynamic penalty of FPTT (Kag & Saligrama, ICML 2021, Algorithm 1).
 
         R(W)  = (α/2) ‖W − W̄ − λ/(2α)‖²
@@ -49,6 +56,9 @@ class DynamicRegularizer(ParameterMemory):
             the average is corrected by the mean of all: W̄⁺ = (1 − β) W̄ + β W⁺ − (β/αK) Σ_k λ_k⁺.
 
     Attributes:
+        param_groups: `{"params": [...], "fptt_alpha": ...}` each; fptt_alpha may be changed while training, None opts
+            out.
+        state: The `ParameterState` of every parameter that has taken a step.
         turn: Number of the dual that the next step uses, in [0, num_duals); `fptt.FPTT` sets it to that of the chunk.
 
     Raises:
@@ -95,11 +105,55 @@ class DynamicRegularizer(ParameterMemory):
         check_count("num_duals", num_duals)
         if previous_gradient == "recomputed" and num_duals > 1:
             raise ValueError(f"num_duals must be 1 with previous_gradient='recomputed', got {num_duals}.")
-        super().__init__(params, alpha)
-        self.beta, self.mu, self.num_duals, self.turn = beta, mu, num_duals, 0
+        check_positive("alpha", alpha)
+        self.alpha, self.beta, self.mu = alpha, beta, mu
         self.form, self.coupling, self.previous_gradient = form, coupling, previous_gradient
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: dict[Tensor, ParameterState] = {}
+        self._duals = _Duals(num_duals)
         self._hooks: StepHooks | None = None
         self._pending: list[_Pending] | None = None
+        self._evaluating = False
+        for group in _groups(params):
+            self.add_param_group(group)
+
+    @property
+    def num_duals(self) -> int:
+        """Duals of each parameter."""
+        return self._duals.count
+
+    @property
+    def turn(self) -> int:
+        """Number of the dual that the next step uses."""
+        return self._duals.turn
+
+    @turn.setter
+    def turn(self, number: int) -> None:
+        self._duals.turn = number
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Add parameters later, for example of a layer that is thawed; their average starts at the next step.
+
+        Args:
+            group: `{"params": tensors}`, with a `"fptt_alpha"` of its own if wanted (None opts out).
+
+        Raises:
+            ValueError: If a parameter is in a group already, or alpha is not positive.
+            TypeError: If a parameter is no tensor.
+        """
+        params = group["params"]
+        unique = list(dict.fromkeys([params] if isinstance(params, Tensor) else params))  # tied weights come once
+        for param in unique:
+            if not isinstance(param, Tensor):
+                raise TypeError(f"params must hold tensors, got a {type(param).__name__}.")
+        known = {param for existing in self.param_groups for param in existing["params"]}
+        if known.intersection(unique):
+            raise ValueError("params must not repeat a parameter in more than one group.")
+        # not "alpha", which RMSprop and ASGD have in their own groups, with another meaning
+        alpha = group.get("fptt_alpha", self.alpha)
+        if alpha is not None:
+            check_positive("fptt_alpha", alpha)
+        self.param_groups.append({"params": unique, "fptt_alpha": alpha})
 
     # -- the verbs of one step ---------------------------------------------------------------------------------------
 
@@ -109,12 +163,15 @@ class DynamicRegularizer(ParameterMemory):
         Readable rather than fast. `loss + regularizer.penalty()` has the gradient that a coupled `add_penalty_grad_`
         adds. A decoupled penalty is in units of an update: a figure to watch, not to add to a loss.
         """
-        terms = [
-            recurrences.penalty(param, *self._entry(param), alpha=group["alpha"], form=self.form, mu=self.mu)
-            for group in self.param_groups
-            for param in group["params"]
-            if param in self.state and group["alpha"] is not None
-        ]
+        terms = []
+        for group in self.param_groups:
+            for param in group["params"] if group["fptt_alpha"] is not None else ():
+                if param in self.state:
+                    average, dual = self.state[param]
+                    dual = self._duals.current(dual)
+                    terms.append(
+                        recurrences.penalty(param, average, dual, alpha=group["fptt_alpha"], form=self.form, mu=self.mu)
+                    )
         return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
     @torch.no_grad()
@@ -131,23 +188,27 @@ class DynamicRegularizer(ParameterMemory):
         """
         if self._evaluating:
             raise RuntimeError("a step inside averaged() would be lost: leave the context before training on.")
+        # with a dual, an update() that is missing is a step that was skipped, as GradScaler skips them: begin again
         if self._pending is not None and self.previous_gradient == "recomputed":
             raise RuntimeError("previous_gradient='recomputed' needs update() after every step; it was not called.")
-        self._pending = [self._prepare(group) for group in self.param_groups if group["alpha"] is not None]
+        pending: list[_Pending] = []
+        for group in self.param_groups:
+            alpha = group["fptt_alpha"]
+            if alpha is None:
+                continue
+            check_positive("fptt_alpha", alpha)  # a schedule may have changed it
+            params = [param for param in group["params"] if param.requires_grad and param.grad is not None]
+            if any(gradient.is_sparse for gradient in _gradients(params)):
+                raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
+            if params:
+                self.begin(params)
+                averages, duals = zip(*(self.state[param] for param in params), strict=True)
+                own = recurrences.Parameters(params, list(averages), list(map(self._duals.current, duals)), alpha)
+                pending.append(_Pending(own, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)))
         if self.coupling == "coupled":
-            for pending in self._pending:
-                foreach.add_(_gradients(pending.group.params), pending.penalty_gradients)
-
-    def _prepare(self, group: dict[str, Any]) -> "_Pending":
-        check_positive("alpha", group["alpha"])
-        params = [param for param in group["params"] if param.requires_grad and param.grad is not None]
-        if any(gradient.is_sparse for gradient in _gradients(params)):
-            raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
-        self.begin(params)
-        averages, duals = ([entry[field] for entry in map(self._entry, params)] for field in (0, 1))
-        parameters = foreach.Parameters(params, averages, duals, group["alpha"])
-        gradients = foreach.penalty_gradients(parameters, form=self.form, mu=self.mu) if params else []
-        return _Pending(parameters, gradients)
+            for group, penalty_gradients in pending:
+                torch._foreach_add_(_gradients(group.params), penalty_gradients)
+        self._pending = pending
 
     @torch.no_grad()
     def update(self) -> None:
@@ -161,20 +222,15 @@ class DynamicRegularizer(ParameterMemory):
         if self._pending is None:
             raise RuntimeError("update() needs add_penalty_grad_() before the optimizer's step; it was not called.")
         for group, penalty_gradients in self._pending:
-            if group.params:
-                self._advance(group, penalty_gradients)
+            if self.coupling == "decoupled":
+                torch._foreach_sub_(group.params, penalty_gradients)  # ∇R at the weights before the step, as in AdamW
+            if self.previous_gradient == "recomputed":
+                torch._foreach_copy_(group.duals, _gradients(group.params))  # λ is ∇ℓ(W⁺) itself
+            else:
+                recurrences.advance_duals_(group)
+            means = [self._duals.mean(self.state[param].dual) for param in group.params]
+            recurrences.advance_averages_(group._replace(duals=means), beta=self.beta)
         self._pending = None
-
-    def _advance(self, group: foreach.Parameters, penalty_gradients: list[Tensor]) -> None:
-        if self.coupling == "decoupled":
-            foreach.add_(group.params, penalty_gradients, sign=-1)
-        if self.previous_gradient == "recomputed":
-            torch._foreach_copy_(group.duals, _gradients(group.params))
-        else:
-            foreach.advance_duals_(group)
-        if self.num_duals > 1:
-            group = group._replace(duals=[self.state[param].dual.mean(0) for param in group.params])
-        foreach.advance_averages_(group, beta=self.beta)
 
     # -- around an optimizer -----------------------------------------------------------------------------------------
 
@@ -209,15 +265,39 @@ class DynamicRegularizer(ParameterMemory):
             self._hooks.remove()
         self._hooks = None
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Swap the averages W̄ into the model, in place, and always restore the weights W, also after an exception."""
+        params = list(self.state)
+        outer = self._evaluating  # contexts may be nested
+        with torch.no_grad():
+            weights = [param.detach().clone() for param in params]
+            for param, (average, _) in self.state.items():
+                param.copy_(average)
+        self._evaluating = True
+        try:
+            yield
+        finally:
+            self._evaluating = outer
+            with torch.no_grad():
+                for param, weight in zip(params, weights, strict=True):
+                    param.copy_(weight)
+
     # -- restarts and copies -----------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget averages and duals: the next step starts again with W̄ = W and λ = 0."""
-        super().reset()
+        self.state.clear()
         self._pending = None
 
+    def begin(self, params: Iterable[Tensor]) -> None:
+        """Let averages and duals begin, W̄ = W and λ = 0, for those parameters that have none yet."""
+        for param in params:
+            if param not in self.state:
+                self.state[param] = ParameterState(param.detach().clone(), self._duals.zeros(param))
+
     def restore(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
-        """Put copies of averages and duals back; those of other parameters have not begun."""
+        """Put copies of averages and duals back, into the tensors that are there; other parameters have not begun."""
         for param in list(self.state):
             if param not in entries:
                 del self.state[param]
@@ -227,20 +307,109 @@ class DynamicRegularizer(ParameterMemory):
                 tensor.copy_(copies[name])
         self._pending = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return averages, duals and settings, with parameters numbered in order; loads with `weights_only=True`."""
+        numbers = {param: number for number, param in enumerate(self._params())}
+        groups = [{**group, "params": [numbers[param] for param in group["params"]]} for group in self.param_groups]
+        state = {numbers[param]: entry._asdict() for param, entry in self.state.items()}
+        return {**self._settings(), "param_groups": groups, "state": state}
+
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; see `ParameterMemory`."""
-        super().load_state_dict(state_dict)
+        """Restore what `state_dict` returned; nothing changes if it does not fit.
+
+        Args:
+            state_dict: Of a regularizer with the same groups, parameter shapes, form, coupling and previous gradient.
+                Its alpha, beta and mu replace those of this one.
+
+        Raises:
+            ValueError: If a key is missing, or groups, shapes or settings differ.
+        """
+        params = self._params()
+        shapes = [{"average": tuple(param.shape), "dual": self._duals.shape(param)} for param in params]
+        _check_state_dict(state_dict, self.state_dict(), shapes)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group["fptt_alpha"] = saved["fptt_alpha"]
+        self.beta, self.mu = state_dict["beta"], state_dict["mu"]
+        self.state = {params[number]: _copy_of(entry, params[number]) for number, entry in state_dict["state"].items()}
         self._pending = None
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Return averages and duals, named by the number of their parameter."""
+        numbers = {param: number for number, param in enumerate(self._params())}
+        found = sorted((numbers[param], entry) for param, entry in self.state.items())
+        return {f"{name} {number}": tensor for number, entry in found for name, tensor in entry._asdict().items()}
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("form", "coupling", "previous_gradient", "beta", "mu", "num_duals")
+        return {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        alphas = list(dict.fromkeys(group["fptt_alpha"] for group in self.param_groups))
+        settings = {"alpha": alphas[0] if len(alphas) == 1 else alphas, **self._settings()}
+        shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return f"DynamicRegularizer({shown}, {len(self._params())} parameters)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hooks": None, "_pending": None, "_evaluating": False}
 
 
+class _Duals:
+    """How many duals λ a parameter has, and which of them is that of the next step.
+
+    One has the shape of its parameter; several are stacked in a dim 0.
+
+    Attributes:
+        count: K.
+        turn: Number of the next step's, in [0, K).
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.turn = count, 0
+
+    def shape(self, param: Tensor) -> tuple[int, ...]:
+        """Return the shape of the duals of a parameter."""
+        return tuple(param.shape) if self.count == 1 else (self.count, *param.shape)
+
+    def zeros(self, param: Tensor) -> Tensor:
+        """Return the duals of a parameter before its first step."""
+        return torch.zeros_like(param) if self.count == 1 else param.new_zeros(self.shape(param))
+
+    def current(self, dual: Tensor) -> Tensor:
+        """Return the dual of the next step, a view."""
+        return dual if self.count == 1 else dual[self.turn]
+
+    def mean(self, dual: Tensor) -> Tensor:
+        """Return the mean of the duals of a parameter, by which its average is corrected."""
+        return dual if self.count == 1 else dual.mean(0)
+
+
 class _Pending(NamedTuple):
     """Between `add_penalty_grad_()` and `update()`: the parameters with a gradient, and ∇R of each."""
 
-    group: foreach.Parameters
+    group: recurrences.Parameters
     penalty_gradients: list[Tensor]
+
+
+def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups of what was passed as `params`.
+
+    Raises:
+        TypeError: If it is no iterable of tensors or groups.
+        ValueError: If it is empty.
+    """
+    if isinstance(params, Tensor):
+        raise TypeError("params must be an iterable of tensors or groups, got a single tensor.")
+    if isinstance(params, nn.Module) or not isinstance(params, Iterable):
+        hint = ": use model.parameters()" if isinstance(params, nn.Module) else ""
+        raise TypeError(f"params must be an iterable of tensors or groups, got a {type(params).__name__}{hint}.")
+    entries: list[Any] = list(params)
+    if not entries:
+        raise ValueError("params must hold at least one parameter, got an empty list.")
+    return entries if isinstance(entries[0], dict) else [{"params": entries}]
 
 
 def _gradients(params: list[Tensor]) -> list[Tensor]:
@@ -248,3 +417,31 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
     if len(gradients) < len(params):
         raise RuntimeError("update() needs the recomputed gradient in param.grad: call backward() once more before it.")
     return gradients
+
+
+def _copy_of(entry: dict[str, Tensor], param: Tensor) -> ParameterState:
+    return ParameterState(*(entry[name].to(param, copy=True) for name in ParameterState._fields))
+
+
+def _check_state_dict(saved: Any, own: dict[str, Any], shapes: list[dict[str, tuple[int, ...]]]) -> None:
+    """Raise ValueError, naming the key, unless `saved` has the keys, settings, groups and shapes of `own`."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"state_dict must be a dict, got a {type(saved).__name__}.")
+    missing = sorted(own.keys() - saved.keys())
+    if missing:
+        raise ValueError(f"state_dict lacks the keys {missing}.")
+    for name in ("form", "coupling", "previous_gradient", "num_duals"):
+        if saved[name] != own[name]:
+            raise ValueError(f"state_dict was saved with {name}={saved[name]!r}, the regularizer has {own[name]!r}.")
+    for number, group in enumerate(saved["param_groups"]):
+        if "fptt_alpha" not in group:
+            raise ValueError(f"state_dict lacks the key 'fptt_alpha' of its parameter group {number}.")
+    saved_groups, own_groups = ([group["params"] for group in groups["param_groups"]] for groups in (saved, own))
+    if saved_groups != own_groups:
+        raise ValueError(f"state_dict has parameter groups {saved_groups}, the regularizer has {own_groups}.")
+    for number, entry in saved["state"].items():
+        for name in ParameterState._fields:
+            found = tuple(entry[name].shape) if name in entry else None
+            expected = shapes[number][name] if 0 <= number < len(shapes) else "no such parameter"
+            if found != expected:
+                raise ValueError(f"state_dict has {name} {number} of shape {found}, expected {expected}.")

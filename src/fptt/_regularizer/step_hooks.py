@@ -37,8 +37,9 @@ class StepHooks:
     Everything runs inside `step()`, thus after GradScaler's unscaling, and not at all when a step is skipped. A closure
     is called first, so that its gradient is there.
 
+    A copy, by `copy.deepcopy` or pickle, hooks into the copy of the optimizer.
+
     Attributes:
-        gradient_norm: Norm of the loss gradient at the last step, before penalty and clipping.
         num_steps: Steps that the optimizer has really made.
     """
 
@@ -59,23 +60,51 @@ class StepHooks:
         if regularizer is not None:
             _check_holds(optimizer, regularizer)
         self.regularizer, self.max_norm, self.check_finite = regularizer, max_norm, check_finite
-        self.gradient_norm: Tensor | None = None
         self.num_steps = 0
+        self._optimizer = optimizer
+        self._gradient_norm: Tensor | None = None
+        self._handles: list[Any] = []
+        self._register()
+
+    def _register(self) -> None:
         self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
         ]
 
+    @property
+    def are_attached(self) -> bool:
+        """Whether the optimizer runs the hooks."""
+        return bool(self._handles)
+
     def remove(self) -> None:
-        """Take the hooks off the optimizer."""
+        """Remove the hooks from the optimizer."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
+
+    def pop_gradient_norm(self) -> Tensor | None:
+        """Return the norm of the loss gradient at the last step, before penalty and clipping; None without a new step.
+
+        `optimizer.step()` has nothing to return it with, and may not have called the hooks at all, as under GradScaler.
+        """
+        norm, self._gradient_norm = self._gradient_norm, None
+        return norm
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": self.are_attached}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handles = []
+        if state["_handles"]:  # PyTorch drops the hooks of an optimizer that is copied
+            self._register()
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         _check_unscaled(optimizer)
         call = _closure_called(_Call(args, kwargs))
         params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
-        self.gradient_norm = norm = gradient_norm(params)
+        self._gradient_norm = norm = gradient_norm(params)
         if self.check_finite and not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient has norm {norm.item()}; no weight was changed.")
         if self.regularizer is not None:
@@ -122,7 +151,7 @@ def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
     held = {param for group in optimizer.param_groups for param in group["params"]}
     for group in regularizer.param_groups:
         for param in group["params"]:
-            if group["alpha"] is not None and param not in held:
+            if group["fptt_alpha"] is not None and param not in held:
                 raise ValueError(f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not.")
 
 

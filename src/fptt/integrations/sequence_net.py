@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import fptt
 from fptt._checks import check_choice
-from fptt._methods.methods import OF_FPTT
+from fptt._methods.fptt import OF_FPTT
 from fptt.nn.models import CELLS
 
 Cell = Literal["lstm", "gru", "rnn"]

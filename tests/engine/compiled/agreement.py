@@ -18,7 +18,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "paper-decoupled": {"form": "paper", "coupling": "decoupled", "alpha": 0.4, "beta": 0.6},
     "released-coupled": {"form": "released", "coupling": "coupled", "alpha": 0.2, "beta": 0.7, "mu": 2.0},
     "released-decoupled": {"form": "released", "coupling": "decoupled", "alpha": 0.15, "mu": 1.5},
-    "recomputed": {"form": "paper", "coupling": "coupled", "alpha": 0.7, "previous_gradient": "recomputed"},
 }
 
 RULES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

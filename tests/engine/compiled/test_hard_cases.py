@@ -1,6 +1,6 @@
 """Cases in which a compiled step could silently do something else than the eager one."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -173,21 +173,65 @@ def test_a_loss_of_ones_own_with_parameters_and_nested_parts() -> None:
     assert methods[1].loss.get_parameter("scale") != 1.3
 
 
-@pytest.mark.parametrize(("vice", "name"), [("counter", "loss.count"), ("reassigned", "loss._buffers")])
+@pytest.mark.parametrize(("vice", "name"), [("counter", "loss.count"), ("reassigned", "loss.seen")])
 def test_hidden_state_of_a_loss_is_refused(vice: str, name: str) -> None:
     method = make_method(make_model("lstm"), "adam", OwnLoss(vice), engine="compiled")
     with pytest.raises(fptt.CompilationError, match=f"cannot follow {name}"):
         method.train_batch(*batch())
 
 
-def test_recomputed_gradient_sees_the_prior_before_it_learns() -> None:
-    loss = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C, decay=0.5))
-    options = {"form": "paper", "coupling": "coupled", "alpha": 0.7, "previous_gradient": "recomputed"}
-    methods = make_pair(fptt.nn.LSTM(D, H, C), loss=loss, **options)
-    mask = torch.arange(T)[:, None] < torch.tensor([18, 9, 5])
-    for _ in range(2):
-        train_both(methods, *batch(), None, mask)
-    assert_equal_memory(methods, 1e-10)
+class PlainTensor(nn.Module):
+    """A model with tensors that are neither parameters nor buffers: an attribute, one in a NamedTuple, a closure's."""
+
+    class Settings(NamedTuple):
+        scale: Tensor
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.rnn, self.readout, self.kind = nn.LSTM(D, H), nn.Linear(H, C), kind
+        self.scale = torch.tensor([0.5, 2.0])
+        self.settings = self.Settings(torch.tensor([0.5, 2.0]))
+        hidden = torch.tensor([0.5, 2.0])
+        self.of_closure = lambda: hidden
+
+    def factor(self) -> Tensor:
+        return {"attribute": self.scale, "tuple": self.settings.scale, "closure": self.of_closure()}[self.kind]
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        outputs, state = self.rnn(inputs * self.factor(), state)
+        return self.readout(outputs), state
+
+
+@pytest.mark.machine_code
+@pytest.mark.parametrize("kind", ["attribute", "tuple", "closure"])
+def test_a_plain_tensor_of_the_model_is_an_input_of_its_step(kind: str) -> None:
+    """It used to end the process; changed in place, it has its new value in the next batch."""
+    methods = make_pair(PlainTensor(kind), "sgd", loss=fptt.TerminalLoss(functional.cross_entropy), num_chunks=2)
+    train_both(methods, *batch())
+    for method in methods:
+        method.model.factor().mul_(3)  # pyright: ignore[reportCallIssue]
+    train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-5)
+
+
+class Rebinding(nn.Module):
+    """Puts a tensor of another shape into the place of a buffer, as some spiking neurons do with their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make_model("lstm")
+        self.register_buffer("memory", torch.zeros(0))
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self.memory = inputs.detach().sum(0)
+        return self.inner(inputs, state)
+
+
+def test_a_buffer_that_is_bound_anew_is_named() -> None:
+    method = make_method(Rebinding(), "adam", engine="compiled")
+    with pytest.raises(fptt.CompilationError, match=r"cannot follow model\.memory, which the forward pass changes"):
+        method.train_batch(*batch())
+    assert method.model.get_buffer("memory").shape == (0,)
 
 
 @pytest.mark.parametrize("bad_chunk", [0, 1, 4])

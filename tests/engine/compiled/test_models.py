@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
+from fptt._engine.compiled.engine import CompiledEngine
 from tests.engine.compiled.agreement import (
     B,
     C,
@@ -33,7 +34,7 @@ def assert_agreement(methods: list[fptt.FPTT], batches: list[tuple[Any, ...]]) -
 
 
 def num_compiled(method: fptt.FPTT) -> int:
-    assert method._engine is not None
+    assert isinstance(method._engine, CompiledEngine)
     return len(method._engine._entries)
 
 
@@ -197,7 +198,7 @@ def test_parameter_groups_of_their_own(coupling: str) -> None:
         method.optimizer.param_groups[0]["lr"] = 0.002
         method.optimizer.param_groups[1]["betas"] = (0.6, 0.9)
         assert method.regularizer is not None
-        method.regularizer.param_groups[0]["alpha"] = 0.05
+        method.regularizer.param_groups[0]["fptt_alpha"] = 0.05
     assert_agreement(methods, [batch() for _ in range(2)])
     assert num_compiled(methods[1]) == 1
 

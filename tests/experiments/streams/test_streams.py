@@ -237,9 +237,8 @@ torch.manual_seed(0)
 model = fptt.nn.LSTM(6, 16, 12)
 loss = fptt.SequenceLoss(torch.nn.functional.cross_entropy)
 optimizer = torch.optim.Adam(model.parameters())
-learner = fptt.OnlineLearner(
-    model, optimizer, loss, chunk_length=50, max_delay=200, classes=range(12), standardize=True
-)
+method = fptt.FPTT(model, optimizer, loss, chunk_length=50)
+learner = fptt.OnlineLearner(method, max_delay=200, classes=range(12), standardize=True)
 meter = None
 for block in range(1_000_000 // 50):
     if block == 1000:

@@ -42,11 +42,12 @@ def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tenso
     _keep_freed_memory()
     start = time.perf_counter()
     graph = _trace(function, examples, module)
+    constants = _lift_constants(graph)
     traced = time.perf_counter()
-    compiled = _compile(graph, examples)
+    compiled = _compile(graph, [*examples, *constants])
     end = time.perf_counter()
     announce(f"compiled a chunk step in {end - start:.1f} s (tracing {traced - start:.1f} s)")
-    return compiled
+    return (lambda *tensors: compiled(*tensors, *constants)) if constants else compiled
 
 
 @cache
@@ -79,6 +80,27 @@ def _trace(
         raise CompilationError(
             f"engine='compiled' cannot trace {_place(error.__traceback__, module)}: {_reason(error)}. {EAGER_INSTEAD}"
         ) from error
+
+
+def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Turn the tensors that a traced graph holds as attributes into inputs, behind the others; return them in order.
+
+    Those are tensors of the model that are neither parameters nor buffers. As inputs they are seen as they are now, and
+    the machine code, which is called without the wrapper that would pass them, gets them.
+    """
+    nodes = list(graph.graph.nodes)
+    last_input = [node for node in nodes if node.op == "placeholder"][-1]
+    lifted: dict[str, torch.fx.Node] = {}
+    for node in nodes:
+        if node.op == "get_attr":
+            if node.target not in lifted:
+                with graph.graph.inserting_after(last_input):
+                    last_input = lifted[node.target] = graph.graph.placeholder(f"constant_{len(lifted)}")
+                last_input.meta.update(node.meta)
+            node.replace_all_uses_with(lifted[node.target])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return [getattr(graph, name) for name in lifted]
 
 
 def _place(traceback: TracebackType | None, root: nn.Module) -> str:

@@ -1,80 +1,60 @@
-"""The compiled executor: one graph from a chunk's inputs to its update, called once a chunk."""
+"""The compiled engine: one graph from a chunk's inputs to its update, called once a chunk."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from fptt._batches.cut import Chunk, Chunking
-from fptt._engine.compiled.arguments import Arguments
-from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, Compiled, compile_step
-from fptt._engine.compiled.constants import constants
+from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
+from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
+from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
 from fptt._engine.compiled.cuda_graph import CUDAGraph
 from fptt._engine.compiled.denormals import flushed_denormals
-from fptt._engine.compiled.flat import AVERAGE, DUAL, PARAM, FlatGroup
-from fptt._engine.compiled.layout import Layout
-from fptt._engine.compiled.probe import Probe, check_first, probe
-from fptt._engine.compiled.replicated_step import Share, SplitStep
+from fptt._engine.compiled.probe import Probe, check_first, constants, nest_key, probe
+from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
-from fptt._engine.compiled.step import ChunkStep, Risk, Update
-from fptt._engine.compiled.walk import Key, Nest, Walk
+from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
+from fptt._engine.eager import forward_chunk
+from fptt._engine.engine import Walked
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._parallel.replicas import DistributedReplicas, Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
-from fptt._sequence import State, map_state
+from fptt._regularizer.step_hooks import StepHooks
+from fptt._sequence import State, flatten_state, map_state
 from fptt.nn import GRU, LSTM, RNN
 from fptt.nn.cells import plain_cells
 
-
-class Walked(NamedTuple):
-    """What a walk over the chunks of a batch has given.
-
-    Attributes:
-        losses: Of the chunks.
-        norms: Of the loss gradient at each update.
-        state: The last one.
-        bad_chunk: The first chunk with NaN or Inf, from which on nothing was changed, or None.
-        is_recomputation: Whether it is only the gradient recomputed after the update of that chunk.
-        has_bad_weights: Whether the update of that chunk has made weights NaN or Inf.
-    """
-
-    losses: list[Tensor]
-    norms: list[Tensor]
-    state: State
-    bad_chunk: int | None
-    is_recomputation: bool
-    has_bad_weights: bool = False
-
-
-class _Entry(NamedTuple):
-    """A compiled step, and the nest of its next state."""
-
-    run: Compiled
-    next_nest: Nest
+Key = tuple[Any, ...]
 
 
 class CompiledEngine:
-    """Walks over the chunks of a batch with one compiled step for each shape of chunk.
+    """Learns the chunks of a batch with one compiled step for each shape of chunk.
 
     One call a chunk does everything: forward pass, gradient, penalty, clipping, optimizer rule, dual, average.
-    Parameters, moments, averages and duals lie in one flat buffer each; what model, optimizer and regularizer hold are
-    views of them, so that saving, loading, evaluation and eager steps in between work as ever. Chunks of another
-    length and batches of another size have a step of their own.
+    Parameters, moments, averages and duals lie in one flat buffer each; model, optimizer and regularizer hold views of
+    them, so that saving, loading, evaluation and eager steps in between work as ever. Chunks of another length and
+    batches of another size have a step of their own.
 
     Args:
-        model: See `TBPTT`.
+        model: See `EagerEngine`.
         optimizer: One of those in `RULES`.
-        loss: See `TBPTT`.
-        chunking: How batches are cut.
+        loss: See `EagerEngine`.
         regularizer: None for TBPTT.
-        max_norm: See `TBPTT`.
-        check_finite: See `TBPTT`.
-        after_chunk: Called after every chunk, with what returns the tensors that are trained.
-        forward: The method's own forward pass of a chunk, which knows what to say about bad input.
-        count: Told how many updates a batch has made, also when it ends with an error.
-        share: Adds up the gradients of several processes at every update, or None.
+        hooks: The step hooks, which a compiled step does not call: it counts its updates there.
+        replicas: See `EagerEngine`.
+        chunking: See `EagerEngine`.
+        max_norm: Largest norm of the gradient; None for no clipping.
+        check_finite: See `EagerEngine`.
+        skips: See `EagerEngine`.
+
+    Raises:
+        ValueError: If optimizer or regularizer have settings that the compiled engine does not have.
     """
 
     def __init__(
@@ -82,118 +62,154 @@ class CompiledEngine:
         model: nn.Module,
         optimizer: Optimizer,
         loss: ChunkLoss,
-        chunking: Chunking,
         regularizer: DynamicRegularizer | None,
         *,
+        hooks: StepHooks,
+        replicas: Replicas,
+        chunking: Chunking,
         max_norm: float | None,
         check_finite: bool,
-        forward: Callable[[Chunk, State], tuple[Tensor, Tensor, State]],
-        after_chunk: Callable[[Callable[[], Sequence[Tensor]]], None],
-        count: Callable[[int], None],
-        share: Share | None = None,
+        skips: bool,
     ) -> None:
         check_rule(optimizer)
         if regularizer is not None and regularizer.num_duals > 1:
             raise ValueError(f"num_duals must be 1 with engine='compiled', got {regularizer.num_duals}.")
+        if regularizer is not None and regularizer.previous_gradient == "recomputed":
+            raise ValueError("previous_gradient must be 'dual' with engine='compiled', got 'recomputed'.")
         self.risk = Risk(model, loss, chunking)
-        self.optimizer, self.regularizer, self.forward, self.count = optimizer, regularizer, forward, count
-        self.max_norm, self.check_finite = max_norm, check_finite
-        self.after_chunk, self.share = after_chunk, share
+        self.optimizer, self.regularizer = optimizer, regularizer
+        self.hooks, self.replicas = hooks, replicas
+        self.max_norm, self.check_finite, self.skips = max_norm, check_finite, skips
         self.layout = Layout(self.risk, optimizer, regularizer)
         self._entries: dict[Key, _Entry] = {}
         self._alive = torch.ones((), dtype=torch.bool)
 
     def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
-        """Learn all chunks of a batch, in order, from the incoming state.
+        """Learn all chunks in order, beginning at a detached state; see `Engine`.
 
         Raises:
             CompilationError: If the model cannot be compiled, or a hook would be passed over.
+            ValueError: If sequences begin in the middle of a chunk.
         """
+        if any(chunk.starts is not None for chunk in chunks):
+            raise ValueError(
+                "is_first must be None with engine='compiled', whose chunks run whole: use engine='eager'."
+            )
+        if not self.skips:
+            return self._run(chunks, state)
+        if all(chunk.bad_inputs is None for chunk in chunks):
+            before = self._snapshot()
+            walked = self._run(chunks, state)
+            if walked.bad is None:
+                return walked
+            before.restore()
+        # which chunks are bad is known after the batch alone: it is learned again, one by one, to leave them out
+        walked = Walked(state)
+        for chunk in chunks:
+            before = self._snapshot()
+            bad = None if chunk.bad_inputs is None else BadNumber(chunk.number, chunk.bad_inputs)
+            one = self._run([chunk], walked.state) if bad is None else Walked(walked.state, bad=bad)
+            if one.bad is None:
+                walked.state, walked.losses, walked.norms = (
+                    one.state,
+                    walked.losses + one.losses,
+                    walked.norms + one.norms,
+                )
+            else:
+                before.restore()
+                walked.skipped.append(one.bad)
+                walked.losses.append(bad_loss(self.risk.model))
+        return walked
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot((self.risk.model, self.risk.loss), self.optimizer, self.regularizer, self.hooks)
+
+    def _run(self, chunks: Sequence[Chunk], state: State) -> Walked:
+        """Learn chunks up to the first one with NaN or Inf, from which on nothing is changed."""
         check_hooks(self.optimizer)
         if chunks[0].inputs.requires_grad:
             raise CompilationError(f"inputs must not require a gradient with engine='compiled'. {EAGER_INSTEAD}")
         if state is None and isinstance(self.risk.model, LSTM | GRU | RNN):
+            # the model's own zeros, so that the first chunk has the step of all others and needs none of its own
             state = self.risk.model.initial_state(chunks[0].inputs)
         self.optimizer.zero_grad()
-        self._alive = torch.ones((), dtype=torch.bool, device=chunks[0].inputs.device)
+        device = chunks[0].inputs.device
+        self._alive = torch.ones((), dtype=torch.bool, device=device)
         dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
-        walk = Walk(chunks, state, self._context(), self.max_norm, dtype)
+        walk = _Walk(chunks, state, self._context(), self.max_norm, dtype)
         self._refresh()
+        bad = None
         try:
-            while not walk.is_over and not self._has_died(walk):
-                entry = self._entry(walk)  # compiled here, where autocast and the like are the caller's
-                rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
-                groups, module = self.layout.groups_of(walk.key()), self.layout.module_tensors(walk.key())
-                lasting = [*_buffers(groups), *module.values(), self._alive]
-                with _flushed_on(walk.device):
-                    self._advance(walk, entry, groups, lasting, rows)
-            return self._result(walk)
-        except FloatingPointError:  # there is nothing to share with other processes
-            if self._is_dead():
-                return self._result(walk)
-            raise
+            while not walk.is_over and bad is None:
+                key = walk.key()
+                if key not in self._entries:
+                    if walk.position > 0 and self._is_dead():
+                        break  # nothing is compiled from bad numbers
+                    bad = self._compile(key, walk)  # here, where autocast and the like are the caller's
+                    continue
+                with flushed_denormals() if device.type == "cpu" else nullcontext():
+                    if not self._advance(walk, key):
+                        break
+            return self._result(walk, bad)
         finally:
             if self._is_dead():
-                bad, is_recomputation = walk.first_bad()
-                walk.undo_count(bad + is_recomputation)
+                walk.undo_count(walk.first_bad())  # the updates from the first bad chunk on were not made
             self.layout.publish()
-            self.count(walk.num_updates)
+            self.hooks.num_steps += walk.num_updates
             self.optimizer._opt_called = True  # pyright: ignore  # for torch's schedulers: there was a step
 
     def _is_dead(self) -> bool:
-        """Tell whether a number was NaN or Inf: the one synchronization of a batch."""
+        """Return whether a number was NaN or Inf: the one synchronization of a batch."""
         return self.check_finite and not self._alive
 
-    def _has_died(self, walk: Walk) -> bool:
-        """Tell whether to stop: with others at once, else before a step is compiled from bad numbers."""
-        is_due = self.share is not None or walk.key() not in self._entries
-        return walk.position > 0 and is_due and self._is_dead()
-
     @torch.no_grad()
-    def _advance(
-        self,
-        walk: Walk,
-        entry: _Entry,
-        groups: list[FlatGroup],
-        lasting: list[Tensor],
-        rows: dict[int, list[Tensor]],
-    ) -> None:
-        """Go on until the end, or until a chunk needs a step that is not compiled or updates other groups."""
-        start, numbers = walk.position, [rows[id(group)] for group in groups]
+    def _advance(self, walk: "_Walk", key: Key) -> bool:
+        """Run one compiled step as long as the chunks have it in common; return whether to go on."""
+        entry, groups = self._entries[key], self.layout.groups_of(key)
+        start = walk.position
+        rows = self.layout.numbers(walk.makes_update[start:], walk.device)
+        numbers = [rows[id(group)] for group in groups]
+        # the arguments of every chunk begin with these; see `Arguments` for the order
+        in_place = [*tree_leaves([[group.buffers for group in groups], self.layout.module_tensors(key)]), self._alive]
+        run = partial(entry.run, weight=walk.chunk.weight) if self.replicas.shares_updates else entry.run
         while True:
             own = [row[walk.position - start] for row in numbers]
-            walk.take(entry.run(*lasting, *own, *walk.arguments()), entry.next_nest, groups)
-            self.after_chunk(self._trained)
-            if not walk.goes_on_alike() or (self.share is not None and self._is_dead()):
-                return
+            walk.take(run(*in_place, *own, *walk.arguments()), entry.next_nest, groups)
+            if self.replicas.count_update():
+                if self._is_dead():
+                    return False  # there is nothing to share
+                self.replicas.sync(self._trained())
+            if self.replicas.shares_updates and self._is_dead():
+                return False  # as do all the others, at the same chunk
+            if not walk.goes_on_alike():
+                return True
 
     def _trained(self) -> list[Tensor]:
-        """Return weights, averages and duals, and the running estimates of the loss.
-
-        Raises:
-            FloatingPointError: If they are not to be shared: a chunk was bad.
-        """
-        if self._is_dead():
-            raise FloatingPointError("a number is NaN or Inf.")
+        """Return weights, averages and duals as they lie in the buffers, and the running estimates of the loss."""
         names = (PARAM, AVERAGE, DUAL)
         flat = [group.buffers[name] for group in self.layout.groups for name in names if name in group.buffers]
         return [*flat, *(buffer for buffer in self.risk.loss.buffers() if buffer.is_floating_point())]
 
-    def _result(self, walk: Walk) -> Walked:
-        bad, is_recomputation = walk.first_bad() if self._is_dead() else (None, False)
-        norms = [norm for norm, groups in zip(walk.norms, walk.stepped, strict=True) if groups]
-        has_bad_weights = self.check_finite and not self.layout.has_finite_weights()
-        if has_bad_weights:  # nothing was changed after the first bad chunk: the update before it has made them so
-            bad, is_recomputation = max(walk.position - 1 if bad is None else bad - 1, 0), False
-        return Walked(walk.losses, norms, walk.state(), bad, is_recomputation, has_bad_weights)
+    def _result(self, walk: "_Walk", bad: BadNumber | None) -> Walked:
+        first_bad = walk.position
+        if self._is_dead():
+            first_bad = walk.first_bad()
+            loss = walk.losses[first_bad].item()
+            where = "gradient" if torch.isfinite(walk.losses[first_bad]) else "loss"
+            bad = BadNumber(walk.chunks[first_bad].number, where, loss)
+        if self.check_finite and not self.layout.has_finite_weights():
+            # nothing was changed from the first bad chunk on: the update before it has made them so
+            bad = BadNumber(walk.chunks[max(first_bad - 1, 0)].number, "weights")
+        norms = [norm for norm, groups in zip(walk.norms, walk.stepped, strict=False) if groups]
+        return Walked(walk.state(), walk.losses, norms, bad=bad)
 
-    # -- what the steps are compiled for -----------------------------------------------------------------------------
+    # -- compiling ---------------------------------------------------------------------------------------------------
 
     def _update(self) -> Update:
         update = Update(clips=self.max_norm is not None, checks=self.check_finite)
         if self.regularizer is None:
             return update
-        names = ("form", "coupling", "previous_gradient", "beta", "mu")
+        names = ("form", "coupling", "beta", "mu")
         return update._replace(**{name: getattr(self.regularizer, name) for name in names})
 
     def _context(self) -> Key:
@@ -206,66 +222,57 @@ class CompiledEngine:
         if self.layout.refresh():
             self._entries.clear()
 
-    def _entry(self, walk: Walk) -> _Entry:
-        """Return the compiled step of the next chunk."""
-        key = walk.key()
-        if key not in self._entries:
-            found = self._probe(walk)
-            self.layout.publish()
-            self.layout.usage[key] = found.used
-            self._refresh()
-            self._entries[key] = self._compile(key, walk, found)
-        return self._entries[key]
-
-    def _probe(self, walk: Walk) -> Probe:
-        def loss_of_chunk() -> Tensor:
-            chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
-            output, loss, _ = self.forward(chunk, map_state(Tensor.clone, walk.state()))
-            if self.share is None:  # which would else be a message to others
-                self.risk.loss.observe(output.detach(), chunk.part)
-            return loss
-
-        trained = [param for group in self.optimizer.param_groups for param in group["params"]]
-        with plain_cells():
-            found = probe(loss_of_chunk, self.risk, trained)
-        if found.is_random and self._update().previous_gradient == "recomputed":
-            raise CompilationError(
-                "previous_gradient='recomputed' draws the same random numbers twice, which engine='compiled' cannot: "
-                "use engine='eager', or no dropout."
-            )
-        return found
-
-    def _compile(self, key: Key, walk: Walk, found: Probe) -> _Entry:
+    def _compile(self, key: Key, walk: "_Walk") -> BadNumber | None:
+        """Add the compiled step of the next chunk; or return that its loss is NaN or Inf, from which nothing is."""
+        found = self._probe(walk)
+        if isinstance(found, BadNumber):
+            return found
+        self.layout.publish()
+        self.layout.add_step(key, found.used)
+        self._refresh()
         groups, module = self.layout.groups_of(key), self.layout.module_tensors(key)
         if not groups:
             raise CompilationError(
                 f"engine='compiled' found no parameter of the optimizer in the loss. {EAGER_INSTEAD}"
             )
+        # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
         step = ChunkStep(self.risk, groups, list(module), moving, self._update())
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
         row, inputs, *rest = walk.arguments()
         num_part = len(rest) - len(walk.state_tensors)
-        arguments = Arguments(
-            [list(group.buffers.values()) for group in groups],
-            list(module.values()),
-            self._alive,
-            [rows[id(group)][0] for group in groups],
-            row,
-            inputs,
-            rest[:num_part],
-            rest[num_part:],
-        )
-        part, state = walk.chunk.part, walk.state()
-        if self.share is not None:
-            split = SplitStep(step, arguments, part, state, self.share)
-            check_first(split.take, arguments.flat(), found)
-            return _Entry(split, Nest(step.next_state))
-        run = compile_step(lambda *flat: step(arguments.filled(flat), part, state), arguments.flat(), self.risk)
-        check_first(run, arguments.flat(), found)
-        if walk.device.type == "cuda":
-            run = CUDAGraph(run, arguments.flat(), num_lasting=len(_buffers(groups)) + len(module))
-        return _Entry(run, Nest(step.next_state))
+        numbers = [rows[id(group)][0] for group in groups]
+        buffers = [group.buffers for group in groups]
+        arguments = Arguments(buffers, module, self._alive, numbers, row, inputs, rest[:num_part], rest[num_part:])
+        part, state, flat = walk.chunk.part, walk.state(), arguments.flat()
+        if isinstance(self.replicas, DistributedReplicas) and self.replicas.shares_updates:
+            run = ReplicatedStep(step, arguments, part, state, self.replicas)
+            check_first(run.take, flat, found)
+        else:
+            run = compile_step(lambda *tensors: step(arguments.filled(tensors), part, state), flat, self.risk)
+            check_first(run, flat, found)
+            if walk.device.type == "cuda":
+                run = CUDAGraph(run, flat, num_resident=len(tree_leaves([buffers, module])))
+        self._entries[key] = _Entry(run, _Nest(step.next_state))
+        return None
+
+    def _probe(self, walk: "_Walk") -> Probe | BadNumber:
+        bad: list[BadNumber] = []
+
+        def loss_of_chunk() -> Tensor:
+            chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
+            state = map_state(Tensor.clone, walk.state())
+            output, loss, _ = forward_chunk(self.risk.model, self.risk.loss, self.risk.chunking, chunk, state)
+            if not self.replicas.shares_updates:  # otherwise it would communicate, and all judge the loss of all
+                self.risk.loss.observe(output.detach(), chunk.part)
+                if self.check_finite and not torch.isfinite(loss):
+                    bad.append(BadNumber(chunk.number, "loss", loss.item()))
+            return loss
+
+        trained = [param for group in self.optimizer.param_groups for param in group["params"]]
+        with plain_cells():
+            found = probe(loss_of_chunk, self.risk, trained)
+        return bad[0] if bad else found
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled and gathered: a copy makes its own."""
@@ -273,9 +280,125 @@ class CompiledEngine:
         return {**self.__dict__, "layout": layout, "_entries": {}}
 
 
-def _buffers(groups: list[FlatGroup]) -> list[Tensor]:
-    return [tensor for group in groups for tensor in group.buffers.values()]
+class _Entry(NamedTuple):
+    """A compiled step, and the nest of its next state."""
+
+    run: Callable[..., Sequence[Tensor]]
+    next_nest: "_Nest"
 
 
-def _flushed_on(device: torch.device) -> AbstractContextManager[None]:
-    return flushed_denormals() if device.type == "cpu" else nullcontext()
+class _Nest:
+    """The nest of a state.
+
+    Attributes:
+        state: Any state of this nest.
+        size: How many tensors it has.
+        key: Types, shapes and dtypes, to compare.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state, self.size = state, len(flatten_state(state))
+        self.key = repr(map_state(lambda tensor: (tuple(tensor.shape), tensor.dtype), state))  # pyright: ignore
+
+
+class _Walk:
+    """A batch on its way through its chunks: the arguments of the steps to come, the results of those made.
+
+    Attributes:
+        position: The next chunk.
+        losses, norms: Of the chunks so far.
+        stepped: The groups that each chunk has updated.
+    """
+
+    def __init__(
+        self, chunks: Sequence[Chunk], state: State, context: Key, max_norm: float | None, dtype: torch.dtype
+    ) -> None:
+        self.chunks, self.context, self.position = chunks, context, 0
+        self.device = chunks[0].inputs.device
+        self.makes_update = torch.tensor([chunk.has_steps for chunk in chunks])
+        self.inputs = [chunk.inputs.contiguous() for chunk in chunks]
+        leaves = [tree_leaves(chunk.part) for chunk in chunks]
+        self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
+        self.rows = self._make_rows(leaves, max_norm, dtype)
+        self._part_keys = [nest_key(chunk.part) for chunk in chunks]
+        self._nest = self._nest_before = _Nest(state)
+        self.state_tensors = [tensor.contiguous() for tensor in flatten_state(state)]
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.stepped: list[list[FlatGroup]] = []
+
+    def _make_rows(self, leaves: list[list[Any]], max_norm: float | None, dtype: torch.dtype) -> list[Tensor]:
+        """Return the row of numbers of every chunk, see `Row`, copied to the device at once."""
+        rows = [
+            [float(chunk.has_steps), max_norm or 0.0, *(leaf for leaf in own if isinstance(leaf, float))]
+            for chunk, own in zip(self.chunks, leaves, strict=True)
+        ]
+        flat = torch.tensor([value for row in rows for value in row], dtype=torch.promote_types(dtype, torch.float32))
+        return list(flat.to(self.device).split([len(row) for row in rows]))
+
+    @property
+    def chunk(self) -> Chunk:
+        """The next chunk."""
+        return self.chunks[self.position]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all chunks are learned."""
+        return self.position == len(self.chunks)
+
+    def key(self) -> Key:
+        """Return what decides about the compiled step of the next chunk."""
+        inputs = self.inputs[self.position]
+        part = self._part_keys[self.position]
+        return (inputs.shape, inputs.dtype, inputs.device, part, self._nest.key, self.context)
+
+    def goes_on_alike(self) -> bool:
+        """Return whether there is a next chunk with the step of the chunk before: cheaper than to compare keys."""
+        now, before = self.position, self.position - 1
+        return (
+            not self.is_over
+            and self.inputs[now].shape == self.inputs[before].shape
+            and self._part_keys[now] == self._part_keys[before]
+            and self._nest.key == self._nest_before.key
+        )
+
+    def arguments(self) -> list[Tensor]:
+        """Return the next chunk's own among the arguments of a step: row, inputs, part and state."""
+        position = self.position
+        return [self.rows[position], self.inputs[position], *self.tensors[position], *self.state_tensors]
+
+    def state(self) -> State:
+        """Return the state now, as a nest."""
+        following = iter(self.state_tensors)
+        return map_state(lambda _: next(following), self._nest.state)
+
+    def take(self, outputs: Sequence[Tensor], nest: _Nest, groups: list[FlatGroup]) -> None:
+        """Take in what the step of a chunk has returned, and go on to the next."""
+        loss, norm, *self.state_tensors = outputs
+        self.losses.append(loss)
+        self.norms.append(norm)
+        self._nest_before, self._nest = self._nest, nest
+        updated = groups if self.chunk.has_steps else []
+        for group in updated:
+            group.num_steps += 1
+        self.stepped.append(updated)
+        self.position += 1
+
+    def first_bad(self) -> int:
+        """Return the position of the first chunk with NaN or Inf."""
+        makes_no_update = ~self.makes_update[: self.position]
+        finite = torch.isfinite(torch.stack(self.losses)).cpu()
+        finite &= torch.isfinite(torch.stack(self.norms)).cpu() | makes_no_update
+        return int((~finite).nonzero()[0])
+
+    def undo_count(self, num_good: int) -> None:
+        """Take back the count of the updates after so many chunks."""
+        for groups in self.stepped[num_good:]:
+            for group in groups:
+                group.num_steps -= 1
+        del self.stepped[num_good:]
+
+    @property
+    def num_updates(self) -> int:
+        """Updates made so far."""
+        return sum(bool(groups) for groups in self.stepped)

@@ -1,16 +1,16 @@
-"""One chunk run eagerly before its step is compiled: what it uses, and whether a compiled step could do the same."""
+"""The probe: a chunk run eagerly before its step is compiled, to see whether a compiled step could do the same."""
 
-import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
-from fptt._engine.compiled.constants import changed, constants
+from fptt._random import RandomState
 
 
 class Probe(NamedTuple):
@@ -63,19 +63,19 @@ def probe(forward: Callable[[], Tensor], module: nn.Module, trained: list[Tensor
 
 
 def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor], names: dict[Any, str]) -> _Run:
-    before, random_before = constants(module), _python_random()
-    with _restored(module) as originals, _torch_random_watched() as draws:
+    before, random = constants(module), _random_state()
+    with _restored(module) as originals, random.replay():
         loss = forward()
         gradients = torch.autograd.grad(loss, params, allow_unused=True)
-        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        moving = frozenset(name for name, tensor in named.items() if not _same(tensor, originals[name]))
-    attribute = changed(before, constants(module))
-    if attribute is not None:
-        raise CompilationError(
-            f"engine='compiled' cannot follow {attribute}, which the forward pass changes: return it in the state, or "
-            f"register it as a buffer and change it in place. {EAGER_INSTEAD}"
-        )
-    if random_before != _python_random():
+        drawn = _random_state()
+        attribute = changed(before, constants(module))
+        if attribute is not None:
+            raise CompilationError(
+                f"engine='compiled' cannot follow {attribute}, which the forward pass changes: return it in the state, "
+                f"or register it as a buffer and change it in place. {EAGER_INSTEAD}"
+            )
+        moving = frozenset(name for name, (tensor, original) in originals.items() if not _same(tensor, original))
+    if not replace(random, cpu=drawn.cpu, devices=drawn.devices).equals(drawn):
         raise CompilationError(
             "engine='compiled' cannot follow random numbers of Python or NumPy, which the model or the loss draws: "
             f"draw them with torch. {EAGER_INSTEAD}"
@@ -87,7 +87,8 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
             f"engine='compiled' cannot train a parameter of shape {strangers[0]} that the optimizer holds and neither "
             f"model nor loss has registered: make it an attribute of a module. {EAGER_INSTEAD}"
         )
-    return _Run(loss.detach(), {names[param]: gradient for param, gradient in found.items()}, moving, draws[0])
+    gradients = {names[param]: gradient for param, gradient in found.items()}
+    return _Run(loss.detach(), gradients, moving, is_random=not drawn.equals(random))
 
 
 def _check_equal(first: _Run, second: _Run) -> None:
@@ -111,7 +112,7 @@ def check_first(run: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
     Raises:
         CompilationError: If they differ by more than rounding explains.
     """
-    with _torch_random_watched(), torch.no_grad():
+    with _random_state().replay(), torch.no_grad():
         loss, norm, *_ = run(*(tensor.clone() for tensor in examples))
     for name, compiled, eager in (("loss", loss, found.loss), ("gradient norm", norm, found.norm)):
         tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(eager.dtype, 0.1)
@@ -124,42 +125,108 @@ def check_first(run: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
 
 
 @contextmanager
-def _restored(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Put parameters and buffers back as they were; yields copies of them."""
+def _restored(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Put parameters and buffers back as they were; yields each by name, with a copy of it."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    originals = {name: tensor.detach().clone() for name, tensor in named.items()}
+    originals = {name: (tensor, tensor.detach().clone()) for name, tensor in named.items()}
+    bindings = [(owner, dict(owner._buffers)) for owner in module.modules()]
     try:
         with torch.enable_grad():
             yield originals
     finally:
+        for owner, buffers in bindings:  # a forward pass may have put another tensor in the place of one
+            owner._buffers.clear()
+            owner._buffers.update(buffers)
         with torch.no_grad():
-            for name, tensor in named.items():
-                if not _same(tensor, originals[name]):
-                    tensor.copy_(originals[name])
+            for tensor, original in originals.values():
+                if not _same(tensor, original):
+                    tensor.copy_(original)
 
 
 def _same(tensor: Tensor, original: Tensor) -> bool:
     return torch.equal(tensor, original) or torch.allclose(tensor, original, rtol=0, atol=0, equal_nan=True)
 
 
-@contextmanager
-def _torch_random_watched() -> Iterator[list[bool]]:
-    """Put torch's random numbers back; the list that it yields tells afterwards whether some were drawn."""
+def _random_state() -> RandomState:
     has_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    draws: list[bool] = []
-    with torch.random.fork_rng([torch.cuda.current_device()] if has_cuda else []):
-        before = _torch_random(has_cuda)
-        yield draws
-        draws.append(
-            any(not torch.equal(one, other) for one, other in zip(before, _torch_random(has_cuda), strict=True))
-        )
+    devices = [torch.device("cuda", torch.cuda.current_device())] if has_cuda else []
+    return RandomState.capture(devices, include_others=True)
 
 
-def _torch_random(has_cuda: bool) -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if has_cuda else [])]
+# -- what a compiled step takes as constant ----------------------------------------------------------------------------
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+CACHES = ("_flat_weights", "_flat_weight_refs")
+"""Attributes of `torch.nn`'s recurrent layers that are made anew as their weights move."""
 
 
-def _python_random() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    drawn = None if numpy is None else numpy.random.get_state()
-    return random.getstate(), None if drawn is None else (drawn[1].tobytes(), drawn[2])
+def constants(module: nn.Module) -> tuple[Any, ...]:
+    """Return a hashable fingerprint of everything in a module but the values of parameters and buffers.
+
+    It covers plain attributes (a dropout rate), the contents of lists and dicts, hooks, tensors that are neither
+    parameters nor buffers with their version, and of parameters and buffers the shape, dtype and whether they are
+    frozen. Global variables and the insides of other objects are not seen.
+    """
+    return tuple(
+        (name, type(owner), key, _fingerprint(value))
+        for name, owner in module.named_modules()
+        for key, value in _attributes(owner)
+    )
+
+
+def _attributes(owner: nn.Module) -> Iterator[tuple[str, Any]]:
+    for key, value in vars(owner).items():
+        if key == "_buffers":
+            yield from ((name, None if tensor is None else _place(tensor)) for name, tensor in value.items())
+        elif key not in CACHES:
+            yield key, value
+
+
+def changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str | None:
+    """Return the name of an attribute that differs between two fingerprints, or None."""
+    fingerprints = [{(name, key): value for name, _, key, value in one} for one in (before, after)]
+    for place in fingerprints[0] | fingerprints[1]:
+        if fingerprints[0].get(place) != fingerprints[1].get(place):
+            return ".".join(filter(None, place))
+    return None
+
+
+def nest_key(nest: Any) -> tuple[Any, ...]:
+    """Return a hashable fingerprint of a part: types, shapes and dtypes of tensors, and the values of constants.
+
+    Floats are left out: to a compiled step they are inputs.
+
+    Raises:
+        TypeError: If it holds something else than tensors, plain values, tuples, lists and dicts.
+    """
+    leaves, spec = tree_flatten(nest)
+    return spec, tuple(map(_leaf_key, leaves))
+
+
+def _leaf_key(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype
+    if isinstance(leaf, float):
+        return float
+    if isinstance(leaf, PLAIN):
+        return type(leaf), leaf
+    raise TypeError(f"the part of a chunk must hold tensors, plain values, tuples, lists and dicts, got {type(leaf)}.")
+
+
+def _place(tensor: Tensor) -> Any:
+    return id(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, nn.Parameter):
+        return _place(value)
+    if isinstance(value, Tensor):
+        return _place(value), value._version
+    if isinstance(value, PLAIN):
+        return type(value), repr(value)  # NaN is equal to itself
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value), tuple(map(_fingerprint, value))
+    if isinstance(value, dict):
+        return type(value), tuple((key, _fingerprint(entry)) for key, entry in value.items())
+    return type(value), id(value)

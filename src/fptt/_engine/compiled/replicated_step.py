@@ -1,134 +1,88 @@
-"""A chunk step in pieces, between which the processes that train one model add up their gradients."""
+"""The chunk step of replicas: in two pieces, between which the processes add up their gradients."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fptt._engine.compiled.arguments import HAS_STEPS, MAX_NORM, Arguments
 from fptt._engine.compiled.compiler import compile_step
-from fptt._engine.compiled.flat import PARAM
-from fptt._engine.compiled.step import ChunkStep, norm_of, write
+from fptt._engine.compiled.step import Arguments, ChunkStep, Row, norm_of, write
+from fptt._parallel.replicas import DistributedReplicas
 from fptt._sequence import State
 
-Share = Callable[[dict[Tensor, Tensor], Tensor], Tensor]
-"""Puts the sums over all processes in the place of gradients, by parameter, and returns the loss of all."""
 
+class ReplicatedStep:
+    """Takes the gradient, adds it up over the replicas, and makes the update; called as `ChunkStep` is when compiled.
 
-class _Taken(NamedTuple):
-    """What a process has worked out of a chunk; loss and gradients are those of all.
-
-    Attributes:
-        own_loss: Of this process.
-        loss: Of all.
-        gradients: Of each flat group.
-        output: Time-major.
-        moved: What the forward pass has made of the buffers that it changes.
-        state: The tensors of the next state.
-    """
-
-    own_loss: Tensor
-    loss: Tensor
-    gradients: list[Tensor]
-    output: Tensor
-    moved: list[Tensor]
-    state: list[Tensor]
-
-
-class SplitStep:
-    """Takes the gradient, lets it be added up, and makes the update; called with the tensors of `Arguments`.
-
-    It returns what `ChunkStep` does; of a chunk whose numbers are bad, the loss of all. After every chunk it looks
-    whether the numbers are good, for all processes must stop at the same one.
+    A message between processes cannot be part of a compiled graph on every backend, so the graph is cut there. After
+    every chunk the caller must look whether the numbers are good, since all processes must stop at the same one.
 
     Args:
         step: The step of these chunks.
         arguments: Examples; they are not changed.
-        part: What the loss gets of such a chunk.
-        state: Of the kind that such a chunk begins with.
-        share: See `Share`.
+        part: The nest of the part of such a chunk.
+        state: The nest of the state with which such a chunk begins.
+        replicas: The processes.
     """
 
-    def __init__(self, step: ChunkStep, arguments: Arguments, part: Any, state: State, share: Share) -> None:
-        self.step, self.arguments, self.part, self.state, self.share = step, arguments, part, state, share
-        self.moving = [number for number, name in enumerate(step.module_names) if name in step.moving]
+    def __init__(
+        self, step: ChunkStep, arguments: Arguments, part: Any, state: State, replicas: DistributedReplicas
+    ) -> None:
+        self.step, self.arguments, self.part, self.state, self.replicas = step, arguments, part, state, replicas
+        self.moving = [name for name in step.module_names if name in step.moving]
         flat = arguments.flat()
         self.take = compile_step(self._take, flat, step.risk)
         with torch.random.fork_rng(), torch.no_grad():
             loss, _, *rest = self.take(*(tensor.clone() for tensor in flat))
-        examples = [*flat, loss, *rest[: len(step.groups)]]
-        self.advance = compile_step(self._advance, examples, step.risk)
-        self.recompute = compile_step(self._recompute, examples, step.risk) if step.update.recomputes else None
+        self.advance = compile_step(self._advance, [*flat, loss, *rest[: len(step.groups)]], step.risk)
 
-    def __call__(self, *flat: Tensor) -> list[Tensor]:
-        """Make the step."""
+    def __call__(self, *flat: Tensor, weight: float) -> list[Tensor]:
+        """Make the step.
+
+        Args:
+            flat: The tensors of `Arguments`.
+            weight: Of this process's loss in that of all.
+
+        Returns:
+            What `ChunkStep` returns; of a chunk whose numbers are bad, the loss of all.
+        """
         arguments = self.arguments.filled(flat)
-        taken = self._shared(flat)
-        (norm,) = self.advance(*flat, taken.loss, *taken.gradients)
-        checks, moved = [], taken.moved
-        if self.recompute is not None:
-            self._move(arguments, moved)
-            again = self._shared(flat)
-            checks, moved = list(self.recompute(*flat, again.loss, *again.gradients)), again.moved
-        if not arguments.alive:
-            return [taken.loss, norm, *checks, *taken.state]
-        self._move(arguments, moved)
-        _, part, _ = self.step.inputs_of(arguments, self.part, self.state)
-        self.step.risk.loss.observe(taken.output, part)
-        return [taken.own_loss, norm, *checks, *taken.state]
-
-    def _shared(self, flat: Sequence[Tensor]) -> _Taken:
-        """Take the gradient and add it up."""
-        loss, _, *rest = self.take(*flat)
-        groups = self.step.groups
-        gradients, (output, *rest) = rest[: len(groups)], rest[len(groups) :]
+        own_loss, _, *rest = self.take(*flat)
+        num_groups, num_moving = len(self.step.groups), len(self.moving)
+        gradients, output, moved = rest[:num_groups], rest[num_groups], rest[num_groups + 1 :][:num_moving]
+        next_state = rest[num_groups + 1 + num_moving :]
         named: dict[Tensor, Tensor] = {}
-        for group, gradient in zip(groups, gradients, strict=True):
+        for group, gradient in zip(self.step.groups, gradients, strict=True):
             named.update(zip(group.params, group.split(gradient), strict=True))
-        total = self.share(named, loss)
-        return _Taken(loss, total, gradients, output, rest[: len(self.moving)], rest[len(self.moving) :])
-
-    def _move(self, arguments: Arguments, moved: Sequence[Tensor]) -> None:
-        for number, tensor in zip(self.moving, moved, strict=True):
-            arguments.module[number].copy_(tensor)
+        loss = self.replicas.add_(named, own_loss, weight)  # in place: views of the flat gradients
+        (norm,) = self.advance(*flat, loss, *gradients)
+        if not arguments.alive:
+            return [loss, norm, *next_state]
+        for name, tensor in zip(self.moving, moved, strict=True):
+            arguments.module[name].copy_(tensor)
+        _, part, _ = self.step.inputs_of(arguments, self.part, self.state)
+        self.step.risk.loss.observe(output, part)  # not in a piece: a running estimate is of all processes
+        return [own_loss, norm, *next_state]
 
     # -- the pieces, to be traced ------------------------------------------------------------------------------------
 
     def _take(self, *flat: Tensor) -> list[Tensor]:
-        """Return the loss, the norm of its gradient, the gradients, and all else that `_Taken` holds."""
+        """Return loss, norm, gradient of each group, outputs, what the forward pass has changed, and the next state."""
         step, arguments = self.step, self.arguments.filled(flat)
-        module, inputs = step.module_of(arguments), step.inputs_of(arguments, self.part, self.state)
-        weights = [own[PARAM] for own in step.buffers_of(arguments)]
-        output, loss, gradients, state = step.gradients(weights, module, inputs)
-        moved = [module[step.module_names[number]] for number in self.moving]
+        module = {name: tensor.clone() for name, tensor in arguments.module.items()}
+        inputs = step.inputs_of(arguments, self.part, self.state)
+        output, loss, gradients, state = step.gradients(arguments.buffers, module, inputs)
+        moved = [module[name] for name in self.moving]
         return [loss, norm_of(gradients), *gradients, output, *moved, *step.keep_state(state)]
 
     def _advance(self, *flat: Tensor) -> list[Tensor]:
-        """Make the update of the gradients of all; return their norm."""
-        step, (arguments, loss, gradients) = self.step, self._filled(flat)
-        buffers, numbers, row = step.buffers_of(arguments), step.numbers_of(arguments), arguments.row.unbind()
-        norm, updates = norm_of(gradients), row[HAS_STEPS] > 0
-        alive = step.still_alive(arguments.alive, loss, norm, updates)
-        write(buffers, step.advance(buffers, gradients, norm, numbers, row[MAX_NORM]), alive & updates)
+        """Make the update with the gradients of all; return their norm."""
+        num_arguments = len(flat) - 1 - len(self.step.groups)
+        arguments, (loss, *gradients) = self.arguments.filled(flat[:num_arguments]), flat[num_arguments:]
+        row = Row.of(arguments.row)
+        norm, updates = norm_of(gradients), row.makes_update > 0
+        alive = self.step.still_alive(arguments.alive, loss, norm, updates)
+        after = self.step.advance(arguments.buffers, list(gradients), norm, arguments.numbers, row.max_norm)
+        write(arguments.buffers, after, alive & updates)
         arguments.alive.copy_(alive)
         return [norm]
-
-    def _recompute(self, *flat: Tensor) -> list[Tensor]:
-        """Make the gradients at the new weights the duals; return whether they are finite."""
-        step, (arguments, loss, gradients) = self.step, self._filled(flat)
-        buffers, numbers, updates = (
-            step.buffers_of(arguments),
-            step.numbers_of(arguments),
-            arguments.row[HAS_STEPS] > 0,
-        )
-        check = step.is_finite(loss, gradients) | ~updates
-        alive = arguments.alive & check
-        weights = [own[PARAM] for own in buffers]
-        write(buffers, step.recomputed(buffers, weights, gradients, numbers), alive & updates)
-        arguments.alive.copy_(alive)
-        return [check]
-
-    def _filled(self, flat: Sequence[Tensor]) -> tuple[Arguments, Tensor, list[Tensor]]:
-        num_arguments = len(flat) - 1 - len(self.step.groups)
-        return self.arguments.filled(flat[:num_arguments]), flat[num_arguments], list(flat[num_arguments + 1 :])

@@ -1,18 +1,18 @@
-"""One whole chunk step as a pure function of tensors that a compiler can take in: from the forward pass to the average.
+"""The chunk step as a pure function of tensors, for a compiler: from the forward pass to the average W̄.
 
-The equations are those of `_recurrences`, on flat tensors; the optimizer's are those of `_rules`.
+The recurrences of FPTT are those of `fptt._regularizer.recurrences`, on flat tensors; the optimizers' are in `rules`.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fptt._batches.cut import Chunking
-from fptt._engine.compiled.arguments import HAS_STEPS, MAX_NORM, Arguments, fill_part, fill_state
-from fptt._engine.compiled.flat import AVERAGE, DUAL, PARAM, FlatGroup
+from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._regularizer import recurrences
 from fptt._sequence import State, flatten_state, map_state
@@ -21,20 +21,76 @@ Named = dict[str, Tensor]
 
 
 class Update(NamedTuple):
-    """What the update is; another one is another compiled step."""
+    """Options that are constants of a compiled step: others are another step."""
 
     clips: bool
     checks: bool
     form: str = "paper"
     coupling: str = "decoupled"
-    previous_gradient: str = "dual"
     beta: float = 0.5
     mu: float = 1.0
 
-    @property
-    def recomputes(self) -> bool:
-        """Whether the dual is the gradient at the new weights."""
-        return self.previous_gradient == "recomputed"
+
+class Row(NamedTuple):
+    """The numbers of a chunk, one tensor for all of them, since each input of a compiled step costs time.
+
+    Attributes:
+        makes_update: Above 0 if the chunk is updated.
+        max_norm: Largest norm of the gradient; of no meaning without clipping.
+        floats: The floats of the part.
+    """
+
+    makes_update: Tensor
+    max_norm: Tensor
+    floats: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, row: Tensor) -> "Row":
+        """Return the numbers of a row, (2 + floats of the part,)."""
+        makes_update, max_norm, *floats = row.unbind()
+        return cls(makes_update, max_norm, tuple(floats))
+
+
+class Arguments(NamedTuple):
+    """The tensors that a compiled step takes, flattened in this order.
+
+    Attributes:
+        buffers: Of each flat group, by name; changed in place.
+        module: Buffers and parameters of model and loss that no step trains, by name; buffers are changed in place.
+        alive: Whether all numbers so far are finite, a boolean scalar; changed in place.
+        numbers: For the optimizer's rule and the strength of the penalty, a row of each flat group.
+        row: See `Row`.
+        inputs: Of the chunk.
+        part: The tensors of the part of the targets.
+        state: The tensors of the incoming state.
+    """
+
+    buffers: list[Named]
+    module: Named
+    alive: Tensor
+    numbers: list[Tensor]
+    row: Tensor
+    inputs: Tensor
+    part: list[Tensor]
+    state: list[Tensor]
+
+    def flat(self) -> list[Tensor]:
+        """Return all tensors one after the other."""
+        return tree_leaves(self)
+
+    def filled(self, tensors: Sequence[Tensor]) -> "Arguments":
+        """Return other tensors, in the order of `flat`, in the places of these."""
+        return tree_unflatten(tensors, tree_flatten(self)[1])
+
+
+def fill_part(part: Any, tensors: Iterator[Tensor], floats: Iterator[Tensor]) -> Any:
+    """Return a part of the targets with other tensors in the place of its tensors and of its floats."""
+    leaves, spec = tree_flatten(part)
+    filled = [
+        next(tensors) if isinstance(leaf, Tensor) else next(floats) if isinstance(leaf, float) else leaf
+        for leaf in leaves
+    ]
+    return tree_unflatten(filled, spec)
 
 
 class Risk(nn.Module):
@@ -51,23 +107,27 @@ class Risk(nn.Module):
         return output, self.loss(output, part), state
 
 
-class Observation(nn.Module):
-    """What a loss with a running estimate does after the update, as a module, to swap its buffers in."""
+class _Observation(nn.Module):
+    """The update of a loss's running estimate as a module, so that its buffers can be swapped in."""
 
     def __init__(self, loss: ChunkLoss) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, output: Tensor, part: Any) -> None:
-        """Let the loss learn from the outputs of a chunk."""
+        """Let the loss observe the outputs of a chunk."""
         self.loss.observe(output, part)
 
 
 class ChunkStep:
     """The step of chunks of one shape, to be traced.
 
-    Calling it with `Arguments` returns the loss, the norm of its gradient, with a recomputed gradient whether that is
-    finite, and the tensors of the next state.
+    Args:
+        risk: Model and loss.
+        groups: The flat groups that the step updates.
+        module_names: Names of the parameters and buffers that it does not train.
+        moving: Names of those among them that the forward pass changes.
+        update: See `Update`.
 
     Attributes:
         next_state: The nest of the next state, known after the first call.
@@ -86,71 +146,62 @@ class ChunkStep:
         self.next_state: State = None
 
     def __call__(self, arguments: Arguments, part: Any, state: State) -> list[Tensor]:
-        """Make the step; part and state are nests into which the tensors of the arguments are put."""
-        module, inputs = self.module_of(arguments), self.inputs_of(arguments, part, state)
-        buffers, numbers, row = self.buffers_of(arguments), self.numbers_of(arguments), arguments.row.unbind()
+        """Make the step.
 
-        output, loss, gradients, next_state = self.gradients([own[PARAM] for own in buffers], module, inputs)
+        A number that is NaN or Inf must stop all updates from there on, but a compiled step cannot branch. So every
+        tensor is written through `torch.where`, and `alive`, which stays False, is looked at once a batch: a look after
+        every chunk would make an accelerator wait for the processor.
+
+        Args:
+            arguments: The tensors.
+            part: The nest of the part, to be filled with tensors and floats.
+            state: The nest of the incoming state.
+
+        Returns:
+            The loss, the norm of its gradient, and the tensors of the next state.
+        """
+        row = Row.of(arguments.row)
+        # copies: the forward pass may change buffers in place, and that must not count if it ends in NaN
+        module = {name: tensor.clone() for name, tensor in arguments.module.items()}
+        inputs = self.inputs_of(arguments, part, state)
+        output, loss, gradients, next_state = self.gradients(arguments.buffers, module, inputs)
         norm = norm_of(gradients)
-        updates = row[HAS_STEPS] > 0
+        updates = row.makes_update > 0
         alive = self.still_alive(arguments.alive, loss, norm, updates)
-        keep = alive & updates
-        after = self.advance(buffers, gradients, norm, numbers, row[MAX_NORM])
-        checks = []
-        if self.update.recomputes:
-            params = [own[PARAM] for own in after]
-            _, again, recomputed, _ = self.gradients(params, module, inputs)
-            checks = [self.is_finite(again, recomputed) | ~updates]
-            write(buffers, self.recomputed(buffers, params, recomputed, numbers), keep & checks[0])
-        write(buffers, after, keep)
-        self._observe(output, inputs[1], module)
-        for name, tensor in zip(self.module_names, arguments.module, strict=True):
+        after = self.advance(arguments.buffers, gradients, norm, arguments.numbers, row.max_norm)
+        write(arguments.buffers, after, alive & updates)
+        tensors = {name: tensor for name, tensor in module.items() if name.startswith("loss.")}
+        functional_call(_Observation(self.risk.loss), tensors, (output, inputs[1]))
+        for name, tensor in arguments.module.items():
             if name in self.moving:
                 tensor.copy_(torch.where(alive, module[name], tensor))
-        arguments.alive.copy_(alive & checks[0] if checks else alive)
-        return [loss, norm, *checks, *self.keep_state(next_state)]
-
-    # -- what the arguments hold -------------------------------------------------------------------------------------
-
-    def buffers_of(self, arguments: Arguments) -> list[Named]:
-        """Return the buffers of each group by name."""
-        return [dict(zip(g.buffers, own, strict=True)) for g, own in zip(self.groups, arguments.buffers, strict=True)]
-
-    def numbers_of(self, arguments: Arguments) -> list[list[Tensor]]:
-        """Return the numbers of each group, one by one."""
-        return [list(row.unbind()) for row in arguments.numbers]
-
-    def module_of(self, arguments: Arguments) -> Named:
-        """Return copies of what only lies in the module, for the forward pass to change."""
-        return {name: tensor.clone() for name, tensor in zip(self.module_names, arguments.module, strict=True)}
+        arguments.alive.copy_(alive)
+        return [loss, norm, *self.keep_state(next_state)]
 
     def inputs_of(self, arguments: Arguments, part: Any, state: State) -> tuple[Tensor, Any, State]:
-        """Return what `Risk` is called with."""
-        part = fill_part(part, iter(arguments.part), iter(arguments.row.unbind()[2:]))
-        return arguments.inputs, part, fill_state(state, arguments.state)
+        """Return what `Risk` is called with: inputs, part and state."""
+        part = fill_part(part, iter(arguments.part), iter(Row.of(arguments.row).floats))
+        following = iter(arguments.state)
+        return arguments.inputs, part, map_state(lambda _: next(following), state)
 
     def keep_state(self, state: State) -> list[Tensor]:
         """Return the tensors of the next state, and remember its nest."""
         self.next_state = map_state(Tensor.detach, state)
         return [tensor.detach().contiguous() for tensor in flatten_state(state)]
 
-    # -- what is worked out ------------------------------------------------------------------------------------------
-
-    def _observe(self, output: Tensor, part: Any, module: Named) -> None:
-        tensors = {name: tensor for name, tensor in module.items() if name.startswith("loss.")}
-        functional_call(Observation(self.risk.loss), tensors, (output, part))
-
     def gradients(
-        self, weights: list[Tensor], module: Named, inputs: tuple[Any, ...]
+        self, buffers: Sequence[Named], module: Named, inputs: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor, list[Tensor], State]:
         """Return outputs, loss, its gradient with respect to each group, flat, and the next state."""
         leaves: Named = {}
-        for group, flat in zip(self.groups, weights, strict=True):
-            parts = zip(group.names, group.split(flat), strict=True)
+        for group, own in zip(self.groups, buffers, strict=True):
+            parts = zip(group.names, group.split(own[PARAM]), strict=True)
             leaves |= {name: part.detach().requires_grad_() for name, part in parts}
         with torch.enable_grad():
             output, loss, state = functional_call(self.risk, {**leaves, **module}, inputs)
             gradients = iter(torch.autograd.grad(loss, list(leaves.values())))
+        # one vector a group: norm, penalty, optimizer and average are then a few loops over it, however many
+        # parameters the model has
         flat = [torch.cat([next(gradients).reshape(-1) for _ in group.names]) for group in self.groups]
         return output.detach(), loss.detach(), flat, state
 
@@ -165,12 +216,26 @@ class ChunkStep:
         buffers: list[Named],
         gradients: list[Tensor],
         norm: Tensor,
-        numbers: list[list[Tensor]],
+        numbers: list[Tensor],
         max_norm: Tensor,
     ) -> list[Named]:
-        """Return the buffers after the update: penalty, clipping, the optimizer's rule, dual and average."""
+        """Return the buffers after the update: penalty, clipping, the optimizer's rule, dual and average.
+
+        Args:
+            buffers: Of each group, by name.
+            gradients: Of the loss, of each group.
+            norm: Of all these gradients together.
+            numbers: A row of each group: those of the optimizer's rule, then α if the group has a penalty.
+            max_norm: Largest norm, of what the optimizer gets.
+        """
+        rows = [list(row.unbind()) for row in numbers]
         penalties = [
-            self._penalty(own, row[-1]) if AVERAGE in own else None for own, row in zip(buffers, numbers, strict=True)
+            recurrences.penalty_gradient(
+                own[PARAM], own[AVERAGE], own[DUAL], alpha=row[-1], form=self.update.form, mu=self.update.mu
+            )
+            if AVERAGE in own
+            else None
+            for own, row in zip(buffers, rows, strict=True)
         ]
         if self.update.coupling == "coupled":
             pairs = zip(gradients, penalties, strict=True)
@@ -183,48 +248,23 @@ class ChunkStep:
             coefficient = coefficient.reshape(1).cumsum(0)[0]
             gradients = [gradient * coefficient.to(gradient) for gradient in gradients]
         return [
-            self._advance_group(*group)
-            for group in zip(self.groups, buffers, gradients, penalties, numbers, strict=True)
+            self._advance_group(*group) for group in zip(self.groups, buffers, gradients, penalties, rows, strict=True)
         ]
 
     def _advance_group(
-        self, group: FlatGroup, before: Named, gradient: Tensor, penalty: Tensor | None, numbers: list[Tensor]
+        self, group: FlatGroup, before: Named, gradient: Tensor, penalty: Tensor | None, row: list[Tensor]
     ) -> Named:
         moments = {name: before[name] for name in group.rule.moments}
-        rule_numbers = numbers if penalty is None else numbers[:-1]
-        param, moments = group.rule.update(before[PARAM], gradient, moments, rule_numbers)
+        numbers = row if penalty is None else row[:-1]
+        param, moments = group.rule.update(before[PARAM], gradient, moments, numbers)
         if penalty is None:
             return {PARAM: param, **moments}
         if self.update.coupling == "decoupled":
-            param = param - penalty
-        if self.update.recomputes:
-            return {PARAM: param, **moments}
-        dual = recurrences.advance_dual(before[DUAL], param, before[AVERAGE], alpha=numbers[-1])
-        average = self._average(before, param, dual, numbers[-1])
+            param = param - penalty  # ∇R at the weights before the step, as the eager hooks take it
+        alpha = row[-1]
+        dual = recurrences.advance_dual(before[DUAL], param, before[AVERAGE], alpha=alpha)
+        average = recurrences.advance_average(before[AVERAGE], param, dual, alpha=alpha, beta=self.update.beta)
         return {PARAM: param, **moments, DUAL: dual, AVERAGE: average}
-
-    def is_finite(self, loss: Tensor, gradients: list[Tensor]) -> Tensor:
-        """Return whether a recomputed gradient is finite, if that is looked at."""
-        if not self.update.checks:
-            return torch.ones_like(loss, dtype=torch.bool)
-        return torch.isfinite(loss) & torch.isfinite(norm_of(gradients))
-
-    def recomputed(
-        self, before: list[Named], params: list[Tensor], gradients: list[Tensor], numbers: list[list[Tensor]]
-    ) -> list[Named]:
-        """Return the duals that are ∇ℓ at the new parameters, and the averages that go with them."""
-        found = zip(before, params, gradients, numbers, strict=True)
-        return [
-            {DUAL: gradient, AVERAGE: self._average(own, param, gradient, row[-1])} if AVERAGE in own else {}
-            for own, param, gradient, row in found
-        ]
-
-    def _penalty(self, own: Named, alpha: Tensor) -> Tensor:
-        form, mu = self.update.form, self.update.mu
-        return recurrences.penalty_gradient(own[PARAM], own[AVERAGE], own[DUAL], alpha=alpha, form=form, mu=mu)
-
-    def _average(self, before: Named, param: Tensor, dual: Tensor, alpha: Tensor) -> Tensor:
-        return recurrences.advance_average(before[AVERAGE], param, dual, alpha=alpha, beta=self.update.beta)
 
 
 def write(buffers: Sequence[Named], new: Sequence[Named], keep: Tensor) -> None:

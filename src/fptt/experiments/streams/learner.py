@@ -18,16 +18,14 @@ def make_learner(config: StreamConfig, num_inputs: int, num_classes: int) -> fpt
     torch.manual_seed(config.seed)
     model = CELLS[config.cell](num_inputs, config.hidden_size, num_classes, num_layers=config.num_layers)
     names = ("chunk_length", "max_norm", "beta", "form", "coupling")
-    return fptt.OnlineLearner(
+    method = fptt.FPTT(
         model,
         torch.optim.Adam(model.parameters(), lr=config.lr),
         fptt.SequenceLoss(functional.cross_entropy),
         alpha=config.alpha if config.method == "fptt" else 0.0,
-        classes=range(num_classes),
-        max_delay=config.delay,
-        standardize=True,
         **{name: getattr(config, name) for name in names},
     )
+    return fptt.OnlineLearner(method, classes=range(num_classes), max_delay=config.delay, standardize=True)
 
 
 def answer_and_learn(

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fptt._methods.methods import OF_FPTT
+from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.ablation_axes import check_field, default_values, told

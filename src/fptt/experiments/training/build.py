@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 
 import fptt
-from fptt._methods.methods import OF_FPTT
+from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.config import Setting, TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import check_devices

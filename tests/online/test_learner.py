@@ -2,6 +2,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,13 @@ def cross_entropy() -> fptt.SequenceLoss:
     return fptt.SequenceLoss(functional.cross_entropy)
 
 
-def learner(model: nn.Module | None = None, lr: float = 0.05, **options: Any) -> fptt.OnlineLearner:
+def learner(
+    model: nn.Module | None = None, lr: float = 0.05, chunk_length: int = 1, alpha: float = 0.1, **options: Any
+) -> fptt.OnlineLearner:
     model = lstm() if model is None else model
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    return fptt.OnlineLearner(model, optimizer, cross_entropy(), **{"classes": LABELS, **options})
+    method = fptt.FPTT(model, optimizer, cross_entropy(), chunk_length=chunk_length, alpha=alpha)
+    return fptt.OnlineLearner(method, **{"classes": LABELS, **options})
 
 
 def stream(seed: int = 0) -> tuple[Tensor, list[str]]:
@@ -86,10 +90,8 @@ def test_asking_changes_nothing_and_a_chunk_is_its_steps(length: int) -> None:
 def test_steps_without_a_label_do_not_count_and_a_chunk_without_any_makes_no_update() -> None:
     """By hand: the mean over the labeled steps of a chunk, from the state after all steps."""
     model, mirror = lstm().double(), lstm().double()
-    loss = cross_entropy()
-    online = fptt.OnlineLearner(
-        model, torch.optim.SGD(model.parameters(), lr=0.3), loss, chunk_length=3, alpha=0, classes=LABELS
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    online = fptt.OnlineLearner(fptt.FPTT(model, optimizer, cross_entropy(), chunk_length=3, alpha=0), classes=LABELS)
     inputs, labels = stream()
     for step in range(9):
         online.learn_one(inputs[step], labels[step] if step in (1, 2, 6) else None)
@@ -134,7 +136,7 @@ def test_a_delay_changes_when_a_stream_is_learned_and_not_what(length: int, dela
     punctual.flush()
     for step in range(T):
         late.learn_one(inputs[step])
-        assert len(late._waiting) <= length + delay
+        assert len(late._trainer) <= length + delay
         if step + 1 >= delay:
             late.learn_delayed(labels[step + 1 - delay], delay)
         assert late.method.updates == max(step + 2 - delay, 0) // length
@@ -159,6 +161,54 @@ def test_asking_changes_nothing_when_a_late_label_comes_between_asking_and_telli
         for online in (silent, asked):
             online.learn_one(inputs[step])
     assert torch.equal(silent.predict_many(inputs), asked.predict_many(inputs))
+
+
+def test_a_prediction_then_learned_is_one_forward_pass() -> None:
+    online = learner(chunk_length=5)
+    inputs, labels = stream()
+    calls: list[int] = []
+    online.method.model.register_forward_hook(lambda module, *_: calls.append(module.training))
+    for step in range(4):
+        online.predict_one(inputs[step])
+        online.predict_proba_one(inputs[step])
+        online.learn_one(inputs[step], labels[step])
+    assert calls == [False] * 4
+
+
+def test_weights_that_others_change_are_noticed_between_two_predictions() -> None:
+    online = learner(chunk_length=3)
+    learn(online)
+    inputs = stream()[0]
+    before = online.predict_many(inputs)
+    regularizer = online.method.regularizer
+    assert regularizer is not None
+    with regularizer.averaged():
+        assert not torch.equal(online.predict_many(inputs), before)
+    assert torch.equal(online.predict_many(inputs), before)
+    online.method.model.load_state_dict(lstm().state_dict())
+    assert not torch.equal(online.predict_many(inputs), before)
+
+
+def test_a_chunk_with_a_bad_loss_is_dropped_and_the_stream_goes_on_behind_it() -> None:
+    """As if the steps of the chunk, and those passed in the same call after it, had not been."""
+
+    def infinite(output: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+        return functional.cross_entropy(output, target, reduction=reduction) / 0
+
+    one, other = (learner(chunk_length=4) for _ in range(2))
+    inputs, labels = stream()
+    for online in (one, other):
+        online.learn_many(inputs[:4], labels[:4])
+    loss = one.method.loss
+    one.method.loss = fptt.SequenceLoss(infinite)
+    with pytest.raises(FloatingPointError, match="the loss is inf"):
+        one.learn_many(inputs[4:14], labels[4:14])
+    one.method.loss = loss
+    assert (one.steps, one.labels, one.method.updates) == (8, 8, 1)
+    for online in (one, other):
+        online.learn_many(inputs[14:], labels[14:])
+    assert_same_weights(one.method.model, other.method.model)
+    assert torch.equal(one.predict_many(inputs), other.predict_many(inputs))
 
 
 def test_a_label_that_does_not_come_is_not_awaited_for_ever() -> None:
@@ -187,6 +237,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chunks": {"chunk_length": 5, "standardize": True},
     "late": {"chunk_length": 3, "max_delay": 4, "classes": ()},
 }
+
+
+NUMPY_LABELS = [np.int64(3), np.str_("walk"), np.float64(0.5), (np.bool_(True), np.int32(4))]
+
+
+def reloaded(state_dict: dict[str, Any]) -> Any:
+    """Save and load without pickle's other classes."""
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def live(online: fptt.OnlineLearner, steps: range) -> list[Any]:
@@ -218,14 +279,54 @@ def test_saved_and_loaded_goes_on_bit_for_bit(
     answers = live(undisturbed, range(T))
     assert live(saved, range(after)) == answers[:after]
     saved.predict_one(stream()[0][after])
-    file = io.BytesIO()
-    torch.save(saved.state_dict(), file)
-    file.seek(0)
-    restored.load_state_dict(torch.load(file, weights_only=True))
+    restored.load_state_dict(reloaded(saved.state_dict()))
     assert live(restored, range(after, T)) == answers[after:]
     assert_same_weights(undisturbed.method.model, restored.method.model)
     assert (restored.steps, restored.labels) == (undisturbed.steps, undisturbed.labels)
     assert torch.equal(undisturbed.predict_many(stream()[0]), restored.predict_many(stream()[0]))
+
+
+@pytest.mark.parametrize("classes", [(), NUMPY_LABELS], ids=["open", "given"])
+def test_labels_and_names_of_numpy_are_saved_as_pythons_own(classes: Any) -> None:
+    online = learner(classes=classes)
+    names = np.array(["p", "q", "r"])
+    for label, x in zip(NUMPY_LABELS, stream()[0].tolist(), strict=False):
+        online.learn_one(dict(zip(names, x, strict=True)), label)
+    probabilities = online.predict_proba_one({"p": 1, "q": 2, "r": 3})
+    assert list(map(type, probabilities)) == [int, str, float, tuple]
+    assert list(probabilities) == [3, "walk", 0.5, (True, 4)]
+    restored = learner(classes=classes)
+    restored.load_state_dict(reloaded(online.state_dict()))
+    assert restored.predict_proba_one({"p": 1, "q": 2, "r": 3}) == probabilities
+    assert online.state_dict()["targets"] == restored.state_dict()["targets"]
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], [3, -1], [0.5, 2.5], [True, False], [("a", 1), ("b", (2.5, False))]])
+def test_a_saved_learner_is_read_without_pickle(labels: list[Any]) -> None:
+    online, restored = learner(classes=(), chunk_length=2), learner(classes=(), chunk_length=2)
+    for label, x in zip(labels * 2, stream()[0], strict=False):
+        online.learn_one(x, label)
+    restored.load_state_dict(reloaded(online.state_dict()))
+    assert restored.predict_proba_one(stream()[0][9]) == online.predict_proba_one(stream()[0][9])
+    assert list(online.predict_proba_one(stream()[0][9])) == labels
+
+
+def test_a_model_without_a_state_is_resumed_in_the_middle_of_a_chunk() -> None:
+    class Pointwise(nn.Linear):
+        def forward(self, inputs: Tensor, state: None = None) -> tuple[Tensor, None]:  # pyright: ignore
+            return super().forward(inputs), state
+
+    torch.manual_seed(2)
+    online = learner(Pointwise(D, C), chunk_length=2, max_delay=2)
+    restored = learner(Pointwise(D, C), chunk_length=2, max_delay=2)
+    inputs = stream()[0]
+    online.learn_many(inputs[:2])
+    restored.load_state_dict(reloaded(online.state_dict()))
+    for either in (online, restored):
+        either.learn_delayed("a", 2)
+        either.learn_delayed("b", 1)
+    assert restored.method.updates == 1
+    assert_same_weights(online.method.model, restored.method.model)
 
 
 def test_a_state_dict_of_something_else_is_refused() -> None:
@@ -327,8 +428,25 @@ def test_inputs_are_standardized_by_the_steps_before() -> None:
             deviation = before.std(0, correction=0)
             expected[:2] = ((exact[step] - before.mean(0)) / deviation)[:2]
         torch.testing.assert_close(scaled[step].double(), expected, rtol=1e-4, atol=1e-4)
+    by_ones = learner(chunk_length=6, standardize=True)
+    for x in inputs:
+        by_ones.learn_one(x)
+    assert torch.equal(by_ones.predict_many(inputs), online.predict_many(inputs))
     with pytest.raises(ValueError, match="x must be floating-point numbers with standardize=True"):
         learner(standardize=True).predict_one(torch.tensor([1, 2, 3]))
+
+
+def test_a_step_that_is_refused_does_not_move_the_scale() -> None:
+    refused, other = (learner(standardize=True) for _ in range(2))
+    inputs, labels = stream()
+    for online in (refused, other):
+        online.learn_many(inputs[:5], labels[:5])
+    with pytest.raises(ValueError, match="y must be one of the classes"):
+        refused.learn_one(100 * inputs[5], "unknown")
+    with pytest.raises(ValueError, match="y must be one of the classes"):
+        refused.learn_many(100 * inputs[5:8], [*labels[5:7], "unknown"])
+    assert torch.equal(refused.predict_many(inputs[5:]), other.predict_many(inputs[5:]))
+    assert (refused.steps, refused.labels) == (5, 5)
 
 
 # -- regression, methods, models -------------------------------------------------------------------------------------
@@ -338,7 +456,7 @@ def test_a_regression_answers_numbers() -> None:
     model = fptt.nn.GRU(1, 8, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     loss = fptt.SequenceLoss(functional.mse_loss)
-    online = fptt.OnlineLearner(model, optimizer, loss, chunk_length=4, classes=None, max_norm=1.0)
+    online = fptt.OnlineLearner(fptt.FPTT(model, optimizer, loss, chunk_length=4, max_norm=1.0), classes=None)
     errors = []
     for step in range(1200):  # the next value of a sine
         now, following = torch.sin(torch.tensor([step / 4, (step + 1) / 4])).tolist()
@@ -370,7 +488,7 @@ def test_a_rule_with_a_memory_is_learned() -> None:
     torch.manual_seed(0)
     model = fptt.nn.LSTM(3, 24, 3)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    online = fptt.OnlineLearner(model, optimizer, cross_entropy(), chunk_length=6, max_norm=1.0)
+    online = fptt.OnlineLearner(fptt.FPTT(model, optimizer, cross_entropy(), chunk_length=6, max_norm=1.0))
     right = 0
     for step in range(2, len(symbols)):
         x = {str(symbol): float(symbols[step] == symbol) for symbol in range(3)}
@@ -383,7 +501,7 @@ def test_a_rule_with_a_memory_is_learned() -> None:
 def test_a_method_of_ones_own(kind: type[fptt.Method]) -> None:
     model = lstm()
     method = kind(model, torch.optim.Adam(model.parameters(), lr=0.05), cross_entropy(), chunk_length=4)
-    online = fptt.OnlineLearner.from_method(method, classes=LABELS)
+    online = fptt.OnlineLearner(method, classes=LABELS)
     reference = learner(chunk_length=4, alpha=0)
     learn(online)
     learn(reference)
@@ -396,28 +514,48 @@ def test_a_compiled_method() -> None:
     method = fptt.FPTT(
         model, torch.optim.Adam(model.parameters(), lr=0.05), cross_entropy(), chunk_length=1, engine="compiled"
     )
-    online, reference = fptt.OnlineLearner.from_method(method, classes=LABELS), learner()
+    online, reference = fptt.OnlineLearner(method, classes=LABELS), learner()
     inputs = stream()[0]
     for either in (online, reference):
         learn(either)
     torch.testing.assert_close(online.predict_many(inputs), reference.predict_many(inputs), rtol=1e-3, atol=1e-4)
+    late = fptt.OnlineLearner(method, classes=LABELS, max_delay=2)
+    late.learn_many(inputs[:2])
+    before = late.predict_many(inputs[2:])
+    late.learn_delayed("a", 2)
+    assert not torch.equal(late.predict_many(inputs[2:]), before)  # of the weights after the update
 
 
-def test_methods_that_do_not_fit_a_stream_are_refused() -> None:
-    model = lstm()
-    optimizer = torch.optim.Adam(model.parameters())
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"num_chunks": 4}, {}, "method must have a chunk_length"),
+        ({"chunk_length": 2, "batch_first": True}, {}, "method must .* be time-major"),
+        ({"chunk_length": 2, "num_duals": 4}, {}, "num_duals must be 1"),
+        ({"chunk_length": 2}, {"max_delay": -1}, "max_delay must be a number of steps"),
+        ({"chunk_length": 2}, {"classes": ["a", "a"]}, "classes must be distinct"),
+    ],
+)
+def test_methods_and_arguments_that_do_not_fit_a_stream_are_refused(
+    settings: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    model = nn.GRU(D, C, batch_first=settings.get("batch_first", False))
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters()), cross_entropy(), **settings)
+    with pytest.raises(ValueError, match=message):
+        fptt.OnlineLearner(method, **options)
+
+
+def test_a_model_and_a_loss_of_the_whole_sequence_are_refused() -> None:
+    model: Any = lstm()
+    with pytest.raises(TypeError, match="method must be an FPTT, TBPTT or BPTT, got a LSTM"):
+        fptt.OnlineLearner(model)
     terminal = fptt.TerminalLoss(functional.cross_entropy)
+    method = fptt.TBPTT(model, torch.optim.Adam(model.parameters()), terminal, chunk_length=2)
     with pytest.raises(ValueError, match="loss must be a SequenceLoss"):
-        fptt.OnlineLearner(model, optimizer, terminal)
-    with pytest.raises(ValueError, match="num_duals must be 1"):
-        fptt.OnlineLearner(model, optimizer, cross_entropy(), num_duals=4)
-    with pytest.raises(ValueError, match="max_delay must be"):
-        fptt.OnlineLearner(model, optimizer, cross_entropy(), max_delay=-1)
-    with pytest.raises(ValueError, match="classes must be distinct"):
-        fptt.OnlineLearner(model, optimizer, cross_entropy(), classes=["a", "a"])
-    method = fptt.TBPTT(model, optimizer, cross_entropy(), num_chunks=4)  # the hooks of the others are gone
-    with pytest.raises(ValueError, match="method must have a chunk_length"):
-        fptt.OnlineLearner.from_method(method)
+        fptt.OnlineLearner(method)
+
+
+def test_what_does_not_fit_the_model_is_refused() -> None:
     with pytest.raises(ValueError, match="classes must be at most 4"):
         learner(classes=range(5)).predict_one([0, 1, 2])
     with pytest.raises(ValueError, match="one output per step"):

@@ -1,0 +1,260 @@
+"""The eager engine: PyTorch's own operations one after another, the reference of the compiled one."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fptt._batches.cut import Chunk, Chunking
+from fptt._checks import all_finite
+from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
+from fptt._engine.engine import Walked, trained_tensors
+from fptt._losses.chunk_loss import ChunkLoss
+from fptt._parallel.replicas import Replicas
+from fptt._random import RandomState
+from fptt._regularizer.regularizer import DynamicRegularizer
+from fptt._regularizer.step_hooks import BadWeightsError, StepHooks, gradient_norm
+from fptt._sequence import State, describe_state, detach_state, flatten_state, initial_state, reset_state
+
+
+class Learned(NamedTuple):
+    """The outcome of one update: the loss of each chunk, the gradient norm if the optimizer stepped, the next state."""
+
+    losses: list[Tensor]
+    norm: Tensor | None
+    state: State
+
+
+class EagerEngine:
+    """Learns the chunks of a batch with PyTorch's own operations.
+
+    Args:
+        model: Called as `model(inputs, state) -> (outputs, state)`.
+        optimizer: Any optimizer, with the step hooks.
+        loss: The loss of each chunk.
+        regularizer: The regularizer whose gradient may have to be recomputed; None for BPTT and TBPTT.
+        hooks: What runs inside `optimizer.step()`: checks, penalty, clipping, average.
+        replicas: The processes that train the model.
+        chunking: The layout of inputs and outputs.
+        updates_each_chunk: Whether to cut the graph and update after every chunk; otherwise (BPTT) the graph runs
+            through all chunks, and one update follows the mean of their losses.
+        check_finite: Whether to look for NaN and Inf.
+        skips: Whether to undo and skip what NaN or Inf has spoiled, instead of stopping there.
+        backward: Called with each loss to take its gradient.
+        step: Called with the optimizer to make a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: ChunkLoss,
+        regularizer: DynamicRegularizer | None,
+        *,
+        hooks: StepHooks,
+        replicas: Replicas,
+        chunking: Chunking,
+        updates_each_chunk: bool,
+        check_finite: bool,
+        skips: bool,
+        backward: Callable[[Tensor], Any],
+        step: Callable[[Optimizer], Any],
+    ) -> None:
+        self.model, self.optimizer, self.loss, self.regularizer = model, optimizer, loss, regularizer
+        self.hooks, self.replicas, self.chunking = hooks, replicas, chunking
+        self.updates_each_chunk, self.check_finite, self.skips = updates_each_chunk, check_finite, skips
+        self.backward, self.step = backward, step
+
+    def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
+        """Learn all chunks in order, beginning at a detached state; see `Engine`."""
+        walked = Walked(state)
+        for span in [[chunk] for chunk in chunks] if self.updates_each_chunk else [chunks]:
+            # a copy of everything, in time and memory: only who skips pays for it
+            before = self._snapshot() if self.skips else None
+            learned = self._learn(span, walked.state)
+            if isinstance(learned, Learned):
+                walked.losses += learned.losses
+                walked.norms += [] if learned.norm is None else [learned.norm]
+                walked.state = detach_state(learned.state)  # the cut: no gradient flows into earlier chunks
+            elif before is None:
+                walked.bad = learned
+                return walked
+            else:
+                before.restore()
+                walked.skipped.append(learned)
+                walked.losses += [bad_loss(self.model) for _ in span]
+            if self.replicas.count_update():
+                self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.loss))
+        return walked
+
+    def _learn(self, span: Sequence[Chunk], state: State) -> Learned | BadNumber:  # noqa: PLR0911  # one per bad number
+        """Learn the chunks between two cuts with one update, or return where NaN or Inf has come up.
+
+        The update: the gradient of the mean chunk loss, then `optimizer.step()`, in which the hooks add the penalty,
+        clip, and advance dual and average. Where inputs, loss or gradient are bad, no step is made.
+        """
+        last = span[-1]
+        first_state, outputs, losses = state, [], []
+        recomputes = self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
+        random = RandomState.capture(last.inputs.device) if recomputes else None
+        for chunk in span:
+            if chunk.bad_inputs is not None:
+                return BadNumber(chunk.number, chunk.bad_inputs)
+            output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
+            if self._is_bad(loss) and not self.replicas.shares_updates:
+                return BadNumber(chunk.number, "loss", loss.item())
+            outputs.append(output.detach())
+            losses.append(loss)
+        norm = None
+        if any(chunk.has_steps for chunk in span):
+            mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+            total = self._take_gradient(mean, last, self.backward)
+            # replicas that share updates stop at the same one: all judge the loss of all, none its own
+            if self._is_bad(total) and self.replicas.shares_updates:
+                return BadNumber(last.number, "loss", total.item())
+            if self.regularizer is not None:
+                self.regularizer.turn = last.number % self.regularizer.num_duals
+            try:
+                self.step(self.optimizer)
+            except BadWeightsError:
+                return BadNumber(last.number, "weights")
+            except FloatingPointError:  # raised by the hooks before the optimizer's own work
+                return BadNumber(last.number, "gradient")
+            norm = self.hooks.pop_gradient_norm()
+            if random is not None and norm is not None and not self._recompute_gradient(last, first_state, random):
+                return BadNumber(last.number, "recomputed gradient")
+        for output, chunk in zip(outputs, span, strict=True):
+            self.loss.observe(output, chunk.part)
+        return Learned([loss.detach() for loss in losses], norm, state)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self.hooks)
+
+    def _is_bad(self, number: Tensor) -> bool:
+        return self.check_finite and not all_finite(number)
+
+    def _take_gradient(self, loss: Tensor, chunk: Chunk, backward: Callable[[Tensor], Any]) -> Tensor:
+        """Leave the gradient in `param.grad`, and return the loss; both of all replicas where they share updates."""
+        self.optimizer.zero_grad()
+        try:
+            backward(loss * chunk.weight if self.replicas.shares_updates else loss)
+        except RuntimeError as error:
+            holders = list(_modules_with_own_state(self.model))
+            if "second time" in str(error) and holders:
+                raise RuntimeError(
+                    f"the model keeps a state of its own, with its graph, in {', '.join(holders)}: pass the state in "
+                    "and return it, model(inputs, state) -> (outputs, state), so that it can be cut between chunks."
+                ) from error
+            raise
+        return self.replicas.add_gradients_(loss.detach(), chunk.weight)
+
+    def _recompute_gradient(self, chunk: Chunk, state: State, random: RandomState) -> bool:
+        """Advance dual and average with ∇ℓ_t(W_{t+1}), and return whether it is finite.
+
+        The same chunk runs again from the same incoming state and, for dropout, with the same random numbers. The loss
+        is not scaled here, whatever `backward` does: λ is in the unit of the gradient.
+        """
+        assert self.regularizer is not None
+        with random.replay():
+            _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
+            is_bad = self._is_bad(loss) and not self.replicas.shares_updates
+            if not is_bad:
+                total = self._take_gradient(loss, chunk, Tensor.backward)
+                is_bad = self._is_bad(total) or self._is_bad(gradient_norm(self._params()))
+        if not is_bad:
+            self.regularizer.update()
+        elif not self.skips:  # the update stays, and W̄ and λ do not fit it
+            self.regularizer.reset()
+        return not is_bad
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
+
+
+# -- running the model -------------------------------------------------------------------------------------------------
+
+
+def forward_chunk(
+    model: nn.Module, loss: ChunkLoss, chunking: Chunking, chunk: Chunk, state: State
+) -> tuple[Tensor, Tensor, State]:
+    """Return outputs, (T_k, B, …), loss and next state of a chunk, from the state of the chunk before.
+
+    Raises:
+        ValueError: If the state does not fit the model, or the outputs do not fit the loss.
+        TypeError: If the model does not return outputs and state.
+    """
+    torch.clear_autocast_cache()  # it holds casts of the weights before the last update
+    is_given = chunk.number == 0 and state is not None  # by the user, who may have slipped
+    if chunk.starts:
+        output, state = _run_segments(model, chunk, state, chunking.time_dim, is_given=is_given)
+    else:
+        output, state = _call_model(model, chunk.inputs, state, is_given=is_given)
+    output = chunking.time_major(output)
+    return output, loss(output, chunk.part), state
+
+
+def _run_segments(
+    model: nn.Module, chunk: Chunk, state: State, time_dim: int, *, is_given: bool
+) -> tuple[Tensor, State]:
+    """Run the model from one beginning of a sequence to the next; return outputs of the chunk and the last state."""
+    lanes = {start.step: start.lanes for start in chunk.starts or ()}
+    edges = sorted({0, *lanes})
+    lengths = [end - start for start, end in itertools.pairwise([*edges, chunk.inputs.shape[time_dim]])]
+    outputs: list[Tensor] = []
+    for edge, segment in zip(edges, chunk.inputs.split(lengths, time_dim), strict=True):
+        if edge in lanes:
+            state = _restart(model, segment, state, lanes[edge])
+        output, state = _call_model(model, segment, state, is_given=is_given)
+        outputs.append(output)
+    return torch.cat(outputs, time_dim), state
+
+
+def _restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None) -> State:
+    """Return the state with some lanes at their initial state; where all begin, None, the model's own."""
+    if lanes is None or state is None:
+        return None
+    batch_dim = getattr(model, "state_batch_dim", -2)
+    initial = initial_state(model, inputs)
+    try:
+        return reset_state(state, lanes, initial, batch_dim=batch_dim)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"is_first needs a state with the batch in dim {batch_dim} of every tensor (state_batch_dim of the model), "
+            f"got {describe_state(state)}: {error}"
+        ) from error
+
+
+def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
+    """Return outputs and next state; where the user gave the state, say so if it does not fit.
+
+    Raises:
+        ValueError: If a given state does not fit the model.
+        TypeError: If the model does not return outputs and state.
+    """
+    try:
+        result = model(inputs, state)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_given:
+            raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
+        raise
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
+    if is_given and state is not None and describe_state(state) != describe_state(result[1]):
+        raise ValueError(f"state must match the model's own, {describe_state(result[1])}, got {describe_state(state)}.")
+    return result
+
+
+def _modules_with_own_state(model: nn.Module) -> Iterator[str]:
+    """Yield the modules that hold a tensor with a graph, as an attribute or a buffer, from one call to the next."""
+    for name, module in model.named_modules():
+        for key, value in (*vars(module).items(), *module.named_buffers(recurse=False)):
+            try:
+                tensors = flatten_state(value)
+            except TypeError:  # not a nest of tensors
+                continue
+            if any(tensor.grad_fn is not None for tensor in tensors):
+                yield f"{name or 'the model'} ({type(module).__name__}.{key})"
+                break

@@ -1,0 +1,172 @@
+"""Conversion of steps to rows of a tensor, and their running standardization."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from fptt._checks import all_finite
+from fptt._online.targets import to_python
+
+ROUNDING = 1e-12
+"""A variance below this fraction of the mean square is taken for rounding error."""
+
+
+class Features:
+    """Convert steps to rows of one shape and dtype, which the first step decides.
+
+    Args:
+        like: Decides dtype and device of the rows.
+
+    Attributes:
+        names: The features in their order, if steps are mappings: sorted, if they can be, else as in the first one.
+        example: A row of zeros; None before the first step.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.names: list[Any] | None = None
+        self.example: Tensor | None = None
+        self._are_fixed = False
+
+    def fix(self) -> None:
+        """Keep names, shape and dtype for good: the model has accepted a row.
+
+        Until then each call of `row` or `rows` decides anew, so that a first step which was refused decides nothing.
+        """
+        self._are_fixed = True
+
+    def row(self, x: Any) -> Tensor:
+        """Return the row of one step, (1, …); raises as `rows` does."""
+        self._forget_refused()
+        return self._checked(self._to_row(x).unsqueeze(0))
+
+    def rows(self, inputs: Any) -> Tensor:
+        """Return the rows of several steps, (n, …), from a tensor or array (n, …) or a sequence of steps.
+
+        Raises:
+            ValueError: If there is none, or one has another shape or other features than the first step had.
+            TypeError: If something is not a number.
+            FloatingPointError: If a number is NaN or Inf.
+        """
+        self._forget_refused()
+        if not isinstance(inputs, Tensor) and not hasattr(inputs, "__array__"):
+            steps = [self._to_row(step) for step in inputs]
+            if len({step.shape for step in steps}) > 1:
+                raise ValueError(f"inputs must hold steps of one shape, got {[tuple(step.shape) for step in steps]}.")
+            inputs = torch.stack(steps) if steps else self.like.new_zeros(0)
+        inputs = self._to_tensor(inputs)
+        if inputs.dim() < 1 or not len(inputs):
+            raise ValueError(f"inputs must hold at least one step, (n, …), got shape {tuple(inputs.shape)}.")
+        return self._checked(inputs)
+
+    def _forget_refused(self) -> None:
+        if not self._are_fixed:
+            self.names = self.example = None
+
+    def _to_row(self, x: Any) -> Tensor:
+        return self._to_tensor(self._values(x) if isinstance(x, Mapping) else x)
+
+    def _values(self, x: Mapping[Any, Any]) -> Sequence[Any]:
+        """Return the values of a mapping in the order of the names."""
+        if self.names is None:
+            if self.example is not None or not x:
+                raise ValueError(f"x must be numbers as the first step was, and not empty, got {dict(x)!r}.")
+            self.names = [to_python(name) for name in _sorted_if_possible(x)]
+        if x.keys() != set(self.names):
+            missing = [name for name in self.names if name not in x]
+            unknown = [name for name in x if name not in self.names]
+            raise ValueError(f"x must have the features of the first step: {missing} missing, {unknown} unknown.")
+        return [x[name] for name in self.names]
+
+    def _to_tensor(self, values: Any) -> Tensor:
+        # Integer tensors keep their dtype, since they are tokens of an embedding; Python's integers are measurements.
+        if isinstance(values, Tensor) and not values.is_floating_point():
+            return values.detach().to(self.like.device)
+        try:
+            return torch.as_tensor(values, dtype=self.like.dtype, device=self.like.device).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"x must hold numbers, got {values!r}: {error}.") from error
+
+    def _checked(self, rows: Tensor) -> Tensor:
+        if self.example is not None and (rows.shape[1:] != self.example.shape or rows.dtype != self.example.dtype):
+            raise ValueError(
+                f"x must be {self.example.dtype} of shape {tuple(self.example.shape)} as at first, "
+                f"got {rows.dtype} of shape {tuple(rows.shape[1:])}."
+            )
+        if not all_finite(rows):
+            where = "" if self.names is None else f" in {self._bad_names(rows)}"
+            raise FloatingPointError(f"x holds NaN or Inf{where}; nothing was learned from it.")
+        if self.example is None:
+            self.example = torch.zeros_like(rows[0])
+        # The caller may write the next step into the same memory, while this one still waits to be learned.
+        return rows.clone()
+
+    def _bad_names(self, rows: Tensor) -> list[Any]:
+        is_bad = (~torch.isfinite(rows)).any(0).tolist()
+        return [name for name, bad in zip(self.names or [], is_bad, strict=True) if bad]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return names and example."""
+        return {"names": self.names, "example": self.example}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        example = state_dict["example"]
+        self.names = state_dict["names"]
+        self.example = None if example is None else example.to(self.like.device)
+        self._are_fixed = example is not None
+
+
+def _sorted_if_possible(names: Iterable[Any]) -> list[Any]:
+    try:
+        return sorted(names)
+    except TypeError:  # names of several types have no order
+        return list(names)
+
+
+class RunningMoments(NamedTuple):
+    """Number of steps, the first of them, and sums of x − first and of its square, (…) each, in float64.
+
+    Differences from the first step keep their digits where x is far from zero: a feature that stands still has a
+    variance of exactly 0, whatever its value.
+    """
+
+    num_steps: int
+    first: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same on a device."""
+        return type(self)(self.num_steps, *(tensor.to(device) for tensor in self[1:]))
+
+
+def standardize(rows: Tensor, moments: RunningMoments | None) -> tuple[Tensor, RunningMoments]:
+    """Return rows (n, …) with zero mean and unit deviation over the steps before each, and the moments after them.
+
+    A feature that has not varied so far is 0; the first step of a stream is 0 altogether.
+
+    Raises:
+        ValueError: If the rows are integers.
+    """
+    if not rows.is_floating_point():
+        raise ValueError(f"x must be floating-point numbers with standardize=True, got {rows.dtype}.")
+    exact = rows.double()
+    if moments is None:
+        moments = RunningMoments(0, exact[0], torch.zeros_like(exact[0]), torch.zeros_like(exact[0]))
+    offsets = exact - moments.first
+    totals = torch.cat([moments.total.unsqueeze(0), offsets]).cumsum(0)  # (n + 1, …): before each row, and after all
+    squares = torch.cat([moments.squares.unsqueeze(0), offsets.square()]).cumsum(0)
+    counts = torch.arange(moments.num_steps, moments.num_steps + len(rows), device=rows.device).clamp(min=1)
+    counts = counts.view(-1, *[1] * (rows.dim() - 1))
+    # Row i is scaled by the sums before it: a prediction must not depend on what it could not have seen.
+    mean, mean_square = totals[:-1] / counts, squares[:-1] / counts
+    # The difference of two large numbers. After very many steps at one value its last digits are noise, and division
+    # by their root would blow the feature up.
+    variance = mean_square - mean.square()
+    varies = variance > ROUNDING * mean_square
+    scaled = torch.where(varies, (offsets - mean) / torch.where(varies, variance, 1.0).sqrt(), 0.0)
+    after = RunningMoments(moments.num_steps + len(rows), moments.first, totals[-1].clone(), squares[-1].clone())
+    return scaled.to(rows.dtype), after

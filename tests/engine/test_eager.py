@@ -1,0 +1,67 @@
+"""The eager engine: what it says of models that keep a state, and what a recomputed gradient sees."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fptt
+from tests.problems import assert_same_weights
+
+T, B, D, H, C, K = 12, 3, 2, 5, 4, 3
+
+
+class KeepsState(nn.Module):
+    """A layer whose state is an attribute, so that its graph goes on from chunk to chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.hidden = nn.Linear(D + H, H), torch.zeros(B, H)
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        outputs = []
+        for step in inputs:
+            self.hidden = self.layer(torch.cat([step, self.hidden], -1)).tanh()
+            outputs.append(self.hidden)
+        return torch.stack(outputs), state
+
+
+def test_a_model_that_keeps_its_state_is_named() -> None:
+    model = fptt.nn.Recurrent(KeepsState(), nn.Linear(H, C))
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, num_chunks=K)
+    with pytest.raises(
+        RuntimeError, match=r"keeps a state of its own.* in rnn \(KeepsState\.hidden\): pass the state in"
+    ):
+        method.train_batch(torch.randn(T, B, D), torch.arange(B))
+
+
+def test_a_recomputed_gradient_sees_the_prior_before_it_observes() -> None:
+    model = fptt.nn.LSTM(D, H, C).double()
+    loss = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C, decay=0.5)).double()
+    others, own_loss = copy.deepcopy(model), copy.deepcopy(loss)
+    settings: dict[str, Any] = {"alpha": 0.7, "coupling": "coupled", "previous_gradient": "recomputed"}
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, others)]
+    method = fptt.FPTT(model, optimizers[0], loss, num_chunks=K, **settings)
+    regularizer = fptt.DynamicRegularizer(others.parameters(), **settings).attach(optimizers[1])
+    for number in range(2):
+        inputs = torch.randn(T, B, D, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        method.train_batch(inputs, torch.arange(B))
+        state, first_outputs = None, torch.empty(0)
+        parts = own_loss.split(torch.arange(B), None, [T // K] * K, B)
+        for chunk, part in zip(inputs.split(T // K), parts, strict=True):
+            before = fptt.detach_state(state)
+            for is_second in (False, True):
+                outputs, after = others(chunk, before)
+                optimizers[1].zero_grad()
+                own_loss(outputs, part).backward()
+                if not is_second:
+                    first_outputs, state = outputs, after
+                    optimizers[1].step()
+            regularizer.update()
+            own_loss.observe(first_outputs.detach(), part)
+    assert_same_weights(model, others)
+    assert torch.equal(loss.prior.probabilities, own_loss.prior.probabilities)  # pyright: ignore
