@@ -11,9 +11,8 @@ from fptt import LostProcessError, __version__
 from fptt.experiments.process.console import OutputConsole, logging_to, say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.rank import is_leader, is_left_alone, process_number
+from fptt.experiments.process.signals import INTERRUPTED
 from fptt.experiments.tasks.registry import TASKS
-
-INTERRUPTED = 130
 
 _TASK_LINES = "\n".join(f"  {name:<10} {about}" for name, about in TASKS.items())
 

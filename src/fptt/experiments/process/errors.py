@@ -1,4 +1,4 @@
-"""What a user can put right."""
+"""Errors that a user can mend."""
 
 
 class UserError(Exception):
@@ -18,5 +18,5 @@ class UnreadableError(UserError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says in one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split())

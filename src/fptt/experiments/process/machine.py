@@ -1,4 +1,4 @@
-"""Where a run took place: device, versions, commit, memory."""
+"""This machine: device, versions, commit, threads, time and memory."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from fptt.experiments.process.errors import UserError
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what the figures of a run depend on besides its config; ask at the start of the run."""
+    """Return what the metrics of a run depend on besides its config; to be called when the run starts."""
     return {
         "device": describe(device),
         "threads": torch.get_num_threads(),
@@ -50,7 +50,7 @@ def check_devices(accelerator: str, devices: int) -> None:
 
 
 class Clock:
-    """Seconds of training: those of the processor if there is one CPU thread, without other programs; else real."""
+    """Seconds of training: CPU time with one thread, which other programs do not disturb; wall time otherwise."""
 
     def __init__(self, device: torch.device, *, is_alone: bool = True) -> None:
         is_one = is_alone and device.type == "cpu" and torch.get_num_threads() == 1
@@ -65,7 +65,7 @@ class Clock:
 
 
 class MemoryMeter:
-    """The memory that training takes: the peak while it runs, and how far that is above the memory before."""
+    """Memory of training: the peak while it runs, and how far that is above the memory before."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -73,14 +73,14 @@ class MemoryMeter:
         self.before = self._current()
 
     def start(self) -> None:
-        """Begin to watch: what was used before does not count."""
+        """Start measuring: earlier peaks do not count."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif RESET_PEAK.exists():
             RESET_PEAK.write_text("5", encoding="utf-8")
 
     def stop(self) -> None:
-        """End watching."""
+        """Stop measuring."""
         self.peak = max(self.peak, self._peak())
 
     def figures(self) -> dict[str, int]:
@@ -99,11 +99,11 @@ class MemoryMeter:
         return _status_bytes("VmHWM") or (largest if sys.platform == "darwin" else largest * 1024)
 
 
-RESET_PEAK = Path("/proc/self/clear_refs")
+RESET_PEAK = Path("/proc/self/clear_refs")  # writing 5 resets VmHWM, Linux ≥ 4.0
 
 
 def _status_bytes(name: str) -> int:
-    """Return a size of this process that Linux tells, or 0 elsewhere."""
+    """Return a size of this process from /proc, in bytes; 0 where there is none."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), 0)
