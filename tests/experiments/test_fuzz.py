@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.recipes import read_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.loading import floats, load_splits, whole_numbers
 from fptt.experiments.training.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
-from fptt.experiments.training.folder import RunFolder, read_config
+from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Run
 from fptt.experiments.training.run_state import load_state, state_of
 

@@ -12,7 +12,7 @@ from fptt.experiments.benchmarks.grid import Grid, Spec, Workload
 from fptt.experiments.benchmarks.reports import headlines
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
 from fptt.experiments.commands.cli import run
-from fptt.experiments.process.console import announcements_on
+from fptt.experiments.process.console import logging_to
 from fptt.experiments.process.errors import UserError
 
 CPU = torch.device("cpu")
@@ -127,7 +127,7 @@ def test_a_step_that_cannot_be_compiled_says_what_to_do(monkeypatch: pytest.Monk
 def test_the_library_is_heard_on_the_console_for_a_while(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("fptt")
     before = (logger.level, logger.propagate, list(logger.handlers))
-    with announcements_on(Console()):
+    with logging_to(Console()):
         logger.info("compiled a chunk step in [b]7[/b] s")
     logger.info("later")
     assert capsys.readouterr().out == "fptt: compiled a chunk step in [b]7[/b] s\n"

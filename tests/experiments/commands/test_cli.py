@@ -13,10 +13,10 @@ import yaml
 from rich.console import Console
 
 from fptt.experiments.commands.cli import run
-from fptt.experiments.configs.recipes import RECIPES, recipe, task_config
+from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.comparison import Comparison, parse_methods
-from fptt.experiments.training.folder import RunFolder, read_config
+from fptt.experiments.training.folder import RunFolder
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
 
@@ -198,14 +198,14 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["compare", "--seeds", "0"], "seeds must be at least 1"),
         (["train", "--num-chunks", "65"], "num_chunks must be at most the sequence length 64, got 65"),
         (["train", "--alpha", "-1"], "alpha must not be negative, got -1"),
-        (["train", "--beta", "0"], "beta must be in (0, 1], got 0"),
-        (["train", "--dropout", "1"], "dropout must be in [0, 1), got 1"),
+        (["train", "--beta", "0"], "beta must be positive, got 0"),
+        (["train", "--dropout", "1"], "dropout must be less than 1, got 1"),
         (["train", "--dropout", "0.5"], "dropout is for language models only, got 0.5 with digits"),
-        (["train", "--seed", "2147483648"], "seed must be in [0, 2³¹), got 2147483648"),
+        (["train", "--seed", "2147483648"], "seed must be less than 2,147,483,648, got 2147483648"),
         (["train", "--by", "row"], "by belongs to the task 'mnist', got it with the task 'digits'"),
         (["train", "--recipe", "smnist", "--task", "digits"], "recipe smnist is of the task mnist, got task digits"),
         (["train", "--recipe", "soup"], "unknown recipe 'soup'; there are digits, digits-per-step"),
-        (["train", "--lr-factor", "1"], "lr_factor must be in (0, 1), got 1"),
+        (["train", "--lr-factor", "1"], "lr_factor must be less than 1, got 1"),
         (["compare", "--budgets", "joules"], "unknown budget 'joules'; there are epochs, updates, seconds"),
         (["ablate", "--over", "weather"], "weather"),
         (["report", "--results", "nowhere"], "nowhere"),
@@ -220,7 +220,7 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["train", "--permuted"], "permuted belongs to the task 'mnist', got it with the task 'digits'"),
         (["train", "--length", "9"], "length belongs to the tasks 'adding', 'copy'"),
         (["train", "--momentum", "0.9"], "momentum belongs to the optimizer sgd"),
-        (["train", "--readout-sizes", "0"], "readout_sizes must be positive"),
+        (["train", "--readout-sizes", "0"], "an entry of readout_sizes must be positive, got 0"),
         (["compare", "--epochs", "None", "--max-seconds", "1"], "a comparison needs epochs"),
         (["train", "--accelerator", "abacus"], "accelerator 'abacus'"),
         (["evaluate", "nowhere"], "run folder nowhere does not exist"),

@@ -203,7 +203,7 @@ def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
         (["--data", "./nowhere"], "data folder './nowhere' does not exist"),
         (["--delay", "-1"], "delay must not be negative"),
         (["--chunk-length", "0"], "chunk_length must be positive"),
-        (["--beta", "2"], r"beta must be in (0, 1]"),
+        (["--beta", "2"], "beta must be at most 1, got 2.0"),
     ],
 )
 def test_errors_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

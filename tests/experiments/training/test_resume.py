@@ -214,9 +214,9 @@ def test_interrupting_twice_in_the_first_validation_is_an_interruption(
 def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     cases = [
-        (["--resume"], "resume needs the run's folder"),
+        (["--resume"], "resume needs the folder of the run"),
         (["--resume", "--out", str(tmp_path / "nowhere")], "does not exist"),
-        (["--resume", "--overwrite", "--out", str(out)], "no overwrite, config or recipe fits"),
+        (["--resume", "--overwrite", "--out", str(out)], "give --out and no other option"),
         (["--resume", "--out", str(out)], "has no checkpoint to go on from"),
         (["--resume", "--out", str(out), "--lr", "1"], "give --out and no other option"),
         (["--resume", "--out", str(out), "--task", "mnist"], "give --out and no other option"),

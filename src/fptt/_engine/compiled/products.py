@@ -74,7 +74,7 @@ def onednn_is_faster() -> bool:
 
 def _is_intel() -> bool:
     info = Path("/proc/cpuinfo")
-    return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
+    return "GenuineIntel" in (info.read_text(encoding="utf-8") if info.exists() else platform.processor())
 
 
 @cache

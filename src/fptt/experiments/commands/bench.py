@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 
 OVERVIEW = """\
@@ -63,8 +64,8 @@ class Speed:
     engines: str = "eager,compiled"
     """Executors of TBPTT and FPTT. The first batch of compiled rows takes seconds to minutes."""
     keep_memory: bool = False
-    """Let the C library (glibc) keep all freed memory for the next batch, as it does not do by itself; BPTT gains most,
-    up to half of its time."""
+    """Let the C library (glibc) keep all freed memory for the next batch, which it does not by default; BPTT gains
+    most, up to half of its time."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Device."""
     seed: int = 0
@@ -106,7 +107,7 @@ class Speed:
         report = bench.run(console, lambda report: save_speed(report, self.out))
         show_speed(report, console)
         plots = draw_speed(report, self.out)
-        _say(console, f"rows: {self.out / 'speed.json'}\nplots: {', '.join(map(str, plots))}")
+        say(console, f"rows: {self.out / 'speed.json'}\nplots: {', '.join(map(str, plots))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,8 @@ class Memory:
     """Measure peak memory against the length of the sequence.
 
     An LSTM of width 128 predicts the next step of four noisy sines. The sequence lies in a file. FPTT streams it: ten
-    chunks at a time are read, and the recurrent state goes on from one `train_batch` to the next, so that memory does
-    not depend on T. BPTT needs the whole sequence at once. Every measurement has a process of its own.
+    chunks at a time are read, and the recurrent state is carried from one `train_batch` to the next, so that memory
+    does not depend on T. BPTT needs the whole sequence at once. Every measurement runs in a process of its own.
 
     fptt bench memory --quick                             up to T = 100,000
 
@@ -131,7 +132,7 @@ class Memory:
     chunk_length: int = 100
     """Longest chunk of FPTT, in time steps."""
     engine: Literal["eager", "compiled"] = "eager"
-    """Executor of FPTT. On a processor compiled steps are unrolled: for a --chunk-length of some 30 at most."""
+    """Executor of FPTT. On CPUs compiled steps are unrolled: for a --chunk-length of at most about 30."""
     limit_gib: float = 4.0
     """Stop BPTT before the length at which its memory is predicted to be larger."""
     threads: int | None = None
@@ -163,20 +164,20 @@ class Memory:
         report = bench.run(console)
         show_memory(report, console)
         plot = save_memory(report, self.out)
-        _say(console, f"rows: {self.out / 'memory.json'}\nplot: {plot}")
+        say(console, f"rows: {self.out / 'memory.json'}\nplot: {plot}")
 
 
 BENCHMARKS: dict[str, type[Speed | Memory]] = {"speed": Speed, "memory": Memory}
 
 
-def parse_bench(arguments: Sequence[str]) -> Callable[[Console], None]:
-    """Return what `fptt bench ARGUMENTS` does.
+def parse(_: str, arguments: Sequence[str]) -> Callable[[Console], None]:
+    """Return what the arguments of `fptt bench` ask for.
 
     Raises:
         UserError: If there is no such benchmark; lists those that exist.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        return lambda _: print(OVERVIEW)
+        return lambda console: say(console, OVERVIEW)
     name = arguments[0]
     if name not in BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
@@ -195,7 +196,3 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out {path} cannot be written: {error}.") from error
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

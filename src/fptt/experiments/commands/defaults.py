@@ -1,16 +1,53 @@
-"""Where the defaults of a command's options come from: a recipe, a task's own recipe, or the config of another run."""
+"""Options of the commands: where their defaults come from, their groups in the help, what may stand beside what."""
 
+import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from fptt.experiments.configs.config import Setting, TrainConfig
-from fptt.experiments.configs.recipes import recipe, task_config
-from fptt.experiments.process.errors import UserError
-from fptt.experiments.training.folder import read_config
+from fptt.experiments.configs.config import GROUPS, Setting, TrainConfig
+from fptt.experiments.configs.recipes import read_config, recipe, task_config
+from fptt.experiments.process.errors import UserError, one_line
+
+Kind = TypeVar("Kind")
+Grouped = Annotated[Kind, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+"""A setting whose options have no prefix, and stand in the groups of its fields in the help."""
+
+GROUPED = ConstructorRegistry()
+"""For `tyro.cli`."""
+
+
+@GROUPED.struct_rule
+def _by_group(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Read a setting as one nested dataclass for each of its groups; the setting itself is flat."""
+    kind, default = info.type, info.default
+    if not (isinstance(kind, type) and issubclass(kind, Setting)):
+        return None
+    groups = {name: group for name, group in GROUPS.items() if issubclass(kind, group)}
+
+    def flat(**parts: Any) -> Setting:
+        return kind(**{name: value for part in parts.values() for name, value in vars(part).items()})
+
+    return StructConstructorSpec(
+        instantiate=flat,
+        fields=tuple(
+            StructFieldSpec(
+                name=name,
+                type=tyro.conf.OmitArgPrefixes[group],
+                default=_part(default if isinstance(default, Setting) else kind(), group),
+            )
+            for name, group in groups.items()
+        ),
+    )
+
+
+def _part(config: Any, kind: type[Kind]) -> Kind:
+    """Return the fields of a config that belong to one of its base classes."""
+    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +60,12 @@ class Origin:
     """Start from the config.yaml of another run instead of a recipe; other options still apply."""
 
 
-@dataclass(frozen=True)
-class _Start:
+@dataclass(frozen=True, kw_only=True)
+class _Given(Origin):
+    """What has to be known before the other options have their defaults."""
+
     task: str | None = None
     engine: str = "eager"
-    recipe: str | None = None
-    config: Annotated[Path | None, tyro.conf.arg(help="")] = None
 
 
 def starting_config(arguments: Sequence[str]) -> TrainConfig:
@@ -37,7 +74,7 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         UserError: If there is no such recipe, task or file, or they contradict each other.
     """
-    given = tyro.cli(_Start, args=[*arguments], return_unknown_args=True, add_help=False)[0]
+    given = tyro.cli(_Given, args=[*arguments], return_unknown_args=True, add_help=False)[0]
     if given.config is not None:
         if given.recipe is not None:
             raise UserError(f"give either recipe or config, got recipe {given.recipe} and config {given.config}.")
@@ -52,5 +89,49 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
 
 def starting_setting(arguments: Sequence[str]) -> Setting:
     """Return that config without its method and seed."""
-    config = starting_config(arguments)
-    return Setting(**{field.name: getattr(config, field.name) for field in fields(Setting)})
+    return _part(starting_config(arguments), Setting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resumption:
+    resume: bool = False
+    out: Path | None = None
+
+
+def check_resumption(arguments: Sequence[str]) -> None:
+    """Raise UserError if a run is to be resumed without its folder, or with options beside it."""
+    given, others = tyro.cli(_Resumption, args=[*arguments], return_unknown_args=True, add_help=False)
+    if not given.resume or not {"-h", "--help"}.isdisjoint(others):
+        return
+    if given.out is None:
+        raise UserError("resume needs the folder of the run: give it by --out.")
+    if others:
+        raise UserError(f"resume takes the settings from the folder: give --out and no other option, got {others[0]}.")
+
+
+def with_absolute_data(setting: Any) -> Any:
+    """Return a setting whose local data are named by an absolute path, so that they are found from anywhere.
+
+    Raises:
+        UserError: If no system has such a path: it is too long, has a null byte, or names an unknown user.
+    """
+    if setting.data is None:
+        return setting
+    try:
+        path = Path(setting.data).expanduser()
+        return replace(setting, data=str(path.resolve())) if path.exists() else setting
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"data {reprlib.repr(setting.data)} cannot be found: {_reason(error)}.") from error
+
+
+def check_folder(path: Path) -> None:
+    """Raise UserError if no system has such a folder, as one with a name of 300 characters."""
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise UserError(f"out {reprlib.repr(str(path))} cannot be a folder: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a path cannot be used, without the path, which may be long."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error).rstrip(".")

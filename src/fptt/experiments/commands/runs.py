@@ -2,22 +2,25 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
 
-from fptt.experiments.commands.defaults import Origin, starting_config
+from fptt.experiments.commands.defaults import (
+    GROUPED,
+    Grouped,
+    Origin,
+    check_folder,
+    check_resumption,
+    starting_config,
+    with_absolute_data,
+)
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.configs.recipes import task_config
 from fptt.experiments.process.console import say
-from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.rank import is_leader
 from fptt.experiments.training.folder import FollowerFolder, RunFolder
-
-Flat = tyro.conf.OmitArgPrefixes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +39,23 @@ class Train(Origin):
     fptt train --resume --out out/digits                       a run that was interrupted, to its end
     """
 
-    run: Flat[TrainConfig]
+    run: Grouped[TrainConfig]
     out: Path | None = None
-    """Folder for weights, figures and picture; out/TASK-METHOD-SEED by default."""
+    """Folder for weights, metrics and plots; out/TASK-METHOD-SEED by default."""
     overwrite: bool = False
     """Replace what is in the folder."""
     resume: bool = False
-    """Go on with the interrupted run in the folder --out, bit for bit as if it had never stopped."""
+    """Resume the interrupted run in the folder --out, bitwise as if it had never stopped."""
 
     def __call__(self, console: Console) -> None:
-        """Train, and say where everything is."""
-        run = self._interrupted_run() if self.resume else with_absolute_data(self.run)
-        folder = folder_of_run(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
+        """Train, and print where everything is."""
+        if self.resume and self.out is not None:
+            run = RunFolder(self.out).read_config()
+        else:
+            run = with_absolute_data(self.run)
+        path = self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}"
+        check_folder(path)
+        folder = folder_of_run(path)
         if is_leader() and not (self.overwrite or self.resume):
             folder.check_free()
         say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
@@ -64,16 +72,10 @@ class Train(Origin):
         )
         say(console, f"learning curves: {folder.curves_file}\nsummary: {folder.summary_file}")
 
-    def _interrupted_run(self) -> TrainConfig:
-        """Return the config of the run to go on with."""
-        if self.out is None:
-            raise UserError("resume needs the run's folder: give it by --out.")
-        return RunFolder(self.out).read_config()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure the weights of a run folder on the test data again; prints the figures as JSON."""
+    """Measure the weights of a run folder on the test data again; prints the metrics as JSON."""
 
     folder: tyro.conf.Positional[Path]
     """The run folder."""
@@ -91,7 +93,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Let a language model write: what it has learned from its text.
+    """Generate text with a trained language model.
 
     fptt sample out/text-fptt-0 --prompt "ROMEO:" --temperature 0.8
     """
@@ -99,18 +101,18 @@ class Sample:
     folder: tyro.conf.Positional[Path]
     """The run folder of a task with a text."""
     prompt: str = "\n"
-    """What the text begins with."""
+    """Start of the text."""
     num_tokens: int = 400
-    """Characters, or words, to write."""
+    """Characters, or words, to generate."""
     temperature: float = 0.8
     """0 for the most likely token each time; 1 for draws from the model's own distribution; above 1 wilder."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     averages: bool = False
     """Use FPTT's averages instead of the weights."""
 
     def __call__(self, console: Console) -> None:
-        """Write and print."""
+        """Generate and print."""
         from fptt.experiments.training.sampling import sample_text
 
         names = ("prompt", "num_tokens", "temperature", "seed", "averages")
@@ -122,29 +124,11 @@ def folder_of_run(path: Path) -> RunFolder:
     return RunFolder(path) if is_leader() else FollowerFolder(path)
 
 
-def with_absolute_data(setting: Any) -> Any:
-    """Return a setting whose local data are named by an absolute path, so that they are found from anywhere."""
-    if setting.data is None or not Path(setting.data).expanduser().exists():
-        return setting
-    return replace(setting, data=str(Path(setting.data).expanduser().resolve()))
-
-
-def parse_train(arguments: Sequence[str]) -> Train:
-    """Return what `fptt train` is asked to do."""
-    default = Train(run=starting_config(arguments))
-    command = tyro.cli(Train, args=arguments, prog="fptt train", default=default)
-    if command.resume and replace(command, run=TrainConfig(), out=None) != Train(run=TrainConfig(), resume=True):
-        raise UserError("resume goes on with the folder's own config: no overwrite, config or recipe fits it.")
-    if command.resume and command.run != task_config("digits"):
-        raise UserError("resume goes on with the folder's own config: give --out and no other option.")
-    return command
-
-
-def parse_evaluate(arguments: Sequence[str]) -> Evaluate:
-    """Return what `fptt evaluate` is asked to do."""
-    return tyro.cli(Evaluate, args=arguments, prog="fptt evaluate")
-
-
-def parse_sample(arguments: Sequence[str]) -> Sample:
-    """Return what `fptt sample` is asked to do."""
-    return tyro.cli(Sample, args=arguments, prog="fptt sample")
+def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Sample:
+    """Return what the arguments of a command ask for."""
+    prog = f"fptt {name}"
+    if name == "train":
+        check_resumption(arguments)
+        default = Train(run=starting_config(arguments))
+        return tyro.cli(Train, args=arguments, prog=prog, default=default, registry=GROUPED)
+    return tyro.cli(Evaluate if name == "evaluate" else Sample, args=arguments, prog=prog)

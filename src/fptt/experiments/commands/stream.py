@@ -1,27 +1,24 @@
 """The command about streams: `fptt stream`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
-from fptt.experiments.commands.runs import with_absolute_data
+from fptt.experiments.commands.defaults import check_folder, check_resumption, with_absolute_data
 from fptt.experiments.configs.stream_config import StreamConfig
 from fptt.experiments.process.console import say
-from fptt.experiments.process.errors import UserError
-
-Flat = tyro.conf.OmitArgPrefixes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Learn from a stream as it comes: every step is answered, then learned (progressive validation).
+    """Learn from a stream, predicting each step before learning it (progressive validation).
 
-    The recordings come one after another, each once, and none is kept; the hidden state begins anew with each. The
-    answers of a chunk are given before its labels are used, with the weights at its start. Labels follow one another so
-    closely that the last label is a very good answer: a --delay makes the comparison mean something.
+    The recordings come one after another, each once, and none is kept; each starts from the initial state. A chunk is
+    predicted before its labels are used, with the weights at its start. Consecutive labels are so often equal that the
+    last label is a very good prediction: only a --delay makes the comparison meaningful.
 
     fptt stream --data FOLDER --limit 50000            a first look
 
@@ -30,7 +27,7 @@ class Stream:
     fptt stream --resume --out out/hapt                a stream that was interrupted, to its end
     """
 
-    stream: Flat[StreamConfig]
+    stream: tyro.conf.OmitArgPrefixes[StreamConfig]
     out: Path | None = None
     """Folder for summary, rolling accuracies, plot and learner; out/stream-TASK-METHOD-SEED by default."""
     overwrite: bool = False
@@ -39,12 +36,13 @@ class Stream:
     """Resume the interrupted stream in the folder --out, bitwise as if it had never stopped."""
 
     def __call__(self, console: Console) -> None:
-        """Stream, and say where everything is."""
+        """Stream, and print where everything is."""
         config = with_absolute_data(self.stream)
         path = self.out or Path("out") / f"stream-{config.task}-{config.method}-{config.seed}"
+        check_folder(path)
         what = "going on" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
         say(console, f"{what}, into {path}")
-        from fptt.experiments.streams.stream import (  # seconds of loading, after a sign of life
+        from fptt.experiments.streams.stream import (  # seconds of loading, after the first sign of life
             StreamFolder,
             resume,
             stream,
@@ -69,11 +67,7 @@ def _percent(value: float | None) -> str:
     return "an unknown amount" if value is None else f"{value:.1f} % after the warm-up"
 
 
-def parse_stream(arguments: Sequence[str]) -> Stream:
-    """Return what `fptt stream` is asked to do."""
-    command = tyro.cli(Stream, args=arguments, prog="fptt stream", default=Stream(stream=StreamConfig()))
-    if command.resume and command.out is None:
-        raise UserError("resume needs the folder of the stream: give it by --out.")
-    if command.resume and replace(command, out=None) != Stream(stream=StreamConfig(), resume=True):
-        raise UserError("resume goes on with the stream's own settings: give --out and no other option.")
-    return command
+def parse(name: str, arguments: Sequence[str]) -> Stream:
+    """Return what the arguments of the command ask for."""
+    check_resumption(arguments)
+    return tyro.cli(Stream, args=arguments, prog=f"fptt {name}", default=Stream(stream=StreamConfig()))

@@ -8,8 +8,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fptt.experiments.commands.defaults import Origin, starting_setting
-from fptt.experiments.commands.runs import Flat, with_absolute_data
+from fptt.experiments.commands.defaults import (
+    GROUPED,
+    Grouped,
+    Origin,
+    check_folder,
+    starting_setting,
+    with_absolute_data,
+)
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.configs.recipes import RECIPES
 from fptt.experiments.process.console import say
@@ -18,13 +24,13 @@ from fptt.experiments.process.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class _Study(Origin):
-    """What studies have in common."""
+    """Options of all studies."""
 
-    setting: Flat[Setting]
+    setting: Grouped[Setting]
     seeds: int = 3
     """Number of seeds, from 0."""
     jobs: int = 1
-    """Runs at a time; the cores are shared out among them. More than one disturbs the time of recipes with threads."""
+    """Runs at a time; the cores are divided among them. More than one disturbs the time of recipes with threads."""
     overwrite: bool = False
     """Replace finished runs of other settings in the folder."""
 
@@ -39,10 +45,10 @@ class _Study(Origin):
 class Compare(_Study):
     """Train with several methods and seeds and compare them at equal epochs, equal updates and equal time.
 
-    Every run has a process and a folder of its own. A second call goes on where the first one stopped. At equal updates
-    and at equal time the other methods go on until they have made as many updates, or trained for as many seconds, as
-    the run of the same seed of FPTT (without it of TBPTT). BPTT has one loss, at the end of the sequence, unless
-    --bptt-losses says more; the method bptt-losses has one at the end of every chunk.
+    Every run has a process and a folder of its own. A second call continues where the first one stopped. At equal
+    updates and at equal time the other methods train until they have made as many updates, or trained for as many
+    seconds, as the run of the same seed of FPTT (without it of TBPTT). BPTT has one loss, at the end of the sequence,
+    unless --bptt-losses says more; the method bptt-losses has one at the end of every chunk.
 
     fptt compare --recipe adding-200 --seeds 3 --out results/adding-200
     """
@@ -51,7 +57,7 @@ class Compare(_Study):
     """Comma-separated methods; bptt-losses is BPTT with a loss at the end of every chunk: with as many losses as FPTT,
     but one update a sequence."""
     budgets: str = "epochs,updates,seconds"
-    """Comma-separated: what the methods are compared at; epochs always is among them."""
+    """Comma-separated budgets at which the methods are compared; epochs is always one of them."""
     out: Path | None = None
     """Folder for all runs, table (compare.md) and plot; out/compare-TASK by default."""
 
@@ -61,6 +67,7 @@ class Compare(_Study):
 
         self.check()
         out = self.out or Path("out") / f"compare-{self.recipe or self.setting.task}"
+        check_folder(out)
         comparison = Comparison(
             with_absolute_data(self.setting),
             parse_methods(self.methods),
@@ -76,7 +83,7 @@ class Compare(_Study):
 class Ablate(_Study):
     """Vary some settings of a recipe, one at a time or all together, with TBPTT and BPTT beside them.
 
-    A second call goes on where the first one stopped.
+    A second call continues where the first one stopped.
 
     fptt ablate --over num_chunks=4:8:16,alpha,form,coupling --seeds 3 --out out/ablate
     """
@@ -95,6 +102,7 @@ class Ablate(_Study):
 
         self.check()
         out = self.out or Path("out") / f"ablate-{self.recipe or self.setting.task}"
+        check_folder(out)
         setting = with_absolute_data(self.setting)
         ablation = Ablation(setting, parse_axes(self.over), range(self.seeds), out, grid=self.grid)
         ablation.run(console, self.jobs, overwrite=self.overwrite)
@@ -121,12 +129,12 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
-    """List the recipes: what each shows, how long one run takes on two cores, and what it reached."""
+    """List the recipes: what each shows, the minutes of one run on two cores, and the test metric."""
 
     def __call__(self, console: Console) -> None:
         """Print them."""
         table = Table(title="fptt train --recipe NAME", title_justify="left")
-        for column in ("name", "what", "minutes", "figure with FPTT"):
+        for column in ("name", "what", "minutes", "metric with FPTT"):
             table.add_column(column, justify="right" if column == "minutes" else "left")
         for name, entry in RECIPES.items():
             minutes = "" if entry.minutes is None else f"{entry.minutes:,g}"
@@ -134,23 +142,17 @@ class Recipes:
         console.print(table)
 
 
-def parse_compare(arguments: Sequence[str]) -> Compare:
-    """Return what `fptt compare` is asked to do."""
-    default = Compare(setting=starting_setting(arguments))
-    return tyro.cli(Compare, args=arguments, prog="fptt compare", default=default)
-
-
-def parse_ablate(arguments: Sequence[str]) -> Ablate:
-    """Return what `fptt ablate` is asked to do."""
-    default = Ablate(setting=starting_setting(arguments), over=tyro.MISSING)
-    return tyro.cli(Ablate, args=arguments, prog="fptt ablate", default=default)
-
-
-def parse_report(arguments: Sequence[str]) -> Report:
-    """Return what `fptt report` is asked to do."""
-    return tyro.cli(Report, args=arguments, prog="fptt report")
-
-
-def parse_recipes(arguments: Sequence[str]) -> Recipes:
-    """Return what `fptt recipes` is asked to do."""
-    return tyro.cli(Recipes, args=arguments, prog="fptt recipes")
+def parse(name: str, arguments: Sequence[str]) -> Compare | Ablate | Report | Recipes:
+    """Return what the arguments of a command ask for."""
+    prog = f"fptt {name}"
+    match name:
+        case "compare":
+            default = Compare(setting=starting_setting(arguments))
+            return tyro.cli(Compare, args=arguments, prog=prog, default=default, registry=GROUPED)
+        case "ablate":
+            default = Ablate(setting=starting_setting(arguments), over=tyro.MISSING)
+            return tyro.cli(Ablate, args=arguments, prog=prog, default=default, registry=GROUPED)
+        case "report":
+            return tyro.cli(Report, args=arguments, prog=prog)
+        case _:
+            return tyro.cli(Recipes, args=arguments, prog=prog)

@@ -1,9 +1,11 @@
-"""Every setting that is offered by name: the published ones, and small ones for two cores."""
+"""Recipes: settings with a name, the published ones and small ones for two cores; they complete a config file."""
 
-from dataclasses import dataclass
+import reprlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.configs.recipe_settings import ADDING, AWD, IMAGES, PER_STEP, PTB_300, SMALL_IMAGES
+from fptt.experiments.configs.config import TrainConfig, read_values, with_older_fields
 from fptt.experiments.process.errors import UserError
 
 
@@ -14,8 +16,8 @@ class Recipe:
     Attributes:
         about: What it shows, in a line.
         config: The setting; method FPTT, seed 0.
-        minutes: Of one run with FPTT on two cores, measured or, for published settings, reckoned from an epoch.
-        figure: What FPTT reached there, as measured; None if it was not run.
+        minutes: Duration of one run with FPTT on two cores, measured or, for published settings, estimated by an epoch.
+        figure: Test metric that FPTT reached there; None if it was not run.
     """
 
     about: str
@@ -23,6 +25,84 @@ class Recipe:
     minutes: float | None = None
     figure: str | None = None
 
+
+# An update every time step: small ones, many, judged by their moving average, for the weights never stand still.
+PER_STEP: dict[str, Any] = {
+    "engine": "compiled",
+    "lr": 5e-4,
+    "schedule": "constant",
+    "ema_decay": 0.98,
+    "forget_bias": 1.0,
+    "fan_in_init": True,
+    "readout_sizes": (256,),
+    "readout_activation": "relu",
+}
+
+# Kag & Saligrama: LSTM-128, Adam 1e-3, ÷ 10 at epochs 50, 75 and 90 of 200, batch 128, clip 1, α 0.1, β ½, K = 10
+IMAGES: dict[str, Any] = {
+    "readout_sizes": (256,),
+    "batch_size": 128,
+    "num_chunks": 10,
+    "lr": 1e-3,
+    "form": "released",
+    "coupling": "coupled",
+    "alpha": 0.1,
+    "divergence": "running",
+    "epochs": 200,
+    "schedule": "steps",
+    "milestones": (0.25, 0.375, 0.45),
+}
+
+SMALL_IMAGES: dict[str, Any] = {
+    "readout_sizes": (256,),
+    "batch_size": 64,
+    "epochs": 2,
+    "threads": 1,
+    "num_chunks": 28,
+    "lr": 1e-3,
+    "forget_bias": 1.0,
+    "fan_in_init": True,
+}
+
+ADDING: dict[str, Any] = {
+    "readout_sizes": (256,),
+    "forget_bias": 1.0,
+    "fan_in_init": True,
+    "num_chunks": 10,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "schedule": "trapezoid",
+    "divergence": "none",
+}
+
+# Kag & Saligrama: LSTM-256, SGD 2 with momentum 0.9, batch 128, dropout 0.2, α 0.5, μ 2, K = 6, rate ÷ 4 on a plateau
+PTB_300: dict[str, Any] = {
+    "length": 300,
+    "hidden_size": 256,
+    "optimizer": "sgd",
+    "lr": 2.0,
+    "momentum": 0.9,
+    "batch_size": 128,
+    "dropout": 0.2,
+    "input_dropout": 0.2,
+    "num_chunks": 6,
+    "form": "released",
+    "coupling": "coupled",
+    "alpha": 0.5,
+    "mu": 2.0,
+    "schedule": "plateau",
+    "lr_factor": 0.25,
+}
+
+# Merity, Keskar & Socher 2018
+AWD: dict[str, Any] = {
+    "num_layers": 3,
+    "tied": True,
+    "hidden_dropout": 0.25,
+    "weight_dropout": 0.5,
+    "weight_decay": 1.2e-6,
+    "num_chunks": 3,
+}
 
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe(
@@ -228,7 +308,7 @@ def recipe(name: str) -> Recipe:
         UserError: If there is none; lists those that exist.
     """
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}.")
+        raise UserError(f"unknown recipe {reprlib.repr(name)}; there are {', '.join(RECIPES)}.")
     return RECIPES[name]
 
 
@@ -240,6 +320,23 @@ def task_config(task: str, engine: str = "eager") -> TrainConfig:
     """
     tasks = list(dict.fromkeys(entry.config.task for entry in RECIPES.values()))
     if task not in tasks:
-        raise UserError(f"unknown task {task!r}; there are {', '.join(tasks)}.")
+        raise UserError(f"unknown task {reprlib.repr(task)}; there are {', '.join(tasks)}.")
     name = COMPILED.get(task) if engine == "compiled" else None
     return RECIPES[name or DEFAULTS.get(task, task)].config
+
+
+def read_config(path: Path, *, of_a_run: bool = False) -> TrainConfig:
+    """Read a config file; fields that it lacks are those of its task's recipe.
+
+    Args:
+        path: File.
+        of_a_run: The file was written by a run, perhaps by an earlier version, before some of the fields existed.
+
+    Raises:
+        UserError: If the file is missing or damaged, or a field is unknown or wrong.
+    """
+    values = with_older_fields(read_values(path)) if of_a_run else read_values(path)
+    try:
+        return replace(task_config(values.get("task", "digits"), values.get("engine", "eager")), **values)
+    except UserError as error:
+        raise UserError(f"config {path}: {error}") from error

@@ -1,4 +1,4 @@
-"""What a user can put right."""
+"""Errors that a user can mend."""
 
 
 class UserError(Exception):
@@ -9,10 +9,14 @@ class UnwritableError(UserError):
     """A file of a run cannot be written: the disk is full, or the folder does not allow it."""
 
 
+class UnreadableFileError(UserError):
+    """A file is missing or damaged: the message names the path and the reason."""
+
+
 class UnreadableError(UserError):
     """The data of a run, which could be read at its start, cannot be read any more."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says in one line."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split())

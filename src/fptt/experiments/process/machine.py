@@ -1,4 +1,4 @@
-"""Where a run took place: device, versions, commit, memory."""
+"""This machine: device, versions, commit, threads, time and memory."""
 
 import os
 import platform
@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from fptt.experiments.process.errors import UserError
+
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return what the figures of a run depend on besides its config; ask at the start of the run."""
+    """Return what the metrics of a run depend on besides its config; to be called when the run starts."""
     return {
         "device": describe(device),
         "threads": torch.get_num_threads(),
@@ -40,8 +42,15 @@ def prepare_process(threads: int | None, *, deterministic: bool = False) -> None
     torch.use_deterministic_algorithms(deterministic)
 
 
+def check_devices(accelerator: str, devices: int) -> None:
+    """Raise UserError if more processes are asked for than can have a core of their own; Fabric counts the GPUs."""
+    cores = os.cpu_count() or 1
+    if accelerator == "cpu" and devices > max(cores, 2):  # two are for trying it out on one core
+        raise UserError(f"devices must be at most the {cores} cores of this machine, got {devices}.")
+
+
 class Clock:
-    """Seconds of training: those of the processor if there is one CPU thread, without other programs; else real."""
+    """Seconds of training: CPU time with one thread, which other programs do not disturb; wall time otherwise."""
 
     def __init__(self, device: torch.device, *, is_alone: bool = True) -> None:
         is_one = is_alone and device.type == "cpu" and torch.get_num_threads() == 1
@@ -56,7 +65,7 @@ class Clock:
 
 
 class MemoryMeter:
-    """The memory that training takes: the peak while it runs, and how far that is above the memory before."""
+    """Memory of training: the peak while it runs, and how far that is above the memory before."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -64,14 +73,14 @@ class MemoryMeter:
         self.before = self._current()
 
     def start(self) -> None:
-        """Begin to watch: what was used before does not count."""
+        """Start measuring: earlier peaks do not count."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif RESET_PEAK.exists():
-            RESET_PEAK.write_text("5")
+            RESET_PEAK.write_text("5", encoding="utf-8")
 
     def stop(self) -> None:
-        """End watching."""
+        """Stop measuring."""
         self.peak = max(self.peak, self._peak())
 
     def figures(self) -> dict[str, int]:
@@ -90,13 +99,13 @@ class MemoryMeter:
         return _status_bytes("VmHWM") or (largest if sys.platform == "darwin" else largest * 1024)
 
 
-RESET_PEAK = Path("/proc/self/clear_refs")
+RESET_PEAK = Path("/proc/self/clear_refs")  # writing 5 resets VmHWM, Linux ≥ 4.0
 
 
 def _status_bytes(name: str) -> int:
-    """Return a size of this process that Linux tells, or 0 elsewhere."""
+    """Return a size of this process from /proc, in bytes; 0 where there is none."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), 0)
 
 
@@ -110,7 +119,7 @@ def describe(device: torch.device) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -131,4 +140,4 @@ def commit() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout.strip()

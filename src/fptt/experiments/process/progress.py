@@ -1,4 +1,4 @@
-"""How a run shows that it goes on: a bar in a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar in a terminal, plain lines elsewhere."""
 
 import time
 from typing import Protocol
@@ -6,17 +6,19 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fptt.experiments.process.console import say
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display(Protocol):
-    """What the training loop tells while it runs."""
+    """What the training loop shows its progress on."""
 
     def show(self, fraction: float, text: str) -> None:
-        """Show how far the run is, from 0 to 1, and its figures."""
+        """Show the fraction of the run that is done, from 0 to 1, and its metrics."""
 
     def epoch(self, fraction: float, text: str) -> None:
-        """Show the figures at the end of an epoch."""
+        """Show the metrics at the end of an epoch."""
 
     def close(self) -> None:
         """Stop showing."""
@@ -28,7 +30,7 @@ def make_display(console: Console) -> Display:
 
 
 class Bar:
-    """A bar with the figures beside it."""
+    """A bar with the metrics beside it."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(8), TextColumn("{task.description}"))
@@ -64,7 +66,7 @@ class Lines:
     def epoch(self, fraction: float, text: str) -> None:
         """Print a line."""
         self.last = time.monotonic()
-        self.console.print(f"{100 * fraction:3.0f}%  {text}", highlight=False, soft_wrap=True)
+        say(self.console, f"{100 * fraction:3.0f}%  {text}")
 
     def close(self) -> None:
         """Do nothing."""

@@ -1,35 +1,17 @@
-"""Where every source of random numbers stands: Python's, NumPy's, torch's, and that of the device."""
+"""Random states of a run: Python, NumPy, torch and the run's device."""
 
-import random
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+
+from fptt._random import RandomState
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return where they stand, as tensors and numbers."""
-    version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()  # the global one is what libraries draw from
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
+    """Return the states of all generators, as tensors and numbers that `torch.load` reads with `weights_only`."""
+    return RandomState.capture(device, include_others=True).state_dict()
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go back to what `random_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(_on_processor(state["torch"]))
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(_on_processor(state["device"]), device)
-
-
-def _on_processor(state: Tensor) -> Tensor:
-    return state.cpu()
+    """Restore what `random_state` returned."""
+    RandomState.from_state_dict(state, device).restore()

@@ -1,4 +1,4 @@
-"""Ctrl-C, taken where a run can stop without losing anything."""
+"""Signals: Ctrl-C and SIGTERM, handled where a run can stop without losing anything."""
 
 import signal
 import threading
@@ -22,7 +22,8 @@ class Interruption:
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        """Take over the signals; outside the main thread Python does not allow it, and they stay as they are."""
+        """Install the handlers of the signals."""
+        # Python allows it in the main thread only; elsewhere, as in a notebook's worker, signals stay as they are
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._take) for number in SIGNALS}
         return self
@@ -30,7 +31,7 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give the signals back."""
+        """Restore the earlier handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

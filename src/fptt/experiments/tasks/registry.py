@@ -1,10 +1,15 @@
 """The tasks: one file each, all with the interface of `Task`."""
 
-from importlib import import_module
+from __future__ import annotations
 
-from fptt.experiments.configs.config import Setting
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.task import Task
+
+if TYPE_CHECKING:  # `fptt --help` lists the tasks, and waits for nothing else
+    from fptt.experiments.configs.config import Setting
+    from fptt.experiments.tasks.task import Task
 
 TASKS: dict[str, str] = {
     "digits": "8 × 8 digits of scikit-learn, pixel by pixel",
@@ -41,7 +46,7 @@ def load_task(setting: Setting, seed: int) -> Task:
     if setting.task not in TASKS:
         raise UserError(f"unknown task {setting.task!r}; there are {', '.join(TASKS)}.")
     for option, tasks in OPTIONS.items():
-        if getattr(setting, option) != getattr(Setting, option) and setting.task not in tasks:
+        if getattr(setting, option) != getattr(type(setting), option) and setting.task not in tasks:
             named = f"the task{'s' if len(tasks) > 1 else ''} {', '.join(map(repr, tasks))}"
             raise UserError(f"{option} belongs to {named}, got it with the task {setting.task!r}.")
     module = import_module(f"fptt.experiments.tasks.{setting.task.replace('-', '_')}")

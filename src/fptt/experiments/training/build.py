@@ -13,6 +13,7 @@ import fptt
 from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.config import Setting, TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.process.machine import check_devices
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.language_model import LanguageModel
 from fptt.nn.cells import plain_cells
@@ -80,6 +81,7 @@ def make_fabric(accelerator: str, precision: str = "32-true", devices: int = 1, 
     try:
         if precision == "16-mixed" and Fabric(accelerator=accelerator, devices=1).device.type == "cpu":
             raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
+        check_devices(accelerator, devices)
         strategy = "ddp" if devices * num_nodes > 1 else "auto"
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process
         return Fabric(

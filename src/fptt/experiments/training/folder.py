@@ -11,8 +11,8 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fptt.experiments.configs.config import TrainConfig, read_values, with_older_fields
-from fptt.experiments.configs.recipes import task_config
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.recipes import read_config
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.files import replace_text, replaced, unwritable_told
 from fptt.experiments.training.checkpoints import Checkpoints
@@ -65,7 +65,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
         is_new = not self.metrics_file.exists()
-        with unwritable_told(self.metrics_file), self.metrics_file.open("a", newline="") as file:
+        with unwritable_told(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
@@ -76,7 +76,7 @@ class RunFolder:
         if not num_rows:
             self.metrics_file.unlink(missing_ok=True)
         elif self.metrics_file.exists():
-            lines = self.metrics_file.read_text().splitlines(keepends=True)
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
             replace_text(self.metrics_file, "".join(lines[: num_rows + 1]))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -93,14 +93,14 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """Read the config."""
         self._check_exists()
-        return _completed(with_older_fields(read_values(self.config_file)))
+        return read_config(self.config_file, of_a_run=True)
 
     def read_vocabulary(self) -> list[str] | None:
         """Read the vocabulary; None if the run has no text."""
         if not self.vocabulary_file.exists():
             return None
         try:
-            tokens = json.loads(self.vocabulary_file.read_text())
+            tokens = json.loads(self.vocabulary_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._damaged(self.vocabulary_file, error) from error
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
@@ -110,7 +110,7 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, float]]:
         """Read the rows of the metrics, as numbers."""
         try:
-            with self.metrics_file.open(newline="") as file:
+            with self.metrics_file.open(newline="", encoding="utf-8") as file:
                 return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
         except (OSError, ValueError, TypeError) as error:
             raise self._damaged(self.metrics_file, error) from error
@@ -119,7 +119,7 @@ class RunFolder:
         """Read the summary."""
         self._check_exists()
         try:
-            summary = json.loads(self.summary_file.read_text())
+            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._damaged(self.summary_file, error) from error
         if not isinstance(summary, dict):
@@ -198,16 +198,3 @@ class FollowerFolder(RunFolder):
 
     def write_weights(self, weights: Weights, averages: Weights) -> None:
         """Leave it to the first process."""
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Read a config file; fields that it lacks are those of its task's recipe.
-
-    Raises:
-        UserError: If the file is missing or damaged, or a field is unknown or wrong.
-    """
-    return _completed(read_values(path))
-
-
-def _completed(values: dict[str, Any]) -> TrainConfig:
-    return replace(task_config(values.get("task", "digits"), values.get("engine", "eager")), **values)

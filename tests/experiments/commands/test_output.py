@@ -1,0 +1,80 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fptt.experiments.commands.cli import run
+from fptt.experiments.process.console import OutputConsole, say
+from fptt.experiments.process.errors import UnwritableError
+from fptt.experiments.training.folder import RunFolder
+
+FPTT = [sys.executable, "-m", "fptt"]
+QUICK = ["train", "--limit", "64", "--hidden-size", "4", "--threads", "1", "--epochs", "1"]
+ASCII = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+
+
+def test_a_run_whose_reader_has_gone_goes_on_to_its_end(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*FPTT, *QUICK, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("FPTT on digits")
+    process.stdout.close()
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert RunFolder(tmp_path).read_summary()["status"] == "finished"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    for arguments in ([*QUICK, "--out", str(tmp_path)], ["--help"], ["recipes"]):
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run([*FPTT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert ended.returncode == 2
+        assert ended.stderr == "fptt: the output cannot be written: No space left on device.\n"
+
+
+def test_a_console_is_quiet_once_it_cannot_write(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        console = OutputConsole(file=full)
+        with pytest.raises(UnwritableError, match="No space left"):
+            say(console, "one")
+        say(console, "two")
+        assert console.quiet
+
+
+def test_locales_that_lack_characters_lose_nothing_else(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("déjà vu, ça va? σ(x) ↦ y\n" * 40, encoding="utf-8")
+    options = ["--task", "text", "--data", str(text), "--length", "10", "--num-chunks", "2", "--batch-size", "4"]
+    small = ["--hidden-size", "4", "--embedding-size", "4", "--epochs", "1", "--threads", "1"]
+    out = tmp_path / "out"
+    for arguments in (["--help"], ["recipes"], ["train", "--help"], ["train", *options, *small, "--out", str(out)]):
+        ended = subprocess.run([*FPTT, *arguments], env=ASCII, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, ""), arguments
+        assert ended.stdout.isascii()
+    assert "σ" in (RunFolder(out).read_vocabulary() or [])
+    ended = subprocess.run([*FPTT, "sample", str(out)], env=ASCII, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_names_of_folders_and_data_that_no_system_has_are_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "stream", "compare"):
+        assert run([command, "--out", "x" * 300]) == 2
+        assert "cannot be a folder: " in capsys.readouterr().err
+    for data in ("x" * 300, "a\0b", "~nobody-of-that-name/x"):
+        assert run(["train", "--task", "text", "--data", data]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("fptt: ")
+        assert message.count("\n") == 1
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_more_processes_than_cores_are_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*QUICK, "--devices", "1024", "--out", str(tmp_path / "run")]) == 2
+    assert f"devices must be at most the {os.cpu_count()} cores of this machine, got 1024." in capsys.readouterr().err
