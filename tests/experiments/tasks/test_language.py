@@ -262,7 +262,7 @@ def test_a_uniform_model_has_the_metric_of_a_guess(tmp_path: Path, level: str, c
     score = task.make_score()
     for _, targets in task.evaluation_batches(task.test):
         score.add(torch.zeros(*targets.shape, task.output_size), targets)
-    found = score.figures()[task.metric]
+    found = score.metrics()[task.metric]
     size = chance + (level == "word")  # the word for the unknown ones
     expected = {"bits_per_character": math.log2(size), "perplexity": size}[task.metric]
     assert found == pytest.approx(expected)
@@ -467,7 +467,7 @@ def test_a_run_goes_on_with_the_text_of_its_prompt(tmp_path: Path) -> None:
 def test_perplexity_may_be_infinite() -> None:
     score = TokenScore("perplexity")
     score.add(torch.tensor([[0.0, 2000.0]]), torch.tensor([0]))
-    assert score.figures()["perplexity"] == float("inf")
+    assert score.metrics()["perplexity"] == float("inf")
 
 
 def test_a_run_of_words_goes_on_with_words_and_lines(tmp_path: Path) -> None:

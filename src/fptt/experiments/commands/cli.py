@@ -14,7 +14,7 @@ from fptt.experiments.commands.runs import parse_evaluate, parse_sample, parse_t
 from fptt.experiments.commands.stream import parse_stream
 from fptt.experiments.commands.studies import parse_ablate, parse_compare, parse_recipes, parse_report
 from fptt.experiments.process.console import announcements_on, say
-from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.errors import ReportedError, UserError
 from fptt.experiments.process.rank import is_leader, is_left_alone, process_number
 from fptt.experiments.tasks.registry import TASKS
 
@@ -97,6 +97,8 @@ def _tell(error: UserError, errors: Console) -> int:
     if is_leader():
         say(errors, f"fptt: {error}")
         return 2
+    if isinstance(error, ReportedError):
+        return 0
     is_lost = isinstance(error.__cause__, LostProcessError)
     if is_lost and not is_left_alone():
         return 0

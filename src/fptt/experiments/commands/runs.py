@@ -15,7 +15,7 @@ from fptt.experiments.configs.recipes import task_config
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.rank import is_leader
-from fptt.experiments.training.folder import FollowerFolder, RunFolder
+from fptt.experiments.training.folder import RunFolder
 
 Flat = tyro.conf.OmitArgPrefixes
 
@@ -47,7 +47,7 @@ class Train(Origin):
     def __call__(self, console: Console) -> None:
         """Train, and say where everything is."""
         run = self._interrupted_run() if self.resume else with_absolute_data(self.run)
-        folder = folder_of_run(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
+        folder = RunFolder(self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}")
         if is_leader() and not (self.overwrite or self.resume):
             folder.check_free()
         say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
@@ -115,11 +115,6 @@ class Sample:
 
         names = ("prompt", "num_tokens", "temperature", "seed", "averages")
         say(console, sample_text(self.folder, **{name: getattr(self, name) for name in names}))
-
-
-def folder_of_run(path: Path) -> RunFolder:
-    """Return the folder of a run, in which only the first of its processes writes."""
-    return RunFolder(path) if is_leader() else FollowerFolder(path)
 
 
 def with_absolute_data(setting: Any) -> Any:

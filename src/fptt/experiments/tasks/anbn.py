@@ -37,9 +37,9 @@ class StringScore(ClassScore):
             self.right += (ended & ~self.has_erred).sum().item()
             self.has_erred = self.has_erred & ~ended  # the next batch begins without errors
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the figures of the steps, and that of the strings."""
-        return {**super().figures(), "strings": self.right / max(self.strings, 1)}
+        return {**super().metrics(), "strings": self.right / max(self.strings, 1)}
 
 
 def load(setting: Setting, seed: int) -> Task:

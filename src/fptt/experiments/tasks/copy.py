@@ -41,7 +41,7 @@ class CopyScore(Score):
         self.correct += (outputs.argmax(-1) == targets)[is_recall].sum().item()
         self.recalled += is_recall.sum().item()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return accuracy, cross entropy, and the cross entropy of a model without memory."""
         return {
             "accuracy": self.correct / max(self.recalled, 1),

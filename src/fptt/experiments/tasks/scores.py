@@ -42,7 +42,7 @@ class Score(ABC):
         """Add outputs (…, C) and targets (…), or (…, C) of a regression: of a batch, or of some of its steps."""
 
     @abstractmethod
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the figures of everything so far, the metric first."""
 
 
@@ -57,7 +57,7 @@ class ClassScore(Score):
     Examples:
         >>> score = ClassScore(2)
         >>> score.add(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 0]))
-        >>> {name: round(value, 4) for name, value in score.figures().items()}
+        >>> {name: round(value, 4) for name, value in score.metrics().items()}
         {'accuracy': 0.6667, 'macro_f1': 0.6667, 'cross_entropy': 0.6466}
     """
 
@@ -77,7 +77,7 @@ class ClassScore(Score):
         self.confusion += pairs.view(num_classes, num_classes).cpu()
         self.entropy += functional.cross_entropy(outputs.double(), targets, reduction="sum").item()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return accuracy, macro-averaged F1 and cross entropy."""
         total = self.confusion.sum().item()
         correct, asked, answered = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
@@ -103,7 +103,7 @@ class RegressionScore(Score):
         self.total += (outputs.double() - targets).square().mean(-1).sum().item()
         self.count += outputs[..., 0].numel()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the mean squared error."""
         return {"mse": self.total / max(self.count, 1)}
 
@@ -127,7 +127,7 @@ class TokenScore(Score):
         self.correct += (outputs.argmax(-1) == targets).sum().item()
         self.count += len(targets)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the metric and the accuracy."""
         nats = self.entropy / max(self.count, 1)
         value = _exp(nats) if self.metric == "perplexity" else nats / math.log(2)

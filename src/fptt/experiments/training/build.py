@@ -146,9 +146,9 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def make_method(
     config: TrainConfig,
-    task: Task,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: optim.Optimizer,
+    loss: fptt.ChunkLoss,
     *,
     fabric: Fabric,
     parallel: fptt.DataParallel | None = None,
@@ -159,7 +159,7 @@ def make_method(
     the penalty, the compiled engine and updates of their own have their say. True precisions go without any wrapper:
     Fabric's would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
     """
-    loss = make_loss(config, task).to(fabric.device)
+    loss = loss.to(fabric.device)
     options: dict[str, Any] = {"max_norm": config.max_norm, "parallel": parallel}
     options["on_bad_number"] = "skip" if config.on_bad_number == "skip" else "raise"
     if config.precision.endswith("mixed"):
