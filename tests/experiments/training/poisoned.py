@@ -5,16 +5,16 @@ Each process leaves the weights and the learning rate of its last batch in a fil
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fptt.experiments.commands.cli import run
-from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.training import loop
 from fptt.experiments.training.run import Run
 
 
-def poison(run: Run, batch: Samples | None, times: dict[int, int], process: int = 0) -> None:
+def poison(run: Run, batch: Any, times: dict[int, int], process: int = 0) -> None:
     """Put NaN into the last pixel of some batches.
 
     Args:
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     number, process, folder, *arguments = sys.argv[1:]
     times = {int(number): 1}
 
-    def disturb(name: str, run: Run, batch: Samples | None = None) -> None:
+    def disturb(name: str, run: Run, batch: Any = None) -> None:
         if name == "batch":
             poison(run, batch, times, int(process))
         if name == "trained":

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fptt.experiments.commands.cli import run
-from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.training import loop
 from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder
@@ -29,7 +28,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """Batches, by their number, and how often they come with NaN."""
     times: dict[int, int] = {}
 
-    def disturb(name: str, run: Run, batch: Samples | None = None) -> None:
+    def disturb(name: str, run: Run, batch: Any = None) -> None:
         poison(run, batch, times)
 
     monkeypatch.setattr(loop, "on_event", disturb)

@@ -4,12 +4,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
-from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Run
@@ -23,7 +23,7 @@ class Killed(BaseException): ...
 def on_event(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Run], None]) -> None:
     """Do something whenever the training loop comes to an event."""
 
-    def observed(event: str, run: Run, batch: Samples | None = None) -> None:
+    def observed(event: str, run: Run, batch: Any = None) -> None:
         if event == name:
             act(run)
 
@@ -43,7 +43,7 @@ def interrupt_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def kill_at(name: str, monkeypatch: pytest.MonkeyPatch, when: Callable[[Run], bool] = bool) -> None:
     """Let the process die at an event; nothing is written any more."""
 
-    def die(event: str, run: Run, batch: Samples | None = None) -> None:
+    def die(event: str, run: Run, batch: Any = None) -> None:
         if event == "finish" or (event == name and when(run)):
             raise Killed
 

@@ -11,7 +11,7 @@ from torch import Tensor, from_numpy
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.batches import TokenWindows
+from fptt.experiments.tasks.batches import TokenStream
 from fptt.experiments.tasks.scores import TokenScore
 from fptt.experiments.tasks.task import Task
 
@@ -124,9 +124,9 @@ def make_task(
         name=setting.task,
         kind="classes",
         has_step_targets=True,
-        train=TokenWindows(tokens["train"], setting.batch_size, length),
-        validation=TokenWindows(tokens["validation"], num_columns(len(tokens["validation"])), length),
-        test=TokenWindows(tokens["test"], num_columns(len(tokens["test"])), length),
+        train=TokenStream(tokens["train"], setting.batch_size, length),
+        validation=TokenStream(tokens["validation"], num_columns(len(tokens["validation"])), length),
+        test=TokenStream(tokens["test"], num_columns(len(tokens["test"])), length),
         input_size=len(vocabulary),
         output_size=len(vocabulary),
         vocabulary=vocabulary,

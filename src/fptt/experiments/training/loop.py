@@ -23,7 +23,7 @@ from fptt.experiments.training.run import Run
 SECONDS_BETWEEN_STATUS = 0.2
 
 
-def on_event(name: str, run: Run, batch: Samples | None = None) -> None:
+def on_event(name: str, run: Run, batch: Samples | fptt.Batch | None = None) -> None:
     """Do nothing: tests put another function here, to observe, disturb or end a run at a known point.
 
     Args:
@@ -135,6 +135,8 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
         if time.monotonic() - shown_at >= SECONDS_BETWEEN_STATUS:
             shown_at = time.monotonic()
             display.show(run.fraction, _status(run))
+    else:
+        run.state = None  # the next epoch begins anew; where the budget is spent there is none
     run.progress.epoch += 1
 
 

@@ -156,7 +156,7 @@ class Run:
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def train_batch(self, batch: Samples) -> None:
+    def train_batch(self, batch: Samples | fptt.Batch) -> None:
         """Train on this process's part of a batch, at the learning rate of this part of the run."""
         rate = self.schedule.rate(self.fraction, self.progress.rollbacks)
         for group in self.optimizer.param_groups:
@@ -165,7 +165,7 @@ class Run:
             *(in_precision_of(self.model, part) for part in self.task.sequences(self.fabric.to_device(batch))),
             per_step=self.task.has_step_targets,
         )
-        if self.batches.position == 1:
+        if self.state is None:
             self.state = self._first_state(inputs)
         start = self.clock.now()
         result = self.method.train_batch(inputs, targets, self.state)
@@ -274,8 +274,11 @@ class Run:
         """Return the tensors of a recurrent state in the structure that the model gives them."""
         if tensors is None:
             return None
-        inputs, _ = self.task.sequences(self.fabric.to_device(self.task.train[0]))
+        inputs = self.fabric.to_device(self.task.sample_inputs())
+        inputs, _ = self.replicas.part(inputs, inputs, per_step=True)
         own, structure = tree_flatten(self._first_state(inputs))
+        if [saved.shape for saved in tensors] != [like.shape for like in own]:
+            raise ValueError(f"its tensors have the shapes {[tuple(saved.shape) for saved in tensors]}")
         return tree_unflatten([saved.to(like) for saved, like in zip(tensors, own, strict=True)], structure)
 
     def _checked_best(self, saved: dict[str, Any]) -> Best:
