@@ -108,6 +108,19 @@ def test_a_resumed_stream_has_its_state(batch: int, tmp_path: Path, monkeypatch:
     assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
 
 
+def test_a_new_epoch_of_a_stream_begins_with_the_initial_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five windows an epoch; within it the state goes on."""
+    states: list[bool] = []
+    on_event(monkeypatch, "batch", lambda found: states.append(found.state is None))
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    command = ["train", "--task", "text", "--data", str(tmp_path / "text.txt"), "--hidden-size", "4"]
+    command += ["--batch-size", "4", "--length", "50", "--epochs", "2", "--threads", "1"]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    num_windows = len(states) // 2
+    assert num_windows > 1
+    assert states == [True, *[False] * (num_windows - 1)] * 2
+
+
 def test_a_text_with_another_vocabulary_is_refused_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
