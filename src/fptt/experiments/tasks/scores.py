@@ -1,4 +1,4 @@
-"""The figures by which outputs are judged, added up batch by batch."""
+"""Metrics of outputs, accumulated batch by batch."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,17 +22,17 @@ HIGHER_IS_BETTER = {
 
 
 def is_at_least_as_good(metric: str, value: float, other: float) -> bool:
-    """Tell whether a value of a metric is at least as good as another; anything is better than NaN."""
+    """Return whether a value of a metric is at least as good as another; anything is better than NaN."""
     if math.isnan(other):
         return True
     return value >= other if HIGHER_IS_BETTER[metric] else value <= other
 
 
 class Score(ABC):
-    """Adds up what the figures of a data set are made of.
+    """Accumulates the metrics of a data set.
 
     Attributes:
-        metric: The figure that matters most.
+        metric: The metric by which models are selected.
     """
 
     metric: str
@@ -43,7 +43,7 @@ class Score(ABC):
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
-        """Return the figures of everything so far, the metric first."""
+        """Return the metrics of everything so far, that of selection first."""
 
 
 class ClassScore(Score):
@@ -109,7 +109,7 @@ class RegressionScore(Score):
 
 
 class TokenScore(Score):
-    """How well the next token is foretold: perplexity, or bits a character.
+    """Perplexity or bits a character of predicted tokens, and their accuracy.
 
     Args:
         metric: `perplexity`, exp of the mean cross entropy, or `bits_per_character`, that entropy in bits.

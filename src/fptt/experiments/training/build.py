@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: device, model, optimizer, loss, method."""
+"""The parts of a run, built from its config: device, model, optimizer, loss, method."""
 
 import logging
 from contextlib import nullcontext
@@ -81,7 +81,7 @@ def make_fabric(accelerator: str, precision: str = "32-true", devices: int = 1, 
         if precision == "16-mixed" and Fabric(accelerator=accelerator, devices=1).device.type == "cpu":
             raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
         strategy = "ddp" if devices * num_nodes > 1 else "auto"
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs every process
         return Fabric(
             accelerator=accelerator,
             strategy=strategy,
@@ -140,7 +140,7 @@ class InPrecision(nn.Module):
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether the fused recurrent kernels of a device take bfloat16."""
+    """Return whether the fused recurrent kernels of a device take bfloat16."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -156,7 +156,7 @@ def make_method(
     """Return the method of a config.
 
     The gradients of several processes are added up by the method and not by Fabric's DistributedDataParallel, so that
-    the penalty, the compiled engine and updates of their own have their say. True precisions go without any wrapper:
+    penalty, compiled engine and local updates see the summed gradient. True precisions go without any wrapper:
     Fabric's would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
     """
     loss = loss.to(fabric.device)

@@ -13,7 +13,7 @@ import torch
 from fptt.experiments.process.errors import UnwritableError, UserError, one_line
 
 KEPT = 2
-"""How many stay: if the newest is damaged, the one before it is used."""
+"""The number kept: if the newest is damaged, the one before it is used."""
 
 _NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
 _UNFINISHED = "checkpoint.new"

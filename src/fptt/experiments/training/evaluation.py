@@ -24,7 +24,7 @@ CHUNK_LENGTH = 256
 """Time steps that are evaluated at once: bounds the memory of long sequences."""
 
 WEIGHT_TYPES = (torch.float32, torch.float64)
-"""What runs train in; with mixed precisions the weights are float32."""
+"""Of the weights of runs; those of mixed precisions are float32."""
 
 
 @torch.no_grad()
