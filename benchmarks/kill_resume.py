@@ -73,7 +73,7 @@ class Trial:
     def num_checkpoints(self) -> int:
         """Number of checkpoints written since the beginning, from the name of the newest; 0 without any."""
         files = self.folder.checkpoints.files()
-        return int(files[0].name.split("-")[1]) if files else 0
+        return int(files[0].stem.split("-")[1]) if files else 0
 
     def kill(self, process: Process, number: int, after: float, *, in_write: bool, rank: int | None) -> None:
         """Kill what was started some seconds after a checkpoint and, if asked, when a file is being written.

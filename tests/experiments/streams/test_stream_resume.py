@@ -190,7 +190,7 @@ def test_errors_of_resuming_are_named(
     out = str(interrupted.path)
     cases = [
         (["--resume"], "resume needs the folder of the run"),
-        (["--resume", "--out", str(tmp_path / "nowhere")], "has no checkpoint to go on from"),
+        (["--resume", "--out", str(tmp_path / "nowhere")], "has no checkpoint to resume from"),
         (["--resume", "--overwrite", "--out", out], "give --out and no other option"),
         (["--resume", "--out", out, "--lr", "1"], "give --out and no other option"),
         (["--out", out, "--data", data], "is not empty"),

@@ -14,7 +14,7 @@ from torch.nn import functional
 import fptt
 from fptt.experiments.configs.config import Setting, TrainConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.batches import TokenWindows
+from fptt.experiments.tasks.batches import TokenStream
 from fptt.experiments.tasks.language import (
     CHARACTERS,
     UNDERSCORED,
@@ -226,7 +226,7 @@ def test_vocabulary_and_streams_worked_by_hand() -> None:
     task = make_task(Setting(task="text", batch_size=2, length=2), parts, CHARACTERS, length=100)  # pyright: ignore
     # 0 1 0 2 | 1 0 … : b comes before a in number of times: a 3, b 3, c 2, d 1
     assert task.vocabulary == ("a", "b", "c", "d")
-    assert isinstance(task.train, TokenWindows)
+    assert isinstance(task.train, TokenStream)
     windows = [task.train[number] for number in range(len(task.train))]
     assert [window.T.tolist() for window in windows[0]] == [[[0, 1], [0, 1]], [[1, 0], [1, 2]]]
     assert [window.T.tolist() for window in windows[1]] == [[[0], [2]], [[2], [3]]]
@@ -240,11 +240,39 @@ def test_vocabulary_and_streams_worked_by_hand() -> None:
 def test_columns_are_contiguous_and_targets_one_ahead(tmp_path: Path) -> None:
     text = "".join(chr(ord("a") + number % 26) for number in range(26 * 40))
     task = load_text(tmp_path, text, batch_size=4, length=7)
-    columns = [torch.cat(part) for part in zip(*task.training_batches(4, 0), strict=True)]
+    columns = [torch.cat(part) for part in zip(*(batch[:2] for batch in task.training_batches(4, 0)), strict=True)]
     assert torch.equal(columns[0][1:], columns[1][:-1])
     train = [task.vocabulary[number] for number in columns[0][:, 0]]  # pyright: ignore[reportOptionalSubscript]
     assert "".join(train) == text[: len(train)]
     assert len(columns[0]) == (26 * 40 * 90 // 100 // 4 - 1) // 7 * 7
+
+
+@pytest.mark.parametrize(("num_tokens", "batch_size", "length"), [(1000, 4, 7), (1003, 5, 40), (51, 3, 16), (12, 2, 5)])
+def test_training_reads_the_full_windows_and_evaluation_all(num_tokens: int, batch_size: int, length: int) -> None:
+    """As cut by hand, epoch after epoch, and also where another stream goes on in the middle of an epoch."""
+    tokens = torch.randint(V, (num_tokens,))
+    height = num_tokens // batch_size
+    columns = torch.stack([tokens[column * height : (column + 1) * height] for column in range(batch_size)], dim=1)
+    starts = range(0, height - 1, length)
+    expected = [(columns[at : at + length][: height - 1 - at], columns[at + 1 : at + 1 + length]) for at in starts]
+    stream = TokenStream(tokens, batch_size, length)
+    assert_same_windows([stream[number] for number in range(len(stream))], expected)
+    full = [window for window in expected if len(window[0]) == length]
+    assert len(full) == (height - 1) // length
+    chunks, again = stream.chunks(), stream.chunks()
+    for _ in range(2):
+        assert_same_windows(list(chunks), full)
+    next(iter(chunks))
+    again.load_state_dict(chunks.state_dict())
+    assert_same_windows(list(again), full[1:])
+    assert_same_windows(list(again), full)
+
+
+def assert_same_windows(found: Sequence[Any], expected: Sequence[Any]) -> None:
+    assert len(found) == len(expected)
+    for own, window in zip(found, expected, strict=True):
+        assert torch.equal(own[0], window[0])
+        assert torch.equal(own[1], window[1])
 
 
 @pytest.mark.parametrize(("num_tokens", "columns"), [(2, 1), (1999, 1), (2000, 2), (9999, 9), (10**6, 10)])
@@ -262,7 +290,7 @@ def test_a_uniform_model_has_the_metric_of_a_guess(tmp_path: Path, level: str, c
     score = task.make_score()
     for _, targets in task.evaluation_batches(task.test):
         score.add(torch.zeros(*targets.shape, task.output_size), targets)
-    found = score.figures()[task.metric]
+    found = score.metrics()[task.metric]
     size = chance + (level == "word")  # the word for the unknown ones
     expected = {"bits_per_character": math.log2(size), "perplexity": size}[task.metric]
     assert found == pytest.approx(expected)
@@ -377,7 +405,7 @@ def test_characters_that_training_lacks_are_one_token(tmp_path: Path) -> None:
     task = load_task(Setting(task="text", data=data, batch_size=1, length=1), 0)
     assert task.vocabulary == ("a", "b", "<unk>")
     for part in (task.validation, task.test):
-        assert isinstance(part, TokenWindows)
+        assert isinstance(part, TokenStream)
         assert part.columns[1].item() == 2
     with pytest.raises(UserError, match="the test text has the character 'Z', which does not occur in the training"):
         encode(["a", "Z"], ("a", "b"), CHARACTERS, "the test text")
@@ -426,7 +454,7 @@ def trained_run(folder: Path, steps: int, **options: Any) -> TrainConfig:
     model = LanguageModel(num_tokens=task.input_size, hidden_size=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     method = fptt.BPTT(model, optimizer, fptt.SequenceLoss(functional.cross_entropy), num_chunks=1)
-    inputs, targets = next(iter(task.training_batches(2, 0)))
+    inputs, targets, *_ = next(iter(task.training_batches(2, 0)))
     for _ in range(steps):
         method.train_batch(inputs, targets)
     run = RunFolder(folder)
@@ -467,7 +495,7 @@ def test_a_run_goes_on_with_the_text_of_its_prompt(tmp_path: Path) -> None:
 def test_perplexity_may_be_infinite() -> None:
     score = TokenScore("perplexity")
     score.add(torch.tensor([[0.0, 2000.0]]), torch.tensor([0]))
-    assert score.figures()["perplexity"] == float("inf")
+    assert score.metrics()["perplexity"] == float("inf")
 
 
 def test_a_run_of_words_goes_on_with_words_and_lines(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_model_without_memory_has_the_cross_entropy_that_is_told() -> None:
     score = task.make_score()
     for chunk in zip(outputs.split(5), targets.split(5), strict=True):
         score.add(*chunk)
-    figures = score.figures()
+    figures = score.metrics()
     assert figures["memoryless_cross_entropy"] == pytest.approx(10 * math.log(8) / 33)
     assert figures["cross_entropy"] == pytest.approx(figures["memoryless_cross_entropy"])
     assert figures["accuracy"] == pytest.approx(1 / 8, abs=0.01)
@@ -87,11 +87,11 @@ def test_a_perfect_copy_scores_one_and_blanks_do_not_help() -> None:
     _, targets = load_task(Setting(task="copy"), 0).test[:]
     perfect, silent = CopyScore(100), CopyScore(100)
     perfect.add(answers(targets, 9), targets)
-    assert perfect.figures()["accuracy"] == 1
-    assert perfect.figures()["cross_entropy"] == pytest.approx(0)
+    assert perfect.metrics()["accuracy"] == 1
+    assert perfect.metrics()["cross_entropy"] == pytest.approx(0)
     silent.add(answers(torch.full_like(targets, BLANK), 9), targets)
-    assert silent.figures()["accuracy"] == 0
-    assert next(iter(silent.figures())) == silent.metric == "accuracy"
+    assert silent.metrics()["accuracy"] == 0
+    assert next(iter(silent.metrics())) == silent.metric == "accuracy"
 
 
 def test_anbn_strings_by_hand() -> None:
@@ -132,7 +132,7 @@ def test_a_counter_foretells_anbn_and_whole_strings_are_counted_over_chunks(leng
             for chunk in zip(outputs.split(length), targets.split(length), strict=True):
                 score.add(*chunk)
         score.add(predicted[:, :2], targets[:, :2])
-        figures = score.figures()
+        figures = score.metrics()
         assert figures["accuracy"] == pytest.approx((18 * accuracy + 5) / 23)
         assert figures["strings"] == pytest.approx((6 * whole + 2) / 8)
 

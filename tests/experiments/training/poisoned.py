@@ -4,52 +4,41 @@ Each process leaves the weights and the learning rate of its last batch in a fil
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fptt.experiments.commands.cli import run
-from fptt.experiments.tasks.batches import Samples
+from fptt.experiments.training import loop
 from fptt.experiments.training.run import Run
 
-TrainBatch = Callable[[Run, Samples], None]
 
-
-def poisoning(train_batch: TrainBatch, times: dict[int, int], process: int = 0) -> TrainBatch:
-    """Return `Run.train_batch` with NaN in the last pixel of some batches.
+def poison(run: Run, batch: Any, times: dict[int, int], process: int = 0) -> None:
+    """Put NaN into the last pixel of some batches.
 
     Args:
-        train_batch: As it is.
+        run: The run.
+        batch: Its next batch, which is changed in place.
         times: How often the batches of these numbers come with NaN.
         process: Whose part of them.
     """
-
-    def poison(self: Run, batch: Samples) -> None:
-        number = self.method.batches
-        if self.ranks.number == process and times.get(number, 0) > 0:
-            times[number] -= 1
-            inputs = batch[0].clone()
-            inputs[..., -1] = float("nan")
-            batch = (inputs, *batch[1:])
-        train_batch(self, batch)
-
-    return poison
-
-
-def recording(train_batch: TrainBatch, folder: Path) -> TrainBatch:
-    """Return `Run.train_batch` which writes what there is after it."""
-
-    def record(self: Run, batch: Samples) -> None:
-        train_batch(self, batch)
-        found = {"lr": self.optimizer.param_groups[0]["lr"], "weights": self.model.state_dict()}
-        torch.save(found, folder / f"process-{self.ranks.number}.pt")
-
-    return record
+    number = run.method.batches
+    if batch is not None and run.replicas.rank == process and times.get(number, 0) > 0:
+        times[number] -= 1
+        batch[0][..., -1] = float("nan")
 
 
 if __name__ == "__main__":
-    batch, process, folder, *arguments = sys.argv[1:]
-    train_batch = poisoning(Run.train_batch, {int(batch): 1}, int(process))
-    Run.train_batch = recording(train_batch, Path(folder))  # pyright: ignore[reportAttributeAccessIssue]
+    number, process, folder, *arguments = sys.argv[1:]
+    times = {int(number): 1}
+
+    def disturb(name: str, run: Run, batch: Any = None) -> None:
+        if name == "batch":
+            poison(run, batch, times, int(process))
+        if name == "trained":
+            found = {"lr": run.optimizer.param_groups[0]["lr"], "weights": run.model.state_dict()}
+            torch.save(found, Path(folder) / f"process-{run.replicas.rank}.pt")
+
+    loop.on_event = disturb
     sys.exit(run(arguments))

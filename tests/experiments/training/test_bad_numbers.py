@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fptt.experiments.commands.cli import run
+from fptt.experiments.training import loop
 from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Run
-from tests.experiments.training.poisoned import poisoning
+from tests.experiments.training.poisoned import poison
 from tests.experiments.training.test_precision import distance
 from tests.experiments.training.test_resume import QUICK
 
@@ -26,7 +27,11 @@ ROOT = Path(__file__).parents[3]
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """Batches, by their number, and how often they come with NaN."""
     times: dict[int, int] = {}
-    monkeypatch.setattr(Run, "train_batch", poisoning(Run.train_batch, times))
+
+    def disturb(name: str, run: Run, batch: Any = None) -> None:
+        poison(run, batch, times)
+
+    monkeypatch.setattr(loop, "on_event", disturb)
     return times
 
 
@@ -75,7 +80,7 @@ def test_rollback_gives_up(poisoned: dict[int, int], tmp_path: Path, capsys: pyt
     assert poisoned[4] == 97
     folder = RunFolder(tmp_path / "run")
     state = read_checkpoint(folder.checkpoints.files()[0])
-    assert (state["method"]["batches"], state["schedule"]["rollbacks"]) == (3, 2)
+    assert (state["method"]["batches"], state["progress"]["rollbacks"]) == (3, 2)
     assert all(weight.isfinite().all() for weight in state["model"].values())
     poisoned[4] = 0
     assert run(["train", "--resume", "--out", str(folder.path)]) == 0

@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import random
 import resource
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.training.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
 from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.lock import locked
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.training.test_resume import QUICK, assert_same_end, interrupt_at
 
@@ -48,26 +52,107 @@ def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     assert sorted(path.name[:17] for path in tmp_path.iterdir()) == ["checkpoint-000003", "checkpoint-000004"]
 
 
+def contents(path: Path) -> list[range]:
+    """Return where the contents of the records of a checkpoint lie, the largest last."""
+    raw, found = path.read_bytes(), []
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            name_length, extra_length = struct.unpack_from("<HH", raw, record.header_offset + 26)
+            start = record.header_offset + 30 + name_length + extra_length
+            found.append(range(start, start + record.file_size))
+    return sorted(found, key=len)
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "reason"),
     [
-        lambda content: content[:-100],
-        lambda content: content[:0],
-        lambda content: content[: len(content) // 2] + b"\x01" + content[len(content) // 2 + 1 :],
+        (cut, "File is not a zip file"),
+        (lambda path: path.write_bytes(b""), "File is not a zip file"),
+        (lambda path: flip(path, contents(path)[-1][0]), "the content of its record "),
     ],
-    ids=["cut", "empty", "one byte"],
+    ids=["cut", "empty", "one bit"],
 )
 def test_a_damaged_newest_one_is_told_and_the_one_before_ends_the_same(
-    damage: Callable[[bytes], bytes], interrupted: RunFolder, whole: RunFolder, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], None],
+    reason: str,
+    interrupted: RunFolder,
+    whole: RunFolder,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     newest = interrupted.checkpoints.files()[0]
-    newest.write_bytes(damage(newest.read_bytes()))
+    damage(newest)
     capsys.readouterr()
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert f"{newest.name} is damaged: its content does not fit its name; set aside as" in told
+    assert f"{newest.name} is damaged: {reason}" in told
+    assert f"; set aside as {newest.name}.damaged." in told
     assert_same_end(interrupted, whole)
     assert not list(interrupted.path.glob("checkpoint*"))
+
+
+def test_every_flipped_bit_of_a_record_is_found(interrupted: RunFolder) -> None:
+    newest = interrupted.checkpoints.files()[0]
+    raw, places = newest.read_bytes(), [place for record in contents(newest) for place in record]
+    generator = random.Random(0)
+    for place in generator.sample(places, 30):
+        flip(newest, place, generator.randrange(8))
+        with pytest.raises(DamagedCheckpointError, match="is damaged: "):
+            read_checkpoint(newest)
+        newest.write_bytes(raw)
+    read_checkpoint(newest)
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    """Headers, directory and padding too: what is read is what was written."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write({"weights": torch.arange(3.0), "name": "a state"})
+    (path,) = checkpoints.files()
+    raw, num_found = path.read_bytes(), 0
+    for place in range(len(raw)):
+        flip(path, place, place % 8)
+        try:
+            state = read_checkpoint(path)
+        except DamagedCheckpointError:
+            num_found += 1
+        else:
+            assert torch.equal(state.pop("weights"), torch.arange(3.0)), place
+            assert state == {"name": "a state"}, place
+        path.write_bytes(raw)
+    assert num_found > sum(map(len, contents(path)))
+
+
+def test_one_that_cannot_be_set_aside_is_passed_over(tmp_path: Path) -> None:
+    checkpoints, found, told = Checkpoints(tmp_path), [], []
+    for number in range(2):
+        checkpoints.write({"number": number})
+    newest = checkpoints.files()[0]
+    cut(newest)
+    newest.with_name(f"{newest.name}.damaged").mkdir()
+    checkpoints.restore(lambda state: found.append(state["number"]), told.append)
+    assert found == [0]
+    assert told[0].endswith("is damaged: File is not a zip file; it cannot be set aside (Is a directory).")
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", RunFolder(tmp_path / "run")
+    victim.write_text("mine")
+    folder.path.mkdir()
+    for name in ("checkpoint.new", "summary.json.new"):
+        (folder.path / name).symlink_to(victim)
+    folder.checkpoints.write({"number": 1})
+    folder.write_summary({})
+    assert victim.read_text() == "mine"
+    assert not folder.checkpoints.files()[0].is_symlink()
 
 
 def test_two_damaged_ones_are_set_aside_and_it_is_said_what_to_do(
@@ -91,7 +176,7 @@ FIELDS = [
     "state",
     "best",
     "totals",
-    "counters",
+    "progress",
     "random",
     "others",
 ]
@@ -99,7 +184,7 @@ FIELDS = [
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_forged_field_is_named(name: str, interrupted: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    """The digest is right, the field is missing: the newest is refused, and so are both if both are forged."""
+    """The file is whole, the field is missing: the newest is refused, and so are both if both are forged."""
     state = read_checkpoint(interrupted.checkpoints.files()[0])
     del state[name]
     for _ in range(2):
@@ -115,7 +200,7 @@ def test_a_forged_field_is_named(name: str, interrupted: RunFolder, capsys: pyte
         (("optimizer", "state", 0, "exp_avg"), torch.zeros(3, 3), "optimizer"),
         (("method", "regularizer", "state", 0, "dual"), torch.zeros(3, 3), "method"),
         (("best", "weights", "readout.0.weight"), torch.zeros(3, 3), "best"),
-        (("counters", "epoch"), "many", "counters"),
+        (("progress", "epoch"), "many", "progress"),
         (("random", "torch"), torch.zeros(3), "random"),
     ],
     ids=str,
@@ -197,7 +282,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     assert "cannot be written" in told
     assert "File too large" in told
     assert file in told
-    assert f"To go on when that is mended: fptt train --resume --out {interrupted.path}." in told
+    assert f"To resume when that is mended: fptt train --resume --out {interrupted.path}." in told
     assert "Traceback" not in full.stderr
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     assert_same_end(interrupted, whole)
@@ -206,25 +291,18 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
 READ_ONLY = """
 import os, sys
 from fptt.experiments.commands.cli import run
-from fptt.experiments.training.run import Run
-from fptt.experiments.training.loop import Training
+from fptt.experiments.training import loop
 
-name = sys.argv.pop(1)
-train_batch, select = Run.train_batch, Training._select
+file = sys.argv.pop(1)
 
-def locking(self, *arguments):
-    train_batch(self, *arguments)
-    if name == "a checkpoint" and self.method.batches == 10:
+def lock(name, run, batch=None):
+    if file == "a checkpoint" and name == "trained" and run.method.batches == 10:
         os.chmod(sys.argv[-1], 0o500)
-
-def selecting(self):
-    figures = select(self)
-    if name == "metrics.csv" and self.run.epoch == 2:
+    if file == "metrics.csv" and name == "validated" and run.progress.epoch == 2:
         os.chmod(sys.argv[-1], 0o500)
-        os.chmod(self.folder.metrics_file, 0o400)
-    return figures
+        os.chmod(os.path.join(sys.argv[-1], file), 0o400)
 
-Run.train_batch, Training._select = locking, selecting
+loop.on_event = lock
 sys.exit(run(sys.argv[1:]))
 """
 
@@ -238,9 +316,59 @@ def test_a_folder_that_becomes_read_only_is_told_and_the_run_goes_on_when_it_is_
     interrupted.metrics_file.chmod(0o600)
     assert f"{file} " in told
     assert "cannot be written: [Errno 13] Permission denied" in told
-    assert f"To go on when that is mended: fptt train --resume --out {interrupted.path}." in told
+    assert f"To resume when that is mended: fptt train --resume --out {interrupted.path}." in told
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     assert_same_end(interrupted, whole)
+
+
+COMMAND_LINE = "import sys; from fptt.experiments.commands.cli import run; sys.exit(run(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(("left", "file"), [([], "lock"), (["lock"], "metrics.csv")], ids=["finished", "killed"])
+def test_resuming_in_a_read_only_folder_is_refused_and_loses_nothing(
+    left: list[str], file: str, interrupted: RunFolder, whole: RunFolder
+) -> None:
+    """The newest checkpoint is damaged besides; a killed run has left its lock file, which is not locked any more."""
+    cut(interrupted.checkpoints.files()[0])
+    for name in left:
+        (interrupted.path / name).touch()
+    interrupted.path.chmod(0o500)
+    told = told_of_lack_of_permission(COMMAND_LINE, "train", "--resume", "--out", str(interrupted.path))
+    interrupted.path.chmod(0o700)
+    assert f"{interrupted.path}/{file} cannot be written: [Errno 13] Permission denied" in told
+    assert f"To resume when that is mended: fptt train --resume --out {interrupted.path}." in told
+    assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
+    assert_same_end(interrupted, whole)
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(
+    interrupted: RunFolder, whole: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(interrupted.path)]
+    before = {path: path.read_bytes() for path in interrupted.path.iterdir()}
+    with locked(interrupted.path):
+        for command in (["train", "--resume", *out], [*COMMAND, "--overwrite", *out]):
+            assert run(command) == 2
+            assert f"another process is training in {interrupted.path}:" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in interrupted.path.iterdir()} == before
+    assert run(["train", "--resume", *out]) == 0
+    assert_same_end(interrupted, whole)
+    assert not (interrupted.path / "lock").exists()
+
+
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
+    script = "import sys, time; from pathlib import Path; from fptt.experiments.training.lock import locked\n"
+    script += "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            with pytest.raises(UserError, match="another process is training"), locked(tmp_path):
+                pass
+        finally:
+            process.kill()
+    with locked(tmp_path):
+        assert (tmp_path / "lock").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before(tmp_path: Path) -> None:

@@ -116,6 +116,15 @@ def test_a_killed_process_ends_the_run_which_goes_on(
     assert_same_end(whole, cut)
 
 
+def test_an_error_that_all_processes_meet_is_reported_once(tmp_path: Path) -> None:
+    process = start(*QUICK, *TWO, "--num-chunks", "65", "--out", str(tmp_path / "run"))
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2, output
+    assert output.count("num_chunks must be at most the sequence length 64, got 65") == 1
+    assert "process 1" not in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_as_many_processes_as_were_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

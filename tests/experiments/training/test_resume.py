@@ -1,30 +1,53 @@
-"""A run that is interrupted and taken up again ends as one that never was, bit for bit."""
+"""A run that is interrupted and resumed ends bitwise as one that never was."""
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
+from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.loop import Training
 from fptt.experiments.training.run import Run
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
 
 
+class Killed(BaseException): ...
+
+
+def on_event(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[Run], None]) -> None:
+    """Do something whenever the training loop comes to an event."""
+
+    def observed(event: str, run: Run, batch: Any = None) -> None:
+        if event == name:
+            act(run)
+
+    monkeypatch.setattr(loop, "on_event", observed)
+
+
 def interrupt_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C while a batch is trained on."""
-    train_batch = Run.train_batch
 
-    def interrupted(self: Run, *arguments: object) -> None:
-        if self.method.batches == batch:
+    def interrupt(run: Run) -> None:
+        if run.method.batches == batch:
             os.kill(os.getpid(), signal.SIGINT)
-        train_batch(self, *arguments)  # pyright: ignore
 
-    monkeypatch.setattr(Run, "train_batch", interrupted)
+    on_event(monkeypatch, "batch", interrupt)
+
+
+def kill_at(name: str, monkeypatch: pytest.MonkeyPatch, when: Callable[[Run], bool] = bool) -> None:
+    """Let the process die at an event; nothing is written any more."""
+
+    def die(event: str, run: Run, batch: Any = None) -> None:
+        if event == "finish" or (event == name and when(run)):
+            raise Killed
+
+    monkeypatch.setattr(loop, "on_event", die)
 
 
 def assert_same_end(one: RunFolder, other: RunFolder) -> None:
@@ -64,7 +87,7 @@ def test_resumed_run_ends_as_an_undisturbed_one(
     cut = RunFolder(tmp_path / "cut")
     assert cut.read_summary()["status"] == "interrupted"
     assert cut.read_summary()["batches"] == batch + 1
-    assert f"to go on: fptt train --resume --out {cut.path}" in capsys.readouterr().out
+    assert f"to resume: fptt train --resume --out {cut.path}" in capsys.readouterr().out
     assert run(["train", "--resume", "--out", str(cut.path)]) == 0
     assert_same_end(RunFolder(tmp_path / "whole"), cut)
     assert not cut.checkpoints.files()
@@ -83,6 +106,19 @@ def test_a_resumed_stream_has_its_state(batch: int, tmp_path: Path, monkeypatch:
         assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
     assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
     assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
+
+
+def test_a_new_epoch_of_a_stream_begins_with_the_initial_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five windows an epoch; within it the state goes on."""
+    states: list[bool] = []
+    on_event(monkeypatch, "batch", lambda found: states.append(found.state is None))
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    command = ["train", "--task", "text", "--data", str(tmp_path / "text.txt"), "--hidden-size", "4"]
+    command += ["--batch-size", "4", "--length", "50", "--epochs", "2", "--threads", "1"]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    num_windows = len(states) // 2
+    assert num_windows > 1
+    assert states == [True, *[False] * (num_windows - 1)] * 2
 
 
 def test_a_text_with_another_vocabulary_is_refused_on_resume(
@@ -132,18 +168,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypat
     assert run([*command, "--out", str(tmp_path / "whole")]) == 0
     killed = RunFolder(tmp_path / "killed")
 
-    class Killed(BaseException): ...
-
-    train_batch = Run.train_batch
-
-    def dying(self: Run, *arguments: object) -> None:
-        if self.method.batches == 13:  # one batch after a checkpoint in the third epoch
-            raise Killed
-        train_batch(self, *arguments)  # pyright: ignore
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "train_batch", dying)
-        patch.setattr(Training, "can_finish", False)
+        kill_at("batch", patch, lambda run: run.method.batches == 13)  # one after a checkpoint in the third epoch
         with pytest.raises(Killed):
             run([*command, "--out", str(killed.path)])
     assert not killed.summary_file.exists()
@@ -157,18 +183,8 @@ def test_a_run_killed_in_its_last_validation_still_validates(tmp_path: Path, mon
     assert run([*command, "--out", str(tmp_path / "whole")]) == 0
     killed = RunFolder(tmp_path / "killed")
 
-    class Killed(BaseException): ...
-
-    select = Training._select
-
-    def dying(self: Training) -> dict[str, float]:
-        if self.run.is_over:
-            raise Killed
-        return select(self)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_select", dying)
-        patch.setattr(Training, "can_finish", False)
+        kill_at("validate", patch, lambda run: run.fraction >= 1)
         with pytest.raises(Killed):
             run([*command, "--out", str(killed.path)])
     assert run(["train", "--resume", "--out", str(killed.path)]) == 0
@@ -179,17 +195,12 @@ def test_a_run_killed_in_its_test_need_not_train_again(tmp_path: Path, monkeypat
     assert run(["train", *QUICK, "--out", str(tmp_path / "whole")]) == 0
     killed = RunFolder(tmp_path / "killed")
 
-    class Killed(BaseException): ...
-
-    def dying(self: Training, status: str) -> None:
-        raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "finish", dying)
+        kill_at("finish", patch)
         with pytest.raises(Killed):
             run(["train", *QUICK, "--out", str(killed.path)])
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "train_batch", dying)
+        on_event(patch, "batch", lambda _: pytest.fail("trains again"))
         assert run(["train", "--resume", "--out", str(killed.path)]) == 0
     assert_same_end(RunFolder(tmp_path / "whole"), killed)
 
@@ -197,18 +208,18 @@ def test_a_run_killed_in_its_test_need_not_train_again(tmp_path: Path, monkeypat
 def test_interrupting_twice_in_the_first_validation_is_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    select = Training._select
+    times: list[None] = []
 
-    def interrupted(self: Training) -> dict[str, float]:
-        if not self.interruption.is_asked:
+    def interrupt(run: Run) -> None:
+        if not times:
+            times.append(None)
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return select(self)
 
-    monkeypatch.setattr(Training, "_select", interrupted)
+    on_event(monkeypatch, "validate", interrupt)
     assert run(["train", *QUICK, "--out", str(tmp_path / "run")]) == INTERRUPTED
     assert RunFolder(tmp_path / "run").read_summary()["status"] == "interrupted"
-    assert "to go on: fptt train --resume" in capsys.readouterr().out  # from the checkpoint before the first batch
+    assert "to resume: fptt train --resume" in capsys.readouterr().out  # from the checkpoint before the first batch
 
 
 def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +228,7 @@ def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: 
         (["--resume"], "resume needs the folder of the run"),
         (["--resume", "--out", str(tmp_path / "nowhere")], "does not exist"),
         (["--resume", "--overwrite", "--out", str(out)], "give --out and no other option"),
-        (["--resume", "--out", str(out)], "has no checkpoint to go on from"),
+        (["--resume", "--out", str(out)], "has no checkpoint to resume from"),
         (["--resume", "--out", str(out), "--lr", "1"], "give --out and no other option"),
         (["--resume", "--out", str(out), "--task", "mnist"], "give --out and no other option"),
     ]

@@ -1,19 +1,18 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from fptt.experiments.configs.recipes import task_config
-from fptt.experiments.training.schedule import FACTORS, Budget, Schedule
+from fptt.experiments.training.schedule import FACTORS, Schedule, spent_fraction
 
 
 def test_the_first_limit_ends_a_run() -> None:
     config = task_config("digits")
-    assert Budget(config).fraction(15, 10**9, 10**9) == 0.25
+    assert spent_fraction(config, 15, 10**9, 10**9) == 0.25
     both = type(config).of(config, epochs=10, max_updates=1000)
-    assert Budget(both).fraction(1, 700, 0) == 0.7
-    assert Budget(both).fraction(1, 1001, 0) == 1
-    assert Budget(both).fraction(9.9, 999, 10**9) == 0.999
+    assert spent_fraction(both, 1, 700, 0) == 0.7
+    assert spent_fraction(both, 1, 1001, 0) == 1
+    assert spent_fraction(both, 9.9, 999, 10**9) == 0.999
 
 
 @pytest.mark.parametrize(
@@ -23,9 +22,9 @@ def test_the_first_limit_ends_a_run() -> None:
 def test_learning_rates_by_hand(name: str, expected: list[float]) -> None:
     assert [FACTORS[name](fraction) for fraction in (0, 0.5, 0.75, 1)] == pytest.approx(expected, abs=1e-8)
     config = type(task_config("digits")).of(task_config("digits"), schedule=name, lr=0.4)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    Schedule(config).set_rate(optimizer, 0.75)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * expected[2])
+    assert Schedule(config).rate(0.75) == pytest.approx(0.4 * expected[2])
+    halved = replace(config, rollback_factor=0.5)
+    assert Schedule(halved).rate(0.75, rollbacks=3) == pytest.approx(0.4 * expected[2] / 8)
 
 
 def test_steps_fall_at_their_milestones() -> None:
@@ -42,11 +41,11 @@ def test_a_plateau_divides_the_rate_and_patience_ends_the_run() -> None:
     for is_better in (True, False, False, False, True, False, False, False, False):
         schedule.observe(is_better=is_better)
         factors.append(schedule.factor(0.5))
-        assert not schedule.has_given_up
+        assert not schedule.is_stopped_early
     assert factors == [1, 1, 0.25, 0.25, 0.25, 0.25, 0.0625, 0.0625, 0.015625]
     schedule.observe(is_better=False)
-    assert schedule.has_given_up
+    assert schedule.is_stopped_early
     again = Schedule(config)
     again.load_state_dict(schedule.state_dict())
-    assert again.has_given_up
+    assert again.is_stopped_early
     assert again.factor(0.5) == schedule.factor(0.5)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fptt import LostProcessError, __version__
 from fptt.experiments.process.console import OutputConsole, logging_to, say
-from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.errors import ReportedError, UserError
 from fptt.experiments.process.rank import is_leader, is_left_alone, process_number
 from fptt.experiments.process.signals import INTERRUPTED
 from fptt.experiments.tasks.registry import TASKS
@@ -97,6 +97,8 @@ def _report(error: UserError, errors: Console) -> int:
     if is_leader():
         say(errors, f"fptt: {error}")
         return 2
+    if isinstance(error, ReportedError):
+        return 0
     is_lost = isinstance(error.__cause__, LostProcessError)
     if is_lost and not is_left_alone():
         return 0

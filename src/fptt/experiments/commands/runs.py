@@ -20,7 +20,7 @@ from fptt.experiments.commands.defaults import (
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.rank import is_leader
-from fptt.experiments.training.folder import FollowerFolder, RunFolder
+from fptt.experiments.training.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Train(Origin):
             run = with_absolute_data(self.run)
         path = self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}"
         check_folder(path)
-        folder = folder_of_run(path)
+        folder = RunFolder(path)
         if is_leader() and not (self.overwrite or self.resume):
             folder.check_free()
         say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
@@ -117,11 +117,6 @@ class Sample:
 
         names = ("prompt", "num_tokens", "temperature", "seed", "averages")
         say(console, sample_text(self.folder, **{name: getattr(self, name) for name in names}))
-
-
-def folder_of_run(path: Path) -> RunFolder:
-    """Return the folder of a run, in which only the first of its processes writes."""
-    return RunFolder(path) if is_leader() else FollowerFolder(path)
 
 
 def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Sample:

@@ -5,6 +5,10 @@ class UserError(Exception):
     """A message for the user: shown on one line, without a traceback, with exit code 2."""
 
 
+class ReportedError(UserError):
+    """An error of a run of several processes that its leader reports, raised in the others."""
+
+
 class UnwritableError(UserError):
     """A file of a run cannot be written: the disk is full, or the folder does not allow it."""
 

@@ -156,6 +156,7 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + ".new")
     with unwritable_told(path):
+        temporary.unlink(missing_ok=True)  # a planted link would be written through
         yield temporary
         os.replace(temporary, path)
 

@@ -86,7 +86,7 @@ class StreamScores:
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return accuracy and macro-averaged F1 of each."""
         return {
-            name: {key: total.figures()[key] for key in ("accuracy", "macro_f1")} for name, total in self.totals.items()
+            name: {key: total.metrics()[key] for key in ("accuracy", "macro_f1")} for name, total in self.totals.items()
         }
 
     def state_dict(self) -> dict[str, Any]:

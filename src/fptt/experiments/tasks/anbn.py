@@ -1,4 +1,4 @@
-"""Strings aⁿbⁿ (Gers & Schmidhuber 2001): foretell the next symbol, for longer n than was trained."""
+"""Strings aⁿbⁿ (Gers & Schmidhuber 2001): predict the next symbol, for longer n than in training."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ MARKER, A, B = range(3)
 
 
 class StringScore(ClassScore):
-    """The figures of `ClassScore`, and the part of the strings in which every step that counts is right."""
+    """The metrics of `ClassScore`, and the part of the strings that are right at every counted step."""
 
     def __init__(self) -> None:
         super().__init__(num_classes=3)
@@ -37,9 +37,9 @@ class StringScore(ClassScore):
             self.right += (ended & ~self.has_erred).sum().item()
             self.has_erred = self.has_erred & ~ended  # the next batch begins without errors
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures of the steps, and that of the strings."""
-        return {**super().figures(), "strings": self.right / max(self.strings, 1)}
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the steps, and that of the strings."""
+        return {**super().metrics(), "strings": self.right / max(self.strings, 1)}
 
 
 def load(setting: Setting, seed: int) -> Task:
@@ -71,7 +71,7 @@ def load(setting: Setting, seed: int) -> Task:
 def strings(numbers: Iterable[int], largest: int) -> tuple[Tensor, Tensor]:
     """Return inputs and targets, (count, 2 · largest + 1) both, of aⁿbⁿ for every number n.
 
-    Read are marker, n a's, n b's. What follows the marker and every a cannot be known, and is ignored; what follows a b
+    Inputs are a marker, n a's, n b's. What follows the marker or an a cannot be known, and is ignored; what follows a b
     is: n − 1 b's, then the marker. Shorter strings are padded by markers with ignored targets.
     """
     pairs = [_string(n, 2 * largest + 1) for n in numbers]

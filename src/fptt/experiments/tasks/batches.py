@@ -1,7 +1,6 @@
-"""The batches of a data set, in an order that can be interrupted anywhere and taken up again."""
+"""Training batches, in an order that can be interrupted anywhere and resumed."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,127 +8,71 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, TensorDataset
 
+import fptt
+
 Samples = tuple[Tensor, ...]
 """Inputs and targets."""
 
 EVALUATION_BATCH_SIZE = 256
 
 BATCHES_AN_EPOCH = 100
-"""Of generated data, where no limit is given."""
+"""Of generated data without a limit."""
 HELD_OUT_SEED = 2**31
-"""Of generated validation and test data; no run has it."""
+"""Of generated validation and test data: above the seeds of runs, so that none trains on the draws it is tested on."""
 
 
-class Batches(ABC):
-    """The training batches of epoch after epoch.
+class ShuffledBatches:
+    """Independent samples, shuffled anew every epoch.
 
     Iterating goes on from `position` to the end of the epoch; the next iteration is the next epoch.
-
-    Attributes:
-        position: Batches of this epoch that have been given out.
-        carries_state: Whether each batch goes on where the one before it stopped, so that the state is carried over.
-    """
-
-    carries_state = False
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Return the batches of an epoch."""
-
-    def __iter__(self) -> Iterator[Samples]:
-        """Yield the batches that are left of this epoch."""
-        self._begin(is_new=self.position == 0)
-        while self.position < len(self):
-            self.position += 1  # before the batch is trained on: a checkpoint after it has it behind
-            yield self._batch(self.position - 1)
-        self.position = 0
-
-    @abstractmethod
-    def _batch(self, number: int) -> Samples: ...
-
-    @abstractmethod
-    def _begin(self, *, is_new: bool) -> None:
-        """Prepare a new epoch, or one that is taken up again."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the order stands."""
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` stood."""
-        self.position = state["position"]
-
-
-class ShuffledBatches(Batches):
-    """Independent samples, shuffled anew every epoch.
 
     Args:
         dataset: Indexed by a list of numbers; returns a `Samples`.
         batch_size: Samples a batch; the last one may have fewer.
         seed: Of the orders.
+
+    Attributes:
+        position: Batches of this epoch that have been given out.
     """
 
     def __init__(self, dataset: Dataset[Samples], batch_size: int, seed: int) -> None:
-        super().__init__()
         self.dataset, self.batch_size = dataset, batch_size
+        self.position = 0
         self.generator = torch.Generator().manual_seed(seed)
         self.before_epoch = self.generator.get_state()
-        self.order: list[int] = []
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
         return math.ceil(num_samples(self.dataset) / self.batch_size)
 
-    def _begin(self, *, is_new: bool) -> None:
-        if is_new:
+    def __iter__(self) -> Iterator[Samples]:
+        """Yield the batches that are left of this epoch."""
+        if not self.position:
             self.before_epoch = self.generator.get_state()
-        self.generator.set_state(self.before_epoch)
-        self.order = list(RandomSampler(self.dataset, generator=self.generator))  # pyright: ignore[reportArgumentType]
-
-    def _batch(self, number: int) -> Samples:
-        return self.dataset[self.order[number * self.batch_size : (number + 1) * self.batch_size]]
+        self.generator.set_state(self.before_epoch)  # in the middle of an epoch, its order is drawn once more
+        order = list(RandomSampler(self.dataset, generator=self.generator))  # pyright: ignore[reportArgumentType]
+        while self.position < len(self):
+            start = self.position * self.batch_size
+            self.position += 1  # before the batch is trained on: a checkpoint after it includes it
+            yield self.dataset[order[start : start + self.batch_size]]
+        self.position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the order and, if samples are generated, their random numbers stand."""
+        """Return the position, and the states of the generators of the order and of generated samples."""
         own = self.dataset.generator.get_state() if isinstance(self.dataset, FreshSamples) else None
-        return {**super().state_dict(), "before_epoch": self.before_epoch, "samples": own}
+        return {"position": self.position, "before_epoch": self.before_epoch, "samples": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` stood."""
-        super().load_state_dict(state)
+        """Restore what `state_dict` returned."""
+        self.position = state["position"]
         self.before_epoch = state["before_epoch"]
         self.generator.set_state(self.before_epoch)
         if isinstance(self.dataset, FreshSamples):
             self.dataset.generator.set_state(state["samples"])
 
 
-class WindowBatches(Batches):
-    """The full windows of a stream, in order: the state goes on from one to the next within an epoch.
-
-    A shorter window at the end, which might not have a step for every chunk, is for evaluation only.
-    """
-
-    carries_state = True
-
-    def __init__(self, stream: "TokenWindows") -> None:
-        super().__init__()
-        self.stream = stream
-
-    def __len__(self) -> int:
-        """Return the full windows of the stream, or 1."""
-        return max(1, self.stream.num_steps // self.stream.length)
-
-    def _begin(self, *, is_new: bool) -> None: ...
-
-    def _batch(self, number: int) -> Samples:
-        return self.stream[number]
-
-
 class FreshSamples(Dataset[Samples]):
-    """Generated training data: every read draws new samples from one seeded stream."""
+    """Generated training data: every access draws new samples from one seeded generator."""
 
     def __init__(self, draw: Callable[[int, torch.Generator], Samples], size: int, seed: int) -> None:
         self.draw, self.size = draw, size
@@ -153,10 +96,10 @@ def generated_parts(
     return FreshSamples(draw, num_training, seed), validation, test
 
 
-class TokenWindows(Dataset[Samples]):
-    """A stream of tokens in B columns of equal length, read in windows of T steps; the targets are the next tokens.
+class TokenStream(Dataset[Samples]):
+    """Tokens in B columns of equal length, read in windows of T steps; the targets are the next tokens.
 
-    What does not fill all columns is left out at the end; the last window may be shorter.
+    The state is carried from one window to the next. What does not fill all columns is left out at the end.
 
     Args:
         tokens: (N,), whole numbers.
@@ -184,10 +127,20 @@ class TokenWindows(Dataset[Samples]):
         return math.ceil(self.num_steps / self.length)
 
     def __getitem__(self, number: int) -> Samples:
-        """Return inputs and targets of one window, (T, B) each."""
+        """Return inputs and targets of a window, (T, B) each; the last one may be shorter."""
         start = number * self.length
         stop = min(start + self.length, self.num_steps)
         return self.columns[start:stop], self.columns[start + 1 : stop + 1]
+
+    def chunks(self) -> fptt.ArrayChunks:
+        """Return the full windows as chunks for training.
+
+        A shorter window at the end, which might not have a step for every chunk of a method, is for evaluation only.
+        """
+        length = min(self.length, self.num_steps)
+        num_steps = self.num_steps // length * length  # so that all chunks have the same length
+        inputs, targets = (part[:num_steps].T.flatten() for part in (self.columns[:-1], self.columns[1:]))
+        return fptt.ArrayChunks(inputs, targets, chunk_length=length, batch_size=self.columns.shape[1])
 
 
 def num_samples(dataset: Dataset[Samples]) -> int:

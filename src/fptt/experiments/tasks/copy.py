@@ -20,7 +20,7 @@ NUM_HELD_OUT = 1000
 class CopyScore(Score):
     """Accuracy of the recalled symbols, cross entropy (nats) over all steps, and that of a model without memory.
 
-    A model without memory says blank where blank is due, and guesses the symbols: 10 ln 8 / (T + 20).
+    A model without memory predicts the blanks, and guesses the symbols: 10 ln 8 / (T + 20).
 
     Args:
         length: The delay T.
@@ -41,7 +41,7 @@ class CopyScore(Score):
         self.correct += (outputs.argmax(-1) == targets)[is_recall].sum().item()
         self.recalled += is_recall.sum().item()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return accuracy, cross entropy, and the cross entropy of a model without memory."""
         return {
             "accuracy": self.correct / max(self.recalled, 1),
@@ -79,10 +79,10 @@ def load(setting: Setting, seed: int) -> Task:
 
 
 def draw_samples(count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return what is read and what shall be said, whole numbers (count, T + 20) both.
+    """Return inputs and targets, whole numbers (count, T + 20) both.
 
-    Read: ten symbols, T − 1 blanks, the go-signal (step T + 10, counted from 1), ten blanks. Said: T + 10 blanks, up to
-    and with the go-signal's step, then the ten symbols.
+    Inputs: ten symbols, T − 1 blanks, the go-signal (step T + 10, counted from 1), ten blanks. Targets: T + 10 blanks,
+    the last of them at the go-signal's step, then the ten symbols.
     """
     symbols = torch.randint(0, NUM_KINDS, (count, NUM_SYMBOLS), generator=generator)
     inputs = torch.full((count, length + 2 * NUM_SYMBOLS), BLANK)

@@ -1,4 +1,4 @@
-"""What the text tasks share: how a text becomes tokens and back, the vocabulary, streams of tokens."""
+"""The base of the text tasks: tokens of a text, their vocabulary, streams of tokens."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from torch import Tensor, from_numpy
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.batches import TokenWindows
+from fptt.experiments.tasks.batches import TokenStream
 from fptt.experiments.tasks.scores import TokenScore
 from fptt.experiments.tasks.task import Task
 
@@ -27,11 +27,11 @@ TOKENS_PER_COLUMN = 1000
 
 @dataclass(frozen=True)
 class Level:
-    """What a token is.
+    """A kind of tokens.
 
     Attributes:
-        token: What it is called.
-        metric: What a model of such tokens is judged by.
+        token: Its name.
+        metric: The metric of models of such tokens.
         split: Cuts a text into tokens.
         join: Puts tokens together to a text.
     """
@@ -51,7 +51,7 @@ def _join_words(tokens: Sequence[str]) -> str:
 
 
 WORDS = Level("word", "perplexity", _split_words, _join_words)
-"""What blanks separate; the end of a line is a token too."""
+"""Separated by blanks; the end of a line is a token too."""
 
 CHARACTERS = Level("character", "bits_per_character", list, "".join)
 
@@ -76,7 +76,7 @@ def encode(tokens: Sequence[str], vocabulary: Sequence[str], level: Level, place
     Args:
         tokens: The tokens.
         vocabulary: Its tokens in the order of their numbers.
-        level: What a token is.
+        level: The kind of tokens.
         place: Where the tokens come from, for the error.
 
     Raises:
@@ -98,17 +98,17 @@ def make_task(
     length: int,
     vocabulary: tuple[str, ...] | None = None,
 ) -> Task:
-    """Return the task of foretelling the next token of a text.
+    """Return the task of predicting the next token of a text.
 
     Training reads `batch_size` columns of the text side by side, and carries the state down the columns. Validation
     and test are read in 10 columns, or fewer where a column would have less than 1,000 tokens. The first token of a
-    column, and the remainder that does not fill a row of all columns, are not asked for: 20 tokens of 10,000 at most.
+    column, and the remainder that does not fill a row of all columns, are not predicted: 20 tokens of 10,000 at most.
     The limit cuts the tokens of every part, after the vocabulary is known.
 
     Args:
         setting: Of the run; its length comes before the task's.
         parts: Tokens of `PARTS`.
-        level: What a token is.
+        level: The kind of tokens.
         length: Steps of a window, T, if the setting has none.
         vocabulary: That of the training tokens by default.
 
@@ -124,9 +124,9 @@ def make_task(
         name=setting.task,
         kind="classes",
         has_step_targets=True,
-        train=TokenWindows(tokens["train"], setting.batch_size, length),
-        validation=TokenWindows(tokens["validation"], num_columns(len(tokens["validation"])), length),
-        test=TokenWindows(tokens["test"], num_columns(len(tokens["test"])), length),
+        train=TokenStream(tokens["train"], setting.batch_size, length),
+        validation=TokenStream(tokens["validation"], num_columns(len(tokens["validation"])), length),
+        test=TokenStream(tokens["test"], num_columns(len(tokens["test"])), length),
         input_size=len(vocabulary),
         output_size=len(vocabulary),
         vocabulary=vocabulary,

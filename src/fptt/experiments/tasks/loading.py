@@ -31,7 +31,7 @@ def load_splits(
     path = Path(source).expanduser()
     if looks_local and not path.is_dir():
         raise UserError(f"data folder {source!r} does not exist.")
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is told by the error below
+    datasets.logging.set_verbosity(logging.CRITICAL)  # the error below has the reason
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

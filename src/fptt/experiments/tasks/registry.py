@@ -1,4 +1,4 @@
-"""The tasks: one file each, all with the interface of `Task`."""
+"""The table of tasks: their names, modules and options."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ TASKS: dict[str, str] = {
 }
 """The tasks; the module of each has a function `load(setting, seed) -> Task`."""
 
+MODULES = {"ptb-word": "ptb", "ptb-char": "ptb"}
+"""Modules that do not have the name of their task."""
+
 OPTIONS: dict[str, tuple[str, ...]] = {
     "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt"),
     "permuted": ("mnist",),
@@ -49,7 +52,7 @@ def load_task(setting: Setting, seed: int) -> Task:
         if getattr(setting, option) != getattr(type(setting), option) and setting.task not in tasks:
             named = f"the task{'s' if len(tasks) > 1 else ''} {', '.join(map(repr, tasks))}"
             raise UserError(f"{option} belongs to {named}, got it with the task {setting.task!r}.")
-    module = import_module(f"fptt.experiments.tasks.{setting.task.replace('-', '_')}")
+    module = import_module(f"fptt.experiments.tasks.{MODULES.get(setting.task, setting.task)}")
     try:
         return module.load(setting, seed)
     except ValueError as error:  # a data set that is not what it should be, where nothing says it better

@@ -1,4 +1,4 @@
-"""The figures by which outputs are judged, added up batch by batch."""
+"""Metrics of outputs, accumulated batch by batch."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,17 +22,17 @@ HIGHER_IS_BETTER = {
 
 
 def is_at_least_as_good(metric: str, value: float, other: float) -> bool:
-    """Tell whether a value of a metric is at least as good as another; anything is better than NaN."""
+    """Return whether a value of a metric is at least as good as another; anything is better than NaN."""
     if math.isnan(other):
         return True
     return value >= other if HIGHER_IS_BETTER[metric] else value <= other
 
 
 class Score(ABC):
-    """Adds up what the figures of a data set are made of.
+    """Accumulates the metrics of a data set.
 
     Attributes:
-        metric: The figure that matters most.
+        metric: The metric by which models are selected.
     """
 
     metric: str
@@ -42,8 +42,8 @@ class Score(ABC):
         """Add outputs (…, C) and targets (…), or (…, C) of a regression: of a batch, or of some of its steps."""
 
     @abstractmethod
-    def figures(self) -> dict[str, float]:
-        """Return the figures of everything so far, the metric first."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of everything so far, that of selection first."""
 
 
 class ClassScore(Score):
@@ -57,7 +57,7 @@ class ClassScore(Score):
     Examples:
         >>> score = ClassScore(2)
         >>> score.add(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 0]))
-        >>> {name: round(value, 4) for name, value in score.figures().items()}
+        >>> {name: round(value, 4) for name, value in score.metrics().items()}
         {'accuracy': 0.6667, 'macro_f1': 0.6667, 'cross_entropy': 0.6466}
     """
 
@@ -77,7 +77,7 @@ class ClassScore(Score):
         self.confusion += pairs.view(num_classes, num_classes).cpu()
         self.entropy += functional.cross_entropy(outputs.double(), targets, reduction="sum").item()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return accuracy, macro-averaged F1 and cross entropy."""
         total = self.confusion.sum().item()
         correct, asked, answered = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
@@ -103,13 +103,13 @@ class RegressionScore(Score):
         self.total += (outputs.double() - targets).square().mean(-1).sum().item()
         self.count += outputs[..., 0].numel()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the mean squared error."""
         return {"mse": self.total / max(self.count, 1)}
 
 
 class TokenScore(Score):
-    """How well the next token is foretold: perplexity, or bits a character.
+    """Perplexity or bits a character of predicted tokens, and their accuracy.
 
     Args:
         metric: `perplexity`, exp of the mean cross entropy, or `bits_per_character`, that entropy in bits.
@@ -127,7 +127,7 @@ class TokenScore(Score):
         self.correct += (outputs.argmax(-1) == targets).sum().item()
         self.count += len(targets)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the metric and the accuracy."""
         nats = self.entropy / max(self.count, 1)
         value = _exp(nats) if self.metric == "perplexity" else nats / math.log(2)

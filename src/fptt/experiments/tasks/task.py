@@ -1,4 +1,4 @@
-"""What a task is: data in three parts, the shape of its sequences, and what to measure."""
+"""The interface of tasks: data in three parts, the shape of their sequences, the metrics."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -9,14 +9,13 @@ from typing import Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import fptt
 from fptt.experiments.tasks.batches import (
     EVALUATION_BATCH_SIZE,
-    Batches,
     FreshSamples,
     Samples,
     ShuffledBatches,
-    TokenWindows,
-    WindowBatches,
+    TokenStream,
     num_samples,
 )
 from fptt.experiments.tasks.scores import ClassScore, RegressionScore, Score, is_at_least_as_good
@@ -28,22 +27,21 @@ def _identity(inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task: what is read, what shall be said, and how that is judged.
+    """A task: inputs, targets, and how outputs are scored.
 
     Attributes:
         name: As on the command line.
         kind: Whether the outputs are scores of classes or numbers.
         has_step_targets: Whether every step has a target, (T, B), instead of every sequence one, (B, …). Steps with
             the target -100 do not count.
-        train, validation, test: Data sets. Independent samples are indexed by a list of numbers, and return inputs
-            (B, …) and targets, (B, …) or batch-major (B, T). A stream is indexed by one number, and returns one window
-            of time-major inputs and targets, (T, B) each.
+        train, validation, test: Data sets of independent samples, indexed by a list of numbers, which return inputs
+            (B, …) and targets, (B, …) or batch-major (B, T); or token streams, indexed by the number of a window.
         to_sequences: Turns a batch of inputs into sequences: floats (T, B, D), or tokens (T, B).
         input_size: D, or the number of tokens.
         output_size: Classes, or width of the target.
         vocabulary: The tokens, if the inputs are tokens.
-        metric: The first of the figures of `score`: what models are chosen by.
-        score: Makes what adds up the figures of the task.
+        metric: The first of the metrics of `score`: models are selected by it.
+        score: Returns an empty score of the task; by default that of its kind.
         chance: The metric of a guess, if it is known.
     """
 
@@ -63,17 +61,17 @@ class Task:
     @property
     def is_stream(self) -> bool:
         """Whether the data are a stream, over which the state is carried."""
-        return isinstance(self.train, TokenWindows)
+        return isinstance(self.train, TokenStream)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Checksums of what is stored of training and test data; generated data are those of their seed."""
+        """Checksums of the stored training and test data; generated data are those of their seed."""
         parts = (self.train, self.test)
         return "-".join("generated" if isinstance(part, FreshSamples) else self._checksum(part) for part in parts)
 
-    def _checksum(self, dataset: Dataset[Samples]) -> str:
+    def _checksum(self, part: Dataset[Samples]) -> str:
         checksum = 0
-        for batch in self.evaluation_batches(dataset):
+        for batch in self.evaluation_batches(part):
             for tensor in batch:
                 checksum = zlib.crc32(tensor.contiguous().numpy().tobytes(), checksum)
         return f"{checksum:08x}"
@@ -90,41 +88,45 @@ class Task:
         return self.make_score().metric
 
     def is_better(self, metric: float, other: float) -> bool:
-        """Tell whether a metric is at least as good as another; anything is better than NaN."""
+        """Return whether a metric is at least as good as another; anything is better than NaN."""
         return is_at_least_as_good(self.metric, metric, other)
 
     def is_improved(self, metric: float, other: float) -> bool:
-        """Tell whether a metric is better than another."""
+        """Return whether a metric is better than another."""
         return not is_at_least_as_good(self.metric, other, metric)
 
-    def training_batches(self, batch_size: int, seed: int) -> Batches:
-        """Return the batches of all epochs; those of a stream have the size with which it was loaded."""
-        if isinstance(self.train, TokenWindows):
-            return WindowBatches(self.train)
+    def training_batches(self, batch_size: int, seed: int) -> ShuffledBatches | fptt.ArrayChunks:
+        """Return the training batches, an epoch an iteration; those of a stream have the size it was loaded with."""
+        if isinstance(self.train, TokenStream):
+            return self.train.chunks()
         return ShuffledBatches(self.train, batch_size, seed)
 
-    def evaluation_batches(self, dataset: Dataset[Samples]) -> Iterator[Samples]:
+    def evaluation_batches(self, part: Dataset[Samples]) -> Iterator[Samples]:
         """Yield the batches of a part in order, as they are stored."""
-        count = num_samples(dataset)
-        if self.is_stream:
-            yield from (dataset[number] for number in range(count))
+        count = num_samples(part)
+        if isinstance(part, TokenStream):
+            yield from (part[number] for number in range(count))
             return
         for start in range(0, count, EVALUATION_BATCH_SIZE):
-            yield dataset[list(range(start, min(start + EVALUATION_BATCH_SIZE, count)))]
+            yield part[list(range(start, min(start + EVALUATION_BATCH_SIZE, count)))]
 
-    def sequences(self, batch: Samples) -> Samples:
+    def sequences(self, batch: Samples | fptt.Batch) -> Samples:
         """Return time-major inputs and targets of a batch as it is stored."""
-        inputs, targets = batch
+        inputs, targets, *_ = batch
         is_batch_major = self.has_step_targets and not self.is_stream
         return self.to_sequences(inputs), targets.transpose(0, 1) if is_batch_major else targets
 
     def training_length(self) -> int:
-        """Return T of the training sequences, without drawing random numbers from generated data."""
-        if isinstance(self.train, TokenWindows):
-            return min(self.train.length, self.train.num_steps)
+        """Return T of the training sequences."""
+        return len(self.sample_inputs())
+
+    def sample_inputs(self) -> Tensor:
+        """Return training inputs, (T, B, …), without taking random numbers from generated data."""
+        if isinstance(self.train, TokenStream):
+            return self.sequences(self.train[0])[0]
         if not isinstance(self.train, FreshSamples):
-            return len(self.sequences(self.train[[0]])[0])
+            return self.sequences(self.train[[0]])[0]
         before = self.train.generator.get_state()
         sample = self.train[[0]]
         self.train.generator.set_state(before)
-        return len(self.sequences(sample)[0])
+        return self.sequences(sample)[0]

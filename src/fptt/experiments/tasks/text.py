@@ -69,7 +69,7 @@ def _read(source: str) -> dict[str, str]:
 
 
 def _names_file(source: str) -> bool:
-    """Tell whether this cannot be the name of a data set on the hub."""
+    """Return whether this cannot be the name of a data set on the hub."""
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or bool(re.search(r"\.(txt|md)$", source))
 
 

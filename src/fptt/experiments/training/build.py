@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: device, model, optimizer, loss, method."""
+"""The parts of a run, built from its config: device, model, optimizer, loss, method."""
 
 import logging
 from contextlib import nullcontext
@@ -83,7 +83,7 @@ def make_fabric(accelerator: str, precision: str = "32-true", devices: int = 1, 
             raise ValueError("float16 needs a GPU; take bf16-mixed")  # which Fabric would do with a warning
         check_devices(accelerator, devices)
         strategy = "ddp" if devices * num_nodes > 1 else "auto"
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs every process
         return Fabric(
             accelerator=accelerator,
             strategy=strategy,
@@ -142,15 +142,15 @@ class InPrecision(nn.Module):
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether the fused recurrent kernels of a device take bfloat16."""
+    """Return whether the fused recurrent kernels of a device take bfloat16."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def make_method(
     config: TrainConfig,
-    task: Task,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: optim.Optimizer,
+    loss: fptt.ChunkLoss,
     *,
     fabric: Fabric,
     parallel: fptt.DataParallel | None = None,
@@ -158,10 +158,10 @@ def make_method(
     """Return the method of a config.
 
     The gradients of several processes are added up by the method and not by Fabric's DistributedDataParallel, so that
-    the penalty, the compiled engine and updates of their own have their say. True precisions go without any wrapper:
+    penalty, compiled engine and local updates see the summed gradient. True precisions go without any wrapper:
     Fabric's would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
     """
-    loss = make_loss(config, task).to(fabric.device)
+    loss = loss.to(fabric.device)
     options: dict[str, Any] = {"max_norm": config.max_norm, "parallel": parallel}
     options["on_bad_number"] = "skip" if config.on_bad_number == "skip" else "raise"
     if config.precision.endswith("mixed"):

@@ -1,8 +1,8 @@
-"""The checkpoints of a run or a stream: written whole or not at all, two kept, and none trusted that has changed."""
+"""Checkpoints: two are kept, each written whole or not at all, and verified before it is loaded."""
 
-import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +13,9 @@ import torch
 from fptt.experiments.process.errors import UnwritableError, UserError, one_line
 
 KEPT = 2
-"""How many stay: if the newest is damaged, the one before it is used."""
+"""The number kept: if the newest is damaged, the one before it is used."""
 
-_NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
 _UNFINISHED = "checkpoint.new"
 
 
@@ -24,10 +24,7 @@ class DamagedCheckpointError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints in a folder, each named by its number and the first half of its SHA-256.
-
-    torch checks nothing of what it reads, so that a flipped bit would become a weight: the name tells.
-    """
+    """The numbered checkpoints in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +35,7 @@ class Checkpoints:
         return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_number, reverse=True)
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Write all that a run needs to go on, and remove all but the last two.
+        """Write a state of tensors and plain values, and remove all checkpoints but the last two.
 
         Raises:
             UnwritableError: If it cannot be written; the earlier ones stay.
@@ -46,11 +43,12 @@ class Checkpoints:
         temporary, earlier = self.folder / _UNFINISHED, self.files()
         number = _number(earlier[0]) + 1 if earlier else 1
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)  # of a process that was killed, or a planted link
+            with temporary.open("xb") as file:  # follows no link, as "wb" would
                 torch.save(dict(state), file)
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / f"checkpoint-{number:06d}-{_digest(temporary)}.pt")
+                os.fsync(file.fileno())  # before the rename, or a power cut could leave a name without content
+            os.replace(temporary, self.folder / f"checkpoint-{number:06d}.pt")
             _sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
@@ -59,33 +57,33 @@ class Checkpoints:
                 f"a checkpoint in {self.folder} cannot be written: {one_line(error).rstrip('.')}."
             ) from error
         for path in self.files()[KEPT:]:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # one too many does no harm
+                path.unlink()
 
     def restore(self, load: Callable[[dict[str, Any]], None], report: Callable[[str], None]) -> None:
-        """Hand the newest checkpoint to `load`, or the one before it if that is damaged; set damaged ones aside.
+        """Pass the newest checkpoint to `load`, or the one before it if that is damaged; set damaged ones aside.
 
         Args:
             load: Takes the state; raises `DamagedCheckpointError` if it cannot use it.
-            report: Is told of every damaged one.
+            report: Takes a line of text about every damaged one.
 
         Raises:
             UserError: If there is none, or all are damaged.
         """
         files = self.files()
         if not files:
-            raise UserError(f"run folder {self.folder} has no checkpoint to go on from: begin without --resume.")
+            raise UserError(f"run folder {self.folder} has no checkpoint to resume from: begin without --resume.")
         for path in files:
             try:
                 load(read_checkpoint(path))
             except DamagedCheckpointError as error:
-                report(f"{error}; set aside as {path.name}.damaged.")
-                path.rename(path.with_name(f"{path.name}.damaged"))
+                report(f"{error}; {_set_aside(path)}.")
             else:
                 return
         raise UserError(f"no checkpoint in {self.folder} can be used. To begin again: --overwrite.")
 
     def remove(self) -> None:
-        """Forget the checkpoints, those set aside too."""
+        """Remove the checkpoints, those set aside too."""
         for path in self._all():
             path.unlink(missing_ok=True)
 
@@ -109,23 +107,37 @@ def load_field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> 
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed.
+    """Read and verify a checkpoint; nothing in it is executed.
+
+    `torch.save` writes a zip archive, with a CRC-32 of every record, which `torch.load` does not check: a flipped bit
+    would become a weight.
 
     Raises:
-        DamagedCheckpointError: If it cannot be read, is not what was written, or holds no state.
+        DamagedCheckpointError: If it cannot be read, differs from what was written, or holds no state.
     """
-    match = _NAME.fullmatch(path.name)
     try:
-        if match is None or match[2] != _digest(path):
-            raise DamagedCheckpointError(f"checkpoint {path} is damaged: its content does not fit its name")
+        if not path.is_file():  # to open a FIFO would wait for a writer
+            raise ValueError("it is not a regular file")
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+        if changed is not None:
+            raise ValueError(f"the content of its record {changed} has changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # the reader raises many kinds, all of them about the file
+    except Exception as error:  # the readers raise many kinds, all of them about the file
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: {one_line(error)[:200].rstrip('.')}") from error
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: it holds a {type(state).__name__}, not a state")
     return state
+
+
+def _set_aside(path: Path) -> str:
+    """Rename a damaged checkpoint, if the folder allows it; return a description of what became of it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        return f"it cannot be set aside ({error.strerror})"
+    return f"set aside as {aside.name}"
 
 
 def _number(path: Path) -> int:
@@ -133,13 +145,8 @@ def _number(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def _sync_folder(folder: Path) -> None:
-    """Make the new name last; not every system can."""
+    """Make the new name durable, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""The metric of a model on a data set, with memory for one chunk of the sequence."""
+"""Metrics of a model on a data set, computed chunk by chunk."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +21,15 @@ from fptt.experiments.training.build import make_fabric, make_model
 from fptt.experiments.training.folder import RunFolder, Weights
 
 CHUNK_LENGTH = 256
+"""Time steps that are evaluated at once: bounds the memory of long sequences."""
+
+WEIGHT_TYPES = (torch.float32, torch.float64)
+"""Of the weights of runs; those of mixed precisions are float32."""
 
 
 @torch.no_grad()
 def measure(model: nn.Module, task: Task, dataset: Dataset[Samples], device: torch.device) -> dict[str, float]:
-    """Return the figures of a model on a part of a task's data, its metric first."""
+    """Return the metrics of a model on a part of a task's data, that of the task first."""
     was_training = model.training
     model.eval()
     score = task.make_score()
@@ -38,7 +42,7 @@ def measure(model: nn.Module, task: Task, dataset: Dataset[Samples], device: tor
         else:
             score.add(final_output(model, inputs), targets)
     model.train(was_training)
-    return score.figures()
+    return score.metrics()
 
 
 def in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
@@ -78,8 +82,8 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     prepare_process(config.threads, deterministic=config.deterministic)
     model, task = load_model(folder, config if data is None else replace(config, data=data), averages=averages)
     fabric = make_fabric(config.accelerator)
-    figures = measure(model.to(fabric.device), task, task.test, fabric.device)
-    named = {f"test_{name}": value for name, value in figures.items()}
+    metrics = measure(model.to(fabric.device), task, task.test, fabric.device)
+    named = {f"test_{name}": value for name, value in metrics.items()}
     return {"task": task.name, "weights": "averages" if averages else "weights", **named}
 
 
@@ -101,10 +105,18 @@ def load_weights(model: nn.Module, weights: Weights, folder: RunFolder) -> None:
     """Give a model the weights of a run folder.
 
     Raises:
-        UserError: If they do not fit.
+        UserError: If they do not fit the model, are of a type in which no run trains, or not finite.
     """
+    for name, tensor in weights.items():
+        if tensor.dtype not in WEIGHT_TYPES:
+            raise UserError(
+                f"run folder {folder.path} is damaged: "
+                f"weights must be float32 or float64, got {tensor.dtype} in {name}."
+            )
+        if not tensor.isfinite().all():
+            raise UserError(f"run folder {folder.path} has weights that are not finite, in {name}.")
     try:
-        model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
-    except (RuntimeError, StopIteration) as error:
+        model.to(next((tensor.dtype for tensor in weights.values()), None)).load_state_dict(weights)
+    except RuntimeError as error:
         reason = one_line(error)
         raise UserError(f"run folder {folder.path} is damaged: weights and config do not fit ({reason}).") from error

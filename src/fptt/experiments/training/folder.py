@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.configs.recipes import read_config
-from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.process.files import replace_text, replaced, unwritable_told
+from fptt.experiments.process.errors import UnreadableFileError, UserError, one_line
+from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, unwritable_told
 from fptt.experiments.training.checkpoints import Checkpoints
 
 Weights = dict[str, Tensor]
 
 
 class RunFolder:
-    """Config, metrics, summary, weights, averages and pictures of one run."""
+    """Config, metrics, summary, weights, averages and plot of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,8 +42,10 @@ class RunFolder:
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"out {self.path} is not empty: give another folder, or --overwrite.")
 
+    # -- writing: by the leader of a run alone -----------------------------------------------------------------------
+
     def create(self, config: TrainConfig, vocabulary: Sequence[str] | None = None) -> None:
-        """Make the folder, take an earlier run out of it and write the config and, of a text, the vocabulary.
+        """Make the folder, remove the files of an earlier run and write the config and, of a text, the vocabulary.
 
         Raises:
             UserError: If it cannot be written.
@@ -72,11 +75,17 @@ class RunFolder:
             writer.writerow(row)
 
     def keep_metrics(self, num_rows: int) -> None:
-        """Keep the first rows only: those that a checkpoint knows."""
+        """Keep the first rows only, those that a checkpoint includes.
+
+        Raises:
+            UnwritableError: If the others cannot be removed.
+        """
         if not num_rows:
-            self.metrics_file.unlink(missing_ok=True)
+            with unwritable_told(self.metrics_file):
+                self.metrics_file.unlink(missing_ok=True)
         elif self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            with self._reading(self.metrics_file):
+                lines = read_text(self.metrics_file).splitlines(keepends=True)
             replace_text(self.metrics_file, "".join(lines[: num_rows + 1]))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -90,6 +99,8 @@ class RunFolder:
                 with replaced(file) as temporary:
                     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
+    # -- reading -----------------------------------------------------------------------------------------------------
+
     def read_config(self) -> TrainConfig:
         """Read the config."""
         self._check_exists()
@@ -99,31 +110,25 @@ class RunFolder:
         """Read the vocabulary; None if the run has no text."""
         if not self.vocabulary_file.exists():
             return None
-        try:
-            tokens = json.loads(self.vocabulary_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._damaged(self.vocabulary_file, error) from error
-        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise self._damaged(self.vocabulary_file, ValueError("it does not hold a list of tokens"))
+        with self._reading(self.vocabulary_file):
+            tokens = read_json(self.vocabulary_file)
+            if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+                raise ValueError("it does not hold a list of tokens")
         return tokens
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Read the rows of the metrics, as numbers."""
-        try:
-            with self.metrics_file.open(newline="", encoding="utf-8") as file:
-                return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        except (OSError, ValueError, TypeError) as error:
-            raise self._damaged(self.metrics_file, error) from error
+        with self._reading(self.metrics_file):
+            rows = read_csv(self.metrics_file)
+            return [{name: float(value) for name, value in row.items()} for row in rows]
 
     def read_summary(self) -> dict[str, Any]:
         """Read the summary."""
         self._check_exists()
-        try:
-            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._damaged(self.summary_file, error) from error
-        if not isinstance(summary, dict):
-            raise self._damaged(self.summary_file, ValueError("it does not hold an object"))
+        with self._reading(self.summary_file):
+            summary = read_json(self.summary_file)
+            if not isinstance(summary, dict):
+                raise ValueError("it does not hold an object")
         return summary
 
     def read_weights(self, *, averages: bool = False) -> Weights:
@@ -132,13 +137,13 @@ class RunFolder:
         file = self.averages_file if averages else self.weights_file
         if averages and not file.exists():
             raise UserError(f"run folder {self.path} has no averages: its method keeps none.")
-        try:
+        with self._reading(file):
+            if file.exists() and not file.is_file():  # to open a FIFO would wait for a writer
+                raise ValueError("it is not a regular file")
             return load_file(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise self._damaged(file, error) from error
 
     def is_finished(self, config: TrainConfig) -> bool:
-        """Tell whether the folder holds a whole run of this config that came to its end, wherever its data lay.
+        """Return whether the folder holds a whole run of this config that was finished, wherever its data lay.
 
         Raises:
             UserError: If it holds a finished or an interrupted run of another config, which would be lost.
@@ -147,14 +152,14 @@ class RunFolder:
             found = self.read_config()
         except UserError:
             return False
-        if self._has_come_to_its_end():
+        if self._has_finished():
             self._check_same(replace(found, data=config.data), config, "a finished")
             return True
         if self.checkpoints.files():
             self._check_same(found, config, "an interrupted")
         return False
 
-    def _has_come_to_its_end(self) -> bool:
+    def _has_finished(self) -> bool:
         try:
             return self.read_summary().get("status") == "finished" and bool(self.read_metrics())
         except UserError:
@@ -170,7 +175,7 @@ class RunFolder:
             )
 
     def can_resume(self, config: TrainConfig) -> bool:
-        """Tell whether the folder holds an interrupted run of this config."""
+        """Return whether the folder holds an interrupted run of this config."""
         try:
             return bool(self.checkpoints.files()) and self.read_config() == config
         except UserError:
@@ -180,21 +185,11 @@ class RunFolder:
         if not self.path.is_dir():
             raise UserError(f"run folder {self.path} does not exist.")
 
-    def _damaged(self, file: Path, error: Exception) -> UserError:
-        return UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({one_line(error)}).")
-
-
-class FollowerFolder(RunFolder):
-    """The folder of a run in a process that does not lead it, and so writes nothing."""
-
-    def create(self, config: TrainConfig, vocabulary: Sequence[str] | None = None) -> None:
-        """Leave it to the first process."""
-
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Leave it to the first process."""
-
-    def keep_metrics(self, num_rows: int) -> None:
-        """Leave it to the first process."""
-
-    def write_weights(self, weights: Weights, averages: Weights) -> None:
-        """Leave it to the first process."""
+    @contextmanager
+    def _reading(self, file: Path) -> Iterator[None]:
+        """Raise UserError, with folder and file, for what goes wrong while the file is read."""
+        try:
+            yield
+        except (UnreadableFileError, OSError, ValueError, safetensors.SafetensorError) as error:
+            reason = one_line(error).removeprefix(f"{file} cannot be read: ").rstrip(".")
+            raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error

@@ -1,297 +1,281 @@
-"""One run: train a config, select by validation, test, and leave a run folder; go on with one that was interrupted."""
+"""The training loop: train a config into a run folder, select by validation, test; resume an interrupted run."""
 
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from rich.console import Console
 
 import fptt
-from fptt.experiments.configs.config import TrainConfig, is_config_of
+from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UnwritableError, UserError, one_line
 from fptt.experiments.process.progress import Display, make_display
 from fptt.experiments.process.signals import Interruption
+from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import OPTIONS
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.run import Best, Run, copy_weights
-from fptt.experiments.training.run_state import load_state, state_of
+from fptt.experiments.training.lock import locked
+from fptt.experiments.training.replicas import launch
+from fptt.experiments.training.run import Run
 
-SECONDS_BETWEEN_FIGURES = 0.2
+SECONDS_BETWEEN_STATUS = 0.2
+
+
+def on_event(name: str, run: Run, batch: Samples | fptt.Batch | None = None) -> None:
+    """Do nothing: tests put another function here, to observe, disturb or end a run at a known point.
+
+    Args:
+        name: `batch` before a batch is trained on and `trained` after it, `validate` before a validation and
+            `validated` between its weights and its row, `finish` before the folder is completed.
+        run: The run.
+        batch: That of `batch`.
+    """
 
 
 def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: bool = False) -> dict[str, Any]:
-    """Train a config into a folder, and return its summary; the folder is made when everything else is ready.
+    """Train a config into a folder, and return the summary; nothing is written before everything else is ready.
 
-    Ctrl-C ends the run after the batch: a checkpoint is saved, the folder is completed with what there is, its status
-    is `interrupted`, and the KeyboardInterrupt goes on to the caller.
+    Ctrl-C ends the run after the current batch: a checkpoint is saved, the folder is completed with what there is, the
+    status is `interrupted`, and KeyboardInterrupt is raised.
 
     Args:
-        config: What to train.
-        folder: Where.
-        console: Where progress is told.
-        resume: Go on from the checkpoint in the folder.
+        config: The config of the run.
+        folder: Its folder.
+        console: Prints the progress.
+        resume: Continue from the checkpoint in the folder.
+
+    Returns:
+        The summary; empty in the processes that do not lead.
 
     Raises:
-        UserError: If data, device, settings or checkpoint are not usable, or the training diverges.
+        UserError: If data, device, settings, folder or checkpoint are not usable, or the training diverges.
     """
     try:
-        return _train_to_the_end(_prepare(config, folder, console, resume=resume))
+        run = Run(config, launch(config))
+    except fptt.LostProcessError as error:
+        raise UserError(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise UserError(one_line(error)) from error
+    try:
+        with locked(folder.path) if run.replicas.is_leader else nullcontext():
+            return _train(run, folder, console, resume=resume)
     except (UnwritableError, fptt.LostProcessError) as error:
-        path = folder.path
-        hint = f"To go on when that is mended: fptt train --resume --out {path}." if folder.checkpoints.files() else ""
+        hint = f"To resume when that is mended: {_resume_command(folder)}." if folder.checkpoints.files() else ""
         raise UserError(f"{error} {hint}".strip()) from error
 
 
-def _prepare(config: TrainConfig, folder: RunFolder, console: Console, *, resume: bool) -> "Training":
-    """Return what is ready to train, with a checkpoint to go on from already now."""
-    try:
-        training = Training(config, folder, console)
-        if resume:
-            training.restore()
-        else:
-            folder.create(config, training.run.task.vocabulary)
-            training.save()
-    except (ValueError, RuntimeError) as error:
-        raise UserError(one_line(error)) from error
-    return training
+def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool) -> dict[str, Any]:
+    """Train to the end, or until something is wrong, and complete the folder."""
+    if resume:
+        _restore(run, folder, console)
+    else:
+        if run.replicas.is_leader:
+            folder.create(run.config, run.task.vocabulary)
+        _save(run, folder)  # so that a run killed in its first batch can be resumed too
 
-
-def _train_to_the_end(training: "Training") -> dict[str, Any]:
-    """Train, test, and complete the folder whatever happens, as long as it can be written."""
-    status, can_write = "failed", True
+    interruption = Interruption()
     try:
-        training.loop()
-        training.save()  # the last validation is behind, the test may still be interrupted
-        status = "finished"
-    except fptt.LostProcessError:
-        can_write = False  # what it has done since the last checkpoint is lost
-        raise
+        with closing(make_display(console)) as display, interruption:
+            while not run.is_over:
+                try:
+                    run.memory.start()
+                    _train_epoch(run, folder, display, interruption)
+                    run.memory.stop()
+                    _validate(run, folder, display)
+                except FloatingPointError as error:
+                    _roll_back(run, folder, console, error)
+        _save(run, folder)  # with the last validation, so that a run interrupted in its test need not train again
+    except (UnwritableError, fptt.LostProcessError):
+        raise  # the folder cannot be completed, or what was trained since the last checkpoint is not whole
     except KeyboardInterrupt:
-        status = "interrupted"
-        training.tell_interruption()
+        if run.method.updates:
+            say(console, f"interrupted; completing {folder.path} (again to stop at once)")
+            if folder.checkpoints.files():
+                say(console, f"to resume: {_resume_command(folder)}")
+        _finish(run, folder, "interrupted")
         raise
-    except UnwritableError:
-        can_write = False
+    except (fptt.CompilationError, FloatingPointError) as error:
+        _finish(run, folder, "failed")
+        is_divergence = isinstance(error, FloatingPointError)
+        hint = f" Try a smaller lr or max_norm; what was trained so far is in {folder.path}." if is_divergence else ""
+        raise UserError(f"{error}{hint}") from error
+    except BaseException:
+        _finish(run, folder, "failed")
         raise
-    except fptt.CompilationError as error:
-        raise UserError(str(error)) from error
-    except FloatingPointError as error:
-        raise UserError(
-            f"{error} Try a smaller lr or max_norm; what was trained so far is in {training.folder.path}."
-        ) from error
-    finally:
-        summary = training.finish(status) if training.can_finish and can_write and training.run.ranks.leads else {}
-    return summary
+    return _finish(run, folder, "finished")
 
 
-class Training:
-    """Trains a run and writes what it leaves."""
+def _resume_command(folder: RunFolder) -> str:
+    return f"fptt train --resume --out {folder.path}"
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, console: Console) -> None:
-        self.config, self.folder, self.console = config, folder, console
-        self.run = Run(config)
-        self.interruption = Interruption()
-        self.saved_at = 0
-        self.shown_at = 0.0
 
-    @property
-    def can_finish(self) -> bool:
-        """Whether an update has been made, so that there is something to keep."""
-        return self.run.method.updates > 0
+def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: Interruption) -> None:
+    """Train on what is left of the epoch, up to the end of the budget.
 
-    # -- the loop ----------------------------------------------------------------------------------------------------
+    Raises:
+        KeyboardInterrupt: After a batch and with a checkpoint, if any process is asked to stop.
+    """
+    every, shown_at = run.config.checkpoint_updates, 0.0
+    for batch in run.batches:
+        if run.fraction >= 1.0:  # also on resuming a run that was killed in its last validation
+            break
+        on_event("batch", run, batch)
+        run.train_batch(batch)
+        on_event("trained", run)
 
-    def loop(self) -> None:
-        """Train until the budget is spent or patience is at its end, over rollbacks if need be."""
-        while True:
-            try:
-                self._loop()
-                return
-            except FloatingPointError as error:
-                self._roll_back(error)
+        is_due = every is not None and run.method.updates - run.progress.saved_at >= every
+        run.fraction, is_asked, is_due = run.replicas.agree(run.spent(), is_asked=interruption.is_asked, is_due=is_due)
+        if is_due or is_asked:
+            _save(run, folder)
+        if is_asked:
+            raise KeyboardInterrupt
+        # some times a second at most: to read the loss is to wait for the device
+        if time.monotonic() - shown_at >= SECONDS_BETWEEN_STATUS:
+            shown_at = time.monotonic()
+            display.show(run.fraction, _status(run))
+    else:
+        run.state = None  # the next epoch begins anew; where the budget is spent there is none
+    run.progress.epoch += 1
 
-    def _roll_back(self, error: FloatingPointError) -> None:
-        """Go back to the last checkpoint, with a smaller learning rate from there on; or raise the error, at last."""
-        config, rollbacks = self.config, self.run.schedule.rollbacks + 1
-        if config.on_bad_number != "rollback" or rollbacks > config.max_rollbacks:
-            raise error
-        self.restore()
-        self.run.schedule.rollbacks = rollbacks
-        self.save()
-        batches, factor = self.run.method.batches, config.rollback_factor**rollbacks
-        say(self.console, f"{error} Rollback {rollbacks}: on from batch {batches} with the learning rate × {factor:g}.")
 
-    def _loop(self) -> None:
-        run = self.run
-        with closing(make_display(self.console)) as display, self.interruption:
-            while run.totals.batches or not (run.is_over or run.schedule.has_given_up):  # an epoch is always validated
-                run.memory.start()
-                self._train_epoch(display)
-                run.memory.stop()
-                run.epoch += 1
-                self._validate(display)
-
-    def _train_epoch(self, display: Display) -> None:
-        run = self.run
-        for batch in run.batches:
-            if run.is_over:
-                break
-            run.schedule.set_rate(run.optimizer, run.fraction)
-            run.train_batch(batch)
-            self._count()
-            self._show(display)
-
-    def _show(self, display: Display) -> None:
-        """Show the figures, some times a second at most: to read them is to wait for the device."""
-        now = time.monotonic()
-        if now - self.shown_at >= SECONDS_BETWEEN_FIGURES:
-            self.shown_at = now
-            display.show(self.run.fraction, self._figures())
-
-    def _count(self) -> None:
-        """Count a batch; save if it is time, and stop if that is asked."""
-        every, asked = self.config.checkpoint_updates, self.interruption
-        is_due = every is not None and self.run.method.updates - self.saved_at >= every
-        asked.is_asked, is_due = self.run.count(is_asked=asked.is_asked, is_due=is_due)
-        if is_due or asked.is_asked:
-            self.save()
-        asked.check()
-
-    def _figures(self) -> str:
-        run, seconds = self.run, max(self.run.seconds, 1e-9)
-        metric = "" if run.metric is None else f"{run.task.metric} {run.metric:.4f}  "
-        skipped = f"{run.method.skipped} skipped  " if run.method.skipped else ""
-        return (
-            f"epoch {run.epoch}  {skipped}loss {run.totals.means()['train_loss']:.3f}  {metric}"
-            f"{run.method.updates / seconds:,.0f} updates/s  {run.method.timesteps / seconds / 1000:,.0f}k steps/s"
-        )
-
-    def _validate(self, display: Display) -> None:
-        run, task = self.run, self.run.task
-        figures = self._select()
+def _validate(run: Run, folder: RunFolder, display: Display) -> None:
+    """Validate, keep the weights if none before were better, and add a row of metrics."""
+    on_event("validate", run)
+    task, progress, is_leader = run.task, run.progress, run.replicas.is_leader
+    run.method.sync()  # with local updates the leader would else judge its own weights
+    own = measure(run.evaluated_model, task, task.validation, run.fabric.device) if is_leader else {}
+    metrics = run.replicas.from_leader(own)  # all of them schedule by it
+    is_best = run.select(metrics[task.metric])
+    progress.metric = metrics[task.metric]
+    if is_leader and is_best:
+        folder.write_weights(run.best.weights, run.best.averages)
+    on_event("validated", run)
+    if is_leader:
         row = {
             "epoch": round(run.epochs, 4),
             "batches": run.method.batches,
             "updates": run.method.updates,
             "timesteps": run.method.timesteps,
-            "seconds": round(run.seconds, 3),
+            "seconds": round(progress.seconds, 3),
             "lr": run.optimizer.param_groups[0]["lr"],
             **run.totals.means(),
-            **{f"validation_{name}": value for name, value in figures.items()},
+            **{f"validation_{name}": value for name, value in metrics.items()},
         }
-        self.folder.append_metrics(row)
-        run.rows += 1
-        run.metric = figures[task.metric]
-        display.epoch(run.fraction, self._figures())
-        run.totals.clear()
+        folder.append_metrics(row)
+    progress.rows += 1
+    display.epoch(run.fraction, _status(run))
+    run.totals.clear()
 
-    def _select(self) -> dict[str, float]:
-        """Validate, keep the weights if they are the best, and return the figures."""
-        run, task = self.run, self.run.task
-        run.method.sync()
-        figures = run.ranks.from_leader(
-            measure(run.judged, task, task.validation, run.fabric.device) if run.ranks.leads else {}
-        )
-        metric = figures[task.metric]
-        run.schedule.observe(is_better=run.best.metric is None or task.is_improved(metric, run.best.metric))
-        if run.best.metric is None or task.is_better(metric, run.best.metric):
-            run.best = Best(metric, run.epoch, copy_weights(run.judged), run.averages())
-            self.folder.write_weights(run.best.weights, run.best.averages)
-        return figures
 
-    # -- checkpoints -------------------------------------------------------------------------------------------------
+def _status(run: Run) -> str:
+    """Return a line about where the run stands; reads the loss, and so waits for the device."""
+    progress, method, seconds = run.progress, run.method, max(run.progress.seconds, 1e-9)
+    metric = "" if progress.metric is None else f"{run.task.metric} {progress.metric:.4f}  "
+    skipped = f"{method.skipped} skipped  " if method.skipped else ""
+    return (
+        f"epoch {progress.epoch}  {skipped}loss {run.totals.means()['train_loss']:.3f}  {metric}"
+        f"{method.updates / seconds:,.0f} updates/s  {method.timesteps / seconds / 1000:,.0f}k steps/s"
+    )
 
-    def save(self) -> None:
-        """Write a checkpoint between two batches."""
-        state = {"config": self.config.to_yaml(), **state_of(self.run)}
-        if self.run.ranks.leads:
-            self.folder.checkpoints.write(state)
-        self.saved_at = self.run.method.updates
 
-    def restore(self) -> None:
-        """Go back to the checkpoint in the folder.
+def _save(run: Run, folder: RunFolder) -> None:
+    """Write a checkpoint, between two batches."""
+    run.progress.saved_at = run.method.updates
+    state = run.state_dict()
+    if run.replicas.is_leader:
+        folder.checkpoints.write(state)
 
-        Raises:
-            UserError: If there is none, it is damaged, or it belongs to another config or other data.
-        """
-        if self.run.ranks.leads:
-            self._read_checkpoint()
-        self.run.ranks.from_leader(None)  # a damaged one is set aside before the others look
-        if not self.run.ranks.leads:
-            self._read_checkpoint()
-        self.run.count()
-        self.saved_at = self.run.method.updates
-        self.folder.keep_metrics(self.run.rows)
 
-    def _read_checkpoint(self) -> None:
-        self.folder.checkpoints.restore(self._load, lambda text: say(self.console, text))
+def _restore(run: Run, folder: RunFolder, console: Console) -> None:
+    """Restore the last checkpoint in the folder, or the one before it.
 
-    def _load(self, state: dict[str, Any]) -> None:
-        if not is_config_of(state.get("config"), self.config):
-            raise UserError(f"the checkpoint in {self.folder.path} is of another config than the folder's config.yaml.")
-        load_state(self.run, state)
+    Raises:
+        UserError: If there is none, both are damaged, or it belongs to another config or other data.
+    """
+    for is_turn_of_leader in (True, False):  # it sets damaged ones aside before the others look
+        if run.replicas.is_leader is is_turn_of_leader:
+            folder.checkpoints.restore(run.load_state_dict, lambda text: say(console, text))
+        run.replicas.from_leader(None)
+    run.fraction, *_ = run.replicas.agree(run.spent(), is_asked=False, is_due=False)
+    if run.replicas.is_leader:
+        folder.keep_metrics(run.progress.rows)  # those after the checkpoint come again
 
-    def tell_interruption(self) -> None:
-        """Say what happens now, and how to go on."""
-        if self.can_finish:
-            path = self.folder.path
-            self.console.print(f"interrupted; completing {path} (again to stop at once)", highlight=False)
-            if self.folder.checkpoints.files():
-                self.console.print(f"to go on: fptt train --resume --out {path}", highlight=False, soft_wrap=True)
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+def _roll_back(run: Run, folder: RunFolder, console: Console, error: FloatingPointError) -> None:
+    """Restore the last checkpoint, with a smaller learning rate from there on; raise the error if that is not allowed.
 
-    def finish(self, status: str) -> dict[str, Any]:
-        """Test the selected weights and write everything that the folder still lacks."""
-        run, task = self.run, self.run.task
-        if run.best.metric is None:
-            self._select()
-        self.folder.write_summary(self._summary("interrupted", {task.metric: None}))  # in case the test is
-        if run.rows:
-            from fptt.experiments.training.plots import draw_curves  # matplotlib loads when there is something to draw
+    The checkpoint is saved once more with the new count, so that a resumed run does not begin to count again.
+    """
+    config, rollbacks = run.config, run.progress.rollbacks + 1
+    if config.on_bad_number != "rollback" or rollbacks > config.max_rollbacks:
+        raise error
+    _restore(run, folder, console)
+    run.progress.rollbacks = rollbacks
+    _save(run, folder)
+    batches, factor = run.method.batches, config.rollback_factor**rollbacks
+    say(console, f"{error} Rollback {rollbacks}: on from batch {batches} with the learning rate × {factor:g}.")
 
-            draw_curves(self.folder, self.config, task.metric)
-        run.model.load_state_dict(run.best.weights)
-        summary = self._summary(status, measure(run.model, task, task.test, run.fabric.device))
-        self.folder.write_summary(summary)
-        if status == "finished":
-            self.folder.checkpoints.remove()
-        return summary
 
-    def _summary(self, status: str, test: dict[str, Any]) -> dict[str, Any]:
-        config, run, method = self.config, self.run, self.run.method
-        is_fptt = config.method == "fptt"
-        return {
-            "task": run.task.name,
-            "permuted": config.permuted,
-            "standardization": config.standardization if run.task.name in OPTIONS["standardization"] else None,
-            "limit": config.limit,
-            "method": config.method,
-            "form": config.form if is_fptt else None,
-            "coupling": config.coupling if is_fptt else None,
-            "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
-            "alpha": config.alpha if is_fptt else None,
-            "engine": getattr(method, "engine", "eager"),
-            "seed": config.seed,
-            **{f"test_{name}": value for name, value in test.items()},
-            f"validation_{run.task.metric}": run.best.metric,
-            "chance": run.task.chance,
-            "best_epoch": run.best.epoch,
-            "status": status,
-            "epochs": round(run.epochs, 4),
-            "batches": method.batches,
-            "updates": method.updates,
-            "timesteps": method.timesteps,
-            "seconds": round(run.seconds, 3),
-            "seconds_clock": run.clock.kind,
-            **run.memory.figures(),
-            "processes": run.ranks.size,
-            "skipped": method.skipped,
-            "rollbacks": run.schedule.rollbacks,
-            "sync_every": config.sync_every if run.ranks.size > 1 else None,
-            "num_parameters": sum(param.numel() for param in run.model.parameters()),
-            "num_test": len(run.task.test),  # pyright: ignore[reportArgumentType]
-            **run.environment,
-        }
+def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
+    """Write summary and plot, test the selected weights, complete the summary, remove the checkpoints of a whole run.
+
+    Does nothing in processes that do not lead, and without a single update, when there is nothing to keep.
+    """
+    if not run.replicas.is_leader or not run.method.updates:
+        return {}
+    on_event("finish", run)
+    task, device = run.task, run.fabric.device
+    if run.best.metric is None:  # ended within the first epoch; without the other processes, which may be gone
+        run.select(measure(run.evaluated_model, task, task.validation, device)[task.metric])
+        folder.write_weights(run.best.weights, run.best.averages)
+    folder.write_summary(_summary(run, "interrupted", {task.metric: None}))  # stays if the test is interrupted
+    if run.progress.rows:
+        from fptt.experiments.training.plots import draw_curves  # loads matplotlib
+
+        draw_curves(folder, run.config, task.metric)
+    run.model.load_state_dict(run.best.weights)
+    summary = _summary(run, status, measure(run.model, task, task.test, device))
+    folder.write_summary(summary)
+    if status == "finished":
+        folder.checkpoints.remove()
+    return summary
+
+
+def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) -> dict[str, Any]:
+    config, task, method, progress = run.config, run.task, run.method, run.progress
+    is_fptt = config.method == "fptt"
+    return {
+        "task": task.name,
+        "permuted": config.permuted,
+        "standardization": config.standardization if task.name in OPTIONS["standardization"] else None,
+        "limit": config.limit,
+        "method": config.method,
+        "form": config.form if is_fptt else None,
+        "coupling": config.coupling if is_fptt else None,
+        "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
+        "alpha": config.alpha if is_fptt else None,
+        "engine": getattr(method, "engine", "eager"),
+        "seed": config.seed,
+        "metric": task.metric,
+        **{f"test_{name}": value for name, value in test.items()},
+        f"validation_{task.metric}": run.best.metric,
+        "chance": task.chance,
+        "best_epoch": run.best.epoch,
+        "status": status,
+        "epochs": round(run.epochs, 4),
+        "batches": method.batches,
+        "updates": method.updates,
+        "timesteps": method.timesteps,
+        "seconds": round(progress.seconds, 3),
+        "seconds_clock": run.clock.kind,
+        **run.memory.figures(),
+        "processes": run.replicas.size,
+        "skipped": method.skipped,
+        "rollbacks": progress.rollbacks,
+        "sync_every": config.sync_every if run.replicas.size > 1 else None,
+        "num_parameters": sum(param.numel() for param in run.model.parameters()),
+        "num_test": len(task.test),  # pyright: ignore[reportArgumentType]
+        **run.environment,
+    }

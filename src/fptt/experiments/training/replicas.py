@@ -1,6 +1,8 @@
-"""The processes of a run: which of them leads, how a batch is shared out, and what they tell each other."""
+"""The processes of a run: started, synchronized, and given their parts of every batch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,94 +14,117 @@ from torch import Tensor
 import fptt
 from fptt._parallel.collectives import lost_processes_told
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.errors import ReportedError, UserError, one_line
+from fptt.experiments.training.build import check_precision, make_fabric
 
 STARTED = "WORLD_SIZE"
-"""Tells the processes of a run, whoever has started them, how many they are."""
+"""Set by torchrun, `fabric run` and Fabric itself in every process of a run: their number."""
 
 BATCH_DIM = 1
 """Of inputs and of targets of steps; labels of sequences have the batch in dim 0."""
 
 
-class Ranks:
-    """The processes that share a run, started if there are several and nobody has started them.
+def launch(config: TrainConfig) -> "Replicas":
+    """Start the processes of a run, unless somebody has, and return them as each of them sees them.
+
+    Fabric starts the others by running the same command once more in each, up to this very call: whatever comes before
+    it in the program is done in all of them, and what comes after finds them all there.
+
+    Raises:
+        UserError: If device or precision cannot be used, or another number of processes was started.
+    """
+    size = config.devices * config.num_nodes
+    started = os.environ.get(STARTED)
+    if started is not None and int(started) != size:
+        raise UserError(f"devices times num_nodes must be the {started} processes that were started, got {size}.")
+    check_precision(config)
+    fabric = make_fabric(config.accelerator, config.precision, config.devices, config.num_nodes)
+    if size > 1 and "LT_CLI_USED" not in os.environ:  # `fabric run` has started them, and refuses a second launch
+        fabric.launch()
+        # Fabric kills the first process when another has ended, but the first has to report that and save what there
+        # is. On CPUs gloo notices a lost process by itself; NCCL would wait for it, so there Fabric keeps watching.
+        if fabric.device.type == "cpu" and isinstance(fabric.strategy.launcher, _SubprocessScriptLauncher):
+            fabric.strategy.launcher.procs.clear()
+    return Replicas(fabric)
+
+
+class Replicas:
+    """The processes that train one model together, each on its part of every batch; a single one is its own leader.
 
     Attributes:
-        size: How many.
-        number: Of this one, from 0; 0 leads.
+        fabric: Device, precision and communication of this process.
+        size: The number of processes.
+        rank: The number of this one, from 0.
     """
 
-    def __init__(self, fabric: Fabric, config: TrainConfig) -> None:
-        self.fabric, self.config = fabric, config
-        _check_started(config.devices * config.num_nodes)
-        if config.devices * config.num_nodes > 1 and "LT_CLI_USED" not in os.environ:  # `fabric run` has started them
-            fabric.launch()
-            _take_off_watch(fabric)
-        self.size, self.number = fabric.world_size, fabric.global_rank
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.size, self.rank = fabric.world_size, fabric.global_rank
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes and speaks."""
-        return self.number == 0
+    def is_leader(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.fabric.is_global_zero
 
-    def parallel(self) -> fptt.DataParallel | None:
-        """Return how the method shares its updates; None for one process."""
-        if self.size == 1:
-            return None
-        return fptt.DataParallel(sync_every=self.config.sync_every, check=self.config.check_sync)
-
-    def seed(self) -> None:
-        """Give every process random numbers of its own from here on, as for dropout; the first keeps those it has."""
-        if self.number:
-            torch.manual_seed(self.config.seed + 2**31 * self.number)
+    def parallel(self, config: TrainConfig) -> fptt.DataParallel | None:
+        """Return how a method shares its updates; None for one process."""
+        return None if self.size == 1 else fptt.DataParallel(sync_every=config.sync_every, check=config.check_sync)
 
     def part(self, inputs: Tensor, targets: Tensor, *, per_step: bool) -> tuple[Tensor, Tensor]:
-        """Return every `size`-th sequence of a batch; each takes a batch with fewer of them than processes whole."""
+        """Return every `size`-th sequence of a batch; a batch with fewer of them than processes goes to all of them."""
         if inputs.shape[BATCH_DIM] < self.size:
             return inputs, targets
-        own = slice(self.number, None, self.size)
+        own = slice(self.rank, None, self.size)
         return inputs[:, own], targets[:, own] if per_step else targets[own]
 
     def agree(self, spent: float, *, is_asked: bool, is_due: bool) -> tuple[float, bool, bool]:
-        """Return what the first process has spent, whether any is asked to stop, and whether the first is due."""
+        """Return what the leader has spent, whether any process is asked to stop, and whether the leader is due.
+
+        Seconds and signals differ between processes; decisions taken on them must not, or collectives would not match.
+        """
         if self.size == 1:
             return spent, is_asked, is_due
-        own = (spent * self.leads, is_asked, is_due and self.leads)
-        told = torch.tensor(own, dtype=torch.float64, device=self.fabric.device)
+        own = (spent * self.is_leader, is_asked, is_due and self.is_leader)
+        sums = torch.tensor(own, dtype=torch.float64, device=self.fabric.device)
         with lost_processes_told():
-            dist.all_reduce(told)
-        return float(told[0]), bool(told[1]), bool(told[2])
+            dist.all_reduce(sums)
+        return float(sums[0]), bool(sums[1]), bool(sums[2])
 
     def from_leader(self, value: Any) -> Any:
-        """Return what the first process has."""
-        if self.size == 1:
-            return value
-        values = [value]
+        """Return the leader's value."""
         with lost_processes_told():
-            dist.broadcast_object_list(values, 0)
-        return values[0]
+            return self.fabric.broadcast(value)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what the processes have, in the first one; nothing in the others."""
+        """Return the values of all processes, in the leader; nothing in the others."""
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.leads else None
+        values: list[Any] | None = [None] * self.size if self.is_leader else None
         with lost_processes_told():
             dist.gather_object(value, values)
         return values or []
 
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Raise an error of one process in all of them, reported by the leader alone; nothing inside may communicate.
 
-def _take_off_watch(fabric: Fabric) -> None:
-    """Keep Fabric from killing the first process when another has ended: gloo notices it, and the run has to say so.
-
-    Nccl would wait for the lost one.
-    """
-    if fabric.device.type == "cpu" and isinstance(fabric.strategy.launcher, _SubprocessScriptLauncher):
-        fabric.strategy.launcher.procs.clear()  # those that are watched
-
-
-def _check_started(size: int) -> None:
-    """Raise UserError if somebody has started another number of processes."""
-    started = os.environ.get(STARTED)
-    if started is not None and int(started) != size:
-        raise UserError(f"devices times num_nodes must be the {started} processes that were started, got {size}.")
+        Raises:
+            UserError: If something inside is wrong, here or in another process.
+        """
+        if self.size == 1:
+            yield
+            return
+        error: Exception | None = None
+        try:
+            yield
+        except (UserError, ValueError, RuntimeError) as raised:
+            error = raised
+        messages: list[str | None] = [None] * self.size
+        with lost_processes_told():
+            dist.all_gather_object(messages, None if error is None else one_line(error))
+        rank, message = next(((rank, text) for rank, text in enumerate(messages) if text is not None), (0, None))
+        if message is None:
+            return
+        where = f"process {rank}: " if rank else ""  # that all processes have it, the leader too, is the usual case
+        kind = UserError if self.is_leader else ReportedError
+        raise kind(where + message) from error

@@ -1,30 +1,60 @@
-"""The parts of a run, and what it has done so far."""
+"""One training run: its parts, its progress, and all of that as a state from which it resumes bitwise."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import fptt
-from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.config import TrainConfig, is_config_of
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
+from fptt.experiments.process.random_state import random_state, set_random_state
 from fptt.experiments.tasks.batches import Samples
-from fptt.experiments.tasks.registry import load_task
-from fptt.experiments.tasks.task import Task
-from fptt.experiments.training.build import (
-    check_chunks,
-    check_precision,
-    make_fabric,
-    make_method,
-    make_model,
-    make_optimizer,
-)
+from fptt.experiments.tasks.registry import check_vocabulary, load_task
+from fptt.experiments.training.build import check_chunks, make_loss, make_method, make_model, make_optimizer
+from fptt.experiments.training.checkpoints import load_field
 from fptt.experiments.training.evaluation import in_precision_of
 from fptt.experiments.training.folder import Weights
-from fptt.experiments.training.replicas import Ranks
-from fptt.experiments.training.schedule import Budget, Schedule
+from fptt.experiments.training.replicas import Replicas
+from fptt.experiments.training.schedule import Schedule, spent_fraction
+
+CHECKPOINT_VERSION = 4
+
+PER_PROCESS = ("state", "random")
+"""Fields that differ between the processes of a run, because their sequences do."""
+PER_PROCESS_WITH_LOCAL_UPDATES = ("model", "optimizer", "method", "average")
+"""Fields that differ too between two synchronizations, where `sync_every` is above 1."""
+
+
+@dataclass
+class Progress:
+    """Counters of a run that neither method nor schedule has.
+
+    Attributes:
+        epoch: Epochs that have ended.
+        rows: Rows of metrics so far.
+        seconds: Of training so far.
+        metric: Of the last validation.
+        saved_at: Updates at the last checkpoint.
+        rollbacks: How often the run went back to a checkpoint; each made the learning rate smaller.
+    """
+
+    epoch: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    metric: float | None = None
+    saved_at: int = 0
+    rollbacks: int = 0
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> "Progress":
+        """Return the counters of `asdict`, checked to be numbers."""
+        kinds = {"seconds": float, "metric": lambda value: None if value is None else float(value)}
+        return cls(**{name: kinds.get(name, int)(value) for name, value in saved.items()})
 
 
 @dataclass
@@ -37,19 +67,17 @@ class Best:
     averages: Weights = field(default_factory=dict)
 
 
+@dataclass
 class Totals:
-    """What the epoch under way has added up so far, on the device, so that nothing waits for it.
+    """Sums over the batches of the current epoch, kept on the device, so that nothing waits for it.
 
     Attributes:
         sums: Of loss, penalty and gradient norm, (3,).
-        batches: How many.
+        batches: The number of batches.
     """
 
-    NAMES = ("train_loss", "penalty", "gradient_norm")
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(self.NAMES), device=device)
-        self.batches = 0
+    sums: Tensor
+    batches: int = 0
 
     def add(self, result: fptt.BatchResult) -> None:
         """Add one batch."""
@@ -57,8 +85,9 @@ class Totals:
         self.batches += 1
 
     def means(self) -> dict[str, float]:
-        """Return the means over the batches."""
-        return dict(zip(self.NAMES, (self.sums / max(self.batches, 1)).tolist(), strict=True))
+        """Return the means over the batches, by their column in metrics.csv."""
+        names = ("train_loss", "penalty", "gradient_norm")
+        return dict(zip(names, (self.sums / max(self.batches, 1)).tolist(), strict=True))
 
     def clear(self) -> None:
         """Begin a new epoch."""
@@ -66,48 +95,48 @@ class Totals:
 
 
 class Run:
-    """The parts of a run, and what it has done so far.
+    """The parts and the progress of one training run.
 
     Attributes:
-        judged: The model that is validated and tested: the trained one, or the moving average of its weights.
-        state: The recurrent state that the next batch of a stream begins with.
-        rows: Rows of metrics so far.
-        metric: Of the last validation.
+        state: The recurrent state with which the next batch of a stream begins; None at the start of an epoch.
         fraction: The part of the budget that is spent, the same in all processes.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, replicas: Replicas) -> None:
+        # after the launch, which sets the threads of a process too, and before any arithmetic: worker threads inherit
+        # how denormal numbers are treated
         prepare_process(config.threads, deterministic=config.deterministic)
-        self.config = config
-        self.fabric = make_fabric(config.accelerator, config.precision, config.devices, config.num_nodes)
+        self.config, self.replicas, self.fabric = config, replicas, replicas.fabric
         torch.manual_seed(config.seed)
-        self.task: Task = load_task(config, config.seed)
-        self.model: nn.Module = make_model(config, self.task)
-        self.optimizer = make_optimizer(config, self.model)
-        check_chunks(config, self.task)
-        check_precision(config)
-        self.ranks = Ranks(self.fabric, config)  # starts the others; what is wrong was told before, once
-        prepare_process(config.threads, deterministic=config.deterministic)
+        with replicas.reporting():
+            self.task = load_task(config, config.seed)
+            self.model: nn.Module = make_model(config, self.task)
+            self.optimizer = make_optimizer(config, self.model)
+            check_chunks(config, self.task)
+            loss = make_loss(config, self.task)
         self.fabric.strategy.precision.convert_module(self.model).to(self.fabric.device)
-        parallel = self.ranks.parallel()
-        self.method = make_method(config, self.task, self.model, self.optimizer, fabric=self.fabric, parallel=parallel)
-        self.ranks.seed()
+        self.method = make_method(
+            config, self.model, self.optimizer, loss, fabric=self.fabric, parallel=replicas.parallel(config)
+        )
+        if (
+            replicas.rank
+        ):  # random numbers of its own from here on, as for dropout; the leader's are those of a lone run
+            torch.manual_seed(config.seed + 2**31 * replicas.rank)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema_decay else None
         self.batches = self.task.training_batches(config.batch_size, config.seed)
-        self.budget, self.schedule = Budget(config), Schedule(config)
-        self.best, self.totals = Best(), Totals(self.fabric.device)
+        self.schedule = Schedule(config)
+        self.progress, self.best = Progress(), Best()
+        self.totals = Totals(torch.zeros(3, device=self.fabric.device))
         self.state: Any = None
-        self.metric: float | None = None
-        self.epoch = self.rows = 0
-        self.seconds = self.fraction = 0.0
+        self.fraction = 0.0
         self.environment = environment(self.fabric.device)
-        self.clock = Clock(self.fabric.device, is_alone=self.ranks.size == 1)
+        self.clock = Clock(self.fabric.device, is_alone=replicas.size == 1)
         self.memory = MemoryMeter(self.fabric.device)
 
     @property
-    def judged(self) -> nn.Module:
-        """The model that is validated and tested."""
+    def evaluated_model(self) -> nn.Module:
+        """The model that is validated and tested: the trained one, or the moving average of its weights."""
         return self.model if self.average is None else self.average.get_submodule("module")
 
     @property
@@ -117,51 +146,157 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is spent."""
-        return self.fraction >= 1.0
+        """Whether the budget is spent or validation has not improved for too long; an epoch under way goes on."""
+        return not self.totals.batches and (self.fraction >= 1.0 or self.schedule.is_stopped_early)
 
-    def count(self, *, is_asked: bool = False, is_due: bool = False) -> tuple[bool, bool]:
-        """Agree with the other processes on the part of the budget that is spent, and on what comes next.
+    def spent(self) -> float:
+        """Return the part of the budget that this process has spent."""
+        updates = self.method.updates + self.method.skipped
+        return spent_fraction(self.config, self.epochs, updates, self.progress.seconds)
 
-        Args:
-            is_asked: Whether this process is asked to stop.
-            is_due: Whether it is time for a checkpoint.
+    # -- training ----------------------------------------------------------------------------------------------------
 
-        Returns:
-            Whether any is asked to stop, and whether it is time in the first one.
-        """
-        spent = self.budget.fraction(self.epochs, self.method.updates + self.method.skipped, self.seconds)
-        self.fraction, is_asked, is_due = self.ranks.agree(spent, is_asked=is_asked, is_due=is_due)
-        return is_asked, is_due
-
-    def train_batch(self, batch: Samples) -> None:
-        """Train on this process's part of a batch."""
-        inputs, targets = self.ranks.part(
+    def train_batch(self, batch: Samples | fptt.Batch) -> None:
+        """Train on this process's part of a batch, at the learning rate of this part of the run."""
+        rate = self.schedule.rate(self.fraction, self.progress.rollbacks)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        inputs, targets = self.replicas.part(
             *(in_precision_of(self.model, part) for part in self.task.sequences(self.fabric.to_device(batch))),
             per_step=self.task.has_step_targets,
         )
-        if self.batches.position == 1:
-            self.state = self.first_state(inputs)
+        if self.state is None:
+            self.state = self._first_state(inputs)
         start = self.clock.now()
         result = self.method.train_batch(inputs, targets, self.state)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.seconds += self.clock.now() - start
-        self.state = result.state if self.batches.carries_state else None
+        self.progress.seconds += self.clock.now() - start
+        self.state = result.state if self.task.is_stream else None
         self.totals.add(result)
 
-    def averages(self) -> Weights:
-        """Return a copy of FPTT's averages W̄, if the method keeps some."""
-        if self.method.regularizer is None:
-            return {}
-        with self.method.regularizer.averaged():
-            return copy_weights(self.model)
+    def _first_state(self, inputs: Tensor) -> Any:
+        """Return the initial state of a stream, explicitly, so that a compiled step need not be compiled for None too.
 
-    def first_state(self, inputs: Tensor) -> Any:
-        """Return the state that a stream begins with; independent sequences leave it to the model."""
-        return self.model.initial_state(inputs) if self.batches.carries_state else None  # pyright: ignore
+        Independent sequences leave it to the model.
+        """
+        return self.model.initial_state(inputs) if self.task.is_stream else None  # pyright: ignore[reportCallIssue]
+
+    def select(self, metric: float) -> bool:
+        """Note the validation metric of an epoch; keep the weights and return True if none before was better."""
+        best, task = self.best.metric, self.task
+        self.schedule.observe(is_better=best is None or task.is_improved(metric, best))
+        if best is not None and not task.is_better(metric, best):
+            return False
+        averages: Weights = {}
+        if self.method.regularizer is not None:
+            with self.method.regularizer.averaged():
+                averages = _copied_weights(self.model)
+        self.best = Best(metric, self.progress.epoch, _copied_weights(self.evaluated_model), averages)
+        return True
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that training depends on: tensors, plain values, lists and dicts of them only.
+
+        Every process must call it; the leader's has what differs in the other processes in its field `others`.
+        """
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "config": self.config.to_yaml(),
+            "data": self.task.fingerprint,
+            "vocabulary": None if self.task.vocabulary is None else list(self.task.vocabulary),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "batches": self.batches.state_dict(),
+            "state": None if self.state is None else tree_flatten(self.state)[0],
+            "schedule": self.schedule.state_dict(),
+            "best": asdict(self.best),
+            "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
+            "progress": asdict(self.progress),
+            "random": random_state(self.fabric.device),
+        }
+        names = PER_PROCESS if self.config.sync_every == 1 else (*PER_PROCESS, *PER_PROCESS_WITH_LOCAL_UPDATES)
+        _, *others = self.replicas.gather({name: state[name] for name in names}) or [None]
+        return {**state, "others": others}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            UserError: If it is of another version, another config, or other data.
+            DamagedCheckpointError: If a field is missing or does not fit; load another state, or drop the run.
+        """
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
+        if not is_config_of(state.get("config"), self.config):
+            raise UserError("the checkpoint is of another config than the folder's config.yaml.")
+        load_field(state, "vocabulary", lambda saved: check_vocabulary(saved, self.task))
+        if load_field(state, "data", str) != self.task.fingerprint:
+            raise UserError(f"the data of the task {self.task.name!r} are not those that the run was trained on.")
+        own = load_field(state, "others", lambda others: self._own_state(state, others))
+        load_field(own, "model", self.model.load_state_dict)
+        load_field(own, "optimizer", self._load_optimizer)
+        load_field(own, "method", self.method.load_state_dict)
+        load_field(own, "precision", self.fabric.strategy.precision.load_state_dict)
+        if self.average is not None:
+            load_field(own, "average", self.average.load_state_dict)
+        load_field(own, "batches", self.batches.load_state_dict)
+        load_field(own, "schedule", self.schedule.load_state_dict)
+        self.state = load_field(own, "state", self._unflattened_state)
+        self.best = load_field(own, "best", self._checked_best)
+        self.totals = load_field(own, "totals", self._checked_totals)
+        self.progress = load_field(own, "progress", Progress.load)
+        load_field(own, "random", lambda saved: set_random_state(saved, self.fabric.device))
+
+    def _own_state(self, state: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of this process."""
+        size, rank = self.replicas.size, self.replicas.rank
+        if len(others) != size - 1:
+            raise UserError(
+                f"the checkpoint is of {len(others) + 1} processes, of which its field 'others' has {len(others)}, and "
+                f"now there are {size}."
+            )
+        return {**state, **others[rank - 1]} if rank else state
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved)  # which checks no shapes
+        for param, entries in self.optimizer.state.items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != param.shape:
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(param.shape)}")
+
+    def _unflattened_state(self, tensors: list[Tensor] | None) -> Any:
+        """Return the tensors of a recurrent state in the structure that the model gives them."""
+        if tensors is None:
+            return None
+        inputs = self.fabric.to_device(self.task.sample_inputs())
+        inputs, _ = self.replicas.part(inputs, inputs, per_step=True)
+        own, structure = tree_flatten(self._first_state(inputs))
+        if [saved.shape for saved in tensors] != [like.shape for like in own]:
+            raise ValueError(f"its tensors have the shapes {[tuple(saved.shape) for saved in tensors]}")
+        return tree_unflatten([saved.to(like) for saved, like in zip(tensors, own, strict=True)], structure)
+
+    def _checked_best(self, saved: dict[str, Any]) -> Best:
+        best, own = Best(**saved), _described(self.model.state_dict())
+        if any(weights and _described(weights) != own for weights in (best.weights, best.averages)):
+            raise ValueError("the weights do not fit the model")
+        if (best.metric is None) != (not best.weights):
+            raise ValueError("there are weights if and only if there is a metric")
+        return best
+
+    def _checked_totals(self, saved: dict[str, Any]) -> Totals:
+        return Totals(saved["sums"].to(self.totals.sums).reshape(self.totals.sums.shape), int(saved["batches"]))
 
 
-def copy_weights(model: nn.Module) -> Weights:
-    """Return a copy of all weights on the processor."""
+def _copied_weights(model: nn.Module) -> Weights:
+    """Return a copy of all weights on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def _described(weights: Weights) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}

@@ -28,9 +28,9 @@ def sample_text(
 
     Args:
         path: The run folder, of a task with a vocabulary.
-        prompt: What the text begins with, at least one token.
+        prompt: The beginning of the text, at least one token.
         num_tokens: Tokens to draw, ≥ 1: characters or words, as the run has them.
-        temperature: What the scores are divided by, ≥ 0; 0 takes the most likely token.
+        temperature: Divides the scores, ≥ 0; 0 takes the most likely token.
         seed: Of the draws.
         averages: Take the averages W̄ instead of the weights W.
 
@@ -75,7 +75,7 @@ def continue_text(
         model: Returns scores (T, 1, V) and a state for tokens (T, 1) and a state; evaluated without dropout.
         prompt: Numbers of at least one token.
         num_tokens: Tokens to draw.
-        temperature: What the scores are divided by; 0 takes the most likely token.
+        temperature: Divides the scores; 0 takes the most likely token.
         generator: Of the draws.
     """
     was_training = model.training
@@ -98,7 +98,7 @@ def _draw(scores: Tensor, temperature: float, generator: torch.Generator) -> int
 
 
 def _level(config: TrainConfig) -> Level:
-    """Return what a token of a run is."""
+    """Return the kind of tokens of a run."""
     own_text = WORDS if config.level == "word" else CHARACTERS
     levels = {"ptb-word": WORDS, "ptb-char": UNDERSCORED, "text": own_text}
     if config.task not in levels:

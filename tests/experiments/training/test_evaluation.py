@@ -1,0 +1,116 @@
+"""Evaluation: the state between batches, and weights that cannot be evaluated."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fptt.experiments.commands.cli import run
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.training.evaluation import evaluate_folder, measure
+from fptt.experiments.training.folder import RunFolder
+from tests.experiments.training.test_resume import QUICK
+
+
+class Clock(nn.Module):
+    """Counts the steps since the initial state, whatever it reads."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_classes))
+        self.starts: list[int] = []
+
+    def forward(self, inputs: Tensor, state: int | None = None) -> tuple[Tensor, int]:
+        start = 0 if state is None else state
+        self.starts.append(start)
+        return self.weight.expand(*inputs.shape[:2], -1), start + len(inputs)
+
+
+def test_only_a_stream_keeps_its_state_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of 7 of a text go on; batches of independent sequences, with a target at every step too, begin anew."""
+    monkeypatch.setattr("fptt.experiments.training.evaluation.CHUNK_LENGTH", 5)
+    (tmp_path / "text.txt").write_text("abcd" * 100)
+    text = load_task(Setting(task="text", data=str(tmp_path / "text.txt"), batch_size=1, length=7), 0)
+    model = Clock(text.output_size)
+    measure(model, text, text.test, torch.device("cpu"))
+    assert model.starts == [0, 4, 7, 11, 14]  # 19 steps in windows of 7, 7 and 5, chunks of at most 5
+    monkeypatch.setattr("fptt.experiments.tasks.task.EVALUATION_BATCH_SIZE", 2)
+    strings = load_task(Setting(task="anbn", length=3), 0)
+    model = Clock(strings.output_size)
+    measure(model, strings, strings.validation, torch.device("cpu"))
+    assert model.starts == [0, 4] * 2  # n = 1, 2 and n = 3; 7 steps
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("evaluation") / "run")
+    assert run(["train", *QUICK, "--epochs", "1", "--method", "tbptt", "--out", str(folder.path)]) == 0
+    return folder
+
+
+def test_the_summary_names_its_metric(trained: RunFolder) -> None:
+    summary = trained.read_summary()
+    assert summary["metric"] == "accuracy"
+    assert {"test_accuracy", "validation_accuracy"} <= summary.keys()
+
+
+def with_nan(tensor: Tensor) -> Tensor:
+    return tensor.index_fill(0, torch.tensor([0]), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Tensor.long, r"weights must be float32 or float64, got torch\.int64 in "),
+        (Tensor.bool, r"weights must be float32 or float64, got torch\.bool in "),
+        (lambda tensor: tensor.to(torch.complex64), r"got torch\.complex64 in "),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), r"got torch\.float8_e4m3fn in "),
+        (with_nan, "has weights that are not finite, in "),
+    ],
+    ids=["int64", "bool", "complex64", "float8", "nan"],
+)
+def test_weights_that_cannot_be_evaluated_are_named(
+    change: Callable[[Tensor], Tensor], message: str, trained: RunFolder
+) -> None:
+    content = trained.weights_file.read_bytes()
+    try:
+        weights = {name: change(tensor) for name, tensor in load_file(trained.weights_file).items()}
+        save_file(weights, trained.weights_file)
+        with pytest.raises(UserError, match=message):
+            evaluate_folder(trained.path)
+    finally:
+        trained.weights_file.write_bytes(content)
+    assert evaluate_folder(trained.path)["test_accuracy"] == trained.read_summary()["test_accuracy"]
+
+
+def test_a_pipe_in_place_of_the_weights_is_refused(tmp_path: Path, trained: RunFolder) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create(trained.read_config())
+    os.mkfifo(folder.weights_file)
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read \(it is not a regular file\)"):
+        evaluate_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "read"),
+    [
+        ("summary.json", "[" * 100_000, RunFolder.read_summary),
+        ("summary.json", json.dumps({"test_accuracy": 10**400}), RunFolder.read_summary),
+        ("vocabulary.json", "[" * 100_000, RunFolder.read_vocabulary),
+        ("metrics.csv", "epoch\n" + "1" * 200_000, RunFolder.read_metrics),
+        ("metrics.csv", "epoch,loss\n1", RunFolder.read_metrics),
+    ],
+    ids=["deep summary", "huge integer", "deep vocabulary", "long field", "short row"],
+)
+def test_a_damaged_file_is_named(file: str, content: str, read: Callable[[RunFolder], Any], tmp_path: Path) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=f"run folder {tmp_path} is damaged: {file} cannot be read \\("):
+        read(RunFolder(tmp_path))
