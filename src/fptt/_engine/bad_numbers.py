@@ -36,7 +36,7 @@ class BadNumber(NamedTuple):
             is_undone: Whether the chunk is skipped, so that an update that was made is undone.
         """
         place = f"chunk {self.chunk} of batch {batch}"
-        if self.where == "weights":
+        if self.where == "weights":  # the one that cannot be undone without a snapshot
             return BadWeightsError(f"the weights are NaN or Inf after the update of {place}: go back to a checkpoint.")
         if self.where == "recomputed gradient":
             outcome = "the update is undone." if is_undone else "averages and duals start again."
@@ -75,7 +75,7 @@ class Snapshot:
         self.tensors = list(dict.fromkeys([*own, *(p for group in optimizer.param_groups for p in group["params"])]))
         self.num_steps = hooks.num_steps
         self.random = RandomState.capture({tensor.device for tensor in self.tensors})
-        with torch.no_grad():
+        with torch.no_grad():  # parameters are leaves: their clones must not be in a graph
             self.copies = [tensor.clone() for tensor in self.tensors]
             self.moments = {param: _copied(state) for param, state in optimizer.state.items()}
             self.memory = {} if regularizer is None else {p: _copied(e._asdict()) for p, e in regularizer.state.items()}

@@ -116,6 +116,7 @@ class EagerEngine:
             if self._is_bad(total) and self.replicas.shares_updates:
                 return BadNumber(last.number, "loss", total.item())
             if self.regularizer is not None:
+                # λ of this chunk of the sequence, if each has its own, as every device has in FedDyn
                 self.regularizer.turn = last.number % self.regularizer.num_duals
             try:
                 self.step(self.optimizer)
@@ -126,6 +127,7 @@ class EagerEngine:
             norm = self.hooks.pop_gradient_norm()
             if random is not None and norm is not None and not self._recompute_gradient(last, first_state, random):
                 return BadNumber(last.number, "recomputed gradient")
+        # after the update: ℓ_k of this chunk was to see the running estimate of those before
         for output, chunk in zip(outputs, span, strict=True):
             self.loss.observe(output, chunk.part, self.replicas.reduce)
         return Learned([loss.detach() for loss in losses], norm, state)
@@ -138,7 +140,7 @@ class EagerEngine:
 
     def _take_gradient(self, loss: Tensor, chunk: Chunk, backward: Callable[[Tensor], Any]) -> Tensor:
         """Leave the gradient in `param.grad`, and return the loss; both of all replicas where they share updates."""
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # here and not after the step, so that the last gradient can be looked at
         try:
             backward(loss * chunk.weight if self.replicas.shares_updates else loss)
         except RuntimeError as error:
@@ -200,6 +202,7 @@ def _run_segments(
     model: nn.Module, chunk: Chunk, state: State, time_dim: int, *, is_given: bool
 ) -> tuple[Tensor, State]:
     """Run the model from one beginning of a sequence to the next; return outputs of the chunk and the last state."""
+    # (T_k, B) flags as a few calls: cutting at every step would cost a call of the model each
     lanes = {start.step: start.lanes for start in chunk.starts or ()}
     edges = sorted({0, *lanes})
     lengths = [end - start for start, end in itertools.pairwise([*edges, chunk.inputs.shape[time_dim]])]
@@ -215,7 +218,7 @@ def _run_segments(
 def _restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None) -> State:
     """Return the state with some lanes at their initial state; where all begin, None, the model's own."""
     if lanes is None or state is None:
-        return None
+        return None  # the model's own initial state, which may be learned, for all lanes
     batch_dim = getattr(model, "state_batch_dim", -2)
     initial = initial_state(model, inputs)
     try:

@@ -68,6 +68,8 @@ class FlatGroup:
         self.sizes = [param.numel() for param in self.params]
         self.buffers = self._gather()
         self._views = {name: self.split(buffer) for name, buffer in self.buffers.items()}
+        # the model trains on the buffer itself: whoever holds the parameter, such as an optimizer or a tied layer, sees
+        # every update, and nothing is copied back after a step
         for param, view in zip(self.params, self._views[PARAM], strict=True):
             param.data = view
 
@@ -80,6 +82,7 @@ class FlatGroup:
             tensors[name] = [self._kept_moment(param, name) for param in self.params]
         if self.regularizer is not None:
             states = [self.regularizer.state.get(param) for param in self.params]
+            # not begun yet: W̄ = W and λ = 0, so that the first step is the optimizer's own
             begun = zip(states, weights, strict=True)
             tensors[AVERAGE] = [weight if state is None else state.average for state, weight in begun]
             begun = zip(states, weights, strict=True)
@@ -113,9 +116,10 @@ class FlatGroup:
     def publish(self) -> None:
         """Show the moments to the optimizer and averages and duals to the regularizer, once a step has been made."""
         if not self.num_steps:
-            return
+            return  # an optimizer that has not stepped has no state, and a checkpoint of it must not have any
         for number, param in enumerate(self.params):
             if self.rule.has_step:
+                # torch counts steps in a tensor of each parameter; here there is one count for the group
                 step = self.optimizer.state[param].setdefault("step", torch.zeros((), dtype=_step_dtype()))
                 step.fill_(self.num_steps)
             if self.rule.moments:
@@ -125,7 +129,7 @@ class FlatGroup:
                 self.regularizer.state[param] = ParameterState(*views)
 
     def is_current(self) -> bool:
-        """Tell whether model, optimizer and regularizer still hold what lies in the buffers."""
+        """Return whether model, optimizer and regularizer still hold what lies in the buffers."""
         return all(self._is_current(number, param) for number, param in enumerate(self.params))
 
     def _is_current(self, number: int, param: nn.Parameter) -> bool:
@@ -139,6 +143,7 @@ class FlatGroup:
         if self.regularizer is None:
             return True
         kept = self.regularizer.state.get(param)
+        # a regularizer that was reset has forgotten its state, and so must the buffers
         if kept is None or not self.num_steps:
             return kept is None and not self.num_steps
         return all(_is_same(kept[k], self._views[name][number]) for k, name in enumerate((AVERAGE, DUAL)))
@@ -148,6 +153,7 @@ class FlatGroup:
 
 
 def _is_same(tensor: Tensor | None, view: Tensor) -> bool:
+    # by address: an optimizer wraps what is loaded into tensors of its own, and `is` would call every view another
     if tensor is None or tensor.data_ptr() != view.data_ptr():
         return False
     return (tensor.shape, tensor.stride(), tensor.dtype) == (view.shape, view.stride(), view.dtype)
@@ -157,10 +163,12 @@ def num_steps(state: dict[str, Any]) -> int:
     """Return the steps that an optimizer has made for a parameter; 1 if it has made some and does not count them."""
     if "step" in state:
         return int(state["step"])
+    # SGD counts none, but its first step is another: the momentum buffer begins as the gradient
     return int(any(value is not None for value in state.values()))
 
 
 def _step_dtype() -> torch.dtype:
+    # as torch.optim has it, so that both engines leave the same checkpoints
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
@@ -184,6 +192,7 @@ def memberships(
     flags = [_flags(optimizer, group) for group in optimizer.param_groups]
     found = {}
     for name, param in params.items():
+        # by use: a parameter that a step has no gradient for must keep its moments, as `optimizer.step()` skips it
         used_in = frozenset(number for number, used in usage.items() if name in used)
         if param in groups and param.requires_grad and used_in:
             state = optimizer.state.get(param, {})
@@ -251,6 +260,7 @@ class Layout:
         if lasting == self._lasting and all(group.is_current() for group in self.groups):
             return False
         before = [group.structure for group in self.groups]
+        # dict.fromkeys keeps the order of the parameters, so that the same model has the same buffers in every process
         self.groups = [
             FlatGroup(
                 {name: named[name] for name, own in found.items() if own == membership},
@@ -300,7 +310,8 @@ def _rows(group: FlatGroup, makes_update: Tensor, device: torch.device) -> list[
     steps = (group.num_steps + makes_update.double().cumsum(0)).clamp(min=1)  # a chunk without an update uses none
     columns = group.rule.numbers(steps)
     if group.regularizer is not None:
-        check_positive("alpha", group.alpha)
+        check_positive("alpha", group.alpha)  # it may be changed while training
         columns.append(group.alpha)
+    # in float64 until here: 1 − β₂ᵗ of the first steps has few digits in float32
     table = torch.stack([torch.as_tensor(column, dtype=torch.float64).expand(len(steps)) for column in columns], dim=1)
     return list(table.to(device, torch.promote_types(group.membership.dtype, torch.float32)).unbind())

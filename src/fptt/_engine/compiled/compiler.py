@@ -75,6 +75,7 @@ def _trace(
 ) -> torch.fx.GraphModule:
     try:
         with plain_cells(), _without_onednn():
+            # not Dynamo: it cannot follow `torch.autograd.grad`, and its wrapper costs more than a small step
             traced = make_fx(function, DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
             return traced(*examples)
     except Exception as error:  # whatever the user's model raises when its tensors have no values
@@ -118,6 +119,7 @@ def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 def _place(traceback: TracebackType | None, root: nn.Module) -> str:
     """Return the name and class of the innermost module in which an error was raised."""
+    # a traceback has no names of modules, but its frames have the modules that were running
     names = {id(module): name for name, module in root.named_modules()}
     found = "the model"
     while traceback is not None:
@@ -162,15 +164,17 @@ def _inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compil
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     register_lowering()
-    kept: list[Any] = []
+    kept: list[Any] = []  # the compiled graphs: one, unless Inductor has split it
 
     def compile_inner(*arguments: Any, **settings: Any) -> Any:
         kept.append(compile_fx_inner(*arguments, **settings))
         return kept[-1]
 
+    # eager's random numbers, so that dropout is the same in both engines; kernels called from C++, not from Python
     options = {"fallback_random": True, "cpp_wrapper": examples[0].device.type == "cpu"}
     with functorch_config.patch(enable_autograd_cache=False):  # it would pass over `compile_inner`
         wrapped: Any = compile_fx(graph, list(examples), inner_compile=compile_inner, config_patches=options)
+    # the machine code without PyTorch's wrapper, which costs 30 µs a call; checked against it before it is used
     code = getattr(kept[0], "current_callable", None) if len(kept) == 1 else None
 
     def direct(*tensors: Tensor) -> Sequence[Tensor]:
@@ -183,7 +187,7 @@ def _agree(one: Compiled, other: Compiled, examples: Sequence[Tensor]) -> bool:
     """Tell whether two functions return and change the same, bit for bit, on copies of the examples."""
     seen = []
     for function in (one, other):
-        tensors = [tensor.clone() for tensor in examples]
+        tensors = [tensor.clone() for tensor in examples]  # the step changes its arguments in place
         with torch.random.fork_rng([examples[0].device] if examples[0].device.type == "cuda" else []):
             seen.append([*function(*tensors), *tensors])
     return len(seen[0]) == len(seen[1]) and all(

@@ -39,11 +39,12 @@ class CUDAGraph:
         self._copy_in(others)
         self.graph.replay()
         self._copy_out(others)
+        # the next replay writes into the same outputs
         return [tensor.clone() for tensor in self.outputs]
 
     def _copy_in(self, others: Sequence[Tensor]) -> None:
         for place, tensor in zip(self.inputs, others, strict=True):
-            place.copy_(tensor)
+            place.copy_(tensor)  # a graph reads where it was recorded to read
 
     def _copy_out(self, others: Sequence[Tensor]) -> None:
         others[0].copy_(self.inputs[0])  # `alive`, the one tensor besides the resident ones that is changed in place

@@ -42,7 +42,7 @@ def flushed_denormals() -> Iterator[None]:
     `torch.set_flush_denormal` reaches the calling thread and the workers that start later; those of a pool that runs
     already, as after any earlier operation, keep their mode.
     """
-    library = _library()
+    library = _library()  # PyTorch has no call that reaches the threads of a pool that runs
     library.begin_flushing()
     try:
         yield

@@ -71,6 +71,7 @@ class CompiledEngine:
         check_finite: bool,
         skips: bool,
     ) -> None:
+        # what the compiled engine has no rule for is refused here, before anything is trained
         check_rule(optimizer)
         if regularizer is not None and regularizer.num_duals > 1:
             raise ValueError(f"num_duals must be 1 with engine='compiled', got {regularizer.num_duals}.")
@@ -81,7 +82,7 @@ class CompiledEngine:
         self.hooks, self.replicas = hooks, replicas
         self.max_norm, self.check_finite, self.skips = max_norm, check_finite, skips
         self.layout = Layout(self.risk, optimizer, regularizer)
-        self._entries: dict[Key, _Entry] = {}
+        self._entries: dict[Key, _Entry] = {}  # not in `__getstate__`: machine code does not travel
         self._alive = torch.ones((), dtype=torch.bool)
 
     def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
@@ -132,10 +133,11 @@ class CompiledEngine:
         if state is None and isinstance(self.risk.model, LSTM | GRU | RNN):
             # the model's own zeros, so that the first chunk has the step of all others and needs none of its own
             state = self.risk.model.initial_state(chunks[0].inputs)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # gradients stay inside the steps: old ones would only take memory
         device = chunks[0].inputs.device
         self._alive = torch.ones((), dtype=torch.bool, device=device)
         dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
+        # the context once a batch: it looks at every attribute of the model, which is too much for every chunk
         walk = _Walk(chunks, state, self._context(), self.max_norm, dtype)
         self._refresh()
         bad = None
@@ -174,6 +176,7 @@ class CompiledEngine:
         run = partial(entry.run, weight=walk.chunk.weight) if self.replicas.shares_updates else entry.run
         while True:
             own = [row[walk.position - start] for row in numbers]
+            # nothing here may wait for the device, or look at a number: that would be once a chunk
             walk.take(run(*in_place, *own, *walk.arguments()), entry.next_nest, groups)
             if self.replicas.count_update():
                 if self._is_dead():
@@ -227,6 +230,7 @@ class CompiledEngine:
         found = self._probe(walk)
         if isinstance(found, BadNumber):
             return found
+        # what was learned so far goes back before parameters move to other buffers
         self.layout.publish()
         self.layout.add_step(key, found.used)
         self._refresh()
@@ -252,6 +256,7 @@ class CompiledEngine:
             run = compile_step(lambda *tensors: step(arguments.filled(tensors), part, state), flat, self.risk)
             check_first(run, flat, found)
             if walk.device.type == "cuda":
+                # a step is some dozens of small kernels, whose launches take longer than they do
                 run = CUDAGraph(run, flat, num_resident=len(tree_leaves([buffers, module])))
         self._entries[key] = _Entry(run, _Nest(step.next_state))
         return None
@@ -260,6 +265,7 @@ class CompiledEngine:
         bad: list[BadNumber] = []
 
         def loss_of_chunk() -> Tensor:
+            # copies, since a model may change its inputs in place, and the chunk is still to be learned
             chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
             state = map_state(Tensor.clone, walk.state())
             output, loss, _ = forward_chunk(self.risk.model, self.risk.loss, self.risk.chunking, chunk, state)
@@ -270,7 +276,7 @@ class CompiledEngine:
             return loss
 
         trained = [param for group in self.optimizer.param_groups for param in group["params"]]
-        with plain_cells():
+        with plain_cells():  # by the cells that will be compiled, so that rounding is the only difference
             found = probe(loss_of_chunk, self.risk, trained)
         return bad[0] if bad else found
 
@@ -315,6 +321,7 @@ class _Walk:
     ) -> None:
         self.chunks, self.context, self.position = chunks, context, 0
         self.device = chunks[0].inputs.device
+        # all that can be prepared before the first step is: between two steps there is nothing but the call
         self.makes_update = torch.tensor([chunk.has_steps for chunk in chunks])
         self.inputs = [chunk.inputs.contiguous() for chunk in chunks]
         parts = [tree_flatten(chunk.part) for chunk in chunks]
@@ -383,7 +390,7 @@ class _Walk:
         self.losses.append(loss)
         self.norms.append(norm)
         self._nest_before, self._nest = self._nest, nest
-        updated = groups if self.chunk.has_steps else []
+        updated = groups if self.chunk.has_steps else []  # the step itself has left the others as they were
         for group in updated:
             group.num_steps += 1
         self.stepped.append(updated)
@@ -391,6 +398,7 @@ class _Walk:
 
     def first_bad(self) -> int:
         """Return the position of the first chunk with NaN or Inf."""
+        # of a chunk without an update the gradient may be anything: nothing was done with it
         makes_no_update = ~self.makes_update[: self.position]
         finite = torch.isfinite(torch.stack(self.losses)).cpu()
         finite &= torch.isfinite(torch.stack(self.norms)).cpu() | makes_no_update

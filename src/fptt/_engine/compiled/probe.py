@@ -53,11 +53,13 @@ def probe(forward: Callable[[], Tensor], module: nn.Module, trained: list[Tensor
     """
     names = {param: name for name, param in module.named_parameters()}
     params = [param for param in dict.fromkeys([*names, *trained]) if param.requires_grad]
+    # twice: what a model remembers outside of parameters, buffers and state shows in the second run
     first, second = (_run(forward, module, params, names) for _ in range(2))
     _check_equal(first, second)
     if any(gradient.is_sparse for gradient in first.gradients.values()):
         raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
     gradients = list(first.gradients.values())
+    # the norm stands for all gradients when the compiled step is compared: one number, and no parameter is missed
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(first.loss)
     return Probe(frozenset(first.gradients), first.moving, first.is_random, first.loss, norm)
 
@@ -75,6 +77,7 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
                 f"or register it as a buffer and change it in place. {EAGER_INSTEAD}"
             )
         moving = frozenset(name for name, (tensor, original) in originals.items() if not _same(tensor, original))
+    # torch's own may be drawn, for dropout: the trace keeps the drawing. Python's and NumPy's would be constants
     if not replace(random, cpu=drawn.cpu, devices=drawn.devices).equals(drawn):
         raise CompilationError(
             "engine='compiled' cannot follow random numbers of Python or NumPy, which the model or the loss draws: "
@@ -93,6 +96,7 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
 
 def _check_equal(first: _Run, second: _Run) -> None:
     """Two runs from the same state and random numbers differ if something else is remembered."""
+    # no tolerance on a processor: the same operations on the same numbers give the same bits
     tolerance = 0 if first.loss.device.type == "cpu" else 1e-4  # sums on accelerators have no fixed order
     for one, other in [
         (first.loss, second.loss),
@@ -112,7 +116,7 @@ def check_first(run: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
     Raises:
         CompilationError: If they differ by more than rounding explains.
     """
-    with _random_state().replay(), torch.no_grad():
+    with _random_state().replay(), torch.no_grad():  # the same dropout as in the probe
         loss, norm, *_ = run(*(tensor.clone() for tensor in examples))
     for name, compiled, eager in (("loss", loss, found.loss), ("gradient norm", norm, found.norm)):
         tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(eager.dtype, 0.1)
@@ -177,7 +181,7 @@ def constants(module: nn.Module) -> tuple[Any, ...]:
 
 def _attributes(owner: nn.Module) -> Iterator[tuple[str, Any]]:
     for key, value in vars(owner).items():
-        if key == "_buffers":
+        if key == "_buffers":  # one by one, to name the one that was replaced
             yield from ((name, None if tensor is None else _place(tensor)) for name, tensor in value.items())
         elif key not in CACHES:
             yield key, value
@@ -186,7 +190,7 @@ def _attributes(owner: nn.Module) -> Iterator[tuple[str, Any]]:
 def changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str | None:
     """Return the name of an attribute that differs between two fingerprints, or None."""
     fingerprints = [{(name, key): value for name, _, key, value in one} for one in (before, after)]
-    for place in fingerprints[0] | fingerprints[1]:
+    for place in fingerprints[0] | fingerprints[1]:  # also what is there in one of them only
         if fingerprints[0].get(place) != fingerprints[1].get(place):
             return ".".join(filter(None, place))
     return None
@@ -228,4 +232,4 @@ def _fingerprint(value: Any) -> Any:
         return type(value), tuple(map(_fingerprint, value))
     if isinstance(value, dict):
         return type(value), tuple((key, _fingerprint(entry)) for key, entry in value.items())
-    return type(value), id(value)
+    return type(value), id(value)  # its insides are not seen, but another object is

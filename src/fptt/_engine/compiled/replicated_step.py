@@ -56,7 +56,7 @@ class ReplicatedStep:
             named.update(zip(group.params, group.split(gradient), strict=True))
         loss = self.replicas.add_(named, own_loss, weight)  # in place: views of the flat gradients
         (norm,) = self.advance(*flat, loss, *gradients)
-        if not arguments.alive:
+        if not arguments.alive:  # nothing may change any more, not even buffers
             return [loss, norm, *next_state]
         for name, tensor in zip(self.moving, moved, strict=True):
             arguments.module[name].copy_(tensor)

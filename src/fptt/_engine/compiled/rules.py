@@ -39,6 +39,9 @@ class Rule(ABC):
     def numbers(self, steps: Tensor) -> list[Tensor | float]:
         """Return the numbers of every update, (K,) or one for all, for the numbers of steps after them, (K,)."""
 
+    # Every rule is written out and not taken from torch.optim: the functions there read their numbers as Python floats,
+    # which a trace would bake in, and some call `.item()`, which it cannot follow.
+
     def update(
         self, param: Tensor, gradient: Tensor, moments: Moments, numbers: Sequence[Tensor]
     ) -> tuple[Tensor, Moments]:
@@ -63,6 +66,7 @@ class SGDRule(Rule):
     def numbers(self, steps: Tensor) -> list[Tensor | float]:
         """Return η, weight decay, μ, 1 − τ."""
         group = self.group
+        # the first buffer is the whole gradient, without dampening, as torch.optim has it
         weight = torch.where(steps == 1, 1.0, 1.0 - group["dampening"])
         return [float(group["lr"]), group["weight_decay"], group["momentum"], weight]
 
@@ -94,6 +98,7 @@ class AdamRule(Rule):
         group = self.group
         lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
         decay = 1 - lr * group["weight_decay"] if self.flags["decoupled"] else group["weight_decay"]
+        # both bias corrections here, once a chunk on the processor, and not for every weight
         scale = (1 - beta2**steps).rsqrt()
         return [decay, 1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**steps), scale, group["eps"]]
 
@@ -105,6 +110,7 @@ class AdamRule(Rule):
             param = param * decay
         else:
             gradient = gradient + decay * param
+        # in the order of torch's lerp, for the same rounding as the eager engine
         mean = moments["exp_avg"] + mean_weight * (gradient - moments["exp_avg"])
         square = beta2 * moments["exp_avg_sq"] + square_weight * gradient * gradient
         after = {"exp_avg": mean, "exp_avg_sq": square}
@@ -150,6 +156,7 @@ class RMSpropRule(Rule):
         return param - lr * direction, after
 
 
+# by the exact type: a subclass may override step() with anything
 RULES: dict[type[optim.Optimizer], type[Rule]] = {
     optim.SGD: SGDRule,
     optim.Adam: AdamRule,

@@ -196,6 +196,7 @@ class ChunkStep:
         leaves: Named = {}
         for group, own in zip(self.groups, buffers, strict=True):
             parts = zip(group.names, group.split(own[PARAM]), strict=True)
+            # new leaves: the gradient is with respect to the buffer's parts, not to what the module holds
             leaves |= {name: part.detach().requires_grad_() for name, part in parts}
         with torch.enable_grad():
             output, loss, state = functional_call(self.risk, {**leaves, **module}, inputs)
@@ -240,7 +241,7 @@ class ChunkStep:
         if self.update.coupling == "coupled":
             pairs = zip(gradients, penalties, strict=True)
             gradients = [gradient if penalty is None else gradient + penalty for gradient, penalty in pairs]
-            norm = norm_of(gradients) if self.update.clips else norm
+            norm = norm_of(gradients) if self.update.clips else norm  # of the sum, as the released code clips
         if self.update.clips:
             coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
             # a sum over one number is a call of its own: what leads to it is then worked out once, and not, as the
@@ -277,4 +278,5 @@ def write(buffers: Sequence[Named], new: Sequence[Named], keep: Tensor) -> None:
 def norm_of(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all gradients together, a scalar; half precision would overflow in the squares."""
     wide = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
+    # squares of each group first: a cat of all groups would copy every gradient once more
     return torch.stack([gradient.square().sum().to(wide[0]) for gradient in wide]).sum().sqrt()
