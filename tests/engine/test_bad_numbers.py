@@ -255,3 +255,19 @@ def test_settings_are_checked() -> None:
         make(fptt.FPTT, on_bad_number="stop")
     with pytest.raises(ValueError, match="on_bad_number must be one of 'raise', got 'skip'"):
         make(fptt.FPTT, on_bad_number="skip", check_finite=False)
+
+
+def test_skipping_ends_where_nothing_else_comes() -> None:
+    method = make(fptt.TBPTT, on_bad_number="skip")
+    inputs, targets = batch(0, range(K))
+    good = batch(1)
+    for _ in range(2):
+        for _ in range(24):  # 96 chunks
+            assert method.train_batch(inputs, targets).skipped == K
+        method.train_batch(*good)  # one update, and the count begins anew
+    for _ in range(24):
+        method.train_batch(inputs, targets)
+    with pytest.raises(
+        FloatingPointError, match=r"skipped 100 chunks in a row without an update; the last one: inputs"
+    ):
+        method.train_batch(inputs, targets)

@@ -27,6 +27,9 @@ LOGGER = logging.getLogger("fptt")
 
 EngineName = Literal["eager", "compiled"]
 
+MOST_SKIPPED_IN_A_ROW = 100
+"""Chunks that `on_bad_number="skip"` leaves out one after the other, at most."""
+
 
 class BatchResult(NamedTuple):
     """The result of one batch; its tensors stay on the device, so that reading a number is the only synchronization.
@@ -128,7 +131,7 @@ class Method:
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
         self.max_norm, self.check_finite, self.on_bad_number = max_norm, check_finite, on_bad_number
         self.backward, self.step = backward, step
-        self.batches = self.timesteps = self.skipped = 0
+        self.batches = self.timesteps = self.skipped = self._skipped_in_a_row = 0
         self._replicas = Replicas()
         if parallel is not None:
             self._replicas = DistributedReplicas(parallel, model, loss, optimizer, regularizer)
@@ -205,7 +208,7 @@ class Method:
             inputs: (T, B, …), or (B, T, …) with `batch_first`; or packed, then padded here, with the mask of its
                 lengths. The order is that before packing, also of states and targets.
             targets: (B, …) for a `TerminalLoss`, (T, B, …) for a `SequenceLoss`, or packed as the inputs are.
-            state: State to begin with, any nest of tensors, detached here; None for the model's own beginning.
+            state: Initial state, any nest of tensors, detached here; None for the model's own.
             mask: Boolean, (T, B), True at real steps. It weighs the loss; the model still sees every step, and the
                 final state is that after the padding. A chunk without a real step makes no update.
             is_first: Boolean, (T, B), True where a new sequence begins in a lane: its state starts again there, at the
@@ -219,7 +222,7 @@ class Method:
         Raises:
             ValueError: If the arguments do not fit together or the model.
             TypeError: If an argument is no tensor, or the model does not return outputs and state.
-            RuntimeError: If the method was closed.
+            RuntimeError: If the method was closed, or gradients are off.
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
                 chunks before stay; the weights are as they were before the bad chunk. Also if an update has made the
                 weights NaN or Inf, which cannot be undone here.
@@ -240,7 +243,7 @@ class Method:
         Args:
             source: Any iterable of `Batch`s or pairs `(inputs, targets)`, as for `train_batch`; their lengths may
                 differ, the batch size not.
-            state: State to begin with; None for the model's own beginning.
+            state: Initial state; None for the model's own.
 
         Returns:
             An iterator of one `BatchResult` a chunk; nothing is trained before it is asked.
@@ -271,7 +274,7 @@ class Method:
         chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream)
         updates = self.updates
         walked = self._engine.walk(chunks, detach_state(state))
-        self._log_skipped(walked.skipped)
+        self._count_skipped(walked.skipped, made_updates=self.updates > updates)
         if walked.bad is not None:
             self._replicas.report_failure()
             raise walked.bad.error(self.batches)
@@ -305,10 +308,22 @@ class Method:
                 raise BadNumber(chunk.number, chunk.bad_inputs).error(self.batches)
         return chunks
 
-    def _log_skipped(self, skipped: list[BadNumber]) -> None:
+    def _count_skipped(self, skipped: list[BadNumber], *, made_updates: bool) -> None:
+        """Count and log what was skipped.
+
+        Raises:
+            FloatingPointError: If nothing but skipped chunks has come for long: training would go nowhere, for ever.
+        """
         self.skipped += len(skipped)
+        self._skipped_in_a_row = 0 if made_updates else self._skipped_in_a_row + len(skipped)
         for bad in skipped:
             LOGGER.warning("skipped a chunk: %s", bad.error(self.batches, is_undone=True))
+        if skipped and self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            last = skipped[-1].error(self.batches, is_undone=True)
+            raise FloatingPointError(
+                f"on_bad_number='skip' has skipped {self._skipped_in_a_row} chunks in a row without an update; the "
+                f"last one: {last}"
+            )
 
     def sync(self) -> None:
         """Average weights, averages and duals over the processes now, between two batches; see `DataParallel`."""

@@ -27,11 +27,11 @@ class TBPTT(Method):
             outputs, targets of steps and masks are (B, T, …); False), `check_finite` (look for NaN and Inf in inputs,
             loss, gradient and weights, a synchronization each a chunk on an accelerator; True), `on_bad_number` (at NaN
             or Inf `raise`, or `skip`: weights, moments, averages, duals, buffers, recurrent state and torch's random
-            numbers become what they were before the chunk, it is counted and logged, and the next chunk is learned;
-            that costs time and memory of a copy of all of them), `parallel` (a `DataParallel`; None), `backward`
-            (called with each loss instead of `loss.backward()`, for example `fabric.backward`), `step` (called with the
-            optimizer instead of `optimizer.step()`; whoever scales the loss in `backward` unscales here, as with
-            `lambda optimizer: (scaler.step(optimizer), scaler.update())`).
+            numbers become what they were before the chunk, it is counted and logged, and the next chunk is learned, up
+            to 100 in a row; that costs time and memory of a copy of all of them), `parallel` (a `DataParallel`; None),
+            `backward` (called with each loss instead of `loss.backward()`, for example `fabric.backward`), `step`
+            (called with the optimizer instead of `optimizer.step()`; whoever scales the loss in `backward` unscales
+            here, as with `lambda optimizer: (scaler.step(optimizer), scaler.update())`).
 
     Raises:
         ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.
