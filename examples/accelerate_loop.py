@@ -17,7 +17,7 @@ def train(epochs: int) -> fptt.nn.LSTM:
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     model, optimizer, batches = accelerator.prepare(model, optimizer, loaders()[0])
     regularizer = fptt.DynamicRegularizer(model.parameters()).attach(optimizer, max_norm=1.0)
-    accelerator.register_for_checkpointing(regularizer)  # save_state() and load_state() take it along
+    accelerator.register_for_checkpointing(regularizer)  # then save_state() and load_state() include it
     for _ in range(epochs):
         for inputs, labels in batches:
             state = None

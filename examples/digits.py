@@ -1,4 +1,4 @@
-"""What the examples share: digits of scikit-learn, read pixel by pixel, and a model of them."""
+"""Digits of scikit-learn, read pixel by pixel, and a model of them; shared by the examples."""
 
 import argparse
 from typing import Any
@@ -29,14 +29,14 @@ def loaders() -> tuple[DataLoader, DataLoader]:
 
 
 def make_model() -> fptt.nn.LSTM:
-    """Return an LSTM that reads one pixel a step and begins by remembering what it has read."""
+    """Return an LSTM that reads one pixel a step; its forget bias of 1 keeps what it has read at first."""
     torch.manual_seed(0)
     return fptt.nn.LSTM(1, 64, 10, last_only=True, batch_first=True, fan_in_init=True, forget_bias=1.0)
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, test: DataLoader) -> float:
-    """Return the part of the test images that the model names right."""
+    """Return the accuracy on the test images."""
     (inputs, labels) = next(iter(test))
     return (model(inputs)[0][:, -1].argmax(-1) == labels).float().mean().item()
 

@@ -17,7 +17,7 @@ def train(epochs: int) -> nn.Module:
     loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
     method = fptt.FPTT(
         model, optimizer, loss, num_chunks=4, max_norm=1.0, batch_first=True, backward=fabric.backward
-    )  # fabric.save("checkpoint", {"model": model, "optimizer": optimizer, "method": method}) saves all of it
+    )  # saved by fabric.save("checkpoint", {"model": model, "optimizer": optimizer, "method": method})
     for _ in range(epochs):
         for inputs, labels in batches:
             method.train_batch(inputs, labels)

@@ -14,11 +14,11 @@ K = 4
 
 
 class DigitsModule(LightningModule):
-    """An LSTM that names a digit after reading it pixel by pixel."""
+    """An LSTM that classifies a digit after reading it pixel by pixel."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.automatic_optimization = False  # the updates of a batch are ours
+        self.automatic_optimization = False  # one update for each chunk of a batch
         self.model = make_model()
         self.saved: dict[str, Any] = {}
 

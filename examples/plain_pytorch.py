@@ -1,4 +1,4 @@
-"""FPTT in a training loop of one's own: the regularizer is attached to the optimizer, and the sequences are cut."""
+"""FPTT in a plain training loop: the regularizer is attached to the optimizer, and the sequences are cut."""
 
 import torch
 from digits import accuracy, loaders, make_model, num_epochs
@@ -20,7 +20,7 @@ def train(epochs: int) -> fptt.nn.LSTM:
             state = None
             for k, (chunk,) in enumerate(fptt.split_sequence(inputs, num_chunks=K, dim=1)):
                 output, state = model(chunk, fptt.detach_state(state))
-                # the label counts (k + 1)/K at the end of chunk k, the uniform distribution the rest
+                # at the end of chunk k the label weighs (k + 1)/K, the uniform distribution the rest
                 loss = cross_entropy(output[:, -1], labels, label_smoothing=1 - (k + 1) / K)
                 optimizer.zero_grad()
                 loss.backward()
