@@ -33,11 +33,7 @@ ALIASES = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}' if n else '1'] * 9)}]\
         (read_csv, "a,b\n1," + "2" * 200_000 + "\n", "field larger than field limit"),
         (read_csv, "a,b\n1\n", "zip"),
     ],
-<<<<<<< HEAD
     ids=lambda value: value.__name__ if callable(value) else str(value)[:40],
-=======
-    ids=lambda value: getattr(value, "__name__", str(value)[:40]),
->>>>>>> h-cost
 )
 def test_damage_is_one_error_at_once(read: Callable[[Path], Any], content: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "file"

@@ -40,7 +40,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
         ({"test_accuracy": True}, "lacks test_accuracy"),
         ({"test_accuracy": 7.5}, r"test_accuracy in summary.json must be in \[0, 1\], got 7.5"),
         ({"test_accuracy": float("nan")}, r"test_accuracy in summary.json must be in \[0, 1\], got nan"),
-        ({"test_accuracy": 10**400}, "lacks test_accuracy"),
+        ({"test_accuracy": 10**400}, "summary.json cannot be read .an integer has 401 digits"),
         ({"validation_accuracy": -0.1}, r"validation_accuracy in summary.json must be in \[0, 1\], got -0.1"),
         ({"test_macro_f1": 1.5}, r"test_macro_f1 in summary.json must be in \[0, 1\]"),
         ({"test_cross_entropy": -1.0}, "test_cross_entropy in summary.json must be at least 0, got -1.0"),
@@ -53,7 +53,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
         ({"method": "bptt"}, "method in summary.json must be 'fptt' as in config.yaml, got 'bptt'"),
         ({"seed": 1}, "seed in summary.json must be 0 as in config.yaml, got 1"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_impossible_summaries_are_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path, SMALL)

@@ -154,7 +154,7 @@ def test_the_left_out_are_listed_with_their_reason(tmp_path: Path) -> None:
         "line 1 column 2 (char 1)).",
         "* `small/failed`: failed.",
         "* `small/interrupted`: interrupted.",
-        "* `small/lost`: config config.yaml cannot be read: [Errno 2] No such file or directory: 'config.yaml'",
+        "* `small/lost`: config.yaml cannot be read: No such file or directory.",
         "* `small/mute`: damaged: metrics.csv lacks rows or columns.",
         "* `small/nameless`: config config.yaml has unknown fields: color.",
         "* `small/running`: no summary.json: it did not come to its end.",
