@@ -1,8 +1,6 @@
 """Plain cells on the weights of `torch.nn`'s recurrent layers: one pointwise function each, and one loop for all."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,23 +45,6 @@ CELLS: dict[type[nn.RNNBase], tuple[Cell, int]] = {
     nn.RNN: (rnn_cell, 1),
 }
 """The cell of each layer, and how many gates it has."""
-
-_plain_everywhere = ContextVar("plain_everywhere", default=False)
-
-
-@contextmanager
-def plain_cells() -> Iterator[None]:
-    """Run every model of `fptt.nn` as a compiler needs it, whatever kernel it has: by its plain cell, or by cuDNN."""
-    token = _plain_everywhere.set(True)
-    try:
-        yield
-    finally:
-        _plain_everywhere.reset(token)
-
-
-def plain_is_wanted() -> bool:
-    """Return whether this runs inside `plain_cells`."""
-    return _plain_everywhere.get()
 
 
 def run_plain(

@@ -1,7 +1,9 @@
 """LSTM, GRU and RNN with a read-out, on the fast kernels of `torch.nn` or as plain cells with the same weights."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -10,9 +12,27 @@ from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
-from fptt.nn.cells import plain_is_wanted, run_plain
+from fptt.nn.cells import run_plain
 
 Kernel = Literal["fused", "plain"]
+
+# The compiled engine has to set this for models anywhere inside a user's own module, so it cannot be an argument.
+_plain_everywhere = ContextVar("plain_everywhere", default=False)
+
+
+@contextmanager
+def plain_cells() -> Iterator[None]:
+    """Run every model of `fptt.nn` as a compiler needs it, whatever kernel it has: by its plain cell, or by cuDNN."""
+    token = _plain_everywhere.set(True)
+    try:
+        yield
+    finally:
+        _plain_everywhere.reset(token)
+
+
+def plain_is_wanted() -> bool:
+    """Return whether this runs inside `plain_cells`."""
+    return _plain_everywhere.get()
 
 
 class LSTMState(NamedTuple):

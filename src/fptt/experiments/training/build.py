@@ -16,8 +16,7 @@ from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import check_devices
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.language_model import LanguageModel
-from fptt.nn.cells import plain_cells
-from fptt.nn.models import CELLS
+from fptt.nn.models import CELLS, plain_cells
 
 
 def make_model(config: TrainConfig, task: Task) -> nn.Module:
