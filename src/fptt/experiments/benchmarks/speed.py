@@ -22,9 +22,9 @@ from fptt.experiments.benchmarks.contestants import (
 from fptt.experiments.benchmarks.floor import Floor
 from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Grid, Spec, Workload
 from fptt.experiments.benchmarks.timing import Stopwatch, keep_freed_memory, take_turns
+from fptt.experiments.process.console import Display, make_display
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import environment
-from fptt.experiments.process.progress import Display, make_display
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from fptt.experiments.commands.defaults import check_folder, check_resumption, with_absolute_data
-from fptt.experiments.configs.stream_config import StreamConfig
+from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import say
 
 

@@ -12,13 +12,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fptt.experiments.configs.stream_config import StreamConfig
-from fptt.experiments.process.console import say
+from fptt._random import RandomState
+from fptt.experiments.configs.config import StreamConfig
+from fptt.experiments.process.console import make_display, say
 from fptt.experiments.process.errors import UnreadableError, UnwritableError, UserError
 from fptt.experiments.process.files import replace_text, replaced
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.process.progress import make_display
-from fptt.experiments.process.random_state import random_state, set_random_state
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.streams.baselines import Baseline, LastLabel, MajorityClass, RiverSoftmax
 from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
@@ -223,7 +222,7 @@ class Streaming:
             "scores": self.scores.state_dict(),
             "place": {"recordings": self.num_recordings, "start": self.start, "given": self.given},
             "seconds": self.seconds,
-            "random": random_state(CPU),
+            "random": RandomState.capture(CPU, include_others=True).state_dict(),
         }
 
     @classmethod
@@ -253,7 +252,7 @@ class Streaming:
         load_field(state, "scores", self.scores.load_state_dict)
         load_field(state, "place", self._load_place)
         self.seconds = load_field(state, "seconds", float)
-        load_field(state, "random", lambda saved: set_random_state(saved, CPU))
+        load_field(state, "random", lambda saved: RandomState.from_state_dict(saved, CPU).restore())
         self.began_at = self.saved_at = self.scores.steps
 
     def _load_place(self, place: dict[str, Any]) -> None:

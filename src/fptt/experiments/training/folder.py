@@ -1,9 +1,11 @@
 """The folder of one run: the only place that knows its file names."""
 
 import csv
+import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,47 @@ class RunFolder:
         except (UnreadableFileError, OSError, ValueError, safetensors.SafetensorError) as error:
             reason = one_line(error).removeprefix(f"{file} cannot be read: ").rstrip(".")
             raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error
+
+
+# -- the lock ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if need be; the system releases it however the process ends.
+
+    Raises:
+        UnwritableError: If folder or lock file cannot be made.
+        UserError: If another process holds the lock.
+    """
+    path = folder / "lock"
+    with unwritable_told(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked_file(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is still held, so that nobody else can have locked this very file
+            path.unlink()
+        os.close(descriptor)
+
+
+def _locked_file(path: Path) -> int:
+    """Return a descriptor of the lock file that holds its lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # between open and flock the holder before may have removed the file: then this lock is of no path
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(
+                f"another process is training in {path.parent}: wait until it has ended, or give another folder."
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return descriptor  # file systems without locks; they cannot tell
+        os.close(descriptor)

@@ -8,15 +8,13 @@ from rich.console import Console
 
 import fptt
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.process.console import say
+from fptt.experiments.process.console import Display, make_display, say
 from fptt.experiments.process.errors import UnwritableError, UserError, one_line
-from fptt.experiments.process.progress import Display, make_display
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import OPTIONS
 from fptt.experiments.training.evaluation import measure
-from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.lock import locked
+from fptt.experiments.training.folder import RunFolder, locked
 from fptt.experiments.training.replicas import launch
 from fptt.experiments.training.run import Run
 

@@ -9,10 +9,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import fptt
+from fptt._random import RandomState
 from fptt.experiments.configs.config import TrainConfig, is_config_of
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.process.random_state import random_state, set_random_state
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import check_vocabulary, load_task
 from fptt.experiments.training.build import check_chunks, make_loss, make_method, make_model, make_optimizer
@@ -218,7 +218,7 @@ class Run:
             "best": asdict(self.best),
             "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
             "progress": asdict(self.progress),
-            "random": random_state(self.fabric.device),
+            "random": RandomState.capture(self.fabric.device, include_others=True).state_dict(),
         }
         names = PER_PROCESS if self.config.sync_every == 1 else (*PER_PROCESS, *PER_PROCESS_WITH_LOCAL_UPDATES)
         _, *others = self.replicas.gather({name: state[name] for name in names}) or [None]
@@ -251,7 +251,7 @@ class Run:
         self.best = load_field(own, "best", self._checked_best)
         self.totals = load_field(own, "totals", self._checked_totals)
         self.progress = load_field(own, "progress", Progress.load)
-        load_field(own, "random", lambda saved: set_random_state(saved, self.fabric.device))
+        load_field(own, "random", lambda saved: RandomState.from_state_dict(saved, self.fabric.device).restore())
 
     def _own_state(self, state: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the state of this process."""
