@@ -182,7 +182,7 @@ class SequenceNet(NeuralNet, ABC):
         else:
             self.input_size_ = sequences.shape[2] if sequences.ndim == 3 else 1
             self.output_size_ = self._learn_targets(targets, classes)
-            # What torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
+            # The state that torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
             self.rng_state_ = torch.Generator().manual_seed(self._seed()).get_state()
         self._check_width(sequences)
         self.is_training_ = True

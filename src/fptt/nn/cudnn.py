@@ -88,7 +88,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = inputs.new_empty(*inputs.shape[:2], hidden.shape[-1])
     last_memory = inputs.new_empty(0) if memory is None else torch.empty_like(memory)
-    # how much cuDNN keeps is known to cuDNN alone: PyTorch, too, tells compilers that it is nothing
+    # only cuDNN knows the size of its reserve; PyTorch's own fake kernel returns an empty one, too
     return outputs, torch.empty_like(hidden), last_memory, inputs.new_empty(0, dtype=torch.uint8)
 
 

@@ -33,7 +33,7 @@ class SpeedBench:
     """Measures a grid and collects a report: environment, settings, rows, notes.
 
     Args:
-        grid: What to measure.
+        grid: The workloads, and the methods on each.
         device: Where.
         repeats: Rounds, after a warm-up.
         seed: Of weights and data.

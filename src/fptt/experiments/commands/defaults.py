@@ -62,7 +62,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class _Given(Origin):
-    """What has to be known before the other options have their defaults."""
+    """The options that decide the defaults of the others."""
 
     task: str | None = None
     engine: str = "eager"

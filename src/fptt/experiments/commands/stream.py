@@ -40,7 +40,7 @@ class Stream:
         config = with_absolute_data(self.stream)
         path = self.out or Path("out") / f"stream-{config.task}-{config.method}-{config.seed}"
         check_folder(path)
-        what = "going on" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
+        what = "resuming" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
         say(console, f"{what}, into {path}")
         from fptt.experiments.streams.stream import (  # seconds of loading, after the first sign of life
             StreamFolder,

@@ -36,7 +36,7 @@ MethodName = Literal["bptt", "tbptt", "fptt"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunChoice(Checked):
-    """Which run of a setting it is."""
+    """Method and seed."""
 
     method: MethodName = "fptt"
     """Training method."""
@@ -46,7 +46,7 @@ class RunChoice(Checked):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataSetting(Checked):
-    """What is learned, from which data."""
+    """Task and data."""
 
     task: Name = "digits"
     """Task; `fptt --help` lists them."""
@@ -258,7 +258,7 @@ GROUPS: dict[str, type[Checked]] = {
 """The groups that the fields of a run belong to, in the order of the help."""
 
 STANDARDIZATION_BEFORE = {"mnist": "none", "cifar10": "data"}
-"""Of the runs whose config does not say it: it became a field after them."""
+"""Of runs whose config lacks the field, which is newer than they are."""
 
 GONE = {"strategy": ("auto", "ddp")}
 """Fields of older configs that are no more, and the values that mean what happens today."""
@@ -271,7 +271,7 @@ def with_older_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_config_of(text: Any, config: TrainConfig) -> bool:
-    """Tell whether a text that `TrainConfig.to_yaml` wrote, perhaps before some of today's fields, is of a config.
+    """Return whether a text that `TrainConfig.to_yaml` wrote, perhaps before some of today's fields, is of a config.
 
     Fields that it lacks must be what they were before they existed, or have their defaults.
     """
@@ -320,7 +320,7 @@ class StreamConfig(Checked):
     """A stream, and the learner that is sent through it."""
 
     task: Literal["hapt"] = "hapt"
-    """What streams: the continuous recordings of HAPT, a label for most steps."""
+    """The stream: the continuous recordings of HAPT, a label for most steps."""
     data: Address | None = None
     """Local folder of Parquet files, or hub id."""
     split: Literal["all", "train", "test"] = "all"
@@ -328,7 +328,7 @@ class StreamConfig(Checked):
     limit: Count | None = None
     """Stop after this many steps."""
     delay: Natural = 0
-    """Steps by which every label is late: that of step t is told after the answer to step t + delay."""
+    """Steps by which every label is late: that of step t arrives after the prediction of step t + delay."""
     baselines: bool = False
     """Send River's logistic regression through the stream too; it takes minutes."""
 
@@ -341,7 +341,7 @@ class StreamConfig(Checked):
     num_layers: Depth = 1
     """Recurrent layers."""
     chunk_length: Count = 50
-    """Steps of an update. The answers of a chunk are given with the weights before it."""
+    """Steps of an update. A chunk is predicted with the weights before it."""
     lr: Positive = 1e-2
     """Learning rate of Adam."""
     max_norm: Positive | None = 1.0
@@ -356,7 +356,7 @@ class StreamConfig(Checked):
     """Add the penalty to the gradient, or take it off the weights after the optimizer's step."""
 
     checkpoint_steps: Count | None = 100_000
-    """Save all that the stream needs to go on, after every so many steps; Ctrl-C saves it too."""
+    """Save all that is needed to resume, after every so many steps; Ctrl-C saves it too."""
     window: Count = 10_000
     """Labeled steps of the rolling accuracy."""
     seed: Seed = 0

@@ -22,7 +22,7 @@ def say(console: Console, text: str) -> None:
 
 
 class OutputConsole(Console):
-    """A console whose reader may go away, as `head` does: a run that takes hours goes on quietly.
+    """A console whose reader may go away, as `head` does: a run that takes hours continues, quietly.
 
     Raises:
         UnwritableError: If the output cannot be written for another reason, such as a full disk.

@@ -83,7 +83,7 @@ class MemoryMeter:
         """Stop measuring."""
         self.peak = max(self.peak, self._peak())
 
-    def figures(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Return the peak of the process (or device), and that of training alone, in bytes."""
         return {"peak_memory_bytes": self.peak, "training_memory_bytes": max(self.peak - self.before, 0)}
 

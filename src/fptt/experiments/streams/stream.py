@@ -342,7 +342,7 @@ def _hint_at_resuming(folder: StreamFolder) -> Iterator[None]:
     try:
         yield
     except (UnreadableError, UnwritableError) as error:
-        hint = f"To go on when that is mended: {folder.resume_command}." if folder.checkpoints.files() else ""
+        hint = f"To resume when that is mended: {folder.resume_command}." if folder.checkpoints.files() else ""
         raise UserError(f"{error} {hint}".strip()) from error
 
 
@@ -356,7 +356,8 @@ def _to_the_end(streaming: Streaming, console: Console) -> dict[str, Any]:
         status = "interrupted"
         folder = streaming.folder
         say(
-            console, f"interrupted; completing {folder.path} (again to stop at once)\nto go on: {folder.resume_command}"
+            console,
+            f"interrupted; completing {folder.path} (again to stop at once)\nto resume: {folder.resume_command}",
         )
         raise
     except UnwritableError:

@@ -188,7 +188,7 @@ _VALUES = {
     "optimizer": ("adam", "sgd", "rmsprop"),
     "precision": ("32-true", "bf16-mixed"),
 }
-_OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds says how many there are"}
+_OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds sets their number"}
 
 
 def parse_axes(text: str) -> dict[str, list[Any]]:

@@ -29,7 +29,7 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
     Args:
         runs: Folder and config of each run. A folder with a finished run of the same config is kept.
         console: Where progress is printed.
-        num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config does not say how many threads.
+        num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config sets no threads.
         overwrite: Replace finished runs of other configs.
 
     Raises:
@@ -102,7 +102,7 @@ def _failure(job: Future[None]) -> UserError | None:
 
 
 def _is_finished(path: Path, config: TrainConfig, console: Console, overwrite: bool) -> bool:
-    """Tell whether a folder holds a finished run of a config whose results are possible; a damaged one is repeated."""
+    """Return whether a folder holds a finished, undamaged run of a config with possible results."""
     try:
         if not RunFolder(path).is_finished(config):
             return False

@@ -25,7 +25,7 @@ def load_splits(
         streaming: Read rows one after another, whenever a split is gone through, instead of all at once.
 
     Raises:
-        UserError: If it cannot be read, or a split is missing; says what to do without a connection.
+        UserError: If it cannot be read, or a split is missing; the message gives a way without a connection.
     """
     looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
     path = Path(source).expanduser()
@@ -49,7 +49,7 @@ def load_splits(
 
 
 def reasons(error: BaseException | None) -> str:
-    """Return what an error says, and what those behind it say, of which the last is often the clearest."""
+    """Return the messages of an error and of its causes, of which the last is often the clearest."""
     found: list[str] = []
     while error is not None:
         found.append(one_line(error)[:300].rstrip("."))

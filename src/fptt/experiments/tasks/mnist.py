@@ -16,7 +16,7 @@ PERMUTATION_SEED = 0
 MEAN, DEVIATION = 0.1307, 0.3081
 """Of the pixels of the training split, in [0, 1]; the published settings have these same digits."""
 NUM_PIXELS = {"pixel": 1, "row": 28}
-"""How many pixels a time step has."""
+"""The pixels of a time step."""
 
 
 def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001

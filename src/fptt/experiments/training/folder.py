@@ -17,7 +17,7 @@ from torch import Tensor
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.configs.recipes import read_config
 from fptt.experiments.process.errors import UnreadableFileError, UserError, one_line
-from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, unwritable_told
+from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, writing
 from fptt.experiments.training.checkpoints import Checkpoints
 
 Weights = dict[str, Tensor]
@@ -70,7 +70,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
         is_new = not self.metrics_file.exists()
-        with unwritable_told(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
@@ -83,7 +83,7 @@ class RunFolder:
             UnwritableError: If the others cannot be removed.
         """
         if not num_rows:
-            with unwritable_told(self.metrics_file):
+            with writing(self.metrics_file):
                 self.metrics_file.unlink(missing_ok=True)
         elif self.metrics_file.exists():
             with self._reading(self.metrics_file):
@@ -209,7 +209,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: If another process holds the lock.
     """
     path = folder / "lock"
-    with unwritable_told(path):
+    with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked_file(path)
     try:
@@ -237,5 +237,5 @@ def _locked_file(path: Path) -> int:
         except FileNotFoundError:
             pass
         except OSError:
-            return descriptor  # file systems without locks; they cannot tell
+            return descriptor  # a file system without locks: two processes are the lesser evil
         os.close(descriptor)

@@ -134,7 +134,7 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
             shown_at = time.monotonic()
             display.show(run.fraction, _status(run))
     else:
-        run.state = None  # the next epoch begins anew; where the budget is spent there is none
+        run.state = None  # the next epoch starts from the initial state; with the budget spent there is none
     run.progress.epoch += 1
 
 
@@ -268,7 +268,7 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         "timesteps": method.timesteps,
         "seconds": round(progress.seconds, 3),
         "seconds_clock": run.clock.kind,
-        **run.memory.figures(),
+        **run.memory.sizes(),
         "processes": run.replicas.size,
         "skipped": method.skipped,
         "rollbacks": progress.rollbacks,

@@ -146,7 +146,7 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is spent or validation has not improved for too long; an epoch under way goes on."""
+        """Whether the budget is spent or validation has not improved for too long; an epoch under way is completed."""
         return not self.totals.batches and (self.fraction >= 1.0 or self.schedule.is_stopped_early)
 
     def spent(self) -> float:
