@@ -52,7 +52,7 @@ def _part(config: Any, kind: type[Kind]) -> Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The options that decide about the defaults of all others."""
+    """The options that name the source of the defaults."""
 
     recipe: str | None = None
     """Start from this recipe (see `fptt recipes`) instead of the task's own; other options still apply."""

@@ -199,11 +199,11 @@ class Streaming:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
-        every = self.config.checkpoint_steps
-        is_due = every is not None and self.scores.steps - self.saved_at >= every
-        if is_due or self.interruption.is_asked:
+        every, is_asked = self.config.checkpoint_steps, self.interruption.is_asked
+        if is_asked or (every is not None and self.scores.steps - self.saved_at >= every):
             self.save()
-        self.interruption.check()
+        if is_asked:
+            raise KeyboardInterrupt
 
     def save(self) -> None:
         """Write a checkpoint between two chunks."""
@@ -328,12 +328,11 @@ def resume(folder: StreamFolder, console: Console) -> dict[str, Any]:
     Raises:
         UserError: If there is no checkpoint, or it is damaged or of other data; see also `stream`.
     """
-    found: list[Streaming] = []
     with _hint_at_resuming(folder):
-        folder.checkpoints.restore(
-            lambda state: found.append(Streaming.of(state, folder)), lambda text: say(console, text)
+        streaming = folder.checkpoints.restore(
+            lambda state: Streaming.of(state, folder), lambda text: say(console, text)
         )
-        return _to_the_end(found[-1], console)
+        return _to_the_end(streaming, console)
 
 
 @contextmanager

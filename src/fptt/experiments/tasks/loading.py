@@ -34,6 +34,7 @@ def load_splits(
     datasets.logging.set_verbosity(logging.CRITICAL)  # the error below has the reason
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
+        # a log file would keep every state of a bar
         datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(str(path) if looks_local else source, streaming=streaming)
@@ -133,6 +134,7 @@ def last_subjects(split: datasets.Dataset, name: str, count: int) -> Tensor:
 def channel_statistics(signals: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of every channel of signals (…, D), (D,) both; no deviation is 0."""
     deviation, mean = std_mean(signals.flatten(0, -2), dim=0, correction=0)
+    # a constant channel becomes 0, not NaN
     return mean, deviation.clamp(min=1e-6)
 
 

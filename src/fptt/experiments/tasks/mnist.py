@@ -29,6 +29,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     if len(train) <= NUM_VALIDATION:
         raise UserError(f"the train split must have more than {NUM_VALIDATION} samples, got {len(train)}.")
     num_fit = len(train) - NUM_VALIDATION
+    # one order for all seeds: another one would be another task
     order = torch.randperm(784, generator=torch.Generator().manual_seed(PERMUTATION_SEED)) if setting.permuted else None
     width = NUM_PIXELS[setting.by]
 

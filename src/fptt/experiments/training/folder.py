@@ -99,6 +99,7 @@ class RunFolder:
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
                 with replaced(file) as temporary:
+                    # safetensors refuses other strides
                     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -233,6 +233,7 @@ def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
         from fptt.experiments.training.plots import draw_curves  # loads matplotlib
 
         draw_curves(folder, run.config, task.metric)
+    # with a moving average these are its weights, which the model itself then has for the test
     run.model.load_state_dict(run.best.weights)
     summary = _summary(run, status, measure(run.model, task, task.test, device))
     folder.write_summary(summary)
@@ -254,7 +255,7 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         "coupling": config.coupling if is_fptt else None,
         "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
         "alpha": config.alpha if is_fptt else None,
-        "engine": getattr(method, "engine", "eager"),
+        "engine": getattr(method, "engine", "eager"),  # BPTT has no choice of it
         "seed": config.seed,
         "metric": task.metric,
         **{f"test_{name}": value for name, value in test.items()},

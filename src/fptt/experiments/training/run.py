@@ -118,9 +118,8 @@ class Run:
         self.method = make_method(
             config, self.model, self.optimizer, loss, fabric=self.fabric, parallel=replicas.parallel(config)
         )
-        if (
-            replicas.rank
-        ):  # random numbers of its own from here on, as for dropout; the leader's are those of a lone run
+        if replicas.rank:
+            # numbers of its own from here on, as for dropout; the leader's are those of a run of one process
             torch.manual_seed(config.seed + 2**31 * replicas.rank)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema_decay else None
@@ -185,8 +184,9 @@ class Run:
     def select(self, metric: float) -> bool:
         """Note the validation metric of an epoch; keep the weights and return True if none before was better."""
         best, task = self.best.metric, self.task
-        self.schedule.observe(is_better=best is None or task.is_improved(metric, best))
-        if best is not None and not task.is_better(metric, best):
+        # an equal metric replaces the weights, which were trained longer; plateaus and early stopping do not count it
+        self.schedule.observe(is_better=best is None or not task.is_at_least_as_good(best, metric))
+        if best is not None and not task.is_at_least_as_good(metric, best):
             return False
         averages: Weights = {}
         if self.method.regularizer is not None:
@@ -213,6 +213,7 @@ class Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "batches": self.batches.state_dict(),
+            # without its structure, such as a NamedTuple, which `weights_only` would refuse; the model knows it
             "state": None if self.state is None else tree_flatten(self.state)[0],
             "schedule": self.schedule.state_dict(),
             "best": asdict(self.best),
@@ -251,6 +252,7 @@ class Run:
         self.best = load_field(own, "best", self._checked_best)
         self.totals = load_field(own, "totals", self._checked_totals)
         self.progress = load_field(own, "progress", Progress.load)
+        # last: what comes before may draw numbers
         load_field(own, "random", lambda saved: RandomState.from_state_dict(saved, self.fabric.device).restore())
 
     def _own_state(self, state: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
@@ -295,6 +297,7 @@ class Run:
 
 def _copied_weights(model: nn.Module) -> Weights:
     """Return a copy of all weights on the CPU."""
+    # on a GPU they would take memory of training
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
