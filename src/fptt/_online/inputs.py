@@ -33,7 +33,7 @@ class Features:
     def fix(self) -> None:
         """Keep names, shape and dtype for good: the model has accepted a row.
 
-        Until then each call of `row` or `rows` decides anew, so that a first step which was refused decides nothing.
+        Until then each call of `row` or `rows` decides for itself, so that a refused first step decides nothing.
         """
         self._are_fixed = True
 

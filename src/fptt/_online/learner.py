@@ -144,7 +144,7 @@ class OnlineLearner:
         """Advance by n steps: what `learn_one` does for each, in fewer calls.
 
         With a `max_delay`, chunks whose labels are passed here are learned a little later than by `learn_one`. After a
-        FloatingPointError of a chunk, `steps` says how many steps have been entered.
+        FloatingPointError of a chunk, `steps` is the number of steps entered.
 
         Args:
             inputs: As of `predict_many`.
@@ -181,7 +181,7 @@ class OnlineLearner:
 
         Args:
             y: Its class, or number.
-            delay: How many steps ago the step was, the last one being 1 step ago; at most `max_delay`.
+            delay: Steps since that step, 1 for the last one; at most `max_delay`.
 
         Raises:
             ValueError: If that step does not wait for a label, or y is not one of the classes.

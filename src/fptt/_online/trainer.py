@@ -39,7 +39,7 @@ class Trainer:
 
     @property
     def num_free(self) -> int:
-        """How many steps can be entered before the oldest chunk is trained on at the latest."""
+        """The number of steps that can be entered before the oldest chunk is trained on at the latest."""
         return self.chunk_length + self.max_delay - len(self)
 
     def enter(self, rows: Tensor, targets: Sequence[Any]) -> None:

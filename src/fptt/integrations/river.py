@@ -19,7 +19,7 @@ class _Estimator:
 
     Without a `max_delay`, `predict_one` has no side effect and `learn_one` advances the stream. With one, the order is
     River's for late labels: `predict_one` advances the stream, and `learn_one` labels the oldest step without a label.
-    It cannot look for the step by its x, which a pipeline may have scaled anew since then.
+    It cannot look for the step by its x, which a pipeline may have scaled differently since then.
     """
 
     def __init__(self, make_learner: MakeLearner) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import fptt
 from fptt._checks import check_choice
+from fptt._methods.fptt import OF_FPTT
 
 try:
     import numpy as np
@@ -30,7 +31,6 @@ except ModuleNotFoundError as error:
 CELLS: dict[Any, Callable[..., nn.Module]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
 FLOATS: Any = [np.float32, np.float64]
 OF_TBPTT = ("num_chunks", "engine", "max_norm")
-OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_duals")
 
 Cell = Literal["lstm", "gru", "rnn"]
 
@@ -182,7 +182,7 @@ class SequenceNet(NeuralNet, ABC):
         else:
             self.input_size_ = sequences.shape[2] if sequences.ndim == 3 else 1
             self.output_size_ = self._learn_targets(targets, classes)
-            # What torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
+            # The state that torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
             self.rng_state_ = torch.Generator().manual_seed(self._seed()).get_state()
         self._check_width(sequences)
         self.is_training_ = True

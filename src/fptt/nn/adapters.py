@@ -65,6 +65,7 @@ class Unroll(nn.Module):
         outputs: list[Tensor] = []
         for step in inputs:
             state = self.cell(step, state)
+            # h of an LSTMCell's (h, c), and the state itself of a GRUCell
             outputs.append(flatten_state(state)[0])
         return torch.stack(outputs), state
 

@@ -1,8 +1,6 @@
 """Plain cells on the weights of `torch.nn`'s recurrent layers: one pointwise function each, and one loop for all."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +31,7 @@ def gru_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellSta
     hidden_r, hidden_z, hidden_n = from_hidden
     r, z = (input_r + hidden_r).sigmoid(), (input_z + hidden_z).sigmoid()
     candidate = (input_n + r * hidden_n).tanh()
-    return (candidate + z * (state[0] - candidate),)
+    return (candidate + z * (state[0] - candidate),)  # one product less than (1 − z) n + z h
 
 
 def rnn_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellState:  # noqa: ARG001
@@ -47,23 +45,6 @@ CELLS: dict[type[nn.RNNBase], tuple[Cell, int]] = {
     nn.RNN: (rnn_cell, 1),
 }
 """The cell of each layer, and how many gates it has."""
-
-_plain_everywhere = ContextVar("plain_everywhere", default=False)
-
-
-@contextmanager
-def plain_cells() -> Iterator[None]:
-    """Run every model of `fptt.nn` as a compiler needs it, whatever kernel it has: by its plain cell, or by cuDNN."""
-    token = _plain_everywhere.set(True)
-    try:
-        yield
-    finally:
-        _plain_everywhere.reset(token)
-
-
-def plain_is_wanted() -> bool:
-    """Return whether this runs inside `plain_cells`."""
-    return _plain_everywhere.get()
 
 
 def run_plain(
@@ -84,7 +65,9 @@ def run_plain(
     finals: list[CellState] = []
     for layer in range(rnn.num_layers):
         if layer:
-            inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
+            inputs = functional.dropout(
+                inputs, rnn.dropout, rnn.training
+            )  # on the outputs of all layers but the last, as torch.nn has it
         run = _run_fused if may_fuse and suits_cudnn(inputs) else _run_layer
         inputs, final = run(rnn, layer, inputs, tuple(state[layer] for state in states))
         finals.append(final)
@@ -104,6 +87,7 @@ def _run_layer(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) ->
     weight_ih, weight_hh, bias_ih, bias_hh = _weights(rnn, layer)
     biases = bias_hh.chunk(num_gates)
     outputs: list[Tensor] = []
+    # the products with the inputs do not wait for the state: one for all steps
     for from_input in _input_gates(inputs, weight_ih, bias_ih):
         # each gate's bias by itself: as one matrix, a compiler would copy it under the product
         products = functional.linear(state[0], weight_hh).chunk(num_gates, dim=-1)

@@ -44,6 +44,7 @@ def run_cudnn(
     Returns:
         Outputs, (T, B, H), and the last state.
     """
+    # cuDNN wants the weights in one block; autograd cuts the gradient of it apart again
     flat = torch.cat([weight.reshape(-1) for weight in weights])
     memory = state[1].unsqueeze(0).contiguous() if len(state) > 1 else None
     hidden, trains = state[0].unsqueeze(0).contiguous(), torch.is_grad_enabled()
@@ -74,6 +75,7 @@ def _layer(
     outputs, hidden, last_memory, reserve, _ = torch.ops.aten._cudnn_rnn(
         inputs, weights, len(weights), flat, hidden, memory, *_settings(hidden_size, num_gates, trains=trains)
     )
+    # an operator returns tensors, never None
     return outputs, hidden, last_memory if memory is not None else inputs.new_empty(0), reserve
 
 
@@ -88,7 +90,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = inputs.new_empty(*inputs.shape[:2], hidden.shape[-1])
     last_memory = inputs.new_empty(0) if memory is None else torch.empty_like(memory)
-    # how much cuDNN keeps is known to cuDNN alone: PyTorch, too, tells compilers that it is nothing
+    # only cuDNN knows the size of its reserve; PyTorch's own fake kernel returns an empty one, too
     return outputs, torch.empty_like(hidden), last_memory, inputs.new_empty(0, dtype=torch.uint8)
 
 
@@ -148,11 +150,12 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
     *tensors, ctx.num_gates, _ = inputs
     outputs, _, _, reserve = output
     ctx.save_for_backward(*tensors, outputs, reserve)
-    ctx.mark_non_differentiable(reserve)
+    ctx.mark_non_differentiable(reserve)  # bytes
 
 
 def _gradients(ctx: Any, to_outputs: Tensor, to_hidden: Tensor, to_memory: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     inputs, flat, hidden, memory, outputs, reserve = ctx.saved_tensors
+    # gradients may come expanded, as that of a sum does; cuDNN reads them as dense memory
     from_inputs, from_flat, from_hidden, from_memory = _backward(
         inputs,
         flat,

@@ -1,7 +1,9 @@
 """LSTM, GRU and RNN with a read-out, on the fast kernels of `torch.nn` or as plain cells with the same weights."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -10,9 +12,27 @@ from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
-from fptt.nn.cells import plain_is_wanted, run_plain
+from fptt.nn.cells import run_plain
 
 Kernel = Literal["fused", "plain"]
+
+# The compiled engine has to set this for models anywhere inside a user's own module, so it cannot be an argument.
+_plain_everywhere = ContextVar("plain_everywhere", default=False)
+
+
+@contextmanager
+def plain_cells() -> Iterator[None]:
+    """Run every model of `fptt.nn` as a compiler needs it, whatever kernel it has: by its plain cell, or by cuDNN."""
+    token = _plain_everywhere.set(True)
+    try:
+        yield
+    finally:
+        _plain_everywhere.reset(token)
+
+
+def plain_is_wanted() -> bool:
+    """Return whether this runs inside `plain_cells`."""
+    return _plain_everywhere.get()
 
 
 class LSTMState(NamedTuple):
@@ -67,6 +87,7 @@ class _Model(nn.Module):
             raise ValueError(
                 f"inputs must have shape {layout} with D = {self.rnn.input_size}, got {tuple(inputs.shape)}."
             )
+        # time-major from here on, as the kernels want it
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         states = self._checked_states(inputs, states)
         hidden, states = self._run_kernel(inputs, states)
@@ -93,6 +114,7 @@ class _Model(nn.Module):
     def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if self.kernel == "plain" or plain_is_wanted():
             return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
+        # torch.nn takes and returns a pair for an LSTM, else one tensor
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]
 
@@ -202,6 +224,7 @@ class _LinearLayers(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name that torch.nn gives it
         first, *others = (layer for layer in self if isinstance(layer, nn.Linear))
         num_samples = input.numel() // input.shape[-1]
+        # multiply-adds: samples through every layer; or the layers among themselves, then samples through their product
         apart = num_samples * (first.weight.numel() + sum(layer.weight.numel() for layer in others))
         together = first.in_features * (
             num_samples * others[-1].out_features + sum(layer.weight.numel() for layer in others)
@@ -219,6 +242,7 @@ def _add_forget_bias(rnn: nn.RNNBase, forget_bias: float) -> None:
     if forget_bias and not isinstance(rnn, nn.LSTM):
         raise ValueError(f"forget_bias belongs to the LSTM, got {forget_bias} for a {type(rnn).__name__}.")
     for layer in range(rnn.num_layers if forget_bias else 0):
+        # torch.nn has two biases a gate, which add up
         _gate(rnn, f"bias_ih_l{layer}", 1).add_(forget_bias)
 
 
@@ -232,6 +256,7 @@ def _init_chrono(rnn: nn.RNNBase, longest: int) -> None:
     if longest < 2:
         raise ValueError(f"chrono_init must be at least 2, got {longest}.")
     for layer in range(rnn.num_layers):
+        # a gate σ(b) keeps its memory for about 1 + exp(b) steps: here uniform over 2 … T
         keeps = torch.empty(rnn.hidden_size).uniform_(1, longest - 1).log_()
         _set_bias(rnn, layer, 1, keeps)
         if isinstance(rnn, nn.LSTM):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fptt.nn import cells, cudnn
+from fptt.nn import cells, cudnn, models
 from tests.engine.compiled.agreement import CELLS, assert_equal_memory, batch, make_model, make_pair, train_both
 
 CALLS: list[int] = []
@@ -106,7 +106,7 @@ def test_gradients_of_a_layer(cell: str, num_gates: int) -> None:
 @pytest.mark.usefixtures("_stand_in")
 @pytest.mark.parametrize(("kernel", "calls"), [("fused", [4]), ("plain", [])])
 def test_a_layer_written_out_stays_so(kernel: Any, calls: list[int]) -> None:
-    with cells.plain_cells():
+    with models.plain_cells():
         CELLS["lstm"](2, 3, kernel=kernel)(torch.zeros(4, 1, 2))
     assert calls == CALLS
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fptt.experiments.configs.config import GROUPS, Setting, TrainConfig, is_config_of
+from fptt.experiments.configs.config import GROUPS, Setting, StreamConfig, TrainConfig, is_config_of
 from fptt.experiments.configs.recipes import read_config, task_config
-from fptt.experiments.configs.stream_config import StreamConfig
 from fptt.experiments.process.errors import UserError
 
 WRONG: list[tuple[dict[str, Any], str]] = [

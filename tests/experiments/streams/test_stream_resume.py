@@ -146,7 +146,7 @@ def test_an_interruption_says_how_to_go_on(
     assert run(command(data, tmp_path / "cut")) == INTERRUPTED
     told = capsys.readouterr()
     assert f"interrupted; completing {tmp_path / 'cut'} (again to stop at once)\n" in told.out
-    assert f"to go on: fptt stream --resume --out {tmp_path / 'cut'}\n" in told.out
+    assert f"to resume: fptt stream --resume --out {tmp_path / 'cut'}\n" in told.out
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_ends_the_same(
@@ -218,7 +218,7 @@ def test_data_that_vanish_while_they_are_read_are_named_and_the_stream_resumes_w
         assert run(command(data, tmp_path / "cut", "--checkpoint-steps", "100000")) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "the test split cannot be read any more:" in told
-    assert f"To go on when that is mended: fptt stream --resume --out {tmp_path / 'cut'}." in told
+    assert f"To resume when that is mended: fptt stream --resume --out {tmp_path / 'cut'}." in told
     cut, whole = StreamFolder(tmp_path / "cut"), StreamFolder(tmp_path / "whole")
     summary = json.loads(cut.summary_file.read_text())
     assert (summary["status"], summary["recordings"], summary["steps"]) == ("failed", 2, 4200)
@@ -253,7 +253,7 @@ def test_a_folder_that_becomes_read_only_is_named_and_the_stream_resumes_when_it
     told = told_of_lack_of_permission(READ_ONLY, *command(data, cut.path))
     cut.path.chmod(0o700)
     assert f"a checkpoint in {cut.path} cannot be written:" in told
-    assert f"To go on when that is mended: fptt stream --resume --out {cut.path}." in told
+    assert f"To resume when that is mended: fptt stream --resume --out {cut.path}." in told
     assert run(["stream", "--resume", "--out", str(cut.path)]) == 0
     assert run(command(data, whole.path)) == 0
     assert_same_end(whole, cut)

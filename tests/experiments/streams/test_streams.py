@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from fptt.experiments.commands.cli import run
-from fptt.experiments.configs.stream_config import StreamConfig
+from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.streams.baselines import LastLabel, MajorityClass, RiverSoftmax
 from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner

@@ -57,7 +57,7 @@ def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
         ("", "unknown field ''; there are limit, permuted, by, standardization, length, level, cell, hidden_size,"),
         ("alpha,color", "unknown field 'color'; there are limit, permuted"),
         ("milestones=0.5", "the field milestones cannot vary: it is neither a choice nor a number"),
-        ("seed=0:1", "the field seed cannot vary: --seeds says how many there are"),
+        ("seed=0:1", "the field seed cannot vary: --seeds sets their number"),
         ("method", "the field method cannot vary: every ablation has all methods"),
         ("alpha,,form", "unknown field ''"),
         ("lr,lr=1", "fields must not repeat, got lr twice"),

@@ -31,7 +31,7 @@ from fptt.experiments.training.evaluation import evaluate_folder
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.language_model import LanguageModel, _one_block
 from fptt.experiments.training.sampling import continue_text, sample_text
-from fptt.nn.cells import plain_cells
+from fptt.nn.models import plain_cells
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
 V, E, H = 11, 5, 6

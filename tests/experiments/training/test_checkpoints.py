@@ -18,8 +18,7 @@ import torch
 from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.training.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
-from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.lock import locked
+from fptt.experiments.training.folder import RunFolder, locked
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.training.test_resume import QUICK, assert_same_end, interrupt_at
 
@@ -357,7 +356,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(
 
 
 def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
-    script = "import sys, time; from pathlib import Path; from fptt.experiments.training.lock import locked\n"
+    script = "import sys, time; from pathlib import Path; from fptt.experiments.training.folder import locked\n"
     script += "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
         try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fptt._engine.compiled.products import DECOMPOSITIONS, register_lowering
-from fptt.nn.cells import plain_cells
+from fptt.nn.models import plain_cells
 
 LOGGER = logging.getLogger("fptt")
 

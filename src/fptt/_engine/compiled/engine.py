@@ -28,7 +28,7 @@ from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
 from fptt._sequence import State, flatten_state, map_state
 from fptt.nn import GRU, LSTM, RNN
-from fptt.nn.cells import plain_cells
+from fptt.nn.models import plain_cells
 
 Key = tuple[Any, ...]
 

@@ -21,9 +21,9 @@ from fptt.experiments.benchmarks.memory_child import (
     Request,
     SequenceFile,
 )
+from fptt.experiments.process.console import make_display
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import environment
-from fptt.experiments.process.progress import make_display
 
 BATCH_SIZE = 4
 PROBE_LENGTH = 1000

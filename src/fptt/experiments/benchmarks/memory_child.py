@@ -125,7 +125,7 @@ def measure(request: Request) -> dict[str, Any]:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     memory.stop()
-    return {**memory.figures(), "seconds": seconds, "updates": method.updates}
+    return {**memory.sizes(), "seconds": seconds, "updates": method.updates}
 
 
 def _make_method(request: Request, device: torch.device) -> fptt.Method:

@@ -22,9 +22,9 @@ from fptt.experiments.benchmarks.contestants import (
 from fptt.experiments.benchmarks.floor import Floor
 from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Grid, Spec, Workload
 from fptt.experiments.benchmarks.timing import Stopwatch, keep_freed_memory, take_turns
+from fptt.experiments.process.console import Display, make_display
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import environment
-from fptt.experiments.process.progress import Display, make_display
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ class SpeedBench:
     """Measures a grid and collects a report: environment, settings, rows, notes.
 
     Args:
-        grid: What to measure.
+        grid: The workloads, and the methods on each.
         device: Where.
         repeats: Rounds, after a warm-up.
         seed: Of weights and data.
@@ -56,7 +56,8 @@ class SpeedBench:
     def run(self, console: Console, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Measure every workload, saving the report after each, and return it."""
         with closing(make_display(console)) as display:
-            progress = _Progress(display, self._num_calls())
+            num_specs = sum(len(self.grid.specs(workload.sequence_length)) for workload in self.grid.workloads())
+            progress = _Progress(display, num_specs * (1 + self.repeats))
             for workload in self.grid.workloads():
                 self.report["rows"] += self._measure(workload, progress)
                 progress.end_of(workload)
@@ -86,10 +87,6 @@ class SpeedBench:
         seconds = take_turns([*turns, floor.measure], self.repeats)[:-1]
         floors = [floor.seconds(spec) for spec in specs]
         return make_rows(workload, specs, seconds, floors)
-
-    def _num_calls(self) -> int:
-        specs = sum(len(self.grid.specs(workload.sequence_length)) for workload in self.grid.workloads())
-        return specs * (1 + self.repeats)
 
     def _settings(self) -> dict[str, Any]:
         return {

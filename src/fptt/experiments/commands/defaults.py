@@ -52,7 +52,7 @@ def _part(config: Any, kind: type[Kind]) -> Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The options that decide about the defaults of all others."""
+    """The options that name the source of the defaults."""
 
     recipe: str | None = None
     """Start from this recipe (see `fptt recipes`) instead of the task's own; other options still apply."""
@@ -62,7 +62,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class _Given(Origin):
-    """What has to be known before the other options have their defaults."""
+    """The options that decide the defaults of the others."""
 
     task: str | None = None
     engine: str = "eager"

@@ -64,7 +64,7 @@ class Train(Origin):
         summary = train(run, folder, console, resume=self.resume)
         if not summary:  # the first process has it
             return
-        metric = next(name for name in summary if name.startswith("test_"))
+        metric = f"test_{summary['metric']}"
         say(
             console,
             f"{metric.replace('_', ' ')} {summary[metric]:.4f} (weights of epoch {summary['best_epoch']}, chosen by "

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from fptt.experiments.commands.defaults import check_folder, check_resumption, with_absolute_data
-from fptt.experiments.configs.stream_config import StreamConfig
+from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import say
 
 
@@ -40,7 +40,7 @@ class Stream:
         config = with_absolute_data(self.stream)
         path = self.out or Path("out") / f"stream-{config.task}-{config.method}-{config.seed}"
         check_folder(path)
-        what = "going on" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
+        what = "resuming" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
         say(console, f"{what}, into {path}")
         from fptt.experiments.streams.stream import (  # seconds of loading, after the first sign of life
             StreamFolder,
@@ -53,18 +53,16 @@ class Stream:
         baselines = ", ".join(
             f"{name.replace('_', ' ')} {metrics['accuracy']:.4f}" for name, metrics in summary["baselines"].items()
         )
+        growth = summary["memory_growth_percent"]
+        growth = "an unknown amount" if growth is None else f"{growth:.1f} % after the warm-up"
         say(
             console,
             f"progressive accuracy {summary['accuracy']:.4f}, macro F1 {summary['macro_f1']:.4f} ({baselines}) on "
             f"{summary['labeled_steps']:,} labeled of {summary['steps']:,} steps\n"
             f"{summary['updates']:,} updates in {summary['seconds']:.1f} s of learning, "
-            f"{summary['steps_per_second']:,.0f} steps/s; memory grew by {_percent(summary['memory_growth_percent'])}\n"
+            f"{summary['steps_per_second']:,.0f} steps/s; memory grew by {growth}\n"
             f"plot: {folder.plot_file}\nsummary: {folder.summary_file}",
         )
-
-
-def _percent(value: float | None) -> str:
-    return "an unknown amount" if value is None else f"{value:.1f} % after the warm-up"
 
 
 def parse(name: str, arguments: Sequence[str]) -> Stream:

@@ -48,7 +48,7 @@ class Compare(_Study):
     Every run has a process and a folder of its own. A second call continues where the first one stopped. At equal
     updates and at equal time the other methods train until they have made as many updates, or trained for as many
     seconds, as the run of the same seed of FPTT (without it of TBPTT). BPTT has one loss, at the end of the sequence,
-    unless --bptt-losses says more; the method bptt-losses has one at the end of every chunk.
+    unless --bptt-losses asks for more; the method bptt-losses has one at the end of every chunk.
 
     fptt compare --recipe adding-200 --seeds 3 --out results/adding-200
     """
@@ -138,7 +138,7 @@ class Recipes:
             table.add_column(column, justify="right" if column == "minutes" else "left")
         for name, entry in RECIPES.items():
             minutes = "" if entry.minutes is None else f"{entry.minutes:,g}"
-            table.add_row(name, entry.about, minutes, entry.figure or "not measured yet")
+            table.add_row(name, entry.about, minutes, entry.result or "not measured yet")
         console.print(table)
 
 

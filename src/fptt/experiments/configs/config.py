@@ -1,4 +1,4 @@
-"""The settings of a run: dataclasses in groups, written to and read from YAML."""
+"""The settings of runs, in groups, written to and read from YAML, and those of streams."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ MethodName = Literal["bptt", "tbptt", "fptt"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunChoice(Checked):
-    """Which run of a setting it is."""
+    """Method and seed."""
 
     method: MethodName = "fptt"
     """Training method."""
@@ -46,7 +46,7 @@ class RunChoice(Checked):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataSetting(Checked):
-    """What is learned, from which data."""
+    """Task and data."""
 
     task: Name = "digits"
     """Task; `fptt --help` lists them."""
@@ -258,7 +258,7 @@ GROUPS: dict[str, type[Checked]] = {
 """The groups that the fields of a run belong to, in the order of the help."""
 
 STANDARDIZATION_BEFORE = {"mnist": "none", "cifar10": "data"}
-"""Of the runs whose config does not say it: it became a field after them."""
+"""Of runs whose config lacks the field, which is newer than they are."""
 
 GONE = {"strategy": ("auto", "ddp")}
 """Fields of older configs that are no more, and the values that mean what happens today."""
@@ -271,7 +271,7 @@ def with_older_fields(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_config_of(text: Any, config: TrainConfig) -> bool:
-    """Tell whether a text that `TrainConfig.to_yaml` wrote, perhaps before some of today's fields, is of a config.
+    """Return whether a text that `TrainConfig.to_yaml` wrote, perhaps before some of today's fields, is of a config.
 
     Fields that it lacks must be what they were before they existed, or have their defaults.
     """
@@ -310,3 +310,60 @@ def _without_gone(values: dict[str, Any]) -> dict[str, Any]:
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """Return the fields with lists for tuples, as YAML has them."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StreamConfig(Checked):
+    """A stream, and the learner that is sent through it."""
+
+    task: Literal["hapt"] = "hapt"
+    """The stream: the continuous recordings of HAPT, a label for most steps."""
+    data: Address | None = None
+    """Local folder of Parquet files, or hub id."""
+    split: Literal["all", "train", "test"] = "all"
+    """Recordings that are streamed; all: those of train, then those of test."""
+    limit: Count | None = None
+    """Stop after this many steps."""
+    delay: Natural = 0
+    """Steps by which every label is late: that of step t arrives after the prediction of step t + delay."""
+    baselines: bool = False
+    """Send River's logistic regression through the stream too; it takes minutes."""
+
+    method: Literal["tbptt", "fptt"] = "fptt"
+    """tbptt or fptt."""
+    cell: Literal["lstm", "gru", "rnn"] = "gru"
+    """Recurrent layer."""
+    hidden_size: Width = 64
+    """Width of the recurrent state."""
+    num_layers: Depth = 1
+    """Recurrent layers."""
+    chunk_length: Count = 50
+    """Steps of an update. A chunk is predicted with the weights before it."""
+    lr: Positive = 1e-2
+    """Learning rate of Adam."""
+    max_norm: Positive | None = 1.0
+    """Clip the norm of the gradient; None for no clipping."""
+    alpha: Positive = 0.1
+    """Strength of FPTT's penalty."""
+    beta: Weight = 0.5
+    """Weight of the new parameters in FPTT's average, in (0, 1]."""
+    form: Literal["paper", "released"] = "paper"
+    """Form of the penalty: the printed formula or the authors' code."""
+    coupling: Literal["coupled", "decoupled"] = "decoupled"
+    """Add the penalty to the gradient, or take it off the weights after the optimizer's step."""
+
+    checkpoint_steps: Count | None = 100_000
+    """Save all that is needed to resume, after every so many steps; Ctrl-C saves it too."""
+    window: Count = 10_000
+    """Labeled steps of the rolling accuracy."""
+    seed: Seed = 0
+    """Seed of the weights, below 2³¹."""
+    threads: Workers | None = 1
+    """CPU threads; None for all cores."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field."""
+        return dataclasses.asdict(self)

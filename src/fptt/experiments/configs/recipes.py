@@ -14,16 +14,16 @@ class Recipe:
     """A setting with a name.
 
     Attributes:
-        about: What it shows, in a line.
+        about: One line for the list of recipes.
         config: The setting; method FPTT, seed 0.
         minutes: Duration of one run with FPTT on two cores, measured or, for published settings, estimated by an epoch.
-        figure: Test metric that FPTT reached there; None if it was not run.
+        result: Test metric that FPTT reached there; None if it was not run.
     """
 
     about: str
     config: TrainConfig
     minutes: float | None = None
-    figure: str | None = None
+    result: str | None = None
 
 
 # An update every time step: small ones, many, judged by their moving average, for the weights never stand still.
@@ -109,37 +109,37 @@ RECIPES: dict[str, Recipe] = {
         about="64 pixels, K = 8: the first thing to try",
         config=TrainConfig(task="digits", threads=1),  # too small for more, and robust beside other programs
         minutes=1,
-        figure="accuracy 0.959 ± 0.007",
+        result="accuracy 0.959 ± 0.007",
     ),
     "digits-per-step": Recipe(
         about="64 pixels, K = 64: an update at every pixel, by the compiled engine",
         config=TrainConfig(task="digits", num_chunks=64, epochs=200, threads=1, **PER_STEP),
         minutes=2,
-        figure="accuracy 0.956 ± 0.017",
+        result="accuracy 0.956 ± 0.017",
     ),
     "adding-200": Recipe(
         about="add two numbers in 200 steps",
         config=TrainConfig(task="adding", length=200, epochs=15, **ADDING),
         minutes=4,
-        figure="mse 0.0018 ± 0.0008",
+        result="mse 0.0018 ± 0.0008",
     ),
     "adding-500": Recipe(
         about="add two numbers in 500 steps, where BPTT is known to fail",
         config=TrainConfig(task="adding", length=500, epochs=15, **ADDING),
         minutes=9,
-        figure="mse 0.0045 ± 0.0043",
+        result="mse 0.0045 ± 0.0043",
     ),
     "adding-1000": Recipe(
         about="add two numbers in 1,000 steps",
         config=TrainConfig(task="adding", length=1000, epochs=15, **ADDING),
         minutes=10,
-        figure="mse 0.0074 (one seed)",
+        result="mse 0.0074 (one seed)",
     ),
     "copy-100": Recipe(
         about="repeat ten symbols after 100 steps",
         config=TrainConfig(task="copy", length=100, num_chunks=10, batch_size=128, lr=1e-3, epochs=30, forget_bias=1.0),
         minutes=3,
-        figure="accuracy 0.126 (one seed)",
+        result="accuracy 0.126 (one seed)",
     ),
     "anbn": Recipe(
         about="aⁿbⁿ for n ≤ 10, tested on n up to 20",
@@ -147,7 +147,7 @@ RECIPES: dict[str, Recipe] = {
             task="anbn", length=10, num_chunks=7, hidden_size=16, batch_size=64, lr=5e-3, epochs=20, threads=1
         ),
         minutes=0.3,
-        figure="accuracy 0.865 ± 0.100",
+        result="accuracy 0.865 ± 0.100",
     ),
     "smnist": Recipe(
         about="S-MNIST, 784 steps, the published setting",
@@ -163,13 +163,13 @@ RECIPES: dict[str, Recipe] = {
         about="S-MNIST, K = 28, in half an hour",
         config=TrainConfig(task="mnist", **SMALL_IMAGES),
         minutes=17,
-        figure="accuracy 0.780 ± 0.002",
+        result="accuracy 0.780 ± 0.002",
     ),
     "psmnist-small": Recipe(
         about="permuted S-MNIST, K = 28, in half an hour",
         config=TrainConfig(task="mnist", permuted=True, **SMALL_IMAGES),
         minutes=17,
-        figure="accuracy 0.826 ± 0.001",
+        result="accuracy 0.826 ± 0.001",
     ),
     "smnist-rows": Recipe(
         about="MNIST row by row, 28 steps",
@@ -186,7 +186,7 @@ RECIPES: dict[str, Recipe] = {
             **{**PER_STEP, "lr": 5e-5, "schedule": "cosine", "forget_bias": 0.0, "chrono_init": 784},
         ),
         minutes=22,
-        figure="accuracy 0.621 (one seed)",
+        result="accuracy 0.621 (one seed)",
     ),
     "cifar10": Recipe(
         about="CIFAR-10 pixel by pixel, 1,024 steps, the published setting",
@@ -197,7 +197,7 @@ RECIPES: dict[str, Recipe] = {
         about="CIFAR-10 pixel by pixel, K = 32, in half an hour",
         config=TrainConfig(task="cifar10", **{**SMALL_IMAGES, "num_chunks": 32}),
         minutes=20,
-        figure="accuracy 0.339 (one seed)",
+        result="accuracy 0.339 (one seed)",
     ),
     "ptb-300": Recipe(
         about="words of the Penn Treebank, T = 300, the published setting",
@@ -208,7 +208,7 @@ RECIPES: dict[str, Recipe] = {
         about="words of the Penn Treebank, T = 300, in half an hour",
         config=TrainConfig(task="ptb-word", epochs=4, threads=1, **PTB_300),
         minutes=18,
-        figure="perplexity 204 (one seed)",
+        result="perplexity 204 (one seed)",
     ),
     "ptb-70": Recipe(
         about="words of the Penn Treebank, T = 70, an LSTM with the dropouts of AWD-LSTM (no mixture of softmaxes)",
@@ -266,7 +266,7 @@ RECIPES: dict[str, Recipe] = {
             threads=1,
         ),
         minutes=13,
-        figure="bits per character 1.540 (one seed)",
+        result="bits per character 1.540 (one seed)",
     ),
     "text": Recipe(
         about="characters of any text: --data FILE, then fptt sample",
@@ -282,7 +282,7 @@ RECIPES: dict[str, Recipe] = {
         about="activities and transitions at every step of a recording",
         config=TrainConfig(task="hapt", length=1000, num_chunks=20, batch_size=16, lr=2e-3, epochs=30, forget_bias=1.0),
         minutes=4,
-        figure="accuracy 0.892 (one seed)",
+        result="accuracy 0.892 (one seed)",
     ),
 }
 """The recipes, by name."""

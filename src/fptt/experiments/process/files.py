@@ -155,14 +155,14 @@ def replaced(path: Path) -> Iterator[Path]:
         UnwritableError: If it cannot be written.
     """
     temporary = path.with_name(path.name + ".new")
-    with unwritable_told(path):
+    with writing(path):
         temporary.unlink(missing_ok=True)  # a planted link would be written through
         yield temporary
         os.replace(temporary, path)
 
 
 @contextmanager
-def unwritable_told(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Raise UnwritableError, with the path, for a full disk or a folder that cannot be written."""
     try:
         yield

@@ -53,6 +53,7 @@ class Clock:
     """Seconds of training: CPU time with one thread, which other programs do not disturb; wall time otherwise."""
 
     def __init__(self, device: torch.device, *, is_alone: bool = True) -> None:
+        # CPU time adds up over threads, and leaves out the waiting for a device or another process
         is_one = is_alone and device.type == "cpu" and torch.get_num_threads() == 1
         self.kind = "cpu" if is_one else "wall"
         self.device = device
@@ -83,7 +84,7 @@ class MemoryMeter:
         """Stop measuring."""
         self.peak = max(self.peak, self._peak())
 
-    def figures(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Return the peak of the process (or device), and that of training alone, in bytes."""
         return {"peak_memory_bytes": self.peak, "training_memory_bytes": max(self.peak - self.before, 0)}
 
@@ -95,6 +96,7 @@ class MemoryMeter:
     def _peak(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        # kibibytes on Linux, bytes on macOS
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return _status_bytes("VmHWM") or (largest if sys.platform == "darwin" else largest * 1024)
 

@@ -3,6 +3,7 @@
 import os
 import time
 
+# on import, while the parent is sure to live: orphans get another one
 _STARTER = os.getppid()
 
 

@@ -39,8 +39,3 @@ class Interruption:
         if self.is_asked:
             raise KeyboardInterrupt
         self.is_asked = True
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if there was a signal."""
-        if self.is_asked:
-            raise KeyboardInterrupt

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fptt
-from fptt.experiments.configs.stream_config import StreamConfig
+from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
 from fptt.nn.models import CELLS

@@ -12,13 +12,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fptt.experiments.configs.stream_config import StreamConfig
-from fptt.experiments.process.console import say
+from fptt._random import RandomState
+from fptt.experiments.configs.config import StreamConfig
+from fptt.experiments.process.console import make_display, say
 from fptt.experiments.process.errors import UnreadableError, UnwritableError, UserError
 from fptt.experiments.process.files import replace_text, replaced
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.process.progress import make_display
-from fptt.experiments.process.random_state import random_state, set_random_state
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.streams.baselines import Baseline, LastLabel, MajorityClass, RiverSoftmax
 from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
@@ -200,11 +199,11 @@ class Streaming:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
-        every = self.config.checkpoint_steps
-        is_due = every is not None and self.scores.steps - self.saved_at >= every
-        if is_due or self.interruption.is_asked:
+        every, is_asked = self.config.checkpoint_steps, self.interruption.is_asked
+        if is_asked or (every is not None and self.scores.steps - self.saved_at >= every):
             self.save()
-        self.interruption.check()
+        if is_asked:
+            raise KeyboardInterrupt
 
     def save(self) -> None:
         """Write a checkpoint between two chunks."""
@@ -223,7 +222,7 @@ class Streaming:
             "scores": self.scores.state_dict(),
             "place": {"recordings": self.num_recordings, "start": self.start, "given": self.given},
             "seconds": self.seconds,
-            "random": random_state(CPU),
+            "random": RandomState.capture(CPU, include_others=True).state_dict(),
         }
 
     @classmethod
@@ -253,7 +252,7 @@ class Streaming:
         load_field(state, "scores", self.scores.load_state_dict)
         load_field(state, "place", self._load_place)
         self.seconds = load_field(state, "seconds", float)
-        load_field(state, "random", lambda saved: set_random_state(saved, CPU))
+        load_field(state, "random", lambda saved: RandomState.from_state_dict(saved, CPU).restore())
         self.began_at = self.saved_at = self.scores.steps
 
     def _load_place(self, place: dict[str, Any]) -> None:
@@ -329,12 +328,11 @@ def resume(folder: StreamFolder, console: Console) -> dict[str, Any]:
     Raises:
         UserError: If there is no checkpoint, or it is damaged or of other data; see also `stream`.
     """
-    found: list[Streaming] = []
     with _hint_at_resuming(folder):
-        folder.checkpoints.restore(
-            lambda state: found.append(Streaming.of(state, folder)), lambda text: say(console, text)
+        streaming = folder.checkpoints.restore(
+            lambda state: Streaming.of(state, folder), lambda text: say(console, text)
         )
-        return _to_the_end(found[-1], console)
+        return _to_the_end(streaming, console)
 
 
 @contextmanager
@@ -343,7 +341,7 @@ def _hint_at_resuming(folder: StreamFolder) -> Iterator[None]:
     try:
         yield
     except (UnreadableError, UnwritableError) as error:
-        hint = f"To go on when that is mended: {folder.resume_command}." if folder.checkpoints.files() else ""
+        hint = f"To resume when that is mended: {folder.resume_command}." if folder.checkpoints.files() else ""
         raise UserError(f"{error} {hint}".strip()) from error
 
 
@@ -357,7 +355,8 @@ def _to_the_end(streaming: Streaming, console: Console) -> dict[str, Any]:
         status = "interrupted"
         folder = streaming.folder
         say(
-            console, f"interrupted; completing {folder.path} (again to stop at once)\nto go on: {folder.resume_command}"
+            console,
+            f"interrupted; completing {folder.path} (again to stop at once)\nto resume: {folder.resume_command}",
         )
         raise
     except UnwritableError:

@@ -78,6 +78,7 @@ class Ablation(Study):
                 raise UserError(f"{field} makes no difference to {method}.")
         self.setting, self.seeds, self.grid = setting, seeds, grid
         self.methods = METHODS[METHODS.index(method) :]
+        # the length bounds K; a seed changes the samples, not their length
         task = load_task(setting, 0) if "num_chunks" in axes else None
         self.axes = {field: list(values) or default_values(setting, field) for field, values in axes.items()}
         if task is not None and not axes["num_chunks"]:
@@ -188,7 +189,7 @@ _VALUES = {
     "optimizer": ("adam", "sgd", "rmsprop"),
     "precision": ("32-true", "bf16-mixed"),
 }
-_OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds says how many there are"}
+_OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds sets their number"}
 
 
 def parse_axes(text: str) -> dict[str, list[Any]]:

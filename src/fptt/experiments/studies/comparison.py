@@ -158,6 +158,7 @@ def stand_ins(runs: Sequence[FinishedRun], groups: Collection[str]) -> Iterator[
     for run in equal_epochs:
         beside = [other for other in equal_epochs if (other.group, other.config.seed) == (run.group, run.config.seed)]
         methods = {other.config.method for other in equal_epochs if other.group == run.group}
+        # the one with the most updates, as in `Comparison`
         reference = min(methods, key=METHODS.index)
         goals = [other.summary["updates"] for other in beside if other.config.method == reference]
         for budget in BUDGETS[1:]:

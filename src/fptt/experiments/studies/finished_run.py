@@ -37,7 +37,7 @@ class FinishedRun:
     Attributes:
         path: Its folder.
         group: The folders between that of its study and its own, such as `equal-epochs`; may be empty.
-        summary: What `check_summary` passed.
+        summary: That of summary.json, checked.
         metrics: The rows of its metrics.csv.
     """
 
@@ -142,7 +142,7 @@ def check_summary(summary: Mapping[str, Any], config: TrainConfig) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value from JSON is a number that a float can hold."""
+    """Return whether a value from JSON is a number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

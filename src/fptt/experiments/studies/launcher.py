@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.signals import INTERRUPTED
-from fptt.experiments.studies.finished_run import metric_of, read_run
+from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.training.folder import RunFolder
 
 
@@ -29,7 +29,7 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
     Args:
         runs: Folder and config of each run. A folder with a finished run of the same config is kept.
         console: Where progress is printed.
-        num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config does not say how many threads.
+        num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config sets no threads.
         overwrite: Replace finished runs of other configs.
 
     Raises:
@@ -40,15 +40,21 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
     done = len(runs) - len(waiting)
     already = f", {done} of them are finished already" if done else ""
     say(console, f"{len(runs)} runs{already}; {min(num_jobs, max(len(waiting), 1))} at a time")
+    # torch reads it when it is imported; a config with threads overrides it
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_jobs)), **os.environ}
     children = _Children(environment)
     executor = ThreadPoolExecutor(num_jobs)
+    failures: list[UserError] = []
     try:
         jobs = [
             executor.submit(_run, path, config, console, children, overwrite=overwrite)
             for path, config in waiting.items()
         ]
-        failures = [error for error in (_failure(job) for job in jobs) if error is not None]
+        for job in jobs:
+            try:
+                job.result()
+            except UserError as error:  # the others are made all the same
+                failures.append(error)
     finally:
         children.stop()
         executor.shutdown(wait=True, cancel_futures=True)
@@ -92,17 +98,8 @@ class _Children:
                     process.send_signal(signal.SIGINT)  # does nothing to one that has ended
 
 
-def _failure(job: Future[None]) -> UserError | None:
-    """Wait for a run; return why it failed, if it did."""
-    try:
-        job.result()
-    except UserError as error:
-        return error
-    return None
-
-
 def _is_finished(path: Path, config: TrainConfig, console: Console, overwrite: bool) -> bool:
-    """Tell whether a folder holds a finished run of a config whose results are possible; a damaged one is repeated."""
+    """Return whether a folder holds a finished, undamaged run of a config with possible results."""
     try:
         if not RunFolder(path).is_finished(config):
             return False
@@ -118,14 +115,7 @@ def _is_finished(path: Path, config: TrainConfig, console: Console, overwrite: b
     return True
 
 
-def _run(
-    path: Path,
-    config: TrainConfig,
-    console: Console,
-    children: "_Children",
-    *,
-    overwrite: bool,
-) -> None:
+def _run(path: Path, config: TrainConfig, console: Console, children: _Children, *, overwrite: bool) -> None:
     config_file, log_file = (path.with_name(path.name + ending) for ending in (".yaml", ".log"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +130,7 @@ def _run(
     command = [sys.executable, "-m", "fptt", "train", "--out", str(path), *start]
     with log_file.open("w", encoding="utf-8") as log:
         code = children.run(command, log)
+    # somebody has interrupted this one run: that is taken for all
     if code == INTERRUPTED:
         children.stop()
         raise KeyboardInterrupt
@@ -148,5 +139,5 @@ def _run(
         raise UserError(f"run {path} failed with exit code {code}: {' '.join(last)} (see {log_file}).")
     config_file.unlink()
     summary = RunFolder(path).read_summary()
-    metric = f"test_{metric_of(summary)}"
+    metric = f"test_{summary['metric']}"
     say(console, f"{path}: {metric} {summary[metric]:.4f}, {summary['updates']:,} updates, {summary['seconds']:.1f} s")

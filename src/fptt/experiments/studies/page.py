@@ -95,6 +95,7 @@ def read_results(results: Path) -> Results:
         raise UserError(f"results {results} does not exist.")
     found = Results({}, {})
     files = [file for name in ("summary.json", "config.yaml") for file in results.rglob(name)]
+    # a folder with a config but no summary is a run that did not end: it is listed with the reason
     for path in sorted({file.parent for file in files if not (file.parent / ROLLING).exists()}):
         relative = path.relative_to(results)
         try:

@@ -99,6 +99,7 @@ def _draw_field(axis: Axes, rows: Sequence[Row], field: str, own: Mapping[str, A
     for method, points in found.items():
         means = [sum(tests) / len(tests) for tests in points.values()]
         label, color = method.upper(), COLORS[method]
+        # None: the field makes no difference to the method
         if None in points:
             axis.axhline(means[0], color=color, linestyle="--", linewidth=1.2, label=label)
         elif points:

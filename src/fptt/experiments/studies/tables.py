@@ -48,6 +48,7 @@ def seed_rows(runs: Sequence[FinishedRun], keys: Sequence[Hashable]) -> dict[Any
     columns |= {f"{name}_sd": (name, _sd) for name in metrics}
     columns |= {name: (name, _mean) for name in COSTS} | {name: (name, _distinct) for name in ORIGINS}
     groups = table.groupby([places[key] for key in keys], sort=False)
+    # a diverged seed has an infinite loss; its row then shows NaN for the deviation
     with np.errstate(invalid="ignore", over="ignore"):
         rows = groups.agg(num_seeds=("seconds", "size"), **columns)
     return dict(zip(places, rows.to_dict("records"), strict=True))

@@ -34,7 +34,7 @@ def load(setting: Setting, seed: int) -> Task:
         to_sequences=lambda batch: batch.transpose(0, 1),
         input_size=2,
         output_size=1,
-        chance=1 / 6,
+        chance=1 / 6,  # the variance of the sum of two uniform numbers, 2/12: a guess is its mean
     )
 
 

@@ -25,7 +25,7 @@ class StringScore(ClassScore):
         self.has_erred = torch.zeros(0, dtype=torch.bool)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add outputs (T, B, C) and symbols (T, B) of a chunk; a string may go on in the next chunk."""
+        """Add outputs (T, B, C) and symbols (T, B) of a chunk; a string may continue in the next chunk."""
         super().add(outputs, targets)
         errors = ((outputs.argmax(-1) != targets) & (targets != IGNORED)).cpu()
         ends = (targets == MARKER).cpu()

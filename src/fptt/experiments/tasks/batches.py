@@ -22,9 +22,9 @@ HELD_OUT_SEED = 2**31
 
 
 class ShuffledBatches:
-    """Independent samples, shuffled anew every epoch.
+    """Independent samples, in a new order every epoch.
 
-    Iterating goes on from `position` to the end of the epoch; the next iteration is the next epoch.
+    Iteration starts at `position` and ends with the epoch; the next one is the next epoch.
 
     Args:
         dataset: Indexed by a list of numbers; returns a `Samples`.

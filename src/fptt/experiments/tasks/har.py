@@ -36,6 +36,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     splits = load_splits(setting.data)
     train, test = splits["train"], splits["test"]
     inputs, targets = windows(train, "train")
+    # by subject: neighboring windows of one person overlap by half
     is_validation = last_subjects(train, "train", NUM_VALIDATION_SUBJECTS)
     mean, deviation = channel_statistics(inputs[~is_validation])
 

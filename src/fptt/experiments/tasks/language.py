@@ -87,6 +87,7 @@ def encode(tokens: Sequence[str], vocabulary: Sequence[str], level: Level, place
     if lacking is not None and UNKNOWN not in numbers:
         raise UserError(f"{place} has the {level.token} {lacking!r}, which does not occur in the training text.")
     unknown = numbers.get(UNKNOWN, -1)
+    # no list in between: a training text has millions of tokens
     return from_numpy(np.fromiter((numbers.get(token, unknown) for token in tokens), np.int64, len(tokens)))
 
 
@@ -119,6 +120,7 @@ def make_task(
     tokens = {name: _encoded_part(setting, parts[name], vocabulary, level, name) for name in PARTS}
     length = length if setting.length is None else setting.length
     _check_training(len(tokens["train"]), setting.batch_size, length, level)
+    # of the uniform distribution over the vocabulary
     chance = len(vocabulary) if level.metric == "perplexity" else math.log2(len(vocabulary))
     return Task(
         name=setting.task,

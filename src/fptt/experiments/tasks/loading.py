@@ -25,7 +25,7 @@ def load_splits(
         streaming: Read rows one after another, whenever a split is gone through, instead of all at once.
 
     Raises:
-        UserError: If it cannot be read, or a split is missing; says what to do without a connection.
+        UserError: If it cannot be read, or a split is missing; the message gives a way without a connection.
     """
     looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
     path = Path(source).expanduser()
@@ -34,6 +34,7 @@ def load_splits(
     datasets.logging.set_verbosity(logging.CRITICAL)  # the error below has the reason
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
+        # a log file would keep every state of a bar
         datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(str(path) if looks_local else source, streaming=streaming)
@@ -49,7 +50,7 @@ def load_splits(
 
 
 def reasons(error: BaseException | None) -> str:
-    """Return what an error says, and what those behind it say, of which the last is often the clearest."""
+    """Return the messages of an error and of its causes, of which the last is often the clearest."""
     found: list[str] = []
     while error is not None:
         found.append(one_line(error)[:300].rstrip("."))
@@ -133,6 +134,7 @@ def last_subjects(split: datasets.Dataset, name: str, count: int) -> Tensor:
 def channel_statistics(signals: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of every channel of signals (…, D), (D,) both; no deviation is 0."""
     deviation, mean = std_mean(signals.flatten(0, -2), dim=0, correction=0)
+    # a constant channel becomes 0, not NaN
     return mean, deviation.clamp(min=1e-6)
 
 

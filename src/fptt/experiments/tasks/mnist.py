@@ -16,7 +16,7 @@ PERMUTATION_SEED = 0
 MEAN, DEVIATION = 0.1307, 0.3081
 """Of the pixels of the training split, in [0, 1]; the published settings have these same digits."""
 NUM_PIXELS = {"pixel": 1, "row": 28}
-"""How many pixels a time step has."""
+"""The pixels of a time step."""
 
 
 def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
@@ -29,6 +29,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     if len(train) <= NUM_VALIDATION:
         raise UserError(f"the train split must have more than {NUM_VALIDATION} samples, got {len(train)}.")
     num_fit = len(train) - NUM_VALIDATION
+    # one order for all seeds: another one would be another task
     order = torch.randperm(784, generator=torch.Generator().manual_seed(PERMUTATION_SEED)) if setting.permuted else None
     width = NUM_PIXELS[setting.by]
 

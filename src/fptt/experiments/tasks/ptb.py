@@ -22,18 +22,16 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     Raises:
         UserError: If no data are given for `ptb-char`.
     """
-    if setting.task == "ptb-word":
-        splits = load_splits(setting.data or WORDS_HUB_ID, PARTS)
-        lines = {name: texts(split, name, "sentence") for name, split in splits.items()}
-        words = {name: WORDS.split("".join(line + END_OF_LINE for line in own)) for name, own in lines.items()}
-        return make_task(setting, words, WORDS, length=NUM_WORDS_A_WINDOW)
-    if setting.data is None:
+    if setting.task == "ptb-char" and setting.data is None:
         raise UserError(
             "data must be given for the task 'ptb-char': a folder of Parquet files with the splits "
             f"{', '.join(PARTS)} and a column sentence, its characters separated by blanks, '_' for a blank."
         )
-    splits = load_splits(setting.data, PARTS)
+    splits = load_splits(setting.data or WORDS_HUB_ID, PARTS)
     lines = {name: texts(split, name, "sentence") for name, split in splits.items()}
+    if setting.task == "ptb-word":
+        words = {name: WORDS.split("".join(line + END_OF_LINE for line in own)) for name, own in lines.items()}
+        return make_task(setting, words, WORDS, length=NUM_WORDS_A_WINDOW)
     characters = {
         name: [character for line in own for character in (*line.split(), END_OF_LINE)] for name, own in lines.items()
     }

@@ -55,7 +55,7 @@ def load_task(setting: Setting, seed: int) -> Task:
     module = import_module(f"fptt.experiments.tasks.{MODULES.get(setting.task, setting.task)}")
     try:
         return module.load(setting, seed)
-    except ValueError as error:  # a data set that is not what it should be, where nothing says it better
+    except ValueError as error:  # of the libraries, about a data set that is not what it should be
         raise UserError(f"the data of the task {setting.task!r} cannot be used: {error}") from error
 
 

@@ -18,14 +18,7 @@ HIGHER_IS_BETTER = {
     "perplexity": False,
     "bits_per_character": False,
 }
-"""Every metric, and which way it points."""
-
-
-def is_at_least_as_good(metric: str, value: float, other: float) -> bool:
-    """Return whether a value of a metric is at least as good as another; anything is better than NaN."""
-    if math.isnan(other):
-        return True
-    return value >= other if HIGHER_IS_BETTER[metric] else value <= other
+"""Every metric, and its direction."""
 
 
 class Score(ABC):
@@ -82,6 +75,7 @@ class ClassScore(Score):
         total = self.confusion.sum().item()
         correct, asked, answered = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
         occurs = asked + answered > 0
+        # 2 · true positives / (2 · true positives + false positives + false negatives)
         f1 = 2 * correct[occurs] / (asked + answered)[occurs]
         return {
             "accuracy": correct.sum().item() / max(total, 1),

@@ -1,5 +1,6 @@
 """The interface of tasks: data in three parts, the shape of their sequences, the metrics."""
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,11 +19,7 @@ from fptt.experiments.tasks.batches import (
     TokenStream,
     num_samples,
 )
-from fptt.experiments.tasks.scores import ClassScore, RegressionScore, Score, is_at_least_as_good
-
-
-def _identity(inputs: Tensor) -> Tensor:
-    return inputs
+from fptt.experiments.tasks.scores import HIGHER_IS_BETTER, ClassScore, RegressionScore, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class Task:
     test: Dataset[Samples]
     input_size: int
     output_size: int
-    to_sequences: Callable[[Tensor], Tensor] = _identity
+    to_sequences: Callable[[Tensor], Tensor] = lambda inputs: inputs
     has_step_targets: bool = False
     vocabulary: tuple[str, ...] | None = None
     score: Callable[[], Score] | None = None
@@ -87,13 +84,11 @@ class Task:
         """Name of the metric."""
         return self.make_score().metric
 
-    def is_better(self, metric: float, other: float) -> bool:
+    def is_at_least_as_good(self, metric: float, other: float) -> bool:
         """Return whether a metric is at least as good as another; anything is better than NaN."""
-        return is_at_least_as_good(self.metric, metric, other)
-
-    def is_improved(self, metric: float, other: float) -> bool:
-        """Return whether a metric is better than another."""
-        return not is_at_least_as_good(self.metric, other, metric)
+        if math.isnan(other):
+            return True
+        return metric >= other if HIGHER_IS_BETTER[self.metric] else metric <= other
 
     def training_batches(self, batch_size: int, seed: int) -> ShuffledBatches | fptt.ArrayChunks:
         """Return the training batches, an epoch an iteration; those of a stream have the size it was loaded with."""

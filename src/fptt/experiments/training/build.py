@@ -16,8 +16,7 @@ from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import check_devices
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.language_model import LanguageModel
-from fptt.nn.cells import plain_cells
-from fptt.nn.models import CELLS
+from fptt.nn.models import CELLS, plain_cells
 
 
 def make_model(config: TrainConfig, task: Task) -> nn.Module:
@@ -161,6 +160,7 @@ def make_method(
     penalty, compiled engine and local updates see the summed gradient. True precisions go without any wrapper:
     Fabric's would return outputs and state of a float64 model in float32, and so cut the state at every chunk.
     """
+    # a running prior counts labels in a buffer
     loss = loss.to(fabric.device)
     options: dict[str, Any] = {"max_norm": config.max_norm, "parallel": parallel}
     options["on_bad_number"] = "skip" if config.on_bad_number == "skip" else "raise"
@@ -172,7 +172,7 @@ def make_method(
     if config.engine == "compiled":  # takes the gradient itself
         options["engine"] = "compiled"
     else:
-        options["backward"] = fabric.backward
+        options["backward"] = fabric.backward  # scales the loss in 16-mixed
     if config.method == "tbptt":
         return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
     names = ("num_chunks", *OF_FPTT)

@@ -3,14 +3,16 @@
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from fptt.experiments.process.errors import UnwritableError, UserError, one_line
+
+Loaded = TypeVar("Loaded")
 
 KEPT = 2
 """The number kept: if the newest is damaged, the one before it is used."""
@@ -60,8 +62,8 @@ class Checkpoints:
             with suppress(OSError):  # one too many does no harm
                 path.unlink()
 
-    def restore(self, load: Callable[[dict[str, Any]], None], report: Callable[[str], None]) -> None:
-        """Pass the newest checkpoint to `load`, or the one before it if that is damaged; set damaged ones aside.
+    def restore(self, load: Callable[[dict[str, Any]], Loaded], report: Callable[[str], None]) -> Loaded:
+        """Return what `load` makes of the newest checkpoint, or of the one before it; set damaged ones aside.
 
         Args:
             load: Takes the state; raises `DamagedCheckpointError` if it cannot use it.
@@ -75,21 +77,15 @@ class Checkpoints:
             raise UserError(f"run folder {self.folder} has no checkpoint to resume from: begin without --resume.")
         for path in files:
             try:
-                load(read_checkpoint(path))
+                return load(read_checkpoint(path))
             except DamagedCheckpointError as error:
                 report(f"{error}; {_set_aside(path)}.")
-            else:
-                return
         raise UserError(f"no checkpoint in {self.folder} can be used. To begin again: --overwrite.")
 
     def remove(self) -> None:
         """Remove the checkpoints, those set aside too."""
-        for path in self._all():
+        for path in (*self.folder.glob("checkpoint-*.pt*"), self.folder / _UNFINISHED):
             path.unlink(missing_ok=True)
-
-    def _all(self) -> Iterator[Path]:
-        yield from self.folder.glob("checkpoint-*.pt*")
-        yield self.folder / _UNFINISHED
 
 
 def load_field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:

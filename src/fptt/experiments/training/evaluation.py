@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 import fptt
 from fptt._sequence import State
-from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import prepare_process
 from fptt.experiments.tasks.batches import Samples
@@ -75,30 +74,21 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
         data: Where the data are now, if not where the run read them.
 
     Raises:
-        UserError: If the folder is damaged, or weights and config do not fit.
+        UserError: If the folder is damaged, or weights, config and data do not fit.
     """
     folder = RunFolder(path)
     config = folder.read_config()
     prepare_process(config.threads, deterministic=config.deterministic)
-    model, task = load_model(folder, config if data is None else replace(config, data=data), averages=averages)
-    fabric = make_fabric(config.accelerator)
-    metrics = measure(model.to(fabric.device), task, task.test, fabric.device)
-    named = {f"test_{name}": value for name, value in metrics.items()}
-    return {"task": task.name, "weights": "averages" if averages else "weights", **named}
-
-
-def load_model(folder: RunFolder, config: TrainConfig, *, averages: bool) -> tuple[nn.Module, Task]:
-    """Return the trained model of a run, and its task.
-
-    Raises:
-        UserError: If the folder is damaged, or weights, config and data do not fit.
-    """
+    config = config if data is None else replace(config, data=data)
     weights = folder.read_weights(averages=averages)
     task = load_task(config, config.seed)
     check_vocabulary(folder.read_vocabulary(), task)
     model = make_model(config, task)
     load_weights(model, weights, folder)
-    return model, task
+    fabric = make_fabric(config.accelerator)
+    metrics = measure(model.to(fabric.device), task, task.test, fabric.device)
+    named = {f"test_{name}": value for name, value in metrics.items()}
+    return {"task": task.name, "weights": "averages" if averages else "weights", **named}
 
 
 def load_weights(model: nn.Module, weights: Weights, folder: RunFolder) -> None:
@@ -116,6 +106,7 @@ def load_weights(model: nn.Module, weights: Weights, folder: RunFolder) -> None:
         if not tensor.isfinite().all():
             raise UserError(f"run folder {folder.path} has weights that are not finite, in {name}.")
     try:
+        # a run with precision 64-true has float64 weights
         model.to(next((tensor.dtype for tensor in weights.values()), None)).load_state_dict(weights)
     except RuntimeError as error:
         reason = one_line(error)

@@ -1,9 +1,11 @@
 """The folder of one run: the only place that knows its file names."""
 
 import csv
+import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.configs.recipes import read_config
 from fptt.experiments.process.errors import UnreadableFileError, UserError, one_line
-from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, unwritable_told
+from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, writing
 from fptt.experiments.training.checkpoints import Checkpoints
 
 Weights = dict[str, Tensor]
@@ -68,7 +70,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
         is_new = not self.metrics_file.exists()
-        with unwritable_told(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
@@ -81,7 +83,7 @@ class RunFolder:
             UnwritableError: If the others cannot be removed.
         """
         if not num_rows:
-            with unwritable_told(self.metrics_file):
+            with writing(self.metrics_file):
                 self.metrics_file.unlink(missing_ok=True)
         elif self.metrics_file.exists():
             with self._reading(self.metrics_file):
@@ -97,6 +99,7 @@ class RunFolder:
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
                 with replaced(file) as temporary:
+                    # safetensors refuses other strides
                     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -193,3 +196,47 @@ class RunFolder:
         except (UnreadableFileError, OSError, ValueError, safetensors.SafetensorError) as error:
             reason = one_line(error).removeprefix(f"{file} cannot be read: ").rstrip(".")
             raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error
+
+
+# -- the lock ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if need be; the system releases it however the process ends.
+
+    Raises:
+        UnwritableError: If folder or lock file cannot be made.
+        UserError: If another process holds the lock.
+    """
+    path = folder / "lock"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked_file(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is still held, so that nobody else can have locked this very file
+            path.unlink()
+        os.close(descriptor)
+
+
+def _locked_file(path: Path) -> int:
+    """Return a descriptor of the lock file that holds its lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # between open and flock the holder before may have removed the file: then this lock is of no path
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(
+                f"another process is training in {path.parent}: wait until it has ended, or give another folder."
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return descriptor  # a file system without locks: two processes are the lesser evil
+        os.close(descriptor)

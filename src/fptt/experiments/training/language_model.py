@@ -11,8 +11,7 @@ from torch.nn import functional
 
 import fptt
 from fptt._checks import check_choice, check_unit_interval
-from fptt.nn.cells import plain_is_wanted
-from fptt.nn.models import CELLS
+from fptt.nn.models import CELLS, plain_is_wanted
 
 Layer = fptt.nn.LSTM | fptt.nn.GRU
 """One recurrent layer; `fptt.nn.RNN` is a `fptt.nn.GRU` of another cell."""

@@ -8,15 +8,13 @@ from rich.console import Console
 
 import fptt
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.process.console import say
+from fptt.experiments.process.console import Display, make_display, say
 from fptt.experiments.process.errors import UnwritableError, UserError, one_line
-from fptt.experiments.process.progress import Display, make_display
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import OPTIONS
 from fptt.experiments.training.evaluation import measure
-from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.lock import locked
+from fptt.experiments.training.folder import RunFolder, locked
 from fptt.experiments.training.replicas import launch
 from fptt.experiments.training.run import Run
 
@@ -136,7 +134,7 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
             shown_at = time.monotonic()
             display.show(run.fraction, _status(run))
     else:
-        run.state = None  # the next epoch begins anew; where the budget is spent there is none
+        run.state = None  # the next epoch starts from the initial state; with the budget spent there is none
     run.progress.epoch += 1
 
 
@@ -235,6 +233,7 @@ def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
         from fptt.experiments.training.plots import draw_curves  # loads matplotlib
 
         draw_curves(folder, run.config, task.metric)
+    # with a moving average these are its weights, which the model itself then has for the test
     run.model.load_state_dict(run.best.weights)
     summary = _summary(run, status, measure(run.model, task, task.test, device))
     folder.write_summary(summary)
@@ -256,7 +255,7 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         "coupling": config.coupling if is_fptt else None,
         "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
         "alpha": config.alpha if is_fptt else None,
-        "engine": getattr(method, "engine", "eager"),
+        "engine": getattr(method, "engine", "eager"),  # BPTT has no choice of it
         "seed": config.seed,
         "metric": task.metric,
         **{f"test_{name}": value for name, value in test.items()},
@@ -270,7 +269,7 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         "timesteps": method.timesteps,
         "seconds": round(progress.seconds, 3),
         "seconds_clock": run.clock.kind,
-        **run.memory.figures(),
+        **run.memory.sizes(),
         "processes": run.replicas.size,
         "skipped": method.skipped,
         "rollbacks": progress.rollbacks,

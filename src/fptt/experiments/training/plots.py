@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.process.files import unwritable_told
+from fptt.experiments.process.files import writing
 from fptt.experiments.training.folder import RunFolder
 
 COLORS = {"bptt": "tab:gray", "tbptt": "tab:blue", "fptt": "tab:red"}
@@ -42,7 +42,7 @@ def save_figure(figure: Any, path: Path) -> None:
         UnwritableError: If it cannot be written.
     """
     try:
-        with unwritable_told(path):
+        with writing(path):
             figure.savefig(path, dpi=120)
     finally:
         plt.close(figure)

@@ -9,10 +9,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import fptt
+from fptt._random import RandomState
 from fptt.experiments.configs.config import TrainConfig, is_config_of
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.process.random_state import random_state, set_random_state
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import check_vocabulary, load_task
 from fptt.experiments.training.build import check_chunks, make_loss, make_method, make_model, make_optimizer
@@ -118,9 +118,8 @@ class Run:
         self.method = make_method(
             config, self.model, self.optimizer, loss, fabric=self.fabric, parallel=replicas.parallel(config)
         )
-        if (
-            replicas.rank
-        ):  # random numbers of its own from here on, as for dropout; the leader's are those of a lone run
+        if replicas.rank:
+            # numbers of its own from here on, as for dropout; the leader's are those of a run of one process
             torch.manual_seed(config.seed + 2**31 * replicas.rank)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema_decay else None
@@ -146,7 +145,7 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is spent or validation has not improved for too long; an epoch under way goes on."""
+        """Whether the budget is spent or validation has not improved for too long; an epoch under way is completed."""
         return not self.totals.batches and (self.fraction >= 1.0 or self.schedule.is_stopped_early)
 
     def spent(self) -> float:
@@ -185,8 +184,9 @@ class Run:
     def select(self, metric: float) -> bool:
         """Note the validation metric of an epoch; keep the weights and return True if none before was better."""
         best, task = self.best.metric, self.task
-        self.schedule.observe(is_better=best is None or task.is_improved(metric, best))
-        if best is not None and not task.is_better(metric, best):
+        # an equal metric replaces the weights, which were trained longer; plateaus and early stopping do not count it
+        self.schedule.observe(is_better=best is None or not task.is_at_least_as_good(best, metric))
+        if best is not None and not task.is_at_least_as_good(metric, best):
             return False
         averages: Weights = {}
         if self.method.regularizer is not None:
@@ -213,12 +213,13 @@ class Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "batches": self.batches.state_dict(),
+            # without its structure, such as a NamedTuple, which `weights_only` would refuse; the model knows it
             "state": None if self.state is None else tree_flatten(self.state)[0],
             "schedule": self.schedule.state_dict(),
             "best": asdict(self.best),
             "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
             "progress": asdict(self.progress),
-            "random": random_state(self.fabric.device),
+            "random": RandomState.capture(self.fabric.device, include_others=True).state_dict(),
         }
         names = PER_PROCESS if self.config.sync_every == 1 else (*PER_PROCESS, *PER_PROCESS_WITH_LOCAL_UPDATES)
         _, *others = self.replicas.gather({name: state[name] for name in names}) or [None]
@@ -251,7 +252,8 @@ class Run:
         self.best = load_field(own, "best", self._checked_best)
         self.totals = load_field(own, "totals", self._checked_totals)
         self.progress = load_field(own, "progress", Progress.load)
-        load_field(own, "random", lambda saved: set_random_state(saved, self.fabric.device))
+        # last: what comes before may draw numbers
+        load_field(own, "random", lambda saved: RandomState.from_state_dict(saved, self.fabric.device).restore())
 
     def _own_state(self, state: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the state of this process."""
@@ -295,6 +297,7 @@ class Run:
 
 def _copied_weights(model: nn.Module) -> Weights:
     """Return a copy of all weights on the CPU."""
+    # on a GPU they would take memory of training
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 

@@ -82,6 +82,7 @@ def continue_text(
     model.eval()
     state, read, drawn = None, list(prompt), []
     for _ in range(num_tokens):
+        # the whole prompt at first, then one token at a time
         outputs, state = model(torch.tensor(read).unsqueeze(1), state)
         drawn.append(_draw(outputs[-1, 0], temperature, generator))
         read = drawn[-1:]

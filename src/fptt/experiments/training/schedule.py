@@ -18,6 +18,7 @@ def spent_fraction(config: TrainConfig, epochs: float, updates: int, seconds: fl
     """Return the part of a run's budget that is spent, from 0 to 1; the run ends when its first limit is reached."""
     limits = (config.epochs, config.max_updates, config.max_seconds)
     parts = [spent / limit for spent, limit in zip((epochs, updates, seconds), limits, strict=True) if limit]
+    # an update or a second may go beyond its limit
     return min(max(parts), 1.0)
 
 
