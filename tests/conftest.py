@@ -1,7 +1,31 @@
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import torch
+
+CACHES = {
+    "HF_HOME": "huggingface",
+    "HF_DATASETS_CACHE": "huggingface/datasets",
+    "HYPOTHESIS_STORAGE_DIRECTORY": "hypothesis",
+    "MPLCONFIGDIR": "matplotlib",
+    "XDG_CACHE_HOME": "",
+}
+"""Where libraries keep files of their own between programs; not TORCHINDUCTOR_CACHE_DIR, whose steps take minutes."""
+
+# before any of these libraries is imported, and for all child processes; workers of xdist have those of their parent
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _caches = Path(tempfile.mkdtemp(prefix="fptt-tests-"))
+    os.environ.update({name: str(_caches / folder) for name, folder in CACHES.items()})
+
+import torch  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(_caches, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -159,7 +159,9 @@ def test_a_dict_is_in_the_order_of_its_keys_as_they_were_put_in() -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [3, "h", (ONE, 2.0), UserDict(a=ONE), {"a": [ONE, object()]}], ids=lambda state: type(state).__name__
+    "state",
+    [3, "h", (ONE, 2.0), UserDict(a=ONE), {"a": [ONE, object()]}],
+    ids=["int", "str", "float", "UserDict", "object"],
 )
 def test_what_is_no_nest_of_tensors_is_named(state: Any) -> None:
     with pytest.raises(

@@ -1,9 +1,9 @@
 import copy
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -261,15 +261,15 @@ class Chunks(IterableDataset):
 
 
 class Dying(IterableDataset):
-    """Chunks of which the worker does not live to make the third."""
+    """Chunks of which the worker does not live to make the third; it dies when the second has been learned."""
 
     def __init__(self, death: str) -> None:
-        self.death = death
+        self.death, self.learned = death, multiprocessing.Event()
 
     def __iter__(self) -> Iterator[fptt.Batch]:
         for number, chunk in enumerate(fptt.ArrayChunks(*recording(40), chunk_length=4, batch_size=B)):
             if number == 2:
-                time.sleep(0.5)  # the chunks before are on their way
+                self.learned.wait(60)
                 os.kill(os.getpid(), signal.SIGKILL) if self.death == "killed" else os._exit(3)
             yield chunk
 
@@ -278,7 +278,8 @@ class Dying(IterableDataset):
 @pytest.mark.parametrize("death", ["killed", "exit"])
 def test_a_worker_that_dies_is_told_and_training_goes_on_from_the_last_checkpoint(death: str, ahead: int) -> None:
     (model, stopped), (other, whole) = build(), build()
-    loader = DataLoader(Dying(death), batch_size=None, num_workers=1)
+    dying = Dying(death)
+    loader = DataLoader(dying, batch_size=None, num_workers=1)
     saved: list[Any] = []
     state: Any = None
 
@@ -287,6 +288,8 @@ def test_a_worker_that_dies_is_told_and_training_goes_on_from_the_last_checkpoin
         for result in stopped.train_stream(fptt.prefetch(loader, ahead) if ahead else loader):
             parts = (model, stopped.optimizer, stopped)
             saved, state = copy.deepcopy([part.state_dict() for part in parts]), result.state
+            if stopped.updates == 2:
+                dying.learned.set()
 
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)"):
         learn()
@@ -300,13 +303,15 @@ def test_a_worker_that_dies_is_told_and_training_goes_on_from_the_last_checkpoin
 
 
 SCRIPT = """
-import os, signal, sys, time, torch, fptt
+import multiprocessing, os, signal, sys, torch, fptt
 from torch.utils.data import DataLoader, IterableDataset
+
+learned = multiprocessing.Event()
 
 class Dying(IterableDataset):
     def __iter__(self):
         yield torch.zeros(4, 1, 2), torch.zeros(4, 1, 3)
-        time.sleep(0.3)
+        learned.wait(60)
         os.kill(os.getpid(), signal.SIGKILL)
 
 model = torch.nn.GRU(2, 3)
@@ -316,6 +321,7 @@ method = fptt.FPTT(
 source = DataLoader(Dying(), batch_size=None, num_workers=1)
 for result in method.train_stream(fptt.prefetch(source) if sys.argv[1:] else source):
     print(result.updates, flush=True)
+    learned.set()
 """
 
 

@@ -1,7 +1,9 @@
-"""Bit-for-bit fingerprints of small runs, to compare the code before and after a change that must not change results.
+"""A net for refactoring: hashes of the results of small runs, to compare the code before and after a change.
 
-python tests/bits.py OUT.json [--only PATTERN ...]          make the runs and write their hashes
-python tests/bits.py --compare A.json B.json [--only …]     say which runs differ; exit 1 if any does
+python tests/nets/bits.py OUT.json [--only PATTERN ...]       make the runs and write their hashes
+python tests/nets/bits.py --compare A.json B.json [--only …]  print which runs differ; exit 1 if any does
+
+The hashes are those of one machine and one version of PyTorch: make both files on the same.
 """
 
 import argparse
@@ -26,27 +28,6 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils import _pytree as pytree
 
 import fptt
-
-# -- names of the API that change --------------------------------------------------------------------------------------
-
-
-def either(owner: Any, *names: str) -> Any:
-    """Return the first attribute that there is."""
-    return next(getattr(owner, name) for name in names if hasattr(owner, name))
-
-
-Batch = either(fptt, "Batch", "StreamChunk")
-pack_lanes = either(fptt, "pack_lanes", "pack_sequences")
-detach_state = either(fptt, "detach_state", "detach")
-make_learner: Any = getattr(fptt.OnlineLearner, "from_method", fptt.OnlineLearner)
-
-
-def learn_many(learner: Any, inputs: Tensor, targets: list[Any] | None = None) -> None:
-    either(learner, "learn_many", "learn_chunk")(inputs, targets)
-
-
-def predict_many(learner: Any, inputs: Tensor) -> Tensor:
-    return either(learner, "predict_many", "predict_chunk")(inputs)
 
 
 def averages_and_duals(regularizer: Any) -> dict[str, list[Tensor]]:
@@ -236,7 +217,7 @@ def regularizer_by_hand() -> Bits:
     inputs, targets = next(batches(per_step=True))
     state, losses = None, []
     for x, y in fptt.split_sequence(inputs, targets, num_chunks=4):
-        output, state = model(x, detach_state(state))
+        output, state = model(x, fptt.detach_state(state))
         optimizer.zero_grad()
         loss = functional.cross_entropy(output.flatten(0, 1), y.flatten()) + 0 * regularizer.penalty()
         loss.backward()
@@ -267,13 +248,13 @@ def stream_of_lanes() -> Bits:
     method = fptt.TBPTT(model, sgd(model), sequence(), num_chunks=1)
     inputs, targets = next(batches(per_step=True))
     sequences = [(inputs[:n, n % B], targets[:n, n % B]) for n in (3, 12, 5, 7, 1, 9)]
-    return bits_of_training(method, method.train_stream(pack_lanes(sequences, batch_size=2, chunk_length=4)))
+    return bits_of_training(method, method.train_stream(fptt.pack_lanes(sequences, batch_size=2, chunk_length=4)))
 
 
 def stream_of_batches() -> Bits:
     model = make_model()
     method = fptt.FPTT(model, sgd(model), sequence(), num_chunks=2)
-    source = (Batch(*batch, ragged()) for batch in batches(per_step=True))
+    source = (fptt.Batch(*batch, ragged()) for batch in batches(per_step=True))
     return bits_of_training(method, method.train_stream(source))
 
 
@@ -281,7 +262,7 @@ def online(max_delay: int) -> Bits:
     """Steps one by one and several at once; with labels late, if there is a delay."""
     model = make_model()
     method = fptt.FPTT(model, adam(model), sequence(), chunk_length=3)
-    learner = make_learner(method, classes=("a", "b", "c"), max_delay=max_delay, standardize=True)
+    learner = fptt.OnlineLearner(method, classes=("a", "b", "c"), max_delay=max_delay, standardize=True)
     inputs, targets = next(batches(per_step=True))
     labels = ["abc"[number] for number in targets[:, 0].tolist()]
     answers: list[Any] = []
@@ -290,10 +271,10 @@ def online(max_delay: int) -> Bits:
         learner.learn_one(inputs[step, 0], None if max_delay else labels[step])
         if max_delay and step >= 2:
             learner.learn_delayed(labels[step - 2], delay=3)
-    answers.append(predict_many(learner, inputs[8:, 0]))
-    learn_many(learner, inputs[8:, 0], labels[8:])
+    answers.append(learner.predict_many(inputs[8:, 0]))
+    learner.learn_many(inputs[8:, 0], labels[8:])
     learner.flush()
-    answers.append(predict_many(learner, inputs[:, 1]))
+    answers.append(learner.predict_many(inputs[:, 1]))
     return {"answers": bits_of(answers), **bits_of_training(method, [])}
 
 

@@ -1,4 +1,7 @@
-"""Seconds of a chunk step, eager and compiled, for one sequence and for a batch: `python tests/step_time.py`."""
+"""A net for refactoring: seconds of a chunk step, eager and compiled, for one sequence and for a batch.
+
+python tests/nets/step_time.py [--rounds N] [--threads N]     to be run in turns with the code before a change
+"""
 
 import argparse
 import json
