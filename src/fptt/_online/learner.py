@@ -52,9 +52,9 @@ class OnlineLearner:
         >>> learner = fptt.OnlineLearner(method, classes=["rest", "walk", "run"])
         >>> for step in range(5):
         ...     x = {"speed": 0.1 * step, "pulse": 60.0 + step}
-        ...     answer = learner.predict_one(x)
+        ...     prediction = learner.predict_one(x)
         ...     learner.learn_one(x, "walk")
-        >>> answer in ("rest", "walk", "run"), learner.steps, learner.method.updates
+        >>> prediction in ("rest", "walk", "run"), learner.steps, learner.method.updates
         (True, 5, 2)
     """
 
@@ -83,7 +83,7 @@ class OnlineLearner:
         return self._inferred_state if len(self._trainer) else self._trainer.state
 
     def predict_one(self, x: Any) -> Any:
-        """Return the answer to the next step: a class, or None while none is known; a number of a regression.
+        """Return the prediction of the next step: a class, or None while none is known; a number of a regression.
 
         Args:
             x: A mapping of names to numbers, the same names at every step; or a tensor, array or sequence of numbers.

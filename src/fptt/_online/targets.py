@@ -1,4 +1,4 @@
-"""Encoding of labels as targets and decoding of outputs as answers: classes, or numbers."""
+"""Encoding of labels as targets and decoding of outputs as predictions: classes, or numbers."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ def to_python(value: Any) -> Any:
 
 
 class Targets(ABC):
-    """Encode labels as targets of a loss, and decode outputs as answers."""
+    """Encode labels as targets of a loss, and decode outputs as predictions."""
 
     @abstractmethod
     def check(self, num_outputs: int) -> None:
@@ -41,7 +41,7 @@ class Targets(ABC):
 
     @abstractmethod
     def decode(self, output: Tensor) -> Any:
-        """Return the answer of an output, (C,)."""
+        """Return the prediction for an output, (C,)."""
 
     @abstractmethod
     def tensor(self, targets: Sequence[Any], num_outputs: int, like: Tensor) -> Tensor:

@@ -32,13 +32,13 @@ class _Estimator:
             self._learner = self.make_learner(len(x))
         return self._learner
 
-    def _predicted(self, x: dict[Any, Any], answer: Any) -> Any:
-        """Return the answer to a step, and advance by the step if its label comes late."""
+    def _predicted(self, x: dict[Any, Any], prediction: Any) -> Any:
+        """Return the prediction of a step, and advance by the step if its label comes late."""
         learner = self._learner_for(x)
         if learner.max_delay:
             learner.learn_one(x)
             self._num_unlabeled += 1
-        return answer
+        return prediction
 
     def _learn(self, x: dict[Any, Any], y: Any) -> None:
         learner = self._learner_for(x)

@@ -14,7 +14,7 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.streams.baselines import LastLabel, MajorityClass, RiverSoftmax
-from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
+from fptt.experiments.streams.learner import gathered, make_learner, predict_and_learn
 from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import Rolling, StreamScores
 from fptt.experiments.streams.stream import StreamFolder
@@ -30,7 +30,7 @@ T = 60
 
 def go_through(config: StreamConfig, *recordings: Recording) -> tuple[torch.Tensor, Any]:
     learner = make_learner(config, 6, 12)
-    outputs = [output for one in recordings for output in answer_and_learn(learner, one, config)]
+    outputs = [output for one in recordings for output in predict_and_learn(learner, one, config)]
     return torch.cat(outputs), learner
 
 
@@ -98,12 +98,12 @@ def test_baselines_by_hand() -> None:
     }
     for (kind, delay), expected in answers.items():
         baseline = kind(delay, 6)
-        assert tuple(baseline.answers(NONE, part).tolist() for part in (first, second)) == expected
+        assert tuple(baseline.predictions(NONE, part).tolist() for part in (first, second)) == expected
 
 
 def test_a_tie_goes_to_the_first_class_and_the_majority_may_change() -> None:
     baseline = MajorityClass(0, 6)
-    assert baseline.answers(NONE, np.array([4, 1, 1, 4, 4])).tolist() == [0, 4, 1, 1, 1]
+    assert baseline.predictions(NONE, np.array([4, 1, 1, 4, 4])).tolist() == [0, 4, 1, 1, 1]
 
 
 def test_rivers_model_is_that_of_rivers_own_evaluation() -> None:
@@ -118,7 +118,7 @@ def test_rivers_model_is_that_of_rivers_own_evaluation() -> None:
         model = preprocessing.StandardScaler() | linear_model.SoftmaxRegression()
         classes = torch.tensor([y for _, y in steps])
         signal = torch.tensor([list(x.values()) for x, _ in steps])
-        answers = RiverSoftmax(delay, 12).answers(signal, classes.numpy())
+        answers = RiverSoftmax(delay, 12).predictions(signal, classes.numpy())
         score = evaluate.progressive_val_score(steps, model, metrics.Accuracy(), delay=delay + 1)  # pyright: ignore
         answered = len(steps) - delay - 1  # River leaves the others out
         assert score.get() == pytest.approx((answers == classes.numpy())[-answered:].mean())

@@ -1,4 +1,4 @@
-"""Baselines of a learner on a stream: answers without a model, and River's linear model."""
+"""Baselines of a learner on a stream: predictions without a model, and River's linear model."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -13,7 +13,7 @@ from fptt.experiments.tasks.scores import IGNORED
 
 
 class Baseline(ABC):
-    """Answers every step of a stream, like a learner that gets the label of a step `delay` steps later.
+    """Predicts every step of a stream, like a learner that gets the label of a step `delay` steps later.
 
     At the end of a recording it gets all labels that are left.
 
@@ -26,8 +26,8 @@ class Baseline(ABC):
         self.delay, self.num_classes = delay, num_classes
 
     @abstractmethod
-    def answers(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the answers to all steps of the next recording, (T,): classes, 0 while nothing is known.
+    def predictions(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
+        """Return the predictions of all steps of the next recording, (T,): classes, 0 while nothing is known.
 
         Args:
             signal: (T, D).
@@ -48,8 +48,8 @@ class WithoutModel(Baseline):
 
     current = 0
 
-    def answers(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """Return the answers to all steps of the next recording, (T,)."""
+    def predictions(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Return the predictions of all steps of the next recording, (T,)."""
         informed = self._after(classes)
         early = np.full(min(self.delay + 1, len(classes)), self.current)  # no label of this recording is known yet
         self.current = int(informed[-1])
@@ -57,10 +57,10 @@ class WithoutModel(Baseline):
 
     @abstractmethod
     def _after(self, classes: np.ndarray) -> np.ndarray:
-        """Return the answers after each step if labels were not late, (T,)."""
+        """Return the predictions after each step if labels were not late, (T,)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current answer."""
+        """Return the current prediction."""
         return {"current": self.current}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ class WithoutModel(Baseline):
 
 
 class LastLabel(WithoutModel):
-    """Answers the latest known label ("persistence")."""
+    """Predicts the latest known label ("persistence")."""
 
     def _after(self, classes: np.ndarray) -> np.ndarray:
         latest = np.maximum.accumulate(np.where(classes != IGNORED, np.arange(len(classes)), -1))
@@ -77,7 +77,7 @@ class LastLabel(WithoutModel):
 
 
 class MajorityClass(WithoutModel):
-    """Answers the most frequent class so far."""
+    """Predicts the most frequent class so far."""
 
     def __init__(self, delay: int, num_classes: int) -> None:
         super().__init__(delay, num_classes)
@@ -89,7 +89,7 @@ class MajorityClass(WithoutModel):
         return counts.argmax(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current answer and the counts of the classes."""
+        """Return the current prediction and the counts of the classes."""
         return {**super().state_dict(), "counts": self.counts.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,17 +115,17 @@ class RiverSoftmax(Baseline):
         self.model = self.scaler | self.regression
         self.waiting: deque[tuple[dict, int]] = deque()
 
-    def answers(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the answers to all steps of the next recording, (T,); those without a label are not answered."""
-        answers = np.zeros(len(classes), dtype=np.int64)
+    def predictions(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
+        """Return the predictions of all steps of the next recording, (T,); those without a label are not predicted."""
+        predictions = np.zeros(len(classes), dtype=np.int64)
         for step, (row, label) in enumerate(zip(signal.tolist(), classes.tolist(), strict=True)):
             x = dict(enumerate(row))
             if label != IGNORED:
-                answers[step] = self.model.predict_one(x) or 0
+                predictions[step] = self.model.predict_one(x) or 0
             self.waiting.append((x, label))
             self._learn(self.delay)
         self._learn(0)
-        return answers
+        return predictions
 
     def _learn(self, num_waiting: int) -> None:
         while len(self.waiting) > num_waiting:

@@ -1,4 +1,4 @@
-"""A learner that goes through recordings: every step is answered before it is learned."""
+"""A learner that goes through recordings: every step is predicted before it is learned."""
 
 from collections.abc import Iterator
 
@@ -28,19 +28,19 @@ def make_learner(config: StreamConfig, num_inputs: int, num_classes: int) -> fpt
     return fptt.OnlineLearner(method, classes=range(num_classes), max_delay=config.delay, standardize=True)
 
 
-def answer_and_learn(
+def predict_and_learn(
     learner: fptt.OnlineLearner, recording: Recording, config: StreamConfig, begin: int = 0
 ) -> Iterator[Tensor]:
-    """Go through a recording chunk by chunk: answer its steps, learn it, and yield the answers, outputs (n, C).
+    """Go through a recording chunk by chunk: predict its steps, learn it, and yield the predictions, outputs (n, C).
 
-    The label of step t is learned after the answer to step t + delay; those of the last steps at the end of the
+    The label of step t is learned after the prediction of step t + delay; those of the last steps at the end of the
     recording. Whatever was yielded is learned: another call resumes from there.
 
     Args:
         learner: In its state after the steps before `begin`.
         recording: All of it.
         config: Chunks and delay.
-        begin: The first step not answered yet.
+        begin: The first step not predicted yet.
     """
     labels = [None if label == IGNORED else label for label in recording.classes.tolist()]
     length, delay = len(labels), config.delay

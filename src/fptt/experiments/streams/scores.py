@@ -1,4 +1,4 @@
-"""Accuracy of the answers to a stream: over all steps, and over the latest ones."""
+"""Accuracy of the predictions of a stream: over all steps, and over the latest ones."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ class Rolling:
         self.right = self.count = 0
 
     def add(self, right: int, count: int) -> None:
-        """Add a piece: how many labeled steps it has, and how many of them were answered right."""
+        """Add a piece: how many labeled steps it has, and how many of them were predicted right."""
         self.pieces.append((right, count))
         self.right, self.count = self.right + right, self.count + count
         while self.count - self.pieces[0][1] >= self.window:
@@ -68,15 +68,15 @@ class StreamScores:
         self.steps = self.labels = 0
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, answers: Mapping[str, Tensor], classes: Tensor) -> None:
-        """Add the answers to the next steps: outputs (n, C), or classes (n,); and what is right, (n,)."""
+    def add(self, predictions: Mapping[str, Tensor], classes: Tensor) -> None:
+        """Add the predictions of the next steps: outputs (n, C), or classes (n,); and what is right, (n,)."""
         self.steps += len(classes)
         is_labeled = classes != IGNORED
         count = int(is_labeled.sum())
         if not count:
             return
         self.labels += count
-        for name, given in answers.items():
+        for name, given in predictions.items():
             outputs = given if given.dim() > 1 else functional.one_hot(given, self.num_classes).float()
             self.totals[name].add(outputs, classes)
             self.rolling[name].add(int((outputs.argmax(-1) == classes)[is_labeled].sum()), count)

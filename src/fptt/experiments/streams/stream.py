@@ -20,7 +20,7 @@ from fptt.experiments.process.files import replace_text, replaced
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.streams.baselines import Baseline, LastLabel, MajorityClass, RiverSoftmax
-from fptt.experiments.streams.learner import answer_and_learn, gathered, make_learner
+from fptt.experiments.streams.learner import gathered, make_learner, predict_and_learn
 from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import ROLLING, StreamScores
 from fptt.experiments.tasks.hapt import Recording
@@ -113,7 +113,7 @@ class Streaming:
     Attributes:
         num_recordings: Recordings completed.
         start: The next step of the current recording.
-        given: The answers of the baselines to all of that recording; empty before it.
+        given: The predictions of the baselines for all of that recording; empty before it.
     """
 
     def __init__(self, config: StreamConfig, folder: StreamFolder) -> None:
@@ -159,20 +159,22 @@ class Streaming:
 
     def _go_through(self, recording: Recording) -> Iterator[None]:
         """Answer and learn a recording, and count what is right; pause every thousand steps."""
-        self.given = self.given or self._answers(recording)
-        outputs = answer_and_learn(self.learner, recording, self.config, self.start)
+        self.given = self.given or self._predictions(recording)
+        outputs = predict_and_learn(self.learner, recording, self.config, self.start)
         for piece in gathered(self._timed(outputs), STEPS_A_ROW):
             part = slice(self.start, self.start + len(piece))
-            answers = {"learner": piece, **{name: own[part] for name, own in self.given.items()}}
-            self.scores.add(answers, recording.classes[part])
+            predictions = {"learner": piece, **{name: own[part] for name, own in self.given.items()}}
+            self.scores.add(predictions, recording.classes[part])
             self.start = part.stop
             yield
 
-    def _answers(self, recording: Recording) -> dict[str, Tensor]:
-        """Return the answers of the baselines to all steps of a recording, (T,) each."""
+    def _predictions(self, recording: Recording) -> dict[str, Tensor]:
+        """Return the predictions of the baselines for all steps of a recording, (T,) each."""
         classes = recording.classes.numpy()
-        answers = {name: baseline.answers(recording.signal, classes) for name, baseline in self.baselines.items()}
-        return {name: torch.from_numpy(own) for name, own in answers.items()}
+        predictions = {
+            name: baseline.predictions(recording.signal, classes) for name, baseline in self.baselines.items()
+        }
+        return {name: torch.from_numpy(own) for name, own in predictions.items()}
 
     def _timed(self, outputs: Iterator[Tensor]) -> Iterator[Tensor]:
         """Add up the seconds of the learner alone: those of the baselines and of reading are not its own."""
@@ -259,7 +261,7 @@ class Streaming:
         self.num_recordings, self.start = int(place["recordings"]), int(place["start"])
         self.given = dict(place["given"])
         if self.given and self.given.keys() != self.baselines.keys():
-            raise ValueError(f"there are answers of {', '.join(self.given)}")
+            raise ValueError(f"there are predictions of {', '.join(self.given)}")
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class Score(ABC):
 class ClassScore(Score):
     """Accuracy, macro-averaged F1 and mean cross entropy (nats) of everything that is not ignored.
 
-    The macro average is over the classes that occur among targets or answers.
+    The macro average is over the classes that occur among targets or predictions.
 
     Args:
         num_classes: C.
@@ -57,7 +57,7 @@ class ClassScore(Score):
     metric = "accuracy"
 
     def __init__(self, num_classes: int) -> None:
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)  # [target, answer]
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)  # [target, prediction]
         self.entropy = 0.0
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
@@ -73,10 +73,10 @@ class ClassScore(Score):
     def metrics(self) -> dict[str, float]:
         """Return accuracy, macro-averaged F1 and cross entropy."""
         total = self.confusion.sum().item()
-        correct, asked, answered = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
-        occurs = asked + answered > 0
+        correct, actual, predicted = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
+        occurs = actual + predicted > 0
         # 2 · true positives / (2 · true positives + false positives + false negatives)
-        f1 = 2 * correct[occurs] / (asked + answered)[occurs]
+        f1 = 2 * correct[occurs] / (actual + predicted)[occurs]
         return {
             "accuracy": correct.sum().item() / max(total, 1),
             "macro_f1": f1.double().mean().item(),
