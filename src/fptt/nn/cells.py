@@ -65,9 +65,8 @@ def run_plain(
     finals: list[CellState] = []
     for layer in range(rnn.num_layers):
         if layer:
-            inputs = functional.dropout(
-                inputs, rnn.dropout, rnn.training
-            )  # on the outputs of all layers but the last, as torch.nn has it
+            # on the outputs of all layers but the last, as torch.nn has it
+            inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
         run = _run_fused if may_fuse and suits_cudnn(inputs) else _run_layer
         inputs, final = run(rnn, layer, inputs, tuple(state[layer] for state in states))
         finals.append(final)
