@@ -22,6 +22,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import torch  # noqa: E402
 
+from fptt._engine.compiled import compiler  # noqa: E402
+
 
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -42,3 +44,16 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the traced graph of a step as it is, without the seconds that machine code takes to make."""
+    monkeypatch.setattr(compiler, "_compile", lambda graph, _: graph)
+
+
+@pytest.fixture(params=["traced", pytest.param("compiled", marks=[pytest.mark.slow, pytest.mark.machine_code])])
+def both_ways(request: pytest.FixtureRequest) -> None:
+    """Run a test with the traced graph and, among the slow tests, with machine code."""
+    if request.param == "traced":
+        request.getfixturevalue("interpreted")

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 
 import fptt
-from fptt._engine.compiled import compiler
 
 ROOT = f"{Path(fptt.__file__).parent}/"
 
@@ -44,10 +43,10 @@ class Walk:
         return "\n".join([f"{len(self.files)} files:", *lines])
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("engine", "most"), [("eager", 14), ("compiled", 19)])
-def test_a_batch_touches_few_files(engine: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_touches_few_files(engine: Any, most: int) -> None:
     """The second batch, for which a compiled step is there already."""
-    monkeypatch.setattr(compiler, "_compile", lambda graph, _: graph)  # as it is traced, without machine code
     model = fptt.nn.LSTM(1, 8, 10, readout_sizes=[16], last_only=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss = fptt.TerminalLoss(functional.cross_entropy, divergence="uniform")

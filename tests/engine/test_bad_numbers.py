@@ -92,15 +92,9 @@ def assert_near(ones: list[Tensor], others: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("what", ["inputs", "loss", "weights"])
-@pytest.mark.parametrize(
-    ("kind", "engine"),
-    [
-        (fptt.TBPTT, "eager"),
-        (fptt.FPTT, "eager"),
-        pytest.param(fptt.FPTT, "compiled", marks=pytest.mark.machine_code),
-    ],
-)
+@pytest.mark.parametrize(("kind", "engine"), [(fptt.TBPTT, "eager"), (fptt.FPTT, "eager"), (fptt.FPTT, "compiled")])
 def test_a_skipped_chunk_is_as_one_that_never_was(
     kind: Any, what: str, engine: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,8 +114,9 @@ def test_a_skipped_chunk_is_as_one_that_never_was(
     assert "chunk 3 of batch 2" in warnings[-1]
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("what", ["inputs", "loss", "weights"])
-@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.machine_code)])
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_a_skipped_chunk_draws_no_random_numbers(engine: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chunks after it are learned with the same dropout as without it."""
     monkeypatch.setattr(Model, "dropout", 0.5)
@@ -187,10 +182,8 @@ def test_a_bad_gradient_is_skipped() -> None:
     assert all(weight.isfinite().all() for weight in weights(model))
 
 
-@pytest.mark.parametrize(
-    ("bad", "engine"),
-    [(0, "eager"), (3, "eager"), pytest.param(2, "compiled", marks=pytest.mark.machine_code)],
-)
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize(("bad", "engine"), [(0, "eager"), (3, "eager"), (2, "compiled")])
 def test_weights_that_overflow_name_the_chunk_that_made_them_so(bad: int, engine: str) -> None:
     method = make(fptt.FPTT, engine=engine)
     method.train_batch(*batch(0))

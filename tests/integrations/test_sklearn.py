@@ -86,7 +86,7 @@ def test_the_method_is_the_one_that_is_named() -> None:
     assert not torch.equal(state_of(classifier(divergence=None).fit(X, Y))[0], weights[0])
 
 
-@pytest.mark.machine_code
+@pytest.mark.usefixtures("both_ways")
 def test_the_compiled_engine_trains_the_same() -> None:
     eager, compiled = (classifier(engine=name, num_chunks=T, batch_size=N).fit(X, Y) for name in ("eager", "compiled"))
     assert compiled.method_.engine == "compiled"

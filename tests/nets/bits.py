@@ -10,6 +10,7 @@ import argparse
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from contextlib import closing
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
@@ -341,11 +343,11 @@ def train_text() -> Bits:
 
 def stream(*options: str) -> Bits:
     """Stream made-up recordings in the place of those of HAPT."""
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
     generator = torch.Generator().manual_seed(4)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, HF_HOME=f"{folder}/cache"):
+        from datasets import Dataset, disable_progress_bars
+
+        disable_progress_bars()
         for split, lengths in (("train", (400, 300)), ("test", (200,))):
             labels = [torch.randint(13, (n // 10,), generator=generator).repeat_interleave(10) for n in lengths]
             signals = [torch.randn(n, 6, generator=generator) for n in lengths]

@@ -496,7 +496,7 @@ def test_a_method_of_ones_own(kind: type[fptt.Method]) -> None:
     assert_same_weights(model, reference.method.model)
 
 
-@pytest.mark.machine_code
+@pytest.mark.usefixtures("both_ways")
 def test_a_compiled_method() -> None:
     model = lstm()
     method = fptt.FPTT(

@@ -202,6 +202,7 @@ def test_traced_steps_of_ones_own_meet_at_the_same_means(found: list[dict[str, A
             assert difference(one, other) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.machine_code
 def test_compiled_steps_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
     first, second = run_in_processes(compiled, tmp_path)

@@ -68,7 +68,7 @@ def test_compiled_product_is_the_product() -> None:
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.machine_code
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("size", [1, 32])
 def test_training_with_these_products_equals_eager(size: int) -> None:
     """One sample: outer products; 32 samples: oneDNN. Float32, with the bound of test_agreement."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.training.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
 from fptt.experiments.training.folder import RunFolder, locked
+from tests import forks
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.training.test_resume import QUICK, assert_same_end, interrupt_at
 
@@ -269,13 +271,9 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     room: int, file: str, interrupted: RunFolder, whole: RunFolder
 ) -> None:
     """The system refuses to write more than so many bytes of a file."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
     command = [sys.executable, "-m", "fptt", "train", "--resume", "--out", str(interrupted.path)]
-    environment = {**os.environ, "MPLCONFIGDIR": os.devnull}
-    full = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, env=environment, check=False)
+    full = forks.run(command, before=limit)
     told = " ".join(full.stderr.split())
     assert full.returncode == 2, full.stderr
     assert "cannot be written" in told
@@ -358,14 +356,13 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(
 def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     script = "import sys, time; from pathlib import Path; from fptt.experiments.training.folder import locked\n"
     script += "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            with pytest.raises(UserError, match="another process is training"), locked(tmp_path):
-                pass
-        finally:
-            process.kill()
+    process = forks.Fork([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(UserError, match="another process is training"), locked(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
     with locked(tmp_path):
         assert (tmp_path / "lock").exists()
 

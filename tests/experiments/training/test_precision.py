@@ -70,7 +70,7 @@ def test_the_compiled_engine_takes_whole_precisions_only(tmp_path: Path, capsys:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.machine_code
+@pytest.mark.usefixtures("both_ways")
 def test_engines_agree_in_float64(tmp_path: Path) -> None:
     compiled = train(tmp_path / "compiled", "--precision", "64-true", "--num-chunks", "16", "--engine", "compiled")
     changes = ["--config", str(compiled.config_file), "--engine", "eager", "--out", str(tmp_path / "eager")]
@@ -79,7 +79,8 @@ def test_engines_agree_in_float64(tmp_path: Path) -> None:
     assert distance(eager.read_weights(), compiled.read_weights()) < 1e-10
 
 
-@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.machine_code)])
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_deterministic_runs_give_the_same_bits(engine: str, tmp_path: Path) -> None:
     options = ["--deterministic", "--engine", engine, "--num-chunks", "8"]
     one = train(tmp_path / "one", *options)

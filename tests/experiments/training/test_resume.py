@@ -151,7 +151,7 @@ def test_a_text_with_another_vocabulary_is_refused_on_resume(
     assert newest.read_bytes() == content
 
 
-@pytest.mark.machine_code
+@pytest.mark.usefixtures("both_ways")
 def test_resumed_compiled_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["train", *QUICK, "--engine", "compiled", "--epochs", "1"]
     assert run([*command, "--out", str(tmp_path / "whole")]) == 0

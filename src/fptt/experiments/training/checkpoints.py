@@ -55,8 +55,10 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 temporary.unlink()  # on a full disk, room for what is written next
+            # torch then closes its archive, which fails in turn, with an error that says nothing about the disk
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
             raise UnwritableError(
-                f"a checkpoint in {self.folder} cannot be written: {one_line(error).rstrip('.')}."
+                f"a checkpoint in {self.folder} cannot be written: {one_line(cause).rstrip('.')}."
             ) from error
         for path in self.files()[KEPT:]:
             with suppress(OSError):  # one too many does no harm
