@@ -9,10 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from tests.forks import CONTEXT
+
 
 def run_in_processes(function: Callable[[int], Any], folder: Path, size: int = 2) -> list[Any]:
     """Return what a function of a module gives in each process; it is called with the number of the process."""
-    multiprocessing.spawn(_run, (function, str(folder), size), size)  # pyright: ignore[reportPrivateImportUsage]
+    multiprocessing.start_processes(_run, (function, str(folder), size), size, start_method=CONTEXT.get_start_method())
     return [torch.load(folder / f"result-{number}.pt", weights_only=False) for number in range(size)]
 
 

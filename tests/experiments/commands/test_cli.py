@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from rich.console import Console
 from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.studies import launcher
 from fptt.experiments.studies.comparison import Comparison, parse_methods
 from fptt.experiments.training.folder import RunFolder
+from tests.forks import Fork
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
 
@@ -100,6 +103,13 @@ def comparison_of(out: Path, *options: Any) -> Comparison:
     return comparison
 
 
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the processes of a study."""
+    monkeypatch.setattr(launcher, "subprocess", SimpleNamespace(Popen=Fork, STDOUT=subprocess.STDOUT))
+
+
+@pytest.mark.usefixtures("forked_runs")
 def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), *QUICK]
     assert run(command) == 0
@@ -125,6 +135,7 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_compare_takes_means_over_seeds_and_mends_a_damaged_run(tmp_path: Path) -> None:
     command = ["compare", "--methods", "bptt", "--seeds", "2", "--budgets", "epochs", "--out", str(tmp_path), *QUICK]
     assert run(command) == 0
@@ -175,7 +186,7 @@ def test_an_interrupted_comparison_loses_nothing(tmp_path: Path, capsys: pytest.
 def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "fptt", "train", "--out", str(out), *QUICK, "--epochs", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Fork(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     metrics = out / "metrics.csv"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:

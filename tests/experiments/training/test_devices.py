@@ -13,6 +13,7 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.training.folder import RunFolder
 from tests.experiments.training.test_precision import distance
 from tests.experiments.training.test_resume import assert_same_end
+from tests.forks import Fork
 
 QUICK = ("--limit", "128", "--hidden-size", "8", "--threads", "1")
 TWO = ("--devices", "2", "--check-sync")
@@ -23,17 +24,13 @@ WATCH = 5.5
 pytestmark = pytest.mark.xdist_group("devices")  # the undisturbed run is made once
 
 
-def start(*options: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "fptt", "train", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-    )
+def start(*options: str) -> Fork:
+    """Start the first process, which starts the second one anew."""
+    command = [sys.executable, "-m", "fptt", "train", *options]
+    return Fork(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0)
 
 
-def finished(process: "subprocess.Popen[str]") -> str:
+def finished(process: Fork) -> str:
     """Return what it said, of which nothing was wrong."""
     output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, output
@@ -68,7 +65,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], RunFold
     return options, RunFolder(folder / "whole")
 
 
-def wait_for_epoch(folder: RunFolder, process: "subprocess.Popen[str]") -> None:
+def wait_for_epoch(folder: RunFolder, process: Fork) -> None:
     begin = time.monotonic()
     while not folder.metrics_file.exists() and process.poll() is None and time.monotonic() - begin < TIMEOUT:
         time.sleep(0.005)
