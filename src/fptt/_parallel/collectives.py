@@ -1,4 +1,4 @@
-"""What several processes say to each other: sums of tensors, copies of the first one's, and whether all is well."""
+"""Messages between processes: sums, means and copies of tensors."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ class LostProcessError(RuntimeError):
 
 
 @contextmanager
-def lost_processes_told() -> Iterator[None]:
-    """Say in one line what has happened when a message does not arrive."""
+def reporting_lost_processes() -> Iterator[None]:
+    """Raise LostProcessError, in one line, when a message does not arrive."""
     try:
         yield
     except RuntimeError as error:
@@ -27,7 +27,7 @@ def lost_processes_told() -> Iterator[None]:
 def total(tensor: Tensor, group: Group) -> Tensor:
     """Return the sum of the tensors of all processes."""
     tensor = tensor.detach().clone()
-    with lost_processes_told():
+    with reporting_lost_processes():
         dist.all_reduce(tensor, group=group)
     return tensor
 
@@ -35,7 +35,7 @@ def total(tensor: Tensor, group: Group) -> Tensor:
 def gather(tensor: Tensor, group: Group) -> Tensor:
     """Return the tensors of all processes, one row each."""
     rows = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-    with lost_processes_told():
+    with reporting_lost_processes():
         dist.all_gather(rows, tensor, group=group)
     return torch.stack(rows)
 
@@ -45,7 +45,7 @@ def sum_(tensors: Sequence[Tensor], group: Group) -> None:
     """Put the sum over all processes into each tensor, in place: one message for each dtype and device."""
     for alike in _alike(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-        with lost_processes_told():
+        with reporting_lost_processes():
             dist.all_reduce(flat, group=group)
         _scatter(flat, alike)
 
@@ -63,7 +63,7 @@ def broadcast_(tensors: Sequence[Tensor], group: Group) -> None:
     first = dist.get_global_rank(group, 0) if group is not None else 0
     for alike in _alike(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-        with lost_processes_told():
+        with reporting_lost_processes():
             dist.broadcast(flat, first, group=group)
         _scatter(flat, alike)
 

@@ -184,7 +184,7 @@ def _inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compil
 
 
 def _agree(one: Compiled, other: Compiled, examples: Sequence[Tensor]) -> bool:
-    """Tell whether two functions return and change the same, bit for bit, on copies of the examples."""
+    """Return whether two functions return and change the same bits on copies of the examples."""
     seen = []
     for function in (one, other):
         tensors = [tensor.clone() for tensor in examples]  # the step changes its arguments in place

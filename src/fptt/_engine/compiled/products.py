@@ -54,19 +54,19 @@ def _suits_onednn(left: Tensor, right: Tensor) -> bool:
 
 
 def _has_plain_strides(matrix: Tensor) -> bool:
-    """Tell whether rows or columns lie one after the other without overlapping, as oneDNN demands."""
+    """Return whether rows or columns lie one after the other without overlapping, as oneDNN demands."""
     (rows, columns), (down, across) = matrix.shape, matrix.stride()
     return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
 def _can_be_lowered() -> bool:
-    """Tell whether `register_lowering` fits this PyTorch: it is written for the Inductor of 2.13 and later."""
+    """Return whether `register_lowering` fits this PyTorch: it is written for the Inductor of 2.13 and later."""
     return torch.backends.mkldnn.is_available() and torch.__version__ >= "2.13"  # no comparison of texts: TorchVersion
 
 
 @cache
 def onednn_is_faster() -> bool:
-    """Tell whether oneDNN multiplies faster than what is behind `torch.mm`.
+    """Return whether oneDNN multiplies faster than what is behind `torch.mm`.
 
     On other processors than Intel's MKL leaves out the widest instructions, which halves its speed; oneDNN asks what
     the processor can do.
