@@ -12,7 +12,7 @@ from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessS
 from torch import Tensor
 
 import fptt
-from fptt._parallel.collectives import lost_processes_told
+from fptt._parallel.collectives import reporting_lost_processes
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import ReportedError, UserError, one_line
 from fptt.experiments.training.build import check_precision, make_fabric
@@ -86,13 +86,13 @@ class Replicas:
             return spent, is_asked, is_due
         own = (spent * self.is_leader, is_asked, is_due and self.is_leader)
         sums = torch.tensor(own, dtype=torch.float64, device=self.fabric.device)
-        with lost_processes_told():
+        with reporting_lost_processes():
             dist.all_reduce(sums)
         return float(sums[0]), bool(sums[1]), bool(sums[2])
 
     def from_leader(self, value: Any) -> Any:
         """Return the leader's value."""
-        with lost_processes_told():
+        with reporting_lost_processes():
             return self.fabric.broadcast(value)
 
     def gather(self, value: Any) -> list[Any]:
@@ -100,7 +100,7 @@ class Replicas:
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_leader else None
-        with lost_processes_told():
+        with reporting_lost_processes():
             dist.gather_object(value, values)
         return values or []
 
@@ -120,7 +120,7 @@ class Replicas:
         except (UserError, ValueError, RuntimeError) as raised:
             error = raised
         messages: list[str | None] = [None] * self.size
-        with lost_processes_told():
+        with reporting_lost_processes():
             dist.all_gather_object(messages, None if error is None else one_line(error))
         rank, message = next(((rank, text) for rank, text in enumerate(messages) if text is not None), (0, None))
         if message is None:
