@@ -111,11 +111,9 @@ class CompiledEngine:
             bad = None if chunk.bad_inputs is None else BadNumber(chunk.number, chunk.bad_inputs)
             one = self._run([chunk], walked.state) if bad is None else Walked(walked.state, bad=bad)
             if one.bad is None:
-                walked.state, walked.losses, walked.norms = (
-                    one.state,
-                    walked.losses + one.losses,
-                    walked.norms + one.norms,
-                )
+                walked.state = one.state
+                walked.losses += one.losses
+                walked.norms += one.norms
             else:
                 before.restore()
                 walked.skipped.append(one.bad)

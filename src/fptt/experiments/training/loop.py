@@ -255,7 +255,7 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         "coupling": config.coupling if is_fptt else None,
         "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
         "alpha": config.alpha if is_fptt else None,
-        "engine": getattr(method, "engine", "eager"),  # BPTT has no choice of it
+        "engine": method.engine,
         "seed": config.seed,
         "metric": task.metric,
         **{f"test_{name}": value for name, value in test.items()},
