@@ -8,6 +8,8 @@ from fptt._batches.batch import Batch as Batch
 from fptt._batches.lanes import PackedLanes as PackedLanes
 from fptt._batches.lanes import pack_lanes as pack_lanes
 from fptt._batches.prefetch import prefetch as prefetch
+from fptt._batches.stagger import StaggeredLanes as StaggeredLanes
+from fptt._batches.stagger import stagger as stagger
 from fptt._engine.compiled.compiler import CompilationError as CompilationError
 from fptt._losses.chunk_loss import ChunkLoss as ChunkLoss
 from fptt._losses.chunk_loss import SequenceLoss as SequenceLoss
@@ -27,6 +29,7 @@ from fptt._parallel.replicas import DataParallel as DataParallel
 from fptt._parallel.replicas import OtherProcessError as OtherProcessError
 from fptt._regularizer.regularizer import DynamicRegularizer as DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError as BadWeightsError
+from fptt._sequence import Progress as Progress
 from fptt._sequence import chunk_lengths as chunk_lengths
 from fptt._sequence import detach_state as detach_state
 from fptt._sequence import last_output as last_output

@@ -1,7 +1,7 @@
-"""Cuts of a sequence, and the recurrent state at a cut."""
+"""Cuts of a sequence, the progress of lanes over the chunks, and the recurrent state at a cut."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,20 @@ Nests are those of `torch.utils._pytree`: tuples, NamedTuples, lists, dicts, Ord
 classes that were registered there; None may stand in the place of a tensor. It is no recursive type: a model returns a
 nest that its user knows, and indexes.
 """
+
+
+class Progress(NamedTuple):
+    """How far the sequence of every lane is, in each of K chunks; tensors (K, B), whole numbers.
+
+    Attributes:
+        position: k + 1 of the chunk in its lane's sequence: 1 where the sequence begins, 0 in an idle lane.
+        num_chunks: Chunks of the lane's sequence; 1 in an idle lane.
+        num_steps: Real steps of the lane's sequence that count; 1 in an idle lane.
+    """
+
+    position: Tensor
+    num_chunks: Tensor
+    num_steps: Tensor
 
 
 def chunk_lengths(length: int, num_chunks: int | None = None, chunk_length: int | None = None) -> list[int]:

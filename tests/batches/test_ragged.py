@@ -179,7 +179,7 @@ def test_slips_of_resuming_are_named() -> None:
 def test_batch_first_chunks_are_the_same_transposed() -> None:
     plain = list(fptt.pack_lanes(ragged(), batch_size=3, chunk_length=4))
     turned = list(fptt.pack_lanes(ragged(), batch_size=3, chunk_length=4, batch_first=True))
-    for name in fptt.Batch._fields:
+    for name in ("inputs", "targets", "mask", "is_first"):
         one, other = (torch.stack([getattr(chunk, name) for chunk in chunks]) for chunks in (plain, turned))
         assert torch.equal(one, other.transpose(1, 2))
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import fptt
 
@@ -23,6 +24,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "FPTT masked steps": {"kind": fptt.FPTT, "num_chunks": K, "loss": "steps"},
     "FPTT running prior": {"kind": fptt.FPTT, "num_chunks": K, "loss": "running"},
+    "FPTT staggered": {"kind": fptt.FPTT, "num_chunks": K, "staggered": True},
+    "FPTT staggered steps": {"kind": fptt.FPTT, "num_chunks": K, "loss": "steps", "staggered": True},
 }
 
 
@@ -58,7 +61,7 @@ def make_loss(name: str) -> fptt.ChunkLoss:
 
 
 def make_method(setting: dict[str, Any], parallel: fptt.DataParallel | None = None, seed: int = 0) -> fptt.Method:
-    options = {name: value for name, value in setting.items() if name not in ("kind", "loss")}
+    options = {name: value for name, value in setting.items() if name not in ("kind", "loss", "staggered")}
     torch.manual_seed(seed)
     model = Model().double()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -67,9 +70,18 @@ def make_method(setting: dict[str, Any], parallel: fptt.DataParallel | None = No
     return setting["kind"](model, optimizer, loss, max_norm=0.5, parallel=parallel, **options)
 
 
-def train(method: fptt.Method, batches: range, number: int = 0, size: int = 1) -> list[fptt.BatchResult]:
-    """Train on every `size`-th sequence of each batch, from `number` on."""
+def train(
+    method: fptt.Method, batches: range, number: int = 0, size: int = 1, *, staggered: bool = False
+) -> list[fptt.BatchResult]:
+    """Train on every `size`-th sequence, or lane, of each batch, from `number` on."""
     results = []
+    if staggered:
+        per_step = method.loss.per_step
+        lanes = fptt.stagger(
+            (batch(index, per_step=per_step)[:2] for index in batches), num_chunks=K, per_step=per_step
+        )
+        own = (tree_map_only(Tensor, lambda tensor: tensor[:, number::size], item) for item in lanes)
+        return [result._replace(state=None) for result in method.train_stream(own)]
     for index in batches:
         inputs, targets, mask = batch(index, per_step=method.loss.per_step)
         own = slice(number, None, size)

@@ -28,9 +28,8 @@ def work(number: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
         method = make_method(setting, fptt.DataParallel(check=True), seed=number)
-        num_batches = NUM_UPDATES if setting["kind"] is fptt.BPTT else NUM_UPDATES // K
-        results = train(method, range(num_batches), number, 2)
-        found[name] = {"tensors": everything(method), "results": results, "updates": method.updates}
+        batches = range(NUM_UPDATES if setting["kind"] is fptt.BPTT else NUM_UPDATES // K)
+        found[name] = learned(method, batches, number, staggered="staggered" in setting)
     with interpreted():
         found |= {f"{name}, traced": with_engine(name, number, range(10)) for name in CHUNKED}
         found["traced local"] = local_updates(number, "compiled")
@@ -59,8 +58,13 @@ def with_engine(name: str, number: int, batches: range) -> dict[str, Any]:
     """Return what a setting comes to with the compiled engine."""
     setting = {**SETTINGS[name], "engine": "compiled"}
     method = make_method(setting, fptt.DataParallel(check=True), seed=number)
-    results = train(method, batches, number, 2)
-    return {"tensors": everything(method), "results": results, "updates": method.updates}
+    return learned(method, batches, number, staggered="staggered" in setting)
+
+
+def learned(method: fptt.Method, batches: range, number: int, *, staggered: bool) -> dict[str, Any]:
+    """Train on this process's part of batches, and return what comes of it."""
+    results = train(method, batches, number, 2, staggered=staggered)
+    return {"tensors": everything(method), "results": results, "updates": method.updates, "batches": batches}
 
 
 def bad_targets(number: int, policy: str) -> list[Any]:

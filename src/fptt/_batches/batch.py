@@ -5,8 +5,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from fptt._sequence import State
+from fptt._sequence import Progress, State
 
 
 class Batch(NamedTuple):
@@ -17,6 +18,8 @@ class Batch(NamedTuple):
         targets: As the loss wants them: (T, B, …) for a `SequenceLoss`.
         mask: Boolean, (T, B), True at real steps; None if all are real.
         is_first: Boolean, (T, B), True where a new sequence begins; None if all sequences continue.
+        progress: Where each lane stands in its sequence, chunk by chunk, from `stagger`; None elsewhere. It says where
+            sequences begin, instead of `is_first`; targets of a `TerminalLoss` are then (K, B, …), one a chunk.
 
     Examples:
         >>> fptt.Batch(torch.zeros(5, 2, 3), torch.zeros(5, 2)).to("cpu").mask is None
@@ -27,11 +30,11 @@ class Batch(NamedTuple):
     targets: Tensor
     mask: Tensor | None = None
     is_first: Tensor | None = None
+    progress: Progress | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """Return the chunk on another device."""
-        moved = [tensor if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in self]
-        return Batch(*moved)  # pyright: ignore[reportArgumentType]  # None stands where it stood
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=non_blocking), self)
 
 
 class _HasState(Protocol):
@@ -51,7 +54,7 @@ def walk_stream(
     """
     number, batch_size = 0, None
     for item in source:
-        chunk = _as_chunk(item, number)
+        chunk = as_batch(item, number)
         _check_batch_size(chunk.inputs, batch_size, batch_dim, number)
         try:
             result = learn(chunk, state)
@@ -64,7 +67,12 @@ def walk_stream(
         del result
 
 
-def _as_chunk(item: Any, number: int) -> Batch:
+def as_batch(item: Any, number: int) -> Batch:
+    """Return an item of a source, the given one of them, as a Batch.
+
+    Raises:
+        TypeError: If it is neither a Batch nor a pair.
+    """
     if isinstance(item, Batch):
         return item
     if isinstance(item, tuple | list) and len(item) == 2:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fptt._batches.batch import Batch
 from fptt._checks import all_finite
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import chunk_lengths, length_mask
+from fptt._sequence import Progress, chunk_lengths, length_mask
 
 
 class Start(NamedTuple):
@@ -68,7 +68,7 @@ def unpack(batch: Batch, loss: ChunkLoss, chunking: Chunking) -> Batch:
     Raises:
         ValueError: If there is a mask beside packed inputs, or packed targets do not belong to their steps.
     """
-    inputs, targets, mask, is_first = batch
+    inputs, targets, mask, is_first, _ = batch
     if not isinstance(inputs, PackedSequence):
         return batch
     if mask is not None:
@@ -84,21 +84,14 @@ def unpack(batch: Batch, loss: ChunkLoss, chunking: Chunking) -> Batch:
     return Batch(padded, targets, mask, is_first)
 
 
-def cut_batch(
-    inputs: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    loss: ChunkLoss,
-    chunking: Chunking,
-    *,
-    is_first: Tensor | None = None,
-    allow_empty: bool = False,
-) -> list[Chunk]:
+def cut_batch(batch: Batch, loss: ChunkLoss, chunking: Chunking, *, allow_empty: bool = False) -> list[Chunk]:
     """Return the chunks of a batch; with `allow_empty`, also of one without a real step.
 
     Raises:
-        ValueError: If inputs, targets, mask or flags do not fit together, or there are fewer time steps than chunks.
+        ValueError: If inputs, targets, mask, flags or progress do not fit together, or there are fewer time steps than
+            chunks.
     """
+    inputs, targets, mask, is_first, progress = batch
     _check_tensors(inputs=inputs, targets=targets)
     if inputs.dim() < 2 or inputs.numel() == 0:
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
@@ -115,10 +108,26 @@ def cut_batch(
         raise ValueError("is_first needs a loss of every step, a SequenceLoss: a label has a single sequence.")
     if loss.per_step and targets.dim() >= 2:
         targets = chunking.time_major(targets)
-    parts = loss.split(targets, mask, lengths, batch_size)
-    starts = _find_starts(is_first, lengths)
+    if progress is None:
+        parts, starts = loss.split(targets, mask, lengths, batch_size), _find_starts(is_first, lengths)
+    else:
+        _check_progress(progress, is_first, lengths, batch_size)
+        parts = loss.split_lanes(targets, mask, lengths, progress)
+        # also where no lane begins: a compiled step is the same for all chunks
+        starts = [(Start(0, lanes),) for lanes in (progress.position == 1).unbind()]
     pieces = zip(inputs.split(lengths, chunking.time_dim), parts, _have_steps(parts), starts, strict=True)
     return [Chunk(index, *piece) for index, piece in enumerate(pieces)]
+
+
+def _check_progress(progress: Progress, is_first: Tensor | None, lengths: Sequence[int], batch_size: int) -> None:
+    if is_first is not None:
+        raise ValueError("is_first must be None in a batch with progress, which says where sequences begin.")
+    found = [tuple(tensor.shape) for tensor in progress]
+    if set(found) != {(len(lengths), batch_size)}:
+        raise ValueError(
+            f"progress must be of the K, B = {(len(lengths), batch_size)} that the method cuts, got {found[0]}: give "
+            "the method the num_chunks or chunk_length of stagger."
+        )
 
 
 def _find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[Start, ...] | None]:

@@ -1,7 +1,7 @@
 """Sequences of unequal length, laid end to end in lanes without padding."""
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,48 +12,64 @@ from fptt._batches.batch import Batch
 from fptt._checks import check_count, check_iterable, check_keys
 
 
-class PackedLanes(Iterator[Batch]):
-    """The chunks of `pack_lanes`, and the position, from which packing resumes bitwise.
+class Packed(NamedTuple):
+    """The next steps of all lanes, as `LanePacker` gives them.
 
-    The position is a few numbers and holds no data: the sequences that lie open in the lanes are read again. To resume,
-    give `pack_lanes` the same sequences without the first `state_dict()["skip"]`, and load the position before the
-    first chunk is taken and before `prefetch` is put around it.
-
-    Examples:
-        >>> sequences = [(torch.full((n,), float(n)), torch.zeros(n)) for n in (3, 1, 2, 2)]
-        >>> chunks = fptt.pack_lanes(sequences, batch_size=2, chunk_length=2)
-        >>> position = (next(chunks), chunks.state_dict())[1]
-        >>> others = fptt.pack_lanes(sequences[position["skip"] :], batch_size=2, chunk_length=2)
-        >>> others.load_state_dict(position)
-        >>> torch.equal(next(others).inputs, next(chunks).inputs)
-        True
+    Attributes:
+        tensors: (T, B, …), of each tensor of the sequences; zeros where a lane is idle.
+        mask: Boolean, (T, B), True where a lane has a sequence.
+        is_first: Boolean, (T, B), True at its first step.
     """
 
-    def __init__(self, sequences: Iterable[Any], batch_size: int, chunk_length: int, *, batch_first: bool) -> None:
-        self.batch_size, self.chunk_length, self.batch_first = batch_size, chunk_length, batch_first
-        self._sequences = _checked(sequences)
+    tensors: tuple[Tensor, ...]
+    mask: Tensor
+    is_first: Tensor
+
+
+class LanePacker(Iterator[Packed]):
+    """Sequences laid end to end in lanes: a lane takes the next one at the step where its own ends.
+
+    The lane that is free first takes the next sequence, whatever the length of a chunk.
+
+    Args:
+        sequences: Tuples of tensors (T_i, …), T_i ≥ 1 the same in all tensors of one; pulled when a lane is free.
+        batch_size: B, the lanes.
+        chunk_length: T, the steps of every chunk.
+        delays: The step at which each lane takes its first sequence; 0 for all by default.
+    """
+
+    def __init__(
+        self,
+        sequences: Iterator[tuple[Tensor, ...]],
+        batch_size: int,
+        chunk_length: int,
+        delays: Sequence[int] | None = None,
+    ) -> None:
+        self.batch_size, self.chunk_length = batch_size, chunk_length
+        self._sequences = sequences
         self._placed: list[_Placed] = []
-        self._free = [(0, lane) for lane in range(batch_size)]  # a heap: the step at which each lane is free
+        # a heap: the step at which each lane is free
+        self._free = [(step, lane) for lane, step in enumerate(delays or [0] * batch_size)]
+        heapq.heapify(self._free)
         self._taken = self._step = 0
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Packed:
         """Return the next chunk."""
         start, end = self._step, self._step + self.chunk_length
-        # the lane that is free first takes the next sequence, whatever the length of chunks
-        while self._free[0][0] < end and (pair := next(self._sequences, None)) is not None:
+        while self._free[0][0] < end and (tensors := next(self._sequences, None)) is not None:
             begin, lane = self._free[0]
-            self._placed.append(_Placed(self._taken, *pair, lane, begin))
+            self._placed.append(_Placed(self._taken, tensors, lane, begin))
             self._taken += 1
             heapq.heapreplace(self._free, (self._placed[-1].end, lane))
         if not self._placed:
             raise StopIteration
         chunk = _cut(self._placed, self.batch_size, start, end)
         self._step, self._placed = end, [sequence for sequence in self._placed if sequence.end > end]
-        return Batch(*(tensor.transpose(0, 1) for tensor in chunk)) if self.batch_first else chunk  # pyright: ignore
+        return chunk
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: sequences to skip, sequences taken, those that lie open, and where each lane is free."""
-        places = [[sequence.number, sequence.lane, sequence.start, len(sequence.inputs)] for sequence in self._placed]
+        places = [[sequence.number, sequence.lane, sequence.start, sequence.length] for sequence in self._placed]
         return {
             "skip": min((place[0] for place in places), default=self._taken),
             "taken": self._taken,
@@ -65,7 +81,7 @@ class PackedLanes(Iterator[Batch]):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken; pulls the sequences that lay open, and those between them.
+        """Continue from where `state_dict` was taken; pulls the sequences that lay open, and those between them.
 
         Raises:
             ValueError: If it was saved with other lanes or chunks, a chunk was taken already, or the sequences are not
@@ -87,16 +103,89 @@ class PackedLanes(Iterator[Batch]):
     def _open_again(self, places: dict[int, list[int]], skip: int, taken: int) -> Iterator["_Placed"]:
         """Pull the sequences from `skip` to `taken`, and put those that lay open back into their places."""
         for number in range(skip, taken):
-            inputs, targets = next(self._sequences, (None, None))
+            tensors = next(self._sequences, None)
             lane, start, length = places.get(number, (0, 0, None))
-            if inputs is None or targets is None or length not in (None, len(inputs)):
-                found = "the end" if inputs is None else f"one of {len(inputs)} steps"
+            if tensors is None or length not in (None, len(tensors[0])):
+                found = "the end" if tensors is None else f"one of {len(tensors[0])} steps"
                 raise ValueError(
                     f"sequences must be those of the state_dict without the first {skip}: number {number} must have "
                     f"{length or 'some'} steps, got {found}."
                 )
             if length is not None:
-                yield _Placed(number, inputs, targets, lane, start)
+                yield _Placed(number, tensors, lane, start)
+
+
+class _Placed(NamedTuple):
+    """A sequence and its number, its lane, and its first step in the stream."""
+
+    number: int
+    tensors: tuple[Tensor, ...]
+    lane: int
+    start: int
+
+    @property
+    def length(self) -> int:
+        return len(self.tensors[0])
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+def _cut(placed: list[_Placed], batch_size: int, start: int, end: int) -> Packed:
+    """Return the steps from start to end of what is placed in the lanes."""
+    shape = (end - start, batch_size)
+    tensors = tuple(tensor.new_zeros(shape + tensor.shape[1:]) for tensor in placed[0].tensors)
+    mask, is_first = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    for sequence in placed:
+        first, last = max(sequence.start, start), min(sequence.end, end)
+        here, own = slice(first - start, last - start), slice(first - sequence.start, last - sequence.start)
+        for lanes, tensor in zip(tensors, sequence.tensors, strict=True):
+            lanes[here, sequence.lane] = tensor[own]
+        mask[here, sequence.lane] = True
+        is_first[first - start, sequence.lane] = first == sequence.start
+    return Packed(tensors, mask, is_first)
+
+
+class PackedLanes(Iterator[Batch]):
+    """The chunks of `pack_lanes`, and the position, from which packing resumes bitwise.
+
+    The position is a few numbers and holds no data: the sequences that lie open in the lanes are read again. To resume,
+    give `pack_lanes` the same sequences without the first `state_dict()["skip"]`, and load the position before the
+    first chunk is taken and before `prefetch` is put around it.
+
+    Examples:
+        >>> sequences = [(torch.full((n,), float(n)), torch.zeros(n)) for n in (3, 1, 2, 2)]
+        >>> chunks = fptt.pack_lanes(sequences, batch_size=2, chunk_length=2)
+        >>> position = (next(chunks), chunks.state_dict())[1]
+        >>> others = fptt.pack_lanes(sequences[position["skip"] :], batch_size=2, chunk_length=2)
+        >>> others.load_state_dict(position)
+        >>> torch.equal(next(others).inputs, next(chunks).inputs)
+        True
+    """
+
+    def __init__(self, sequences: Iterable[Any], batch_size: int, chunk_length: int, *, batch_first: bool) -> None:
+        self.batch_first = batch_first
+        self._packer = LanePacker(_checked(sequences), batch_size, chunk_length)
+
+    def __next__(self) -> Batch:
+        """Return the next chunk."""
+        (inputs, targets), *flags = next(self._packer)
+        chunk = [tensor.transpose(0, 1) if self.batch_first else tensor for tensor in (inputs, targets, *flags)]
+        return Batch(chunk[0], chunk[1], mask=chunk[2], is_first=chunk[3])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position: sequences to skip, sequences taken, those that lie open, and where each lane is free."""
+        return self._packer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from where `state_dict` was taken; pulls the sequences that lay open, and those between them.
+
+        Raises:
+            ValueError: If it was saved with other lanes or chunks, a chunk was taken already, or the sequences are not
+                those that follow on the skipped ones.
+        """
+        self._packer.load_state_dict(state_dict)
 
 
 def pack_lanes(
@@ -132,35 +221,6 @@ def pack_lanes(
     check_count("batch_size", batch_size)
     check_count("chunk_length", chunk_length)
     return PackedLanes(sequences, batch_size, chunk_length, batch_first=batch_first)
-
-
-class _Placed(NamedTuple):
-    """A sequence and its number, its lane, and its first step in the stream."""
-
-    number: int
-    inputs: Tensor
-    targets: Tensor
-    lane: int
-    start: int
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.inputs)
-
-
-def _cut(placed: list[_Placed], batch_size: int, start: int, end: int) -> Batch:
-    """Return the steps from start to end of what is placed in the lanes."""
-    shape = (end - start, batch_size)
-    inputs, targets = (tensor.new_zeros(shape + tensor.shape[1:]) for tensor in placed[0][1:3])
-    mask, is_first = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    for sequence in placed:
-        first, last = max(sequence.start, start), min(sequence.end, end)
-        here, own = slice(first - start, last - start), slice(first - sequence.start, last - sequence.start)
-        inputs[here, sequence.lane] = sequence.inputs[own]
-        targets[here, sequence.lane] = sequence.targets[own]
-        mask[here, sequence.lane] = True
-        is_first[first - start, sequence.lane] = first == sequence.start
-    return Batch(inputs, targets, mask, is_first)
 
 
 def _checked(sequences: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -209,14 +209,18 @@ def _run_segments(
     outputs: list[Tensor] = []
     for edge, segment in zip(edges, chunk.inputs.split(lengths, time_dim), strict=True):
         if edge in lanes:
-            state = _restart(model, segment, state, lanes[edge])
+            state = restart(model, segment, state, lanes[edge])
         output, state = _call_model(model, segment, state, is_given=is_given)
         outputs.append(output)
-    return torch.cat(outputs, time_dim), state
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, time_dim), state
 
 
-def _restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None) -> State:
-    """Return the state with some lanes at their initial state; where all begin, None, the model's own."""
+def restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None) -> State:
+    """Return the state with some lanes, (B,), at their initial state; where all begin, None, the model's own.
+
+    Raises:
+        ValueError: If the state has the batch elsewhere than the model says.
+    """
     if lanes is None or state is None:
         return None  # the model's own initial state, which may be learned, for all lanes
     batch_dim = getattr(model, "state_batch_dim", -2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fptt._losses.elementwise import Elementwise, LossFunction, ignored_index, is_without_softmax, name_of
 from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
-from fptt._sequence import last_true
+from fptt._sequence import Progress, last_true
 
 
 class ChunkLoss(nn.Module, ABC):
@@ -40,6 +40,29 @@ class ChunkLoss(nn.Module, ABC):
             ValueError: If the targets do not have the length of the inputs.
         """
 
+    def split_lanes(
+        self,
+        targets: Tensor,  # noqa: ARG002
+        mask: Tensor | None,  # noqa: ARG002
+        lengths: Sequence[int],  # noqa: ARG002
+        progress: Progress,  # noqa: ARG002
+    ) -> list[Any]:
+        """Return the part of the targets of each chunk where every lane has a sequence of its own; see `stagger`.
+
+        A lane's own loss is that of its sequence alone, and the loss of a chunk their mean over all B lanes, in which
+        an idle one counts 0: so a term weighs the same wherever it stands.
+
+        Args:
+            targets: (T, B, …) for sequence-to-sequence losses, (K, B, …), one a chunk, for terminal ones.
+            mask: Boolean, (T, B), True at real steps; None if all are real.
+            lengths: Time steps of each chunk; they sum to T.
+            progress: Where the lanes stand, chunk by chunk.
+
+        Raises:
+            ValueError: If the targets do not have the length of the inputs.
+        """
+        raise TypeError(f"{type(self).__name__} must define split_lanes to be trained in staggered lanes.")
+
     @abstractmethod
     def forward(self, output: Tensor, part: Any) -> Tensor:
         """Return the scalar loss of a chunk from its outputs, (T_k, B, …), and its part of the targets."""
@@ -54,16 +77,26 @@ class ChunkLoss(nn.Module, ABC):
         """
 
     def num_counted(self, parts: Sequence[Any]) -> float:  # noqa: ARG002
-        """Return the number of elements that the mean is over: the batch's weight beside those of other processes."""
+        """Return the number of elements that the mean is over: the batch's weight beside those of other processes.
+
+        Staggered lanes do not ask: there the mean is over the lanes.
+        """
         raise TypeError(f"{type(self).__name__} must define num_counted to be trained in several processes.")
 
 
 class SequencePart(NamedTuple):
-    """The targets of a chunk, (T_k, B, …); where they count, (T_k, B); K; and N, the counted steps of the batch."""
+    """The targets of a chunk, and their weights.
+
+    Attributes:
+        targets: (T_k, B, …).
+        counted: Where they count, (T_k, B); None if all do.
+        num_chunks: K; or that of each lane's sequence, (B,).
+        num_counted: N, the counted steps of the batch; or, of each lane, B times those of its sequence, (B,).
+    """
 
     targets: Tensor
     counted: Tensor | None
-    num_chunks: float
+    num_chunks: float | Tensor
     num_counted: float | Tensor
 
 
@@ -116,6 +149,23 @@ class SequenceLoss(ChunkLoss):
             SequencePart(chunk, mask, float(len(lengths)), total) for chunk, mask in zip(chunks, masks, strict=True)
         ]
 
+    def split_lanes(
+        self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], progress: Progress
+    ) -> list[SequencePart]:
+        """Return the targets of each chunk and the weights of the lanes' steps; see `ChunkLoss.split_lanes`."""
+        num_lanes = progress.position.shape[1]
+        expected = (sum(lengths), num_lanes)
+        if tuple(targets.shape[:2]) != expected:
+            raise ValueError(f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(targets.shape)}.")
+        is_busy = (progress.position > 0).repeat_interleave(torch.tensor(lengths, device=targets.device), dim=0)
+        counted = self._counted(targets, is_busy if mask is None else is_busy & mask)
+        assert counted is not None  # as there is a mask
+        pieces = (targets.split(list(lengths)), counted.split(list(lengths)))
+        return [
+            SequencePart(*piece)
+            for piece in zip(*pieces, progress.num_chunks, progress.num_steps * num_lanes, strict=True)
+        ]
+
     def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         """Return where steps count, (T, B); None if all do."""
         if self.ignore_index is None or targets.is_floating_point():
@@ -138,6 +188,9 @@ class SequenceLoss(ChunkLoss):
         if part.counted is not None:
             # not a product with the mask: a loss of Inf or NaN at padding would stay NaN
             values = torch.where(part.counted.flatten(), values, 0.0)
+        if isinstance(part.num_chunks, Tensor):  # every lane has a sequence of its own
+            values = values.unflatten(0, output.shape[:2]).sum(0)
+            return (values * part.num_chunks / part.num_counted).sum()
         return values.sum() * part.num_chunks / part.num_counted
 
 
@@ -146,16 +199,16 @@ class TerminalPart(NamedTuple):
 
     Attributes:
         targets: (B, …).
-        position: k + 1.
+        position: k + 1; or that of each lane in its sequence, (B,), 0 in an idle one.
         num_chunks: K, or that of each sample, (B,).
         counted: Where a sample counts, (B,); None if all do.
-        num_counted: Samples that count anywhere in the batch.
+        num_counted: Samples that count anywhere in the batch; in staggered lanes their number, B.
         last: Last real step in the chunk of each sample, (B,); None for the last step.
         num_steps: T_k.
     """
 
     targets: Tensor
-    position: float
+    position: float | Tensor
     num_chunks: float | Tensor
     counted: Tensor | None
     num_counted: int | Tensor
@@ -230,6 +283,24 @@ class TerminalLoss(ChunkLoss):
             TerminalPart(targets, float(k + 1), own_chunks, counted[k], num_kept, last_true(chunk), len(chunk))
             for k, chunk in enumerate(masks)
         ]
+
+    def split_lanes(
+        self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], progress: Progress
+    ) -> list[TerminalPart]:
+        """Return the targets and the weights b of each chunk and lane; see `ChunkLoss.split_lanes`."""
+        shape = tuple(progress.position.shape)
+        if tuple(targets.shape[:2]) != shape:
+            raise ValueError(
+                f"targets must have shape (K, B, …) with K, B = {shape}, one for every chunk and lane, got "
+                f"{tuple(targets.shape)}."
+            )
+        counted = progress.position > 0
+        if self.ignore_index is not None and not targets.is_floating_point() and targets.dim() == 2:
+            counted = counted & (targets != self.ignore_index)
+        masks = [None] * len(lengths) if mask is None else mask.split(list(lengths))
+        last = [None if chunk is None else last_true(chunk) for chunk in masks]
+        columns = (targets, progress.position, progress.num_chunks, counted, [shape[1]] * shape[0], last, lengths)
+        return [TerminalPart(*own) for own in zip(*columns, strict=True)]
 
     def _kept(self, targets: Tensor) -> tuple[Tensor | None, int | Tensor]:
         """Return the samples whose label is not ignored, (B,), and their number."""

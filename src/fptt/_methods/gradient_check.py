@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fptt._batches.batch import Batch
 from fptt._batches.cut import Chunk, Chunking, check_model, cut_batch
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import State, detach_state, flatten_state, map_state
@@ -131,7 +132,7 @@ def check_gradient(
     inputs, targets = (tensor.double() if tensor.is_floating_point() else tensor for tensor in (inputs, targets))
     state = detach_state(map_state(Tensor.double, state))
     chunking = Chunking(num_chunks, chunk_length, batch_first)
-    chunks = cut_batch(inputs, targets, mask, loss, chunking)
+    chunks = cut_batch(Batch(inputs, targets, mask), loss, chunking)
     checker = _Checker(model, loss, chunking)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward pass in evaluation mode
         gradients, states, losses = checker.walk(chunks, state)

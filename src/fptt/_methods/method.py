@@ -214,7 +214,7 @@ class Method:
             is_first: Boolean, (T, B), True where a new sequence begins in a lane: its state starts again there, at the
                 model's `initial_state(inputs)` if it has one, else at zeros, and no gradient crosses. The model is
                 called once from one such step to the next. State tensors are (…, B, H) unless the model has another
-                `state_batch_dim`. `SequenceLoss` and `engine="eager"` only.
+                `state_batch_dim`. `SequenceLoss` only, and at first steps of chunks only with `engine="compiled"`.
 
         Returns:
             A `BatchResult`.
@@ -271,7 +271,8 @@ class Method:
             raise RuntimeError("training needs gradients: leave torch.no_grad() or torch.inference_mode().")
         with self._replicas.reporting():  # the others wait for this process, which may fail here alone
             chunks = self._cut(batch, is_stream=is_stream)
-        chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream)
+        num_lanes = None if batch.progress is None else batch.progress.position.shape[1]
+        chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream, num_lanes=num_lanes)
         updates = self.updates
         walked = self._engine.walk(chunks, detach_state(state))
         self._count_skipped(walked.skipped, made_updates=self.updates > updates)
@@ -297,9 +298,13 @@ class Method:
             FloatingPointError: If inputs hold NaN or Inf, and chunks with them are not to be skipped.
         """
         batch = batch if is_stream else unpack(batch, self.loss, self.chunking)
+        num_duals = 1 if self.regularizer is None else self.regularizer.num_duals
+        if batch.progress is not None and num_duals > 1:
+            # a dual belongs to one place of the sequence, and a staggered chunk has all places in it
+            raise ValueError(f"num_duals must be 1 with staggered lanes, got {num_duals}.")
         # in a stream, and in one process of several, a batch may have no real step
         allow_empty = is_stream or not self._replicas.needs_steps
-        chunks = cut_batch(*batch[:3], self.loss, self.chunking, is_first=batch.is_first, allow_empty=allow_empty)
+        chunks = cut_batch(batch, self.loss, self.chunking, allow_empty=allow_empty)
         if not self.check_finite:
             return chunks
         chunks = mark_bad_inputs(chunks, batch, self.chunking)

@@ -105,7 +105,7 @@ class Replicas:
         """Report an error in here to the other processes, which wait for this one and cannot detect it."""
         yield
 
-    def agree(self, chunks: list[Chunk], *, allow_empty: bool) -> Agreed:  # noqa: ARG002
+    def agree(self, chunks: list[Chunk], *, allow_empty: bool, num_lanes: int | None = None) -> Agreed:  # noqa: ARG002
         """Return a batch with what all processes must know of it before it is learned."""
         return Agreed(chunks, _num_timesteps(chunks))
 
@@ -200,8 +200,13 @@ class DistributedReplicas(Replicas):
             self._exchange(_Vote(_BAD_NUMBER if isinstance(error, FloatingPointError) else _OTHER_ERROR))
             raise
 
-    def agree(self, chunks: list[Chunk], *, allow_empty: bool) -> Agreed:
+    def agree(self, chunks: list[Chunk], *, allow_empty: bool, num_lanes: int | None = None) -> Agreed:
         """Exchange votes: where updates are shared, all make them in the same chunks.
+
+        Args:
+            chunks: Of this process's part of the batch.
+            allow_empty: Whether the batch may have nothing that counts.
+            num_lanes: B, if the lanes are staggered: the mean is then over them, idle ones included.
 
         Raises:
             RuntimeError: If another process cannot learn its batch.
@@ -211,7 +216,9 @@ class DistributedReplicas(Replicas):
         has_steps = [chunk.has_steps for chunk in chunks]
         are_bad = [chunk.bad_inputs is not None for chunk in chunks]
         with self.reporting():  # a loss of the user's own may not know
-            num_counted = self.loss.num_counted([chunk.part for chunk in chunks]) if any(has_steps) else 0.0
+            num_counted = num_lanes or 0.0
+            if num_lanes is None and any(has_steps):
+                num_counted = self.loss.num_counted([chunk.part for chunk in chunks])
         has_gaps = any(are_bad) or not all(has_steps)
         votes = self._exchange(_Vote(0.0, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))
         errors, num_chunks = votes[:, 0], votes[:, 1].long().tolist()

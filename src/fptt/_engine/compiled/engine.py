@@ -92,9 +92,10 @@ class CompiledEngine:
             CompilationError: If the model cannot be compiled, or a hook would be passed over.
             ValueError: If sequences begin in the middle of a chunk.
         """
-        if any(chunk.starts is not None for chunk in chunks):
+        if any(start.step > 0 for chunk in chunks for start in chunk.starts or ()):
             raise ValueError(
-                "is_first must be None with engine='compiled', whose chunks run whole: use engine='eager'."
+                "is_first must be True at first steps of chunks alone with engine='compiled', whose chunks run whole: "
+                "use engine='eager'."
             )
         if not self.skips:
             return self._run(chunks, state)
@@ -136,7 +137,8 @@ class CompiledEngine:
         self._alive = torch.ones((), dtype=torch.bool, device=device)
         dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
         # the context once a batch: it looks at every attribute of the model, which is too much for every chunk
-        walk = _Walk(chunks, state, self._context(), self.max_norm, dtype)
+        batch_size = self.risk.chunking.time_major(chunks[0].inputs).shape[1]
+        walk = _Walk(chunks, state, self._context(), batch_size=batch_size, max_norm=self.max_norm, dtype=dtype)
         self._refresh()
         bad = None
         try:
@@ -175,7 +177,7 @@ class CompiledEngine:
         while True:
             own = [row[walk.position - start] for row in numbers]
             # nothing here may wait for the device, or look at a number: that would be once a chunk
-            walk.take(run(*in_place, *own, *walk.arguments()), entry.next_nest, groups)
+            walk.take(run(*in_place, *own, *walk.flat_arguments()), entry.next_nest, groups)
             if self.replicas.count_update():
                 if self._is_dead():
                     return False  # there is nothing to share
@@ -241,11 +243,9 @@ class CompiledEngine:
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
         step = ChunkStep(self.risk, groups, list(module), moving, self._update())
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
-        row, inputs, *rest = walk.arguments()
-        num_part = len(rest) - len(walk.state_tensors)
         numbers = [rows[id(group)][0] for group in groups]
         buffers = [group.buffers for group in groups]
-        arguments = Arguments(buffers, module, self._alive, numbers, row, inputs, rest[:num_part], rest[num_part:])
+        arguments = Arguments(buffers, module, self._alive, numbers, *walk.arguments())
         part, state, flat = walk.chunk.part, walk.state(), arguments.flat()
         if isinstance(self.replicas, DistributedReplicas) and self.replicas.shares_updates:
             run = ReplicatedStep(step, arguments, part, state, self.replicas)
@@ -315,13 +315,21 @@ class _Walk:
     """
 
     def __init__(
-        self, chunks: Sequence[Chunk], state: State, context: Key, max_norm: float | None, dtype: torch.dtype
+        self,
+        chunks: Sequence[Chunk],
+        state: State,
+        context: Key,
+        *,
+        batch_size: int,
+        max_norm: float | None,
+        dtype: torch.dtype,
     ) -> None:
         self.chunks, self.context, self.position = chunks, context, 0
         self.device = chunks[0].inputs.device
         # all that can be prepared before the first step is: between two steps there is nothing but the call
         self.makes_update = torch.tensor([chunk.has_steps for chunk in chunks])
         self.inputs = [chunk.inputs.contiguous() for chunk in chunks]
+        self.begins = [[] if chunk.starts is None else [self._beginning(chunk, batch_size)] for chunk in chunks]
         parts = [tree_flatten(chunk.part) for chunk in chunks]
         leaves = [own for own, _ in parts]
         self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
@@ -336,6 +344,11 @@ class _Walk:
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.stepped: list[list[FlatGroup]] = []
+
+    def _beginning(self, chunk: Chunk, batch_size: int) -> Tensor:
+        """Return the lanes in which a sequence begins with a chunk, (B,): also where none does, to have one step."""
+        lanes = chunk.starts[0].lanes if chunk.starts else torch.zeros(batch_size, dtype=torch.bool)
+        return torch.ones(batch_size, dtype=torch.bool, device=self.device) if lanes is None else lanes.to(self.device)
 
     def _make_rows(self, leaves: list[list[Any]], max_norm: float | None, dtype: torch.dtype) -> list[Tensor]:
         """Return the row of numbers of every chunk, see `Row`, copied to the device at once."""
@@ -360,7 +373,8 @@ class _Walk:
         """Return what decides about the compiled step of the next chunk."""
         inputs = self.inputs[self.position]
         part = self._part_keys[self.position]
-        return (inputs.shape, inputs.dtype, inputs.device, part, self._nest.key, self.context)
+        begins = len(self.begins[self.position])
+        return (inputs.shape, inputs.dtype, inputs.device, begins, part, self._nest.key, self.context)
 
     def goes_on_alike(self) -> bool:
         """Return whether there is a next chunk with the step of the chunk before: cheaper than to compare keys."""
@@ -372,10 +386,15 @@ class _Walk:
             and self._nest.key == self._nest_before.key
         )
 
-    def arguments(self) -> list[Tensor]:
-        """Return the next chunk's own among the arguments of a step: row, inputs, part and state."""
-        position = self.position
-        return [self.rows[position], self.inputs[position], *self.tensors[position], *self.state_tensors]
+    def arguments(self) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the next chunk's own among the `Arguments` of a step: row, inputs, begins, part and state."""
+        now = self.position
+        return self.rows[now], self.inputs[now], self.begins[now], self.tensors[now], self.state_tensors
+
+    def flat_arguments(self) -> list[Tensor]:
+        """Return them one after the other."""
+        row, inputs, begins, part, state = self.arguments()
+        return [row, inputs, *begins, *part, *state]
 
     def state(self) -> State:
         """Return the state now, as a nest."""

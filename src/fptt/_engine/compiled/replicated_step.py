@@ -60,7 +60,7 @@ class ReplicatedStep:
             return [loss, norm, *next_state]
         for name, tensor in zip(self.moving, moved, strict=True):
             arguments.module[name].copy_(tensor)
-        _, part, _ = self.step.inputs_of(arguments, self.part, self.state)
+        _, part, *_ = self.step.inputs_of(arguments, self.part, self.state)
         self.step.risk.loss.observe(
             output, part, self.replicas.reduce
         )  # not in a piece: a running estimate is of all processes

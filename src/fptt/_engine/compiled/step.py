@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from fptt._batches.cut import Chunking
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup
+from fptt._engine.eager import restart
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._regularizer import recurrences
 from fptt._sequence import State, flatten_state, map_state
@@ -61,6 +62,7 @@ class Arguments(NamedTuple):
         numbers: For the optimizer's rule and the strength of the penalty, a row of each flat group.
         row: See `Row`.
         inputs: Of the chunk.
+        begins: One boolean tensor, (B,), the lanes in which a sequence begins with the chunk; none if all continue.
         part: The tensors of the part of the targets.
         state: The tensors of the incoming state.
     """
@@ -71,6 +73,7 @@ class Arguments(NamedTuple):
     numbers: list[Tensor]
     row: Tensor
     inputs: Tensor
+    begins: list[Tensor]
     part: list[Tensor]
     state: list[Tensor]
 
@@ -100,8 +103,11 @@ class Risk(nn.Module):
         super().__init__()
         self.model, self.loss, self.chunking = model, loss, chunking
 
-    def forward(self, inputs: Tensor, part: Any, state: State) -> tuple[Tensor, Tensor, State]:
-        """Return outputs, time-major, loss and next state of a chunk."""
+    def forward(self, inputs: Tensor, part: Any, state: State, begins: Tensor | None) -> tuple[Tensor, Tensor, State]:
+        """Return outputs, time-major, loss and next state of a chunk, in which sequences begin in some lanes, (B,)."""
+        if begins is not None:
+            # inside, so that the gradient reaches an initial state that is learned
+            state = restart(self.model, inputs, state, begins)
         output, state = self.model(inputs, state)
         output = self.chunking.time_major(output)
         return output, self.loss(output, part), state
@@ -178,11 +184,12 @@ class ChunkStep:
         arguments.alive.copy_(alive)
         return [loss, norm, *self.keep_state(next_state)]
 
-    def inputs_of(self, arguments: Arguments, part: Any, state: State) -> tuple[Tensor, Any, State]:
-        """Return what `Risk` is called with: inputs, part and state."""
+    def inputs_of(self, arguments: Arguments, part: Any, state: State) -> tuple[Tensor, Any, State, Tensor | None]:
+        """Return what `Risk` is called with."""
         part = fill_part(part, iter(arguments.part), iter(Row.of(arguments.row).floats))
         following = iter(arguments.state)
-        return arguments.inputs, part, map_state(lambda _: next(following), state)
+        state = map_state(lambda _: next(following), state)
+        return arguments.inputs, part, state, next(iter(arguments.begins), None)
 
     def keep_state(self, state: State) -> list[Tensor]:
         """Return the tensors of the next state, and remember its nest."""
