@@ -93,6 +93,24 @@ def test_resumed_run_ends_as_an_undisturbed_one(
     assert not cut.checkpoints.files()
 
 
+@pytest.mark.parametrize("batch", [0, 3, 6, 7])
+@pytest.mark.parametrize(
+    "task", [["--divergence", "running"], ["--task", "adding", "--length", "20"]], ids=["digits", "adding"]
+)
+def test_a_run_in_staggered_lanes_goes_on_in_the_middle_of_their_sequences(
+    task: list[str], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven batches an epoch: six of samples, whose last lane begins two chunks late. Samples are drawn or stored."""
+    command = ["train", *QUICK, "--batch-size", "24", "--lanes", "staggered", *task]
+    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert RunFolder(tmp_path / "whole").read_summary()["batches"] == 14
+    with monkeypatch.context() as patch:
+        interrupt_at(batch, patch)
+        assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
+    assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
+
+
 @pytest.mark.parametrize("batch", [0, 3, 7])
 def test_a_resumed_stream_has_its_state(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A language model with dropout: state, random numbers and place in the text go on; five windows an epoch."""

@@ -145,6 +145,9 @@ class MethodSetting(Checked):
 
     num_chunks: Count = 8
     """K: chunks a sequence for TBPTT and FPTT."""
+    lanes: Literal["together", "staggered"] = "together"
+    """The sequences of a batch: together, or each lane some chunks later than the one before, so that every update sees
+    all places of a sequence (TBPTT and FPTT on independent sequences)."""
     bptt_losses: Count = 1
     """Chunk losses of BPTT, which makes one update all the same."""
     divergence: Literal["none", "uniform", "running"] = "uniform"

@@ -18,7 +18,7 @@ METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
 UNUSED: dict[MethodName, tuple[str, ...]] = {
     "fptt": ("bptt_losses",),
     "tbptt": (*OF_FPTT, "bptt_losses"),
-    "bptt": (*OF_FPTT, "num_chunks", "engine"),
+    "bptt": (*OF_FPTT, "num_chunks", "lanes", "engine"),
 }
 """Fields that make no difference to a method."""
 

@@ -60,7 +60,8 @@ class ShuffledBatches:
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and the states of the generators of the order and of generated samples."""
         own = self.dataset.generator.get_state() if isinstance(self.dataset, FreshSamples) else None
-        return {"position": self.position, "before_epoch": self.before_epoch, "samples": own}
+        before_epoch = self.before_epoch if self.position else self.generator.get_state()  # of the epoch to come
+        return {"position": self.position, "before_epoch": before_epoch, "samples": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
@@ -69,6 +70,84 @@ class ShuffledBatches:
         self.generator.set_state(self.before_epoch)
         if isinstance(self.dataset, FreshSamples):
             self.dataset.generator.set_state(state["samples"])
+
+
+class StaggeredBatches:
+    """Independent samples in staggered lanes, in a new order every epoch; see `fptt.stagger`.
+
+    An epoch begins and ends with idle lanes: every sample is in it once and whole.
+
+    Args:
+        batches: The batches that are staggered.
+        to_sequences: Turns one of them into time-major inputs and targets.
+        num_chunks: K.
+        num_steps: T.
+        per_step: Whether the targets are (T, B, …).
+    """
+
+    def __init__(
+        self,
+        batches: ShuffledBatches,
+        to_sequences: Callable[[Samples], Samples],
+        *,
+        num_chunks: int,
+        num_steps: int,
+        per_step: bool,
+    ) -> None:
+        self.batches, self.to_sequences = batches, to_sequences
+        self.num_chunks, self.num_steps, self.per_step = num_chunks, num_steps, per_step
+        self._lanes: fptt.StaggeredLanes | None = None  # of the epoch under way
+        self._resumed: dict[str, Any] | None = None
+        # the states of the batches before each of those that lie open in the lanes, by number
+        self._before: dict[int, dict[str, Any]] = {}
+
+    @property
+    def num_lanes(self) -> int:
+        """B, the samples of the first batch."""
+        return min(self.batches.batch_size, num_samples(self.batches.dataset))
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch: of the samples, and those in which the last lanes come to their ends."""
+        length = fptt.chunk_lengths(self.num_steps, self.num_chunks)[0]
+        own_chunks = -(-self.num_steps // length)  # fewer than K where ⌈T/K⌉ steps a chunk need fewer
+        num_last = num_samples(self.batches.dataset) - (len(self.batches) - 1) * self.batches.batch_size
+        delay = (num_last - 1) * own_chunks // self.num_lanes
+        return math.ceil((len(self.batches) * own_chunks + delay) / self.num_chunks)
+
+    def __iter__(self) -> Iterator[fptt.Batch]:
+        """Yield the batches that are left of this epoch."""
+        resumed, self._resumed = self._resumed, None
+        pulled = self._pull(0 if resumed is None else resumed["skip"])
+        self._lanes = fptt.stagger(pulled, num_chunks=self.num_chunks, per_step=self.per_step)
+        if resumed is not None:
+            self._lanes.load_state_dict(resumed)
+        yield from self._lanes
+        self._lanes = None
+        self._before.clear()
+
+    def _pull(self, number: int) -> Iterator[Samples]:
+        """Yield the batches of samples from the given one on."""
+        samples = iter(self.batches)
+        while True:
+            self._before[number] = self.batches.state_dict()
+            batch = next(samples, None)
+            if batch is None:
+                return
+            number += 1
+            yield self.to_sequences(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the lanes are, and the state of the batches before the first that is to be read again."""
+        if self._lanes is None:
+            return {"lanes": None, "batches": self.batches.state_dict()}
+        position = self._lanes.state_dict()
+        self._before = {number: state for number, state in self._before.items() if number >= position["skip"]}
+        return {"lanes": position, "batches": self._before.get(position["skip"], self.batches.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._resumed = state["lanes"]
+        self.batches.load_state_dict(state["batches"])
 
 
 class FreshSamples(Dataset[Samples]):

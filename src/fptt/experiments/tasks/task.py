@@ -16,6 +16,7 @@ from fptt.experiments.tasks.batches import (
     FreshSamples,
     Samples,
     ShuffledBatches,
+    StaggeredBatches,
     TokenStream,
     num_samples,
 )
@@ -90,11 +91,28 @@ class Task:
             return True
         return metric >= other if HIGHER_IS_BETTER[self.metric] else metric <= other
 
-    def training_batches(self, batch_size: int, seed: int) -> ShuffledBatches | fptt.ArrayChunks:
-        """Return the training batches, an epoch an iteration; those of a stream have the size it was loaded with."""
+    def training_batches(
+        self, batch_size: int, seed: int, *, staggered: int | None = None
+    ) -> ShuffledBatches | StaggeredBatches | fptt.ArrayChunks:
+        """Return the training batches, an epoch an iteration; those of a stream have the size it was loaded with.
+
+        Args:
+            batch_size: Samples a batch.
+            seed: Of their order.
+            staggered: K, chunks a sequence, if the lanes are to be staggered; then batches are sequences already.
+        """
         if isinstance(self.train, TokenStream):
             return self.train.chunks()
-        return ShuffledBatches(self.train, batch_size, seed)
+        batches = ShuffledBatches(self.train, batch_size, seed)
+        if staggered is None:
+            return batches
+        return StaggeredBatches(
+            batches,
+            self.sequences,
+            num_chunks=staggered,
+            num_steps=self.training_length(),
+            per_step=self.has_step_targets,
+        )
 
     def evaluation_batches(self, part: Dataset[Samples]) -> Iterator[Samples]:
         """Yield the batches of a part in order, as they are stored."""

@@ -31,11 +31,17 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
         num_layers=config.num_layers,
         readout_sizes=config.readout_sizes,
         readout_activation=nn.ReLU if config.readout_activation == "relu" else nn.Identity,
-        last_only=not task.has_step_targets,
+        last_only=not task.has_step_targets and not _has_short_chunks(config, task),
         forget_bias=config.forget_bias,
         chrono_init=config.chrono_init,
         fan_in_init=config.fan_in_init,
     )
+
+
+def _has_short_chunks(config: TrainConfig, task: Task) -> bool:
+    """Return whether the last chunk of a sequence is shorter than the others, which staggered lanes pad with a mask."""
+    length = task.training_length()
+    return config.lanes == "staggered" and length % fptt.chunk_lengths(length, config.num_chunks)[0] > 0
 
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
@@ -108,6 +114,10 @@ def check_chunks(config: TrainConfig, task: Task) -> None:
     name = "bptt_losses" if config.method == "bptt" else "num_chunks"
     if getattr(config, name) > length:
         raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
+    if config.lanes == "staggered" and task.is_stream:
+        raise UserError(f"lanes must be together with {task.name}, whose text is one sequence, got staggered.")
+    if config.lanes == "staggered" and config.num_duals > 1 and config.method == "fptt":
+        raise UserError(f"num_duals must be 1 with lanes staggered, got {config.num_duals}.")
 
 
 def make_loss(config: TrainConfig, task: Task) -> fptt.ChunkLoss:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import fptt
 from fptt._parallel.collectives import reporting_lost_processes
@@ -70,12 +71,14 @@ class Replicas:
         """Return how a method shares its updates; None for one process."""
         return None if self.size == 1 else fptt.DataParallel(sync_every=config.sync_every, check=config.check_sync)
 
-    def part(self, inputs: Tensor, targets: Tensor, *, per_step: bool) -> tuple[Tensor, Tensor]:
+    def part(self, batch: fptt.Batch, *, per_step: bool) -> fptt.Batch:
         """Return every `size`-th sequence of a batch; a batch with fewer of them than processes goes to all of them."""
-        if inputs.shape[BATCH_DIM] < self.size:
-            return inputs, targets
+        if self.size == 1 or batch.inputs.shape[BATCH_DIM] < self.size:
+            return batch
         own = slice(self.rank, None, self.size)
-        return inputs[:, own], targets[:, own] if per_step else targets[own]
+        targets = batch.targets[:, own] if per_step or batch.progress is not None else batch.targets[own]
+        # all others have the lanes in the second dimension
+        return tree_map_only(Tensor, lambda tensor: tensor[:, own], batch)._replace(targets=targets)
 
     def agree(self, spent: float, *, is_asked: bool, is_due: bool) -> tuple[float, bool, bool]:
         """Return what the leader has spent, whether any process is asked to stop, and whether the leader is due.

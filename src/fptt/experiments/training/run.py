@@ -13,7 +13,7 @@ from fptt._random import RandomState
 from fptt.experiments.configs.config import TrainConfig, is_config_of
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
-from fptt.experiments.tasks.batches import Samples
+from fptt.experiments.tasks.batches import Samples, StaggeredBatches
 from fptt.experiments.tasks.registry import check_vocabulary, load_task
 from fptt.experiments.training.build import check_chunks, make_loss, make_method, make_model, make_optimizer
 from fptt.experiments.training.checkpoints import load_field
@@ -110,9 +110,9 @@ class Run:
         torch.manual_seed(config.seed)
         with replicas.reporting():
             self.task = load_task(config, config.seed)
+            check_chunks(config, self.task)
             self.model: nn.Module = make_model(config, self.task)
             self.optimizer = make_optimizer(config, self.model)
-            check_chunks(config, self.task)
             loss = make_loss(config, self.task)
         self.fabric.strategy.precision.convert_module(self.model).to(self.fabric.device)
         self.method = make_method(
@@ -123,7 +123,9 @@ class Run:
             torch.manual_seed(config.seed + 2**31 * replicas.rank)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema_decay else None
-        self.batches = self.task.training_batches(config.batch_size, config.seed)
+        self.is_staggered = config.lanes == "staggered" and config.method != "bptt"
+        staggered = config.num_chunks if self.is_staggered else None
+        self.batches = self.task.training_batches(config.batch_size, config.seed, staggered=staggered)
         self.schedule = Schedule(config)
         self.progress, self.best = Progress(), Best()
         self.totals = Totals(torch.zeros(3, device=self.fabric.device))
@@ -160,26 +162,37 @@ class Run:
         rate = self.schedule.rate(self.fraction, self.progress.rollbacks)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        inputs, targets = self.replicas.part(
-            *(in_precision_of(self.model, part) for part in self.task.sequences(self.fabric.to_device(batch))),
-            per_step=self.task.has_step_targets,
-        )
+        batch = self.fabric.to_device(batch)
+        if not self.is_staggered:
+            inputs, targets = self.task.sequences(batch)
+            batch = fptt.Batch(inputs, targets)
+        assert isinstance(batch, fptt.Batch)
+        own = self.replicas.part(batch, per_step=self.task.has_step_targets)
+        inputs, targets = (in_precision_of(self.model, part) for part in own[:2])
         if self.state is None:
             self.state = self._first_state(inputs)
         start = self.clock.now()
-        result = self.method.train_batch(inputs, targets, self.state)
+        if self.is_staggered:  # where each lane stands comes with the batches of a stream only
+            result = next(self.method.train_stream([own._replace(inputs=inputs, targets=targets)], self.state))
+        else:
+            result = self.method.train_batch(inputs, targets, self.state)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.progress.seconds += self.clock.now() - start
-        self.state = result.state if self.task.is_stream else None
+        self.state = result.state if self.carries_state else None
         self.totals.add(result)
 
-    def _first_state(self, inputs: Tensor) -> Any:
-        """Return the initial state of a stream, explicitly, so that a compiled step need not be compiled for None too.
+    @property
+    def carries_state(self) -> bool:
+        """Whether sequences go on from one batch to the next."""
+        return self.task.is_stream or self.is_staggered
 
-        Independent sequences leave it to the model.
+    def _first_state(self, inputs: Tensor) -> Any:
+        """Return the state with which an epoch begins, explicitly, so that no step is compiled for None besides.
+
+        Sequences that begin and end with their batch leave it to the model.
         """
-        return self.model.initial_state(inputs) if self.task.is_stream else None  # pyright: ignore[reportCallIssue]
+        return self.model.initial_state(inputs) if self.carries_state else None  # pyright: ignore[reportCallIssue]
 
     def select(self, metric: float) -> bool:
         """Note the validation metric of an epoch; keep the weights and return True if none before was better."""
@@ -277,7 +290,9 @@ class Run:
         if tensors is None:
             return None
         inputs = self.fabric.to_device(self.task.sample_inputs())
-        inputs, _ = self.replicas.part(inputs, inputs, per_step=True)
+        if isinstance(self.batches, StaggeredBatches):
+            inputs = inputs[:, :1].expand(-1, self.batches.num_lanes, *[-1] * (inputs.dim() - 2))
+        inputs = self.replicas.part(fptt.Batch(inputs, inputs), per_step=True).inputs
         own, structure = tree_flatten(self._first_state(inputs))
         if [saved.shape for saved in tensors] != [like.shape for like in own]:
             raise ValueError(f"its tensors have the shapes {[tuple(saved.shape) for saved in tensors]}")
