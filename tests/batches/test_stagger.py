@@ -52,7 +52,8 @@ def make_method(loss: fptt.ChunkLoss, engine: Any = "eager", **options: Any) -> 
     torch.manual_seed(3)
     model = fptt.nn.LSTM(D, H, C)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
-    return fptt.FPTT(model, optimizer, loss, engine=engine, **{"num_chunks": 3, **options})
+    settings: dict[str, Any] = {"num_chunks": 3, **options}
+    return fptt.FPTT(model, optimizer, loss, engine=engine, **settings)
 
 
 # -- the mathematics ---------------------------------------------------------------------------------------------------
@@ -62,7 +63,9 @@ class Lane:
     """A lane worked out alone: its sequences one after the other, each cut into chunks of L steps."""
 
     def __init__(self, delay: int) -> None:
-        self.delay, self.state, self.pending = delay, None, []  # type: Any
+        self.delay = delay
+        self.state: Any = None
+        self.pending: list[Any] = []
 
     def take(self, pair: tuple[Tensor, Tensor], loss: fptt.ChunkLoss, length: int) -> None:
         inputs, targets = (tensor.unsqueeze(1 if tensor.dim() else 0) for tensor in pair)
@@ -179,7 +182,7 @@ def gathered(items: list[fptt.Batch], num_chunks: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("cut", [{"num_chunks": 3}, {"chunk_length": 2}, {"num_chunks": 1}])
-def test_every_sequence_is_given_once_and_whole(lengths: str, cut: dict[str, int]) -> None:
+def test_every_sequence_is_given_once_and_whole(lengths: str, cut: dict[str, Any]) -> None:
     given, pairs = batches(LENGTHS[lengths])
     items = list(fptt.stagger(given, **cut))
     num_chunks = len(items[0].progress.position)  # pyright: ignore[reportOptionalMemberAccess]

@@ -186,6 +186,12 @@ def mark_bad_inputs(chunks: list[Chunk], batch: Batch, chunking: Chunking) -> li
     return marked
 
 
+def check_horizon(horizon: int, num_chunks: int) -> None:
+    """Raise ValueError if a gradient is to go through more chunks than a sequence has."""
+    if horizon > num_chunks:
+        raise ValueError(f"horizon must be at most the number of chunks of a sequence, {num_chunks}, got {horizon}.")
+
+
 def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool) -> None:
     """Raise an error if a model cannot be trained in chunks, or the optimizer, if there is one, does not train it.
 

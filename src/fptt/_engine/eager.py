@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from fptt._batches.cut import Chunk, Chunking
 from fptt._checks import all_finite
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
-from fptt._engine.engine import Walked, trained_tensors
+from fptt._engine.engine import Walked, Window, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import Replicas
 from fptt._random import RandomState
@@ -21,10 +21,18 @@ from fptt._sequence import State, describe_state, detach_state, flatten_state, i
 
 
 class Learned(NamedTuple):
-    """The outcome of one update: the loss of each chunk, the gradient norm if the optimizer stepped, the next state."""
+    """The outcome of one update.
+
+    Attributes:
+        losses: Of each chunk.
+        norm: Of the gradient, if the optimizer stepped.
+        after_first: The state after the first chunk that was run.
+        state: The state after the last.
+    """
 
     losses: list[Tensor]
     norm: Tensor | None
+    after_first: State
     state: State
 
 
@@ -41,6 +49,7 @@ class EagerEngine:
         chunking: The layout of inputs and outputs.
         updates_each_chunk: Whether to cut the graph and update after every chunk; otherwise (BPTT) the graph runs
             through all chunks, and one update follows the mean of their losses.
+        horizon: Chunks that the gradient of an update goes through: its own and those before, which run again.
         check_finite: Whether to look for NaN and Inf.
         skips: Whether to undo and skip what NaN or Inf has spoiled, instead of stopping there.
         backward: Called with each loss to take its gradient.
@@ -58,6 +67,7 @@ class EagerEngine:
         replicas: Replicas,
         chunking: Chunking,
         updates_each_chunk: bool,
+        horizon: int,
         check_finite: bool,
         skips: bool,
         backward: Callable[[Tensor], Any],
@@ -65,20 +75,22 @@ class EagerEngine:
     ) -> None:
         self.model, self.optimizer, self.loss, self.regularizer = model, optimizer, loss, regularizer
         self.hooks, self.replicas, self.chunking = hooks, replicas, chunking
-        self.updates_each_chunk, self.check_finite, self.skips = updates_each_chunk, check_finite, skips
+        self.updates_each_chunk, self.horizon = updates_each_chunk, horizon
+        self.check_finite, self.skips = check_finite, skips
         self.backward, self.step = backward, step
 
     def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
         """Learn all chunks in order, beginning at a detached state; see `Engine`."""
-        walked = Walked(state)
+        walked, window = Walked(state), Window((), state)
         for span in [[chunk] for chunk in chunks] if self.updates_each_chunk else [chunks]:
             # a copy of everything, in time and memory: only who skips pays for it
             before = self._snapshot() if self.skips else None
-            learned = self._learn(span, walked.state)
+            learned = self._learn(window, span)
             if isinstance(learned, Learned):
                 walked.losses += learned.losses
                 walked.norms += [] if learned.norm is None else [learned.norm]
                 walked.state = detach_state(learned.state)  # the cut: no gradient flows into earlier chunks
+                window = window.moved_on(span[-1], learned.after_first, self.horizon)
             elif before is None:
                 walked.bad = learned
                 return walked
@@ -90,22 +102,26 @@ class EagerEngine:
                 self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.loss))
         return walked
 
-    def _learn(self, span: Sequence[Chunk], state: State) -> Learned | BadNumber:  # noqa: PLR0911  # one per bad number
+    def _learn(self, window: Window, span: Sequence[Chunk]) -> Learned | BadNumber:  # noqa: PLR0911  # one per bad number
         """Learn the chunks between two cuts with one update, or return where NaN or Inf has come up.
 
         The update: the gradient of the mean chunk loss, then `optimizer.step()`, in which the hooks add the penalty,
         clip, and advance dual and average. Where inputs, loss or gradient are bad, no step is made.
         """
         last = span[-1]
-        first_state, outputs, losses = state, [], []
+        state, states, outputs, losses = window.state, [], [], []
         recomputes = self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
         random = RandomState.capture(last.inputs.device) if recomputes else None
+        for chunk in window.chunks:
+            _, state = run_chunk(self.model, self.chunking, chunk, state)
+            states.append(state)
         for chunk in span:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
             output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
             if self._is_bad(loss) and not self.replicas.shares_updates:
                 return BadNumber(chunk.number, "loss", loss.item())
+            states.append(state)
             outputs.append(output.detach())
             losses.append(loss)
         norm = None
@@ -125,12 +141,12 @@ class EagerEngine:
             except FloatingPointError:  # raised by the hooks before the optimizer's own work
                 return BadNumber(last.number, "gradient")
             norm = self.hooks.pop_gradient_norm()
-            if random is not None and norm is not None and not self._recompute_gradient(last, first_state, random):
+            if random is not None and norm is not None and not self._recompute_gradient(window, last, random):
                 return BadNumber(last.number, "recomputed gradient")
         # after the update: ℓ_k of this chunk was to see the running estimate of those before
         for output, chunk in zip(outputs, span, strict=True):
             self.loss.observe(output, chunk.part, self.replicas.reduce)
-        return Learned([loss.detach() for loss in losses], norm, state)
+        return Learned([loss.detach() for loss in losses], norm, states[0], state)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self.hooks)
@@ -153,14 +169,17 @@ class EagerEngine:
             raise
         return self.replicas.add_gradients_(loss.detach(), chunk.weight)
 
-    def _recompute_gradient(self, chunk: Chunk, state: State, random: RandomState) -> bool:
+    def _recompute_gradient(self, window: Window, chunk: Chunk, random: RandomState) -> bool:
         """Advance dual and average with ∇ℓ_t(W_{t+1}), and return whether it is finite.
 
-        The same chunk runs again from the same incoming state and, for dropout, with the same random numbers. The loss
+        The same chunks run again from the same incoming state and, for dropout, with the same random numbers. The loss
         is not scaled here, whatever `backward` does: λ is in the unit of the gradient.
         """
         assert self.regularizer is not None
+        state = window.state
         with random.replay():
+            for earlier in window.chunks:
+                _, state = run_chunk(self.model, self.chunking, earlier, state)
             _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
             is_bad = self._is_bad(loss) and not self.replicas.shares_updates
             if not is_bad:
@@ -188,14 +207,19 @@ def forward_chunk(
         ValueError: If the state does not fit the model, or the outputs do not fit the loss.
         TypeError: If the model does not return outputs and state.
     """
+    output, state = run_chunk(model, chunking, chunk, state)
+    return output, loss(output, chunk.part), state
+
+
+def run_chunk(model: nn.Module, chunking: Chunking, chunk: Chunk, state: State) -> tuple[Tensor, State]:
+    """Return outputs, (T_k, B, …), and next state of a chunk; see `forward_chunk`."""
     torch.clear_autocast_cache()  # it holds casts of the weights before the last update
     is_given = chunk.number == 0 and state is not None  # by the user, who may have slipped
     if chunk.starts:
         output, state = _run_segments(model, chunk, state, chunking.time_dim, is_given=is_given)
     else:
         output, state = _call_model(model, chunk.inputs, state, is_given=is_given)
-    output = chunking.time_major(output)
-    return output, loss(output, chunk.part), state
+    return chunking.time_major(output), state
 
 
 def _run_segments(

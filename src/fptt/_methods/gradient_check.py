@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
-from fptt._batches.cut import Chunk, Chunking, check_model, cut_batch
+from fptt._batches.cut import Chunk, Chunking, check_horizon, check_model, cut_batch
+from fptt._engine.engine import Window
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import State, detach_state, flatten_state, map_state
 
@@ -89,6 +90,7 @@ def check_gradient(
     *,
     num_chunks: int | None = None,
     chunk_length: int | None = None,
+    horizon: int = 1,
     state: State = None,
     mask: Tensor | None = None,
     batch_first: bool = False,
@@ -107,6 +109,8 @@ def check_gradient(
         loss: A `TerminalLoss` or a `SequenceLoss`.
         num_chunks: K, the number of chunks.
         chunk_length: Longest chunk in time steps, instead of `num_chunks`.
+        horizon: Chunks that each gradient goes through, its own and those before it; see `TBPTT`. With K of them the
+            mean gradient is that of BPTT.
         state: State to begin with, None for the model's own.
         mask: Boolean, (T, B), True at real steps.
         batch_first: Whether inputs, outputs, targets of steps and mask are (B, T, …).
@@ -133,12 +137,13 @@ def check_gradient(
     state = detach_state(map_state(Tensor.double, state))
     chunking = Chunking(num_chunks, chunk_length, batch_first)
     chunks = cut_batch(Batch(inputs, targets, mask), loss, chunking)
+    check_horizon(horizon, len(chunks))
     checker = _Checker(model, loss, chunking)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward pass in evaluation mode
-        gradients, states, losses = checker.walk(chunks, state)
+        gradients, windows, losses = checker.walk(chunks, state, horizon)
         full = checker.full_gradient(chunks, state)
         reports = [
-            checker.compare(chunk, states[chunk.number], gradients[chunk.number], losses[chunk.number], full)
+            checker.compare(windows[chunk.number], chunk, gradients[chunk.number], losses[chunk.number], full)
             for chunk in chunks
         ]
     mean = {name: sum(gradient[name] for gradient in gradients) / len(gradients) for name in full}
@@ -168,18 +173,28 @@ class _Checker:
             raise _not_in_float64(f"its outputs are {output.dtype}")
         return self.loss(self.chunking.time_major(output), chunk.part), state
 
-    def walk(self, chunks: list[Chunk], state: State) -> tuple[list[Gradient], list[State], list[float]]:
-        """Walk over the chunks as training does, at fixed weights; return gradients, incoming states and losses."""
-        gradients, states, losses = [], [], []
+    def window_loss(self, model: nn.Module, window: Window, chunk: Chunk) -> tuple[Tensor, State]:
+        """Return the loss of a chunk, through its window, and the state after the first chunk that was run."""
+        state, states = window.state, []
+        for earlier in window.chunks:
+            _, state = self.chunk_loss(model, earlier, state)
+            states.append(state)
+        loss, state = self.chunk_loss(model, chunk, state)
+        return loss, [*states, state][0]
+
+    def walk(self, chunks: list[Chunk], state: State, horizon: int) -> tuple[list[Gradient], list[Window], list[float]]:
+        """Walk over the chunks as training does, at fixed weights; return gradients, windows and losses."""
+        gradients, windows, losses = [], [], []
+        window = Window((), detach_state(state))
         for chunk in chunks:
-            state = detach_state(state)
-            states.append(map_state(Tensor.clone, state))
-            loss, state = self.chunk_loss(self.model, chunk, state)
+            windows.append(window._replace(state=map_state(Tensor.clone, window.state)))
+            loss, after_first = self.window_loss(self.model, window, chunk)
             self.model.zero_grad()
             loss.backward(retain_graph=True)
             gradients.append(_gradient(self.model))
             losses.append(loss.item())
-        return gradients, states, losses
+            window = window.moved_on(chunk, after_first, horizon)
+        return gradients, windows, losses
 
     def full_gradient(self, chunks: list[Chunk], state: State) -> Gradient:
         """Return the gradient of the mean chunk loss with the graph uncut: that of BPTT."""
@@ -192,17 +207,17 @@ class _Checker:
         torch.stack(losses).mean().backward()
         return _gradient(model)
 
-    def compare(self, chunk: Chunk, state: State, gradient: Gradient, loss: float, full: Gradient) -> ChunkGradient:
+    def compare(self, window: Window, chunk: Chunk, gradient: Gradient, loss: float, full: Gradient) -> ChunkGradient:
         """Hold the gradient of one chunk against the other ways to get it."""
         isolated = copy.deepcopy(self.untouched)
         isolated.zero_grad()
-        given = map_state(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()), state)
-        self.chunk_loss(isolated, chunk, given)[0].backward()
+        given = map_state(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()), window.state)
+        self.window_loss(isolated, window._replace(state=given), chunk)[0].backward()
         expected = _gradient(isolated)
         uses_state = any(t.grad is not None and bool(t.grad.any()) for t in flatten_state(given))
         scale = math.sqrt(sum(value.square().sum().item() for value in expected.values()))
         autograd_error = max(_relative((gradient[name] - expected[name]).norm().item(), scale) for name in expected)
-        errors = {name: self._difference_error(name, chunk, state, gradient[name], scale) for name in gradient}
+        errors = {name: self._difference_error(name, window, chunk, gradient[name], scale) for name in gradient}
         worst = max(errors, key=errors.__getitem__)
         return ChunkGradient(
             chunk.number,
@@ -212,21 +227,22 @@ class _Checker:
             worst,
             _angle(gradient, full),
             is_zero=not any(value.any() for value in gradient.values()),
-            uses_state=uses_state if chunk.number else None,
+            uses_state=uses_state if chunk.number > len(window.chunks) else None,  # before it there is no cut
         )
 
-    def _difference_error(self, name: str, chunk: Chunk, state: State, gradient: Tensor, scale: float) -> float:
+    def _difference_error(self, name: str, window: Window, chunk: Chunk, gradient: Tensor, scale: float) -> float:
         direction = torch.randn(gradient.shape, dtype=gradient.dtype, generator=torch.Generator().manual_seed(0))
         direction = direction.to(gradient.device) / direction.norm()
         step = 1e-6
-        ahead, behind = (self._loss_at(name, direction * sign * step, chunk, state) for sign in (1, -1))
+        ahead, behind = (self._loss_at(name, direction * sign * step, window, chunk) for sign in (1, -1))
         return _relative(abs((ahead - behind) / (2 * step) - (gradient * direction).sum().item()), scale)
 
     @torch.no_grad()
-    def _loss_at(self, name: str, offset: Tensor, chunk: Chunk, state: State) -> float:
+    def _loss_at(self, name: str, offset: Tensor, window: Window, chunk: Chunk) -> float:
         shifted = copy.deepcopy(self.untouched)
         shifted.get_parameter(name).add_(offset)
-        return self.chunk_loss(shifted, chunk, map_state(Tensor.clone, state))[0].item()
+        cloned = window._replace(state=map_state(Tensor.clone, window.state))
+        return self.window_loss(shifted, cloned, chunk)[0].item()
 
 
 def _not_in_float64(reason: str) -> TypeError:

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
-from fptt._batches.cut import Chunk, Chunking, check_model, cut_batch, mark_bad_inputs, unpack
-from fptt._checks import check_choice, check_iterable, check_keys
+from fptt._batches.cut import Chunk, Chunking, check_horizon, check_model, cut_batch, mark_bad_inputs, unpack
+from fptt._checks import check_choice, check_count, check_iterable, check_keys
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
 from fptt._engine.eager import EagerEngine
@@ -71,6 +71,7 @@ class MethodOptions(TypedDict, total=False):
         backward: Called with each loss instead of `loss.backward()`, for example `fabric.backward`.
         step: Called with the optimizer instead of `optimizer.step()`, for example with a GradScaler.
         parallel: The processes that train the model, each on its part of every batch; None for this one alone.
+        horizon: Chunks that the gradient of an update goes through; 1 by default, and for BPTT.
     """
 
     max_norm: float | None
@@ -80,6 +81,7 @@ class MethodOptions(TypedDict, total=False):
     backward: Callable[[Tensor], Any]
     step: Callable[[Optimizer], Any]
     parallel: DataParallel | None
+    horizon: int
 
 
 def step_optimizer(optimizer: Optimizer) -> Any:
@@ -116,6 +118,7 @@ class Method:
         backward: Callable[[Tensor], Any] = Tensor.backward,
         step: Callable[[Optimizer], Any] = step_optimizer,
         parallel: DataParallel | None = None,
+        horizon: int = 1,
     ) -> None:
         if not isinstance(loss, ChunkLoss):
             raise TypeError(
@@ -125,12 +128,17 @@ class Method:
         check_chunking(num_chunks, chunk_length)
         check_choice("engine", engine, ("eager", "compiled"))
         check_choice("on_bad_number", on_bad_number, ("raise", "skip") if check_finite else ("raise",))
+        check_count("horizon", horizon)
+        if horizon > 1 and not self.updates_each_chunk:
+            raise ValueError(f"horizon must be 1 with BPTT, whose gradient goes through all chunks, got {horizon}.")
+        if num_chunks is not None:
+            check_horizon(horizon, num_chunks)
         check_model(model, optimizer, batch_first)
         self._model, self._optimizer, self._loss, self._regularizer = model, optimizer, loss, regularizer
         self.engine: EngineName = engine
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
         self.max_norm, self.check_finite, self.on_bad_number = max_norm, check_finite, on_bad_number
-        self.backward, self.step = backward, step
+        self.backward, self.step, self.horizon = backward, step, horizon
         self.batches = self.timesteps = self.skipped = self._skipped_in_a_row = 0
         self._replicas = Replicas()
         if parallel is not None:
@@ -152,6 +160,7 @@ class Method:
             "hooks": self._hooks,
             "replicas": self._replicas,
             "chunking": self.chunking,
+            "horizon": self.horizon,
             "check_finite": self.check_finite,
             "skips": self.on_bad_number == "skip",
         }
@@ -305,6 +314,8 @@ class Method:
         # in a stream, and in one process of several, a batch may have no real step
         allow_empty = is_stream or not self._replicas.needs_steps
         chunks = cut_batch(batch, self.loss, self.chunking, allow_empty=allow_empty)
+        if not is_stream:
+            check_horizon(self.horizon, len(chunks))
         if not self.check_finite:
             return chunks
         chunks = mark_bad_inputs(chunks, batch, self.chunking)

@@ -16,6 +16,12 @@ class TBPTT(Method):
 
     The state goes on from chunk to chunk, detached: memory is that of one chunk.
 
+    With a `horizon` of h chunks there is an update after every chunk all the same, but its gradient goes back through
+    the h − 1 chunks before as well (k2 > k1 of Williams & Peng 1990): they run again, with the weights as they are now,
+    from the state that was kept before them. That takes h times the arithmetic and the memory of h chunks. It does not
+    go back over the beginning of a batch, nor of an item of a stream. With h = K the last chunk of a sequence has the
+    gradient of BPTT.
+
     Args:
         model: Called as `model(inputs, state) -> (outputs, state)`; state None is the model's own initial state.
         optimizer: Any `torch.optim` optimizer over the model's parameters. Gains step hooks, until `close()`.
@@ -31,7 +37,8 @@ class TBPTT(Method):
             to 100 in a row; that costs time and memory of a copy of all of them), `parallel` (a `DataParallel`; None),
             `backward` (called with each loss instead of `loss.backward()`, for example `fabric.backward`), `step`
             (called with the optimizer instead of `optimizer.step()`; whoever scales the loss in `backward` unscales
-            here, as with `lambda optimizer: (scaler.step(optimizer), scaler.update())`).
+            here, as with `lambda optimizer: (scaler.step(optimizer), scaler.update())`), `horizon` (h, chunks that the
+            gradient of an update goes through, 1; see above).
 
     Raises:
         ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.

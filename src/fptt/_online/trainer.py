@@ -115,6 +115,8 @@ def _chunk_length(method: Method) -> int:
         raise ValueError(f"method must have a chunk_length and be time-major on a stream, got {method.chunking}.")
     if not method.loss.per_step:
         raise ValueError(f"loss must be a SequenceLoss on a stream, got a {type(method.loss).__name__}.")
+    if method.horizon > 1:
+        raise ValueError(f"horizon must be 1 on a stream that is learned chunk by chunk, got {method.horizon}.")
     if method.regularizer is not None and method.regularizer.num_duals > 1:
         raise ValueError(f"num_duals must be 1 on a stream, got {method.regularizer.num_duals}.")
     return length

@@ -42,6 +42,9 @@ def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tenso
     """
     _keep_freed_memory()
     start = time.perf_counter()
+    # the tracer would take a tensor that is given twice for one input
+    firsts = {id(tensor): number for number, tensor in reversed(list(enumerate(examples)))}
+    examples = [own if firsts[id(own)] == number else own.clone() for number, own in enumerate(examples)]
     graph = _trace(function, examples, module)
     constants = _lift_constants(graph)
     traced = time.perf_counter()

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from fptt._batches.cut import Chunk, Chunking
+from fptt._batches.cut import Chunk, Chunking, Start
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
@@ -20,17 +20,18 @@ from fptt._engine.compiled.probe import Probe, check_first, constants, nest_key,
 from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
-from fptt._engine.eager import forward_chunk
-from fptt._engine.engine import Walked
+from fptt._engine.eager import forward_chunk, run_chunk
+from fptt._engine.engine import Walked, Window
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import DistributedReplicas, Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
-from fptt._sequence import State, flatten_state, map_state
+from fptt._sequence import State, detach_state, flatten_state, initial_state, map_state
 from fptt.nn import GRU, LSTM, RNN
 from fptt.nn.models import plain_cells
 
 Key = tuple[Any, ...]
+Item = TypeVar("Item")
 
 
 class CompiledEngine:
@@ -49,6 +50,7 @@ class CompiledEngine:
         hooks: The step hooks, which a compiled step does not call: it counts its updates there.
         replicas: See `EagerEngine`.
         chunking: See `EagerEngine`.
+        horizon: See `EagerEngine`; each chunk of it is in the compiled step.
         max_norm: Largest norm of the gradient; None for no clipping.
         check_finite: See `EagerEngine`.
         skips: See `EagerEngine`.
@@ -67,6 +69,7 @@ class CompiledEngine:
         hooks: StepHooks,
         replicas: Replicas,
         chunking: Chunking,
+        horizon: int,
         max_norm: float | None,
         check_finite: bool,
         skips: bool,
@@ -77,7 +80,7 @@ class CompiledEngine:
             raise ValueError(f"num_duals must be 1 with engine='compiled', got {regularizer.num_duals}.")
         if regularizer is not None and regularizer.previous_gradient == "recomputed":
             raise ValueError("previous_gradient must be 'dual' with engine='compiled', got 'recomputed'.")
-        self.risk = Risk(model, loss, chunking)
+        self.risk, self.horizon = Risk(model, loss, chunking), horizon
         self.optimizer, self.regularizer = optimizer, regularizer
         self.hooks, self.replicas = hooks, replicas
         self.max_norm, self.check_finite, self.skips = max_norm, check_finite, skips
@@ -97,11 +100,14 @@ class CompiledEngine:
                 "is_first must be True at first steps of chunks alone with engine='compiled', whose chunks run whole: "
                 "use engine='eager'."
             )
+        if state is None and self.horizon > 1:
+            chunks, state = self._begin(chunks)
+        window = Window((), state)
         if not self.skips:
-            return self._run(chunks, state)
+            return self._run(chunks, window)[0]
         if all(chunk.bad_inputs is None for chunk in chunks):
             before = self._snapshot()
-            walked = self._run(chunks, state)
+            walked, _ = self._run(chunks, window)
             if walked.bad is None:
                 return walked
             before.restore()
@@ -110,9 +116,9 @@ class CompiledEngine:
         for chunk in chunks:
             before = self._snapshot()
             bad = None if chunk.bad_inputs is None else BadNumber(chunk.number, chunk.bad_inputs)
-            one = self._run([chunk], walked.state) if bad is None else Walked(walked.state, bad=bad)
+            one, after = self._run([chunk], window) if bad is None else (Walked(walked.state, bad=bad), window)
             if one.bad is None:
-                walked.state = one.state
+                walked.state, window = one.state, after
                 walked.losses += one.losses
                 walked.norms += one.norms
             else:
@@ -121,24 +127,41 @@ class CompiledEngine:
                 walked.losses.append(bad_loss(self.risk.model))
         return walked
 
+    def _begin(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], State]:
+        """Return chunks and the model's own state before them: what stands for no chunk must leave one as it is.
+
+        Where that state is learned, the first chunk says that all sequences begin: a step then takes it from the model
+        once more, so that the gradient reaches it.
+        """
+        state = initial_state(self.risk.model, chunks[0].inputs)
+        if state is None:
+            raise CompilationError(
+                "horizon above 1 with engine='compiled' needs a state to begin with: pass one, or define "
+                f"initial_state(inputs) in the model. {EAGER_INSTEAD}"
+            )
+        if any(tensor.requires_grad for tensor in flatten_state(state)):
+            chunks = [chunks[0]._replace(starts=(Start(0, None),)), *chunks[1:]]
+        return chunks, detach_state(state)
+
     def _snapshot(self) -> Snapshot:
         return Snapshot((self.risk.model, self.risk.loss), self.optimizer, self.regularizer, self.hooks)
 
-    def _run(self, chunks: Sequence[Chunk], state: State) -> Walked:
+    def _run(self, chunks: Sequence[Chunk], window: Window) -> tuple[Walked, Window]:
         """Learn chunks up to the first one with NaN or Inf, from which on nothing is changed."""
         check_hooks(self.optimizer)
         if chunks[0].inputs.requires_grad:
             raise CompilationError(f"inputs must not require a gradient with engine='compiled'. {EAGER_INSTEAD}")
-        if state is None and isinstance(self.risk.model, LSTM | GRU | RNN):
+        if window.state is None and isinstance(self.risk.model, LSTM | GRU | RNN):
             # the model's own zeros, so that the first chunk has the step of all others and needs none of its own
-            state = self.risk.model.initial_state(chunks[0].inputs)
+            window = window._replace(state=self.risk.model.initial_state(chunks[0].inputs))
         self.optimizer.zero_grad()  # gradients stay inside the steps: old ones would only take memory
         device = chunks[0].inputs.device
         self._alive = torch.ones((), dtype=torch.bool, device=device)
         dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
         # the context once a batch: it looks at every attribute of the model, which is too much for every chunk
         batch_size = self.risk.chunking.time_major(chunks[0].inputs).shape[1]
-        walk = _Walk(chunks, state, self._context(), batch_size=batch_size, max_norm=self.max_norm, dtype=dtype)
+        settings = {"horizon": self.horizon, "batch_size": batch_size, "max_norm": self.max_norm, "dtype": dtype}
+        walk = _Walk(chunks, window, self._context(), **settings)
         self._refresh()
         bad = None
         try:
@@ -152,7 +175,7 @@ class CompiledEngine:
                 with flushed_denormals() if device.type == "cpu" else nullcontext():
                     if not self._advance(walk, key):
                         break
-            return self._result(walk, bad)
+            return self._result(walk, bad), walk.window()
         finally:
             if self._is_dead():
                 walk.undo_count(walk.first_bad())  # the updates from the first bad chunk on were not made
@@ -241,12 +264,12 @@ class CompiledEngine:
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
-        step = ChunkStep(self.risk, groups, list(module), moving, self._update())
+        step = ChunkStep(self.risk, groups, list(module), moving, self._update(), horizon=self.horizon)
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
         numbers = [rows[id(group)][0] for group in groups]
         buffers = [group.buffers for group in groups]
         arguments = Arguments(buffers, module, self._alive, numbers, *walk.arguments())
-        part, state, flat = walk.chunk.part, walk.state(), arguments.flat()
+        part, state, flat = walk.chunk.part, walk.window().state, arguments.flat()
         if isinstance(self.replicas, DistributedReplicas) and self.replicas.shares_updates:
             run = ReplicatedStep(step, arguments, part, state, self.replicas)
             check_first(run.take, flat, found)
@@ -264,8 +287,11 @@ class CompiledEngine:
 
         def loss_of_chunk() -> Tensor:
             # copies, since a model may change its inputs in place, and the chunk is still to be learned
-            chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
-            state = map_state(Tensor.clone, walk.state())
+            window, chunk = walk.window(), walk.chunk._replace(inputs=walk.chunk.inputs.clone())
+            state = map_state(Tensor.clone, window.state)
+            for earlier in window.chunks:
+                own = earlier._replace(inputs=earlier.inputs.clone())
+                _, state = run_chunk(self.risk.model, self.risk.chunking, own, state)
             output, loss, _ = forward_chunk(self.risk.model, self.risk.loss, self.risk.chunking, chunk, state)
             if not self.replicas.shares_updates:  # otherwise it would communicate, and all judge the loss of all
                 self.risk.loss.observe(output.detach(), chunk.part)
@@ -304,6 +330,11 @@ class _Nest:
         self.state, self.size = state, len(flatten_state(state))
         self.key = repr(map_state(lambda tensor: (tuple(tensor.shape), tensor.dtype), state))  # pyright: ignore
 
+    def filled(self, tensors: Sequence[Tensor]) -> State:
+        """Return a state of this nest."""
+        following = iter(tensors)  # those of `state` may be of a trace, and have no numbers
+        return map_state(lambda _: next(following), self.state)
+
 
 class _Walk:
     """A batch on its way through its chunks: the arguments of the steps to come, the results of those made.
@@ -317,19 +348,30 @@ class _Walk:
     def __init__(
         self,
         chunks: Sequence[Chunk],
-        state: State,
+        window: Window,
         context: Key,
         *,
+        horizon: int,
         batch_size: int,
         max_norm: float | None,
         dtype: torch.dtype,
     ) -> None:
-        self.chunks, self.context, self.position = chunks, context, 0
+        self.chunks, self.context, self.horizon, self.position = chunks, context, horizon, 0
         self.device = chunks[0].inputs.device
         # all that can be prepared before the first step is: between two steps there is nothing but the call
         self.makes_update = torch.tensor([chunk.has_steps for chunk in chunks])
-        self.inputs = [chunk.inputs.contiguous() for chunk in chunks]
-        self.begins = [[] if chunk.starts is None else [self._beginning(chunk, batch_size)] for chunk in chunks]
+        self.spanned = [*window.chunks, *chunks]
+        self.inputs = self._windows([chunk.inputs.contiguous() for chunk in self.spanned])
+        self.shapes = [[inputs.shape for inputs in own] for own in self.inputs]
+        # none in a window in which sequences are not said to begin, where parameters of a first state have no gradient
+        self.begins: list[list[Tensor]] = [[] for _ in chunks]
+        if any(chunk.starts is not None for chunk in self.spanned):
+            windows = zip(
+                self._windows([self._beginning(chunk, batch_size) for chunk in self.spanned]),
+                self._windows([chunk.starts is not None for chunk in self.spanned]),
+                strict=True,
+            )
+            self.begins = [own if any(are_told) else [] for own, are_told in windows]
         parts = [tree_flatten(chunk.part) for chunk in chunks]
         leaves = [own for own, _ in parts]
         self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
@@ -339,11 +381,22 @@ class _Walk:
             key = nest_key(own, spec)
             # the same object where it is the same key: `goes_on_alike` then need not look inside, chunk after chunk
             self._part_keys.append(self._part_keys[-1] if self._part_keys[-1:] == [key] else key)
-        self._nest = self._nest_before = _Nest(state)
-        self.state_tensors = [tensor.contiguous() for tensor in flatten_state(state)]
+        self._nest = self._nest_before = _Nest(window.state)
+        # before the window, from which the next step begins, and after the chunk before it
+        self.state_tensors = [tensor.contiguous() for tensor in flatten_state(window.state)]
+        self.last_tensors = self.state_tensors
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.stepped: list[list[FlatGroup]] = []
+
+    def _windows(self, items: list[Item]) -> list[list[Item]]:
+        """Return for each chunk that is learned the items of its window and its own, from those of all chunks.
+
+        Where there are fewer chunks than the horizon has, the first one stands in for them.
+        """
+        num_before = len(self.spanned) - len(self.chunks)
+        ends = range(num_before + 1, len(items) + 1)
+        return [[items[max(now, 0)] for now in range(end - self.horizon, end)] for end in ends]
 
     def _beginning(self, chunk: Chunk, batch_size: int) -> Tensor:
         """Return the lanes in which a sequence begins with a chunk, (B,): also where none does, to have one step."""
@@ -352,10 +405,13 @@ class _Walk:
 
     def _make_rows(self, leaves: list[list[Any]], max_norm: float | None, dtype: torch.dtype) -> list[Tensor]:
         """Return the row of numbers of every chunk, see `Row`, copied to the device at once."""
-        rows = [
-            [float(chunk.has_steps), max_norm or 0.0, *(leaf for leaf in own if isinstance(leaf, float))]
-            for chunk, own in zip(self.chunks, leaves, strict=True)
-        ]
+        rows = []
+        for num_before, (chunk, own) in enumerate(
+            zip(self.chunks, leaves, strict=True), len(self.spanned) - len(self.chunks)
+        ):
+            are_there = [float(back <= num_before) for back in range(self.horizon - 1, 0, -1)]
+            floats = [leaf for leaf in own if isinstance(leaf, float)]
+            rows.append([float(chunk.has_steps), max_norm or 0.0, *are_there, *floats])
         flat = torch.tensor([value for row in rows for value in row], dtype=torch.promote_types(dtype, torch.float32))
         return list(flat.to(self.device).split([len(row) for row in rows]))
 
@@ -371,22 +427,23 @@ class _Walk:
 
     def key(self) -> Key:
         """Return what decides about the compiled step of the next chunk."""
-        inputs = self.inputs[self.position]
-        part = self._part_keys[self.position]
+        inputs = self.inputs[self.position][-1]
+        shapes, part = tuple(self.shapes[self.position]), self._part_keys[self.position]
         begins = len(self.begins[self.position])
-        return (inputs.shape, inputs.dtype, inputs.device, begins, part, self._nest.key, self.context)
+        return (shapes, inputs.dtype, inputs.device, begins, part, self._nest.key, self.context)
 
     def goes_on_alike(self) -> bool:
         """Return whether there is a next chunk with the step of the chunk before: cheaper than to compare keys."""
         now, before = self.position, self.position - 1
         return (
             not self.is_over
-            and self.inputs[now].shape == self.inputs[before].shape
+            and self.shapes[now] == self.shapes[before]
+            and len(self.begins[now]) == len(self.begins[before])
             and self._part_keys[now] is self._part_keys[before]
             and self._nest.key == self._nest_before.key
         )
 
-    def arguments(self) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    def arguments(self) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Return the next chunk's own among the `Arguments` of a step: row, inputs, begins, part and state."""
         now = self.position
         return self.rows[now], self.inputs[now], self.begins[now], self.tensors[now], self.state_tensors
@@ -394,16 +451,23 @@ class _Walk:
     def flat_arguments(self) -> list[Tensor]:
         """Return them one after the other."""
         row, inputs, begins, part, state = self.arguments()
-        return [row, inputs, *begins, *part, *state]
+        return [row, *inputs, *begins, *part, *state]
 
     def state(self) -> State:
         """Return the state now, as a nest."""
-        following = iter(self.state_tensors)
-        return map_state(lambda _: next(following), self._nest.state)
+        return self._nest.filled(self.last_tensors)
+
+    def window(self) -> Window:
+        """Return the chunks before the next one that its step runs again, and the state before them."""
+        end = len(self.spanned) - len(self.chunks) + self.position
+        chunks = tuple(self.spanned[max(end - self.horizon + 1, 0) : end])
+        return Window(chunks, self._nest.filled(self.state_tensors))
 
     def take(self, outputs: Sequence[Tensor], nest: _Nest, groups: list[FlatGroup]) -> None:
         """Take in what the step of a chunk has returned, and go on to the next."""
-        loss, norm, *self.state_tensors = outputs
+        loss, norm, *states = outputs
+        self.last_tensors = states[-nest.size :] if nest.size else []
+        self.state_tensors = states[: nest.size]  # the same, with a horizon of 1
         self.losses.append(loss)
         self.norms.append(norm)
         self._nest_before, self._nest = self._nest, nest

@@ -50,38 +50,37 @@ class ReplicatedStep:
         own_loss, _, *rest = self.take(*flat)
         num_groups, num_moving = len(self.step.groups), len(self.moving)
         gradients, output, moved = rest[:num_groups], rest[num_groups], rest[num_groups + 1 :][:num_moving]
-        next_state = rest[num_groups + 1 + num_moving :]
+        next_states = rest[num_groups + 1 + num_moving :]
         named: dict[Tensor, Tensor] = {}
         for group, gradient in zip(self.step.groups, gradients, strict=True):
             named.update(zip(group.params, group.split(gradient), strict=True))
         loss = self.replicas.add_(named, own_loss, weight)  # in place: views of the flat gradients
         (norm,) = self.advance(*flat, loss, *gradients)
         if not arguments.alive:  # nothing may change any more, not even buffers
-            return [loss, norm, *next_state]
+            return [loss, norm, *next_states]
         for name, tensor in zip(self.moving, moved, strict=True):
             arguments.module[name].copy_(tensor)
-        _, part, *_ = self.step.inputs_of(arguments, self.part, self.state)
-        self.step.risk.loss.observe(
-            output, part, self.replicas.reduce
-        )  # not in a piece: a running estimate is of all processes
-        return [own_loss, norm, *next_state]
+        part = self.step.flow_of(arguments, self.part, self.state).part
+        # not in a piece: a running estimate is of all processes
+        self.step.risk.loss.observe(output, part, self.replicas.reduce)
+        return [own_loss, norm, *next_states]
 
     # -- the pieces, to be traced ------------------------------------------------------------------------------------
 
     def _take(self, *flat: Tensor) -> list[Tensor]:
-        """Return loss, norm, gradient of each group, outputs, what the forward pass has changed, and the next state."""
+        """Return loss, norm, gradient of each group, outputs, what the forward pass has changed, and next states."""
         step, arguments = self.step, self.arguments.filled(flat)
         module = {name: tensor.clone() for name, tensor in arguments.module.items()}
-        inputs = step.inputs_of(arguments, self.part, self.state)
-        output, loss, gradients, state = step.gradients(arguments.buffers, module, inputs)
+        flow = step.flow_of(arguments, self.part, self.state)
+        output, loss, gradients, *states = step.gradients(arguments.buffers, module, flow)
         moved = [module[name] for name in self.moving]
-        return [loss, norm_of(gradients), *gradients, output, *moved, *step.keep_state(state)]
+        return [loss, norm_of(gradients), *gradients, output, *moved, *step.keep_states(*states)]
 
     def _advance(self, *flat: Tensor) -> list[Tensor]:
         """Make the update with the gradients of all; return their norm."""
         num_arguments = len(flat) - 1 - len(self.step.groups)
         arguments, (loss, *gradients) = self.arguments.filled(flat[:num_arguments]), flat[num_arguments:]
-        row = Row.of(arguments.row)
+        row = Row.of(arguments.row, self.step.horizon)
         norm, updates = norm_of(gradients), row.makes_update > 0
         alive = self.step.still_alive(arguments.alive, loss, norm, updates)
         after = self.step.advance(arguments.buffers, list(gradients), norm, arguments.numbers, row.max_norm)

@@ -16,7 +16,7 @@ from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup
 from fptt._engine.eager import restart
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._regularizer import recurrences
-from fptt._sequence import State, flatten_state, map_state
+from fptt._sequence import State, flatten_state, map_state, refill_state
 
 Named = dict[str, Tensor]
 
@@ -38,18 +38,21 @@ class Row(NamedTuple):
     Attributes:
         makes_update: Above 0 if the chunk is updated.
         max_norm: Largest norm of the gradient; of no meaning without clipping.
+        are_there: Above 0 for each chunk of the window before it that there is; at the beginning of a batch some of
+            them, the first ones, stand for none.
         floats: The floats of the part.
     """
 
     makes_update: Tensor
     max_norm: Tensor
+    are_there: tuple[Tensor, ...]
     floats: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, row: Tensor) -> "Row":
-        """Return the numbers of a row, (2 + floats of the part,)."""
-        makes_update, max_norm, *floats = row.unbind()
-        return cls(makes_update, max_norm, tuple(floats))
+    def of(cls, row: Tensor, horizon: int) -> "Row":
+        """Return the numbers of a row, (2 + horizon − 1 + floats of the part,)."""
+        makes_update, max_norm, *others = row.unbind()
+        return cls(makes_update, max_norm, tuple(others[: horizon - 1]), tuple(others[horizon - 1 :]))
 
 
 class Arguments(NamedTuple):
@@ -61,10 +64,11 @@ class Arguments(NamedTuple):
         alive: Whether all numbers so far are finite, a boolean scalar; changed in place.
         numbers: For the optimizer's rule and the strength of the penalty, a row of each flat group.
         row: See `Row`.
-        inputs: Of the chunk.
-        begins: One boolean tensor, (B,), the lanes in which a sequence begins with the chunk; none if all continue.
+        inputs: Of the chunks of the window, and of the chunk itself: as many as the horizon.
+        begins: Of each of them one boolean tensor, (B,), the lanes in which a sequence begins with the chunk; none at
+            all where sequences are not said to begin.
         part: The tensors of the part of the targets.
-        state: The tensors of the incoming state.
+        state: The tensors of the state before the window.
     """
 
     buffers: list[Named]
@@ -72,7 +76,7 @@ class Arguments(NamedTuple):
     alive: Tensor
     numbers: list[Tensor]
     row: Tensor
-    inputs: Tensor
+    inputs: list[Tensor]
     begins: list[Tensor]
     part: list[Tensor]
     state: list[Tensor]
@@ -96,6 +100,24 @@ def fill_part(part: Any, tensors: Iterator[Tensor], floats: Iterator[Tensor]) ->
     return tree_unflatten(filled, spec)
 
 
+class Flow(NamedTuple):
+    """What the forward pass of a chunk begins with.
+
+    Attributes:
+        inputs: Of the chunks of the window, and of the chunk itself.
+        begins: As in `Arguments`.
+        are_there: As in `Row`.
+        part: Of the targets.
+        state: Before the window.
+    """
+
+    inputs: list[Tensor]
+    begins: list[Tensor]
+    are_there: tuple[Tensor, ...]
+    part: Any
+    state: State
+
+
 class Risk(nn.Module):
     """Model and loss as one module, so that one call swaps in the weights of both."""
 
@@ -103,14 +125,28 @@ class Risk(nn.Module):
         super().__init__()
         self.model, self.loss, self.chunking = model, loss, chunking
 
-    def forward(self, inputs: Tensor, part: Any, state: State, begins: Tensor | None) -> tuple[Tensor, Tensor, State]:
-        """Return outputs, time-major, loss and next state of a chunk, in which sequences begin in some lanes, (B,)."""
-        if begins is not None:
-            # inside, so that the gradient reaches an initial state that is learned
-            state = restart(self.model, inputs, state, begins)
-        output, state = self.model(inputs, state)
+    def forward(self, flow: Flow) -> tuple[Tensor, Tensor, State, State]:
+        """Return outputs, time-major, and loss of a chunk, the state after the first chunk run, and that after it."""
+        state, states = flow.state, []
+        for number, inputs in enumerate(flow.inputs[:-1]):
+            _, after = self._run(flow, number, inputs, state)
+            # no branch in a compiled step: what stands for no chunk is run like one, and leaves the state as it was
+            is_there = flow.are_there[number] > 0
+            state = refill_state(
+                after,
+                [torch.where(is_there, *both) for both in zip(flatten_state(after), flatten_state(state), strict=True)],
+            )
+            states.append(state)
+        output, state = self._run(flow, len(flow.inputs) - 1, flow.inputs[-1], state)
+        states.append(state)
         output = self.chunking.time_major(output)
-        return output, self.loss(output, part), state
+        return output, self.loss(output, flow.part), states[0], state
+
+    def _run(self, flow: Flow, number: int, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        if flow.begins:
+            # inside, so that the gradient reaches an initial state that is learned
+            state = restart(self.model, inputs, state, flow.begins[number])
+        return self.model(inputs, state)
 
 
 class _Observation(nn.Module):
@@ -134,6 +170,7 @@ class ChunkStep:
         module_names: Names of the parameters and buffers that it does not train.
         moving: Names of those among them that the forward pass changes.
         update: See `Update`.
+        horizon: Chunks that the gradient goes through: that of the step, and those before it.
 
     Attributes:
         next_state: The nest of the next state, known after the first call.
@@ -146,9 +183,11 @@ class ChunkStep:
         module_names: Sequence[str],
         moving: Container[str],
         update: Update,
+        *,
+        horizon: int,
     ) -> None:
         self.risk, self.groups, self.module_names, self.update = risk, groups, module_names, update
-        self.moving = moving
+        self.moving, self.horizon = moving, horizon
         self.next_state: State = None
 
     def __call__(self, arguments: Arguments, part: Any, state: State) -> list[Tensor]:
@@ -164,54 +203,59 @@ class ChunkStep:
             state: The nest of the incoming state.
 
         Returns:
-            The loss, the norm of its gradient, and the tensors of the next state.
+            The loss, the norm of its gradient, and the tensors of the states that `keep_states` returns.
         """
-        row = Row.of(arguments.row)
+        row = Row.of(arguments.row, self.horizon)
         # copies: the forward pass may change buffers in place, and that must not count if it ends in NaN
         module = {name: tensor.clone() for name, tensor in arguments.module.items()}
-        inputs = self.inputs_of(arguments, part, state)
-        output, loss, gradients, next_state = self.gradients(arguments.buffers, module, inputs)
+        flow = self.flow_of(arguments, part, state)
+        output, loss, gradients, *states = self.gradients(arguments.buffers, module, flow)
         norm = norm_of(gradients)
         updates = row.makes_update > 0
         alive = self.still_alive(arguments.alive, loss, norm, updates)
         after = self.advance(arguments.buffers, gradients, norm, arguments.numbers, row.max_norm)
         write(arguments.buffers, after, alive & updates)
         tensors = {name: tensor for name, tensor in module.items() if name.startswith("loss.")}
-        functional_call(_Observation(self.risk.loss), tensors, (output, inputs[1]))
+        functional_call(_Observation(self.risk.loss), tensors, (output, flow.part))
         for name, tensor in arguments.module.items():
             if name in self.moving:
                 tensor.copy_(torch.where(alive, module[name], tensor))
         arguments.alive.copy_(alive)
-        return [loss, norm, *self.keep_state(next_state)]
+        return [loss, norm, *self.keep_states(*states)]
 
-    def inputs_of(self, arguments: Arguments, part: Any, state: State) -> tuple[Tensor, Any, State, Tensor | None]:
+    def flow_of(self, arguments: Arguments, part: Any, state: State) -> Flow:
         """Return what `Risk` is called with."""
-        part = fill_part(part, iter(arguments.part), iter(Row.of(arguments.row).floats))
+        row = Row.of(arguments.row, self.horizon)
+        part = fill_part(part, iter(arguments.part), iter(row.floats))
         following = iter(arguments.state)
         state = map_state(lambda _: next(following), state)
-        return arguments.inputs, part, state, next(iter(arguments.begins), None)
+        return Flow(arguments.inputs, arguments.begins, row.are_there, part, state)
 
-    def keep_state(self, state: State) -> list[Tensor]:
-        """Return the tensors of the next state, and remember its nest."""
-        self.next_state = map_state(Tensor.detach, state)
-        return [tensor.detach().contiguous() for tensor in flatten_state(state)]
+    def keep_states(self, after_first: State, after_last: State) -> list[Tensor]:
+        """Return the tensors of the state after the first chunk run, then of that after the last if it is another.
+
+        Their nest, which is the same, is remembered.
+        """
+        self.next_state = map_state(Tensor.detach, after_last)
+        kept = [after_last] if self.horizon == 1 else [after_first, after_last]
+        return [tensor.detach().contiguous() for state in kept for tensor in flatten_state(state)]
 
     def gradients(
-        self, buffers: Sequence[Named], module: Named, inputs: tuple[Any, ...]
-    ) -> tuple[Tensor, Tensor, list[Tensor], State]:
-        """Return outputs, loss, its gradient with respect to each group, flat, and the next state."""
+        self, buffers: Sequence[Named], module: Named, flow: Flow
+    ) -> tuple[Tensor, Tensor, list[Tensor], State, State]:
+        """Return outputs, loss, its gradient with respect to each group, flat, and the two states of `Risk`."""
         leaves: Named = {}
         for group, own in zip(self.groups, buffers, strict=True):
             parts = zip(group.names, group.split(own[PARAM]), strict=True)
             # new leaves: the gradient is with respect to the buffer's parts, not to what the module holds
             leaves |= {name: part.detach().requires_grad_() for name, part in parts}
         with torch.enable_grad():
-            output, loss, state = functional_call(self.risk, {**leaves, **module}, inputs)
+            output, loss, *states = functional_call(self.risk, {**leaves, **module}, (flow,))
             gradients = iter(torch.autograd.grad(loss, list(leaves.values())))
         # one vector a group: norm, penalty, optimizer and average are then a few loops over it, however many
         # parameters the model has
         flat = [torch.cat([next(gradients).reshape(-1) for _ in group.names]) for group in self.groups]
-        return output.detach(), loss.detach(), flat, state
+        return output.detach(), loss.detach(), flat, states[0], states[1]
 
     def still_alive(self, alive: Tensor, loss: Tensor, norm: Tensor, updates: Tensor) -> Tensor:
         """Return whether all numbers are finite, those of this chunk among them."""
