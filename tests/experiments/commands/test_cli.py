@@ -17,7 +17,8 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies import launcher
-from fptt.experiments.studies.comparison import Comparison, parse_methods
+from fptt.experiments.studies.comparison import Comparison
+from fptt.experiments.studies.contenders import parse_methods
 from fptt.experiments.training.folder import RunFolder
 from tests.forks import Fork
 
@@ -95,10 +96,10 @@ def test_adding_is_a_regression(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").read_config().num_chunks == 10
 
 
-def comparison_of(out: Path, *options: Any) -> Comparison:
+def comparison_of(out: Path, methods: str, *options: Any) -> Comparison:
     """Return a comparison all of whose runs are in a folder already."""
     config = next((out / "equal-epochs").rglob("config.yaml"))
-    comparison = Comparison(read_config(config), options[0], options[1], out, *options[2:])
+    comparison = Comparison(read_config(config), parse_methods(methods), options[0], out, *options[1:])
     comparison.run(Console(quiet=True), 1)
     return comparison
 
@@ -113,7 +114,7 @@ def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), *QUICK]
     assert run(command) == 0
-    rows = comparison_of(tmp_path, ["bptt", "tbptt", "fptt"], [0]).rows()
+    rows = comparison_of(tmp_path, "bptt,tbptt,fptt", [0]).rows()
     assert len(rows) == 9
     assert {(row["budget"], row["method"]) for row in rows} == {
         (budget, method) for budget in ("epochs", "updates", "seconds") for method in ("bptt", "tbptt", "fptt")
@@ -142,7 +143,7 @@ def test_compare_takes_means_over_seeds_and_mends_a_damaged_run(tmp_path: Path) 
     (tmp_path / "equal-epochs" / "bptt-seed-0" / "summary.json").write_text("{")
     assert run(command) == 0
     assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
-    (row,) = comparison_of(tmp_path, ["bptt"], [0, 1], ["epochs"]).rows()
+    (row,) = comparison_of(tmp_path, "bptt", [0, 1], ["epochs"]).rows()
     paths = [tmp_path / "equal-epochs" / f"bptt-seed-{seed}" for seed in (0, 1)]
     accuracies = [RunFolder(path).read_summary()["test_accuracy"] for path in paths]
     assert row["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
@@ -329,7 +330,7 @@ def test_a_config_written_by_hand_is_filled_from_its_tasks_recipe(tmp_path: Path
 
 
 def test_methods_are_parsed() -> None:
-    assert parse_methods("fptt, bptt") == ["fptt", "bptt"]
+    assert [contender.name for contender in parse_methods("fptt, bptt")] == ["fptt", "bptt"]
     with pytest.raises(UserError, match="repeat"):
         parse_methods("fptt,fptt")
 

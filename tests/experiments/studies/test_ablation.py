@@ -265,7 +265,7 @@ def test_rows_table_and_plot_are_those_of_the_runs(tmp_path: Path, capsys: pytes
     assert (row["method"], row["num_chunks"], row["alpha"], row["form"]) == ("tbptt", 4, None, None)
     assert row["test_accuracy_mean"] == pytest.approx(0.15)
     assert row["test_accuracy_sd"] == pytest.approx(0.05 * 2**0.5)
-    assert row["tests"] == [0.1, 0.2]
+    assert row["tests"] == {0: 0.1, 1: 0.2}
     assert (row["updates"], row["commit"], row["device"]) == (4, ["c0ffee"], ["cpu (abacus)"])
 
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies import launcher
-from fptt.experiments.studies.comparison import Comparison, parse_budgets, parse_methods
+from fptt.experiments.studies.comparison import Comparison, parse_budgets
+from fptt.experiments.studies.contenders import parse_methods
 from tests.experiments.studies.runs import SMALL, write_run
 
 
@@ -36,7 +37,7 @@ def test_the_control_with_chunk_losses_is_a_contender(tmp_path: Path, started: l
     contenders = parse_methods("bptt,bptt-losses,tbptt,fptt")
     comparison = Comparison(SMALL, contenders, [0], tmp_path, parse_budgets("updates"))
     comparison.run(Console(quiet=True), 1)
-    names = [f"equal-epochs/{name}-seed-0" for name in contenders]
+    names = [f"equal-epochs/{name}-seed-0" for name in names]
     assert started == [*names, "equal-updates/bptt-seed-0", "equal-updates/bptt-losses-seed-0"]
     config = comparison.runs[tmp_path / "equal-updates" / "bptt-losses-seed-0"].config
     assert config == TrainConfig.of(SMALL, method="bptt", bptt_losses=4, epochs=None, max_updates=40)
@@ -53,7 +54,7 @@ def test_the_control_with_chunk_losses_is_a_contender(tmp_path: Path, started: l
     console = Console(width=120, record=True, quiet=True)
     comparison.report(console)
     assert (tmp_path / "compare.md").read_text().splitlines()[:4] == [
-        "| at equal | method | test accuracy (mean ± sd) | epochs | updates | seconds | memory of training |",
+        "| at equal | method | test accuracy (mean ± sd; higher is better) | epochs | updates | seconds | memory of training |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         "| epochs | BPTT | 0.2500 | 3.0 | 10 | 2.0 | 1 MiB |",
         "| epochs | BPTT-4 | 0.3750 | 3.0 | 10 | 2.0 | 1 MiB |",
@@ -76,12 +77,12 @@ def test_the_control_with_chunk_losses_is_a_contender(tmp_path: Path, started: l
 def test_a_damaged_summary_is_named_and_its_run_made_again(
     change: dict[str, Any], reason: str, tmp_path: Path, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    comparison = Comparison(SMALL, ["fptt"], [0], tmp_path)
+    comparison = Comparison(SMALL, parse_methods("fptt"), [0], tmp_path)
     comparison.run(Console(), 1)
     (path,) = comparison.runs
     folder = write_run(path, SMALL, **{"updates": 40, **{name: v for name, v in change.items() if name != "updates"}})
     folder.write_summary({**folder.read_summary(), **{name: v for name, v in change.items() if v is not ...}})
-    comparison = Comparison(SMALL, ["fptt"], [0], tmp_path)
+    comparison = Comparison(SMALL, parse_methods("fptt"), [0], tmp_path)
     comparison.run(Console(width=500), 1)
     assert started == ["equal-epochs/fptt-seed-0"] * 2
     printed = capsys.readouterr().out
@@ -93,4 +94,4 @@ def test_a_damaged_summary_is_named_and_its_run_made_again(
 def test_a_new_run_with_impossible_results_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "_run", lambda path, config, *_, **__: write_run(path, config, updates=-1))
     with pytest.raises(UserError, match=r"fptt-seed-0: damaged: updates in summary.json must be finite and at least 0"):
-        Comparison(SMALL, ["fptt"], [0], tmp_path).run(Console(quiet=True), 1)
+        Comparison(SMALL, parse_methods("fptt"), [0], tmp_path).run(Console(quiet=True), 1)
