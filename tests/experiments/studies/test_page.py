@@ -31,7 +31,7 @@ def write_comparison(folder: Path) -> None:
 
 def table_of(page: str, heading: str) -> list[list[str]]:
     """Return the cells of an experiment's table, the heads first."""
-    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0].partition("Paired differences")[0]
     lines = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("| ---")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
