@@ -150,7 +150,8 @@ def test_controls_of_an_ablation_are_those_with_the_same_setting() -> None:
         row({}, method="tbptt", num_chunks=8, lr=1.0),
         row({}, method="bptt", num_chunks=3, bptt_losses=8),
     ]
-    found = [(rows.index(ours), rows.index(theirs)) for ours, theirs in matched_pairs(rows)]
+    places = {id(each): place for place, each in enumerate(rows)}
+    found = [(places[id(ours)], places[id(theirs)]) for ours, theirs in matched_pairs(rows)]
     assert found == [(0, 2), (0, 5), (1, 4)]
 
 

@@ -254,6 +254,8 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         "form": config.form if is_fptt else None,
         "coupling": config.coupling if is_fptt else None,
         "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
         "alpha": config.alpha if is_fptt else None,
         "engine": method.engine,
         "seed": config.seed,
