@@ -53,6 +53,7 @@ def test_values_are_paired_by_seed_and_those_of_one_side_left_out() -> None:
         ((0.5, INF), (0.25, 1.0), INF, "a seed diverged: no interval"),
         ((0.5, INF), (0.25, INF), NAN, "a seed diverged: no interval"),
         ((0.5, NAN, 1.0), (0.25, 1.0, 1.0), NAN, "a seed diverged: no interval"),
+        ((1e200, 1.0), (1.0, 1.0), 5e199, "a seed diverged: no interval"),  # its square is infinite
         ((INF,), (1.0,), INF, "one seed: no interval"),
         ((0.3, 0.4, 0.5), (0.1, 0.2, 0.3), 0.2, "the same for all seeds: no interval"),  # but for rounding
         ((0.3, 0.4), (0.3, 0.4), 0.0, "the same for all seeds: no interval"),

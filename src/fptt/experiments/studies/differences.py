@@ -56,12 +56,13 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
     if not seeds:
         return Difference(0, left_out, math.nan, lacking="no common seed")
     pair = np.array([[values[seed] for seed in seeds] for values in (ours, theirs)])
-    with np.errstate(invalid="ignore", over="ignore"):  # a diverged seed has an infinite loss
+    with np.errstate(invalid="ignore", over="ignore"):  # a diverged seed has an infinite loss, or nearly
         deltas = pair[0] - pair[1]
         mean = float(deltas.mean())
+        is_finite = np.isfinite(deltas @ deltas)
     if len(seeds) == 1:
         return Difference(1, left_out, mean, lacking="one seed: no interval")
-    if not np.isfinite(deltas).all():
+    if not is_finite:
         return Difference(len(seeds), left_out, mean, lacking="a seed diverged: no interval")
     # a spread of rounding errors would make any difference certain
     if np.ptp(deltas) <= 1e-12 * np.abs(pair).max():
