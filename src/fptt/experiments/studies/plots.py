@@ -16,7 +16,6 @@ from fptt.experiments.training.plots import COLORS, save_figure
 
 LOGARITHMIC = ("num_chunks", "alpha", "lr")
 
-
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 4)))
 """Of the lines of one method's settings."""
 
@@ -42,7 +41,7 @@ def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | Non
     size = (max(4.3 * len(panels), 6.4), 3.8)
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
     names = {(run.config.method, _name(run, panel.base)) for panel in panels for run in panel.runs}
-    # the shortest name is that of the method itself
+    # the same in all panels; a method itself comes before what differs from it
     styles = {
         method: dict(zip(sorted(n for m, n in names if m == method), cycle(STYLES), strict=False)) for method in COLORS
     }
