@@ -20,6 +20,10 @@ STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 4)))
 """Of the lines of one method's settings."""
 
 
+FEW_LINES = 4
+"""Names that a legend inside a panel has room for."""
+
+
 class Panel(NamedTuple):
     """Runs drawn against a column of their metrics.
 
@@ -64,7 +68,10 @@ def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | Non
         axis.set(xlabel=panel.label, title=panel.title)
         _style(axis, metric)
     grid[0][0].set_ylabel(f"validation {metric}")
-    grid[0][-1].legend(fontsize="small")
+    if len(names) <= FEW_LINES:
+        grid[0][-1].legend(fontsize="small")
+    else:
+        figure.legend(*grid[0][-1].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     if title is not None:
         figure.suptitle(title)
     save_figure(figure, path)
