@@ -12,6 +12,7 @@ import pytest
 from fptt.experiments.commands.cli import COMMANDS
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.ablation import parse_axes
+from fptt.experiments.studies.contenders import parse_controls, parse_methods
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,6 +66,10 @@ def test_a_command_is_one_of_the_command_line(
             command = parse(name, [option.replace("$method", "fptt") for option in options])
             if name == "ablate":
                 parse_axes(command.over)
+            if name == "compare":
+                parse_methods(command.methods)
+                if command.controls is not None:
+                    parse_controls(command.controls)
         except (SystemExit, UserError) as error:
             pytest.fail(f"{line.place}: fptt {name} does not take {options}: {error} {capsys.readouterr().err}")
 

@@ -17,7 +17,8 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies import launcher
-from fptt.experiments.studies.comparison import Comparison, parse_methods
+from fptt.experiments.studies.comparison import Comparison
+from fptt.experiments.studies.contenders import parse_methods
 from fptt.experiments.training.folder import RunFolder
 from tests.forks import Fork
 
@@ -95,10 +96,10 @@ def test_adding_is_a_regression(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").read_config().num_chunks == 10
 
 
-def comparison_of(out: Path, *options: Any) -> Comparison:
+def comparison_of(out: Path, methods: str, *options: Any) -> Comparison:
     """Return a comparison all of whose runs are in a folder already."""
     config = next((out / "equal-epochs").rglob("config.yaml"))
-    comparison = Comparison(read_config(config), options[0], options[1], out, *options[2:])
+    comparison = Comparison(read_config(config), parse_methods(methods), options[0], out, *options[1:])
     comparison.run(Console(quiet=True), 1)
     return comparison
 
@@ -113,7 +114,7 @@ def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), *QUICK]
     assert run(command) == 0
-    rows = comparison_of(tmp_path, ["bptt", "tbptt", "fptt"], [0]).rows()
+    rows = comparison_of(tmp_path, "bptt,tbptt,fptt", [0]).rows()
     assert len(rows) == 9
     assert {(row["budget"], row["method"]) for row in rows} == {
         (budget, method) for budget in ("epochs", "updates", "seconds") for method in ("bptt", "tbptt", "fptt")
@@ -124,7 +125,8 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert by_key["updates", "bptt"]["updates"] == by_key["epochs", "fptt"]["updates"] == 32
     assert by_key["updates", "tbptt"]["seconds"] == by_key["epochs", "tbptt"]["seconds"]  # the same run
     assert (tmp_path / "curves.png").exists()
-    assert "FPTT − TBPTT" in capsys.readouterr().out
+    assert "paired differences at equal seconds" in capsys.readouterr().out
+    assert (tmp_path / "compare.md").read_text().count("| FPTT-8 − TBPTT-8 | 1 |") == 3
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     assert len(times) == 3 + 1 + 2
     assert run(command) == 0
@@ -142,11 +144,45 @@ def test_compare_takes_means_over_seeds_and_mends_a_damaged_run(tmp_path: Path) 
     (tmp_path / "equal-epochs" / "bptt-seed-0" / "summary.json").write_text("{")
     assert run(command) == 0
     assert len(RunFolder(tmp_path / "equal-epochs" / "bptt-seed-0").read_metrics()) == 2
-    (row,) = comparison_of(tmp_path, ["bptt"], [0, 1], ["epochs"]).rows()
+    (row,) = comparison_of(tmp_path, "bptt", [0, 1], ["epochs"]).rows()
     paths = [tmp_path / "equal-epochs" / f"bptt-seed-{seed}" for seed in (0, 1)]
     accuracies = [RunFolder(path).read_summary()["test_accuracy"] for path in paths]
     assert row["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
     assert row["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+
+
+@pytest.mark.usefixtures("forked_runs")
+def test_controls_are_made_resumed_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """64 sequences in batches of 16, three chunks each: 12 updates an epoch; in batches of 5, 13."""
+    command = ["compare", "--methods", "tbptt,fptt", "--controls", "rate=0.5,bptt-small-batches", *QUICK]
+    command += ["--limit", "64", "--batch-size", "16", "--num-chunks", "3", "--seeds", "1", "--budgets", "updates"]
+    command += ["--out", str(tmp_path)]
+    assert run(command) == 0
+    found = {path.parent.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("summary.json")}
+    assert set(found) == {
+        *(f"equal-epochs/{name}-seed-0" for name in ("tbptt", "fptt", "tbptt-rate-0.5", "bptt-small-batches")),
+        "equal-updates/bptt-small-batches-seed-0",
+    }
+    summaries = {name: json.loads(path.read_text()) for name, path in found.items()}
+    names = ("method", "num_chunks", "batch_size", "lr", "updates")
+    assert [[summaries[name][field] for field in names] for name in sorted(found)] == [
+        ["bptt", 3, 5, 0.002, 26],
+        ["fptt", 3, 16, 0.002, 24],
+        ["tbptt", 3, 16, 0.001, 24],
+        ["tbptt", 3, 16, 0.002, 24],
+        ["bptt", 3, 5, 0.002, 24],
+    ]
+    printed = capsys.readouterr().out
+    assert "paired differences at equal updates" in printed
+    table = (tmp_path / "compare.md").read_text()
+    for name in ("TBPTT-3, lr × 0.5", "BPTT-3, batches of 5"):
+        assert f"| epochs | {name} |" in table
+        assert f"| FPTT-3 − {name} | 1 |" in table
+    times = {path: path.stat().st_mtime_ns for path in found.values()}
+    found["equal-epochs/tbptt-rate-0.5-seed-0"].write_text("{")
+    assert run(command) == 0
+    changed = {path.parent.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"tbptt-rate-0.5-seed-0"}
 
 
 HEEDS_CTRL_C = """
@@ -206,6 +242,9 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["dance"], "unknown command 'dance'; there are train, evaluate, sample, stream, compare"),
         (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, adding, copy"),
         (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
+        (["compare", "--controls", "rate=2"], "a rate of controls must be a part of the learning rate, in (0, 1), got"),
+        (["compare", "--controls", "slower"], "unknown control 'slower'; there are rate=PART,PART,… and bptt-small-"),
+        (["compare", "--controls", "rate=0.5", "--methods", "tbptt"], "methods must have it, got controls tbptt-rate"),
         (["compare", "--seeds", "0"], "seeds must be at least 1"),
         (["train", "--num-chunks", "65"], "num_chunks must be at most the sequence length 64, got 65"),
         (["train", "--alpha", "-1"], "alpha must not be negative, got -1"),
@@ -329,7 +368,7 @@ def test_a_config_written_by_hand_is_filled_from_its_tasks_recipe(tmp_path: Path
 
 
 def test_methods_are_parsed() -> None:
-    assert parse_methods("fptt, bptt") == ["fptt", "bptt"]
+    assert [contender.name for contender in parse_methods("fptt, bptt")] == ["fptt", "bptt"]
     with pytest.raises(UserError, match="repeat"):
         parse_methods("fptt,fptt")
 

@@ -1,13 +1,15 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 from rich.console import Console
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.studies import launcher
-from fptt.experiments.studies.comparison import Comparison, parse_budgets, parse_methods
+from fptt.experiments.studies import launcher, plots
+from fptt.experiments.studies.comparison import Comparison, parse_budgets
+from fptt.experiments.studies.contenders import parse_controls, parse_methods
 from tests.experiments.studies.runs import SMALL, write_run
 
 
@@ -36,7 +38,7 @@ def test_the_control_with_chunk_losses_is_a_contender(tmp_path: Path, started: l
     contenders = parse_methods("bptt,bptt-losses,tbptt,fptt")
     comparison = Comparison(SMALL, contenders, [0], tmp_path, parse_budgets("updates"))
     comparison.run(Console(quiet=True), 1)
-    names = [f"equal-epochs/{name}-seed-0" for name in contenders]
+    names = [f"equal-epochs/{contender.name}-seed-0" for contender in contenders]
     assert started == [*names, "equal-updates/bptt-seed-0", "equal-updates/bptt-losses-seed-0"]
     config = comparison.runs[tmp_path / "equal-updates" / "bptt-losses-seed-0"].config
     assert config == TrainConfig.of(SMALL, method="bptt", bptt_losses=4, epochs=None, max_updates=40)
@@ -52,8 +54,9 @@ def test_the_control_with_chunk_losses_is_a_contender(tmp_path: Path, started: l
     ]
     console = Console(width=120, record=True, quiet=True)
     comparison.report(console)
+    metric = "test accuracy (mean ± sd; higher is better)"
     assert (tmp_path / "compare.md").read_text().splitlines()[:4] == [
-        "| at equal | method | test accuracy (mean ± sd) | epochs | updates | seconds | memory of training |",
+        f"| at equal | method | {metric} | epochs | updates | seconds | memory of training |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         "| epochs | BPTT | 0.2500 | 3.0 | 10 | 2.0 | 1 MiB |",
         "| epochs | BPTT-4 | 0.3750 | 3.0 | 10 | 2.0 | 1 MiB |",
@@ -61,6 +64,82 @@ def test_the_control_with_chunk_losses_is_a_contender(tmp_path: Path, started: l
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="bptt-losses is the same as bptt, which has 4 chunk losses already"):
         Comparison(TrainConfig.of(SMALL, bptt_losses=4), contenders, [0], tmp_path)
+
+
+CONTENDERS = parse_methods("tbptt,fptt") + parse_controls("rate=0.5,bptt-small-batches")
+
+DIFFERENCES = """\
+| difference | seeds | in test accuracy (above 0 is better) | 95 % interval | p | p, Holm | FPTT is |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| FPTT-4 − TBPTT-4 | 2 | +0.3000 | [-0.9706, +1.5706] | 0.205 | 0.205 | undecided |
+| FPTT-4 − TBPTT-4, lr × 0.5 | 2 | +0.5000 | [+0.4873, +0.5127] | 0.001 | 0.003 | better |
+| FPTT-4 − BPTT-4, batches of 16 | 2 | +0.2000 | the same for all seeds: no interval | – | – | – |
+"""
+"""Of 0.3 ± 0.1, 0.5 ± 0.001 and 0.2; with two seeds the t of 95 % is tan(0.95 π/2) = 12.706, and p 1 − 2/π atan t."""
+
+TESTS = {"tbptt": (0.2, 0.6), "fptt": (0.6, 0.8), "tbptt-rate-0.5": (0.099, 0.301), "bptt-small-batches": (0.4, 0.6)}
+
+
+def write_result(path: Path, config: TrainConfig, *_: Any, **options: Any) -> None:
+    """Stand in for a process that makes a run of `CONTENDERS`; small batches end with an update too many."""
+    name = path.name.removesuffix(f"-seed-{config.seed}")
+    updates = config.max_updates or 40 + (name == "bptt-small-batches")
+    write_run(path, config, TESTS[name][config.seed], updates=updates)
+
+
+def test_controls_are_compared_like_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_run", write_result)
+    comparison = Comparison(SMALL, CONTENDERS, range(2), tmp_path, parse_budgets("updates"))
+    comparison.run(Console(quiet=True), 1)
+    folders = [path.relative_to(tmp_path).as_posix() for path in comparison.runs]
+    assert sorted(folders) == sorted(
+        [f"equal-epochs/{name}-seed-{seed}" for name in TESTS for seed in (0, 1)]
+        + [f"equal-updates/bptt-small-batches-seed-{seed}" for seed in (0, 1)]
+    )
+    found = {path.name: run.config for path, run in comparison.runs.items() if path.parent.name == "equal-epochs"}
+    assert found["tbptt-rate-0.5-seed-1"] == TrainConfig.of(SMALL, method="tbptt", seed=1, lr=0.001)
+    small = {"method": "bptt", "seed": 1, "batch_size": 16, "bptt_losses": 4}
+    assert found["bptt-small-batches-seed-1"] == TrainConfig.of(SMALL, **small)
+    limited = comparison.runs[tmp_path / "equal-updates" / "bptt-small-batches-seed-1"].config
+    assert limited == TrainConfig.of(SMALL, **small, epochs=None, max_updates=40)
+    rows = comparison.rows()
+    assert [(row["budget"], row["contender"], row["updates"]) for row in rows] == [
+        *(("epochs", name, 41 if name == "bptt-small-batches" else 40) for name in TESTS),
+        *(("updates", name, 40) for name in TESTS),
+    ]
+    assert rows[2]["tests"] == {0: 0.099, 1: 0.301}
+    console = Console(width=200, record=True, quiet=True)
+    comparison.report(console)
+    text = (tmp_path / "compare.md").read_text()
+    assert "| epochs | TBPTT-4, lr × 0.5 | 0.2000 ± 0.1428 | 3.0 | 40 |" in text
+    assert "| updates | BPTT-4, batches of 16 | 0.5000 ± 0.1414 | 3.0 | 40 |" in text
+    for budget in ("epochs", "updates"):
+        assert f"\nPaired differences at equal {budget}:\n\n{DIFFERENCES}" in text
+    assert "Holm 1979" in text
+
+
+def test_every_control_has_a_line_of_its_own_in_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_run", write_result)
+    comparison = Comparison(SMALL, CONTENDERS, range(2), tmp_path, ["epochs"])
+    comparison.run(Console(quiet=True), 1)
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    comparison.report(Console(quiet=True))
+    (axis,) = figures[0].axes
+    lines = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines}
+    assert {name: look for name, look in lines.items() if not name.startswith("_")} == {
+        "BPTT, 4 losses, batches of 16": ("tab:gray", "-"),
+        "TBPTT": ("tab:blue", "-"),
+        "TBPTT, lr × 0.5": ("tab:blue", "--"),
+        "FPTT": ("tab:red", "-"),
+    }
+    plt.close(figures[0])
+
+
+def test_controls_without_fptt_are_named(tmp_path: Path) -> None:
+    contenders = parse_methods("tbptt,bptt") + parse_controls("rate=0.5")
+    with pytest.raises(UserError, match=r"methods must have it, got controls tbptt-rate-0.5"):
+        Comparison(SMALL, contenders, [0], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +155,12 @@ def test_the_control_with_chunk_losses_is_a_contender(tmp_path: Path, started: l
 def test_a_damaged_summary_is_named_and_its_run_made_again(
     change: dict[str, Any], reason: str, tmp_path: Path, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    comparison = Comparison(SMALL, ["fptt"], [0], tmp_path)
+    comparison = Comparison(SMALL, parse_methods("fptt"), [0], tmp_path)
     comparison.run(Console(), 1)
     (path,) = comparison.runs
     folder = write_run(path, SMALL, **{"updates": 40, **{name: v for name, v in change.items() if name != "updates"}})
     folder.write_summary({**folder.read_summary(), **{name: v for name, v in change.items() if v is not ...}})
-    comparison = Comparison(SMALL, ["fptt"], [0], tmp_path)
+    comparison = Comparison(SMALL, parse_methods("fptt"), [0], tmp_path)
     comparison.run(Console(width=500), 1)
     assert started == ["equal-epochs/fptt-seed-0"] * 2
     printed = capsys.readouterr().out
@@ -93,4 +172,4 @@ def test_a_damaged_summary_is_named_and_its_run_made_again(
 def test_a_new_run_with_impossible_results_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "_run", lambda path, config, *_, **__: write_run(path, config, updates=-1))
     with pytest.raises(UserError, match=r"fptt-seed-0: damaged: updates in summary.json must be finite and at least 0"):
-        Comparison(SMALL, ["fptt"], [0], tmp_path).run(Console(quiet=True), 1)
+        Comparison(SMALL, parse_methods("fptt"), [0], tmp_path).run(Console(quiet=True), 1)

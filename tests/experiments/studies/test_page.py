@@ -31,7 +31,7 @@ def write_comparison(folder: Path) -> None:
 
 def table_of(page: str, heading: str) -> list[list[str]]:
     """Return the cells of an experiment's table, the heads first."""
-    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0].partition("Paired differences")[0]
     lines = [line for line in section.splitlines() if line.startswith("|") and not line.startswith("| ---")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -93,6 +93,72 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
             *(*replicated, "+0.2500", *origin),
         ],
         ["equal seconds", *of_fptt],
+    ]
+
+
+def differences_of(page: str, heading: str) -> dict[str, list[str]]:
+    """Return the lines of an experiment's tables of differences, by what follows in their titles."""
+    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0].partition("![")[0]
+    parts = [part.partition("\n\n") for part in section.split("\nPaired differences")[1:]]
+    return {title.strip(" :"): table.strip().splitlines()[2:] for title, _, table in parts}
+
+
+def test_differences_are_paired_by_seed_at_each_budget(tmp_path: Path) -> None:
+    """FPTT has 0.5 and 0.75; with two seeds, the t of 95 % is 12.706, and p = 1 − 2/π · atan t."""
+    folder = tmp_path / "small"
+    write_comparison(folder)
+    for seed, test in enumerate((0.125, 0.5, 0.75)):
+        config = TrainConfig.of(SMALL, method="tbptt", lr=0.001, seed=seed)
+        write_run(folder / "equal-epochs" / f"tbptt-rate-0.5-seed-{seed}", config, test)
+    page = write_report(tmp_path, tmp_path / "docs", tmp_path, {}).read_text()
+    assert "Differences are paired by seed" in page
+    bptt = "| FPTT-4 − BPTT | 2 | +0.3750 | the same for all seeds: no interval | – | – | – |"
+    tbptt = "| FPTT-4 − TBPTT-4 | 2 | +0.3750 | [-1.2133, +1.9633] | 0.205 | {} | undecided |"
+    half = "| FPTT-4 − TBPTT-4, lr × 0.5 | {} | +0.3125 | [-0.4816, +1.1066] | 0.126 | 0.251 | undecided |"
+    assert differences_of(page, "small") == {
+        "at equal epochs": [bptt, half.format("2 (without seed 2)"), tbptt.format("0.251")],
+        "at equal updates": [
+            "| FPTT-4 − BPTT | 2 | +0.0000 | [-1.5883, +1.5883] | 1.000 | 1.000 | undecided |",
+            half.format(2).replace("0.251", "0.377"),
+            tbptt.format("0.410"),
+        ],
+        "at equal seconds": ["| FPTT-4 − BPTT | 2 | +0.2500 | [-2.9266, +3.4266] | 0.500 | 0.500 | undecided |"],
+    }
+
+
+def test_differences_of_an_ablation_are_from_the_controls_of_each_variant(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    for name, changes in (
+        ("fptt", {}),
+        ("fptt-num_chunks-8", {"num_chunks": 8}),
+        ("fptt-alpha-0.5", {"alpha": 0.5}),
+        ("tbptt", {"method": "tbptt"}),
+        ("tbptt-num_chunks-8", {"method": "tbptt", "num_chunks": 8}),
+        ("bptt", {"method": "bptt"}),
+    ):
+        write_run(folder / name / "seed-0", TrainConfig.of(SMALL, **changes), 0.5)
+    page = write_report(tmp_path, tmp_path / "docs", tmp_path, {}).read_text()
+    (lines,) = differences_of(page, "small").values()
+    assert all(line.endswith("| 1 | +0.0000 | one seed: no interval | – | – | – |") for line in lines)
+    assert {line.split("|")[1].strip() for line in lines} == {
+        *("FPTT-4 − BPTT", "FPTT-4 − TBPTT-4", "FPTT-8 − BPTT", "FPTT-8 − TBPTT-8"),
+        *("FPTT-4, alpha 0.5 − BPTT", "FPTT-4, alpha 0.5 − TBPTT-4"),
+    }
+
+
+def test_a_comparison_with_early_stopping_has_one_row_a_contender(tmp_path: Path) -> None:
+    """A run with as many updates as the reference stands in at equal updates; the others there do not stop early."""
+    folder = tmp_path / "small"
+    for seed, updates in enumerate((40, 30)):
+        stopped = TrainConfig.of(SMALL, seed=seed, early_stopping=2)
+        write_run(folder / "equal-epochs" / f"fptt-seed-{seed}", stopped)
+        tbptt = TrainConfig.of(stopped, method="tbptt")
+        write_run(folder / "equal-epochs" / f"tbptt-seed-{seed}", tbptt, updates=updates)
+    limited = TrainConfig.of(SMALL, method="tbptt", seed=1, early_stopping=None, epochs=None, max_updates=40)
+    write_run(folder / "equal-updates" / "tbptt-seed-1", limited)
+    rows = make_rows("small", read_results(tmp_path).experiments["small"], {})
+    assert [(row["group"], row["method"], row["num_seeds"], row["differs"]) for row in rows] == [
+        (group, method, 2, "") for group in ("equal-epochs", "equal-updates") for method in ("tbptt", "fptt")
     ]
 
 

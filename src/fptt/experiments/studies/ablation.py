@@ -10,7 +10,9 @@ from typing import Any, get_args, get_type_hints
 from rich.console import Console
 
 from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
+from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.studies.differences import EXPLANATION, difference_cells, direction, matched_pairs
 from fptt.experiments.studies.finished_run import METHODS, UNUSED
 from fptt.experiments.studies.plots import draw_ablation
 from fptt.experiments.studies.study import Study
@@ -130,14 +132,12 @@ class Ablation(Study):
         """Return a row for each variant; fields that make no difference to its method are None."""
         keys = [key for key, _ in self.configs]
         runs = [self.runs[self.folder(*key)] for key in self.configs]
-        tests: dict[Key, list[float]] = {}
-        for key, run in zip(keys, runs, strict=True):
-            tests.setdefault(key, []).append(run.summary[f"test_{self.metric}"])
+        settings = {key: run.setting for key, run in zip(keys, runs, strict=True)}
         rows = []
         for key, row in seed_rows(runs, keys).items():
             config, unused = self.configs[key, self.seeds[0]], UNUSED[key[0]]
             values = {name: None if name in unused else shown(getattr(config, name)) for name in self._fields}
-            rows.append({"method": key[0], **values, **row, "tests": tests[key]})
+            rows.append({"method": key[0], **values, **row, "config": settings[key]})
         return rows
 
     @property
@@ -147,8 +147,9 @@ class Ablation(Study):
 
     def _cells(self, rows: Sequence[Row]) -> Cells:
         metrics = [f"{part}_{self.metric}" for part in ("validation", "test")]
+        better = f" ({direction(self.metric)} is better)"
         heads = ["method", *(HEADS.get(field, field) for field in self._fields)]
-        heads += [*(name.replace("_", " ") for name in metrics), "epochs", "updates", "seconds"]
+        heads += [*(name.replace("_", " ") + better for name in metrics), "epochs", "updates", "seconds"]
         lines = [
             [
                 row["method"].upper(),
@@ -161,17 +162,25 @@ class Ablation(Study):
         return [heads, *lines]
 
     def show(self, rows: Sequence[Row], console: Console) -> None:
-        """Print the table."""
+        """Print the table, and the differences between the method and its controls."""
         console.print(console_table(self._cells(rows)))
+        if differences := self._differences(rows):
+            console.print(console_table(differences, "paired differences", num_left=1))
+            say(console, EXPLANATION)
 
     def markdown(self, rows: Sequence[Row]) -> str:
-        """Return the table, and where its numbers come from."""
+        """Return the table, where its numbers come from, and the differences between the method and its controls."""
         found = {name: ", ".join(values) for name, values in origins(rows).items()}
-        return (
+        text = (
             f"{markdown_table(self._cells(rows))}\n"
             f"Mean ± sample standard deviation of the seeds {', '.join(map(str, self.seeds))}. "
             f"Commit {found['commit']}; {found['device']}; torch {found['torch']}.\n"
         )
+        differences = self._differences(rows)
+        return text + (f"\n{markdown_table(differences, num_left=1)}\n{EXPLANATION}\n" if differences else "")
+
+    def _differences(self, rows: Sequence[Row]) -> Cells:
+        return difference_cells(matched_pairs(rows), rows[0]["config"], self.metric)
 
     def draw(self, rows: Sequence[Row], path: Path) -> None:
         """Draw the test metric against the values of each field."""

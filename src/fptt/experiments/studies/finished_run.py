@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.tasks.batches import samples_an_epoch
+from fptt.experiments.tasks.registry import GENERATED
 from fptt.experiments.tasks.scores import HIGHER_IS_BETTER
 from fptt.experiments.training.folder import RunFolder
 
@@ -18,7 +21,7 @@ METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
 UNUSED: dict[MethodName, tuple[str, ...]] = {
     "fptt": ("bptt_losses",),
     "tbptt": (*OF_FPTT, "bptt_losses"),
-    "bptt": (*OF_FPTT, "num_chunks", "lanes", "engine"),
+    "bptt": (*OF_FPTT, "num_chunks", "lanes", "horizon", "engine"),
 }
 """Fields that make no difference to a method."""
 
@@ -52,18 +55,15 @@ class FinishedRun:
         """Name of the metric by which the weights were selected."""
         return metric_of(self.summary)
 
-    @property
-    def contender(self) -> tuple[str, int]:
-        """The method and, for BPTT, its number of chunk losses: what a comparison compares."""
-        return self.config.method, self.config.bptt_losses if self.config.method == "bptt" else 0
-
-    @property
+    @cached_property
     def setting(self) -> TrainConfig:
         """The config without what does not change the result: equal for all seeds of a setting."""
         defaults = Setting()
         plain: dict[str, Any] = {name: getattr(defaults, name) for name in (*UNUSED[self.config.method], *HARMLESS)}
         if self.group.rpartition("/")[2].startswith("equal-"):  # there every seed has a limit of its own
-            plain.update(epochs=1, max_updates=None, max_seconds=None)
+            plain.update(epochs=1, max_updates=None, max_seconds=None, early_stopping=None)
+        if self.config.task in GENERATED:  # by a limit or without, an epoch may have as many samples
+            plain["limit"] = samples_an_epoch(self.config)
         return replace(self.config, seed=0, **plain)
 
 

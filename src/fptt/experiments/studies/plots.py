@@ -1,17 +1,27 @@
 """Plots of studies and of the page of results."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.studies.finished_run import FinishedRun
+from fptt.experiments.studies.labels import what_differs
 from fptt.experiments.studies.tables import Row
 from fptt.experiments.training.plots import COLORS, save_figure
 
 LOGARITHMIC = ("num_chunks", "alpha", "lr")
+
+STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 4)))
+"""Of the lines of one method's settings."""
+
+
+FEW_LINES = 4
+"""Names that a legend inside a panel has room for."""
 
 
 class Panel(NamedTuple):
@@ -20,28 +30,34 @@ class Panel(NamedTuple):
     Attributes:
         column: `epoch`, `updates` or `seconds`.
         label: Of the axis.
+        base: The setting from which the others differ in what tells them apart; None to show them as one.
     """
 
     column: str
     label: str
     runs: Sequence[FinishedRun]
     title: str = ""
+    base: TrainConfig | None = None
 
 
 def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | None = None) -> None:
-    """Draw the validation metric of runs, a thin line a run, dashed for BPTT with several losses."""
+    """Draw the validation metric of runs, a thin line a run, a color a method, a style a setting of it."""
     size = (max(4.3 * len(panels), 6.4), 3.8)
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    names = {(run.config.method, _name(run, panel.base)) for panel in panels for run in panel.runs}
+    # the same in all panels; a method itself comes before what differs from it
+    styles = {
+        method: dict(zip(sorted(n for m, n in names if m == method), cycle(STYLES), strict=False)) for method in COLORS
+    }
     for axis, panel in zip(grid[0], panels, strict=True):
         labels = set()
         for run in sorted(panel.runs, key=lambda run: list(COLORS).index(run.config.method)):
-            method, num_losses = run.contender
-            label = method.upper() + (f", {num_losses} losses" if num_losses > 1 else "")
+            method, label = run.config.method, _name(run, panel.base)
             xs, ys = ([row[name] for row in run.metrics] for name in (panel.column, f"validation_{metric}"))
             axis.plot(
                 xs,
                 ys,
-                "--" if num_losses > 1 else "-",
+                linestyle=styles[method][label],
                 color=COLORS[method],
                 linewidth=0.8,
                 alpha=0.8,
@@ -52,10 +68,21 @@ def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | Non
         axis.set(xlabel=panel.label, title=panel.title)
         _style(axis, metric)
     grid[0][0].set_ylabel(f"validation {metric}")
-    grid[0][-1].legend(fontsize="small")
+    if len(names) <= FEW_LINES:
+        grid[0][-1].legend(fontsize="small")
+    else:
+        figure.legend(*grid[0][-1].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     if title is not None:
         figure.suptitle(title)
     save_figure(figure, path)
+
+
+def _name(run: FinishedRun, base: TrainConfig | None) -> str:
+    """Return the name of a run's line."""
+    config = run.setting
+    words = [f"{config.bptt_losses} losses"] if config.method == "bptt" and config.bptt_losses > 1 else []
+    words += [] if base is None else what_differs(config, base)
+    return ", ".join([config.method.upper(), *words])
 
 
 def draw_ablation(
@@ -121,7 +148,7 @@ def _values(rows: Sequence[Row], method: str, field: str, own: Mapping[str, Any]
     for row in rows:
         others = [name for name in own if name != field and own[name] is not None]
         if row["method"] == method and all(row[name] in (None, own[name]) for name in others):
-            points.setdefault(row[field], []).extend(row["tests"])
+            points.setdefault(row[field], []).extend(row["tests"].values())
     return points
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, Samples, generated_parts
+from fptt.experiments.tasks.batches import Samples, generated_parts, samples_an_epoch
 from fptt.experiments.tasks.task import Task
 
 NUM_HELD_OUT = 2000
@@ -23,8 +23,7 @@ def load(setting: Setting, seed: int) -> Task:
     def draw(count: int, generator: torch.Generator) -> Samples:
         return draw_samples(count, length, generator)
 
-    size = setting.limit or BATCHES_AN_EPOCH * setting.batch_size
-    train, validation, test = generated_parts(draw, size, NUM_HELD_OUT, seed)
+    train, validation, test = generated_parts(draw, samples_an_epoch(setting), NUM_HELD_OUT, seed)
     return Task(
         name="adding",
         kind="regression",

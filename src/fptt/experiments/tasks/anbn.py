@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.configs.config import Setting
-from fptt.experiments.tasks.batches import BATCHES_AN_EPOCH, FreshSamples, Samples
+from fptt.experiments.tasks.batches import FreshSamples, Samples, samples_an_epoch
 from fptt.experiments.tasks.scores import IGNORED, ClassScore
 from fptt.experiments.tasks.task import Task
 
@@ -57,7 +57,7 @@ def load(setting: Setting, seed: int) -> Task:
     return Task(
         name="anbn",
         kind="classes",
-        train=FreshSamples(draw, setting.limit or BATCHES_AN_EPOCH * setting.batch_size, seed),
+        train=FreshSamples(draw, samples_an_epoch(setting), seed),
         validation=TensorDataset(*strings(range(1, largest + 1), largest)),
         test=TensorDataset(*strings(range(largest + 1, 2 * largest + 1), 2 * largest)),
         to_sequences=one_hot,

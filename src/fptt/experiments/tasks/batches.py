@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, RandomSampler, TensorDataset
 
 import fptt
+from fptt.experiments.configs.config import Setting
 
 Samples = tuple[Tensor, ...]
 """Inputs and targets."""
@@ -16,7 +17,7 @@ Samples = tuple[Tensor, ...]
 EVALUATION_BATCH_SIZE = 256
 
 BATCHES_AN_EPOCH = 100
-"""Of generated data without a limit."""
+"""Of generated data without a limit; see `samples_an_epoch`."""
 HELD_OUT_SEED = 2**31
 """Of generated validation and test data: above the seeds of runs, so that none trains on the draws it is tested on."""
 
@@ -164,6 +165,11 @@ class FreshSamples(Dataset[Samples]):
     def __getitem__(self, index: Sequence[int]) -> Samples:
         """Return as many new samples as there are numbers."""
         return self.draw(len(index), self.generator)
+
+
+def samples_an_epoch(setting: Setting) -> int:
+    """Return the samples that an epoch of a generated task draws."""
+    return setting.limit or BATCHES_AN_EPOCH * setting.batch_size
 
 
 def generated_parts(

@@ -39,6 +39,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Options that some tasks alone understand."""
 
+GENERATED = ("adding", "copy", "anbn")
+"""Tasks whose training data are drawn as they are needed; a setting decides how many an epoch has."""
+
 
 def load_task(setting: Setting, seed: int) -> Task:
     """Load the data of a setting's task.

@@ -114,6 +114,8 @@ def check_chunks(config: TrainConfig, task: Task) -> None:
     name = "bptt_losses" if config.method == "bptt" else "num_chunks"
     if getattr(config, name) > length:
         raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
+    if config.method != "bptt" and config.horizon > config.num_chunks:
+        raise UserError(f"horizon must be at most num_chunks, {config.num_chunks}, got {config.horizon}.")
     if config.lanes == "staggered" and task.is_stream:
         raise UserError(f"lanes must be together with {task.name}, whose text is one sequence, got staggered.")
     if config.lanes == "staggered" and config.num_duals > 1 and config.method == "fptt":
@@ -183,6 +185,7 @@ def make_method(
         options["engine"] = "compiled"
     else:
         options["backward"] = fabric.backward  # scales the loss in 16-mixed
+    options["horizon"] = config.horizon
     if config.method == "tbptt":
         return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
     names = ("num_chunks", *OF_FPTT)
