@@ -1,23 +1,28 @@
 """Planted faults: each must turn the tests red, else the tests do not test. Run by `make faults`.
 
 `faults.toml` is the table. Every fault replaces one piece of text in one function of a copy of the source; the test
-that it names, or all tests of the folder that mirrors its file, then run on the copy.
+that it names then runs on the copy, in a process forked from this one, which has imported PyTorch already.
 """
 
 import argparse
 import ast
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fptt"
+IMPORTED = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "pandas", "sklearn.model_selection", "pytest")
+"""What takes long to import and is not under test; nothing that keeps files, whose place tests/conftest.py decides."""
+CONTEXT = multiprocessing.get_context("fork")
 
 
 class Fault(NamedTuple):
@@ -28,7 +33,7 @@ class Fault(NamedTuple):
     function: str
     old: str
     new: str
-    test: str = ""
+    test: str
 
 
 class MisplacedError(ValueError):
@@ -87,52 +92,94 @@ def misplaced() -> list[str]:
     return reasons
 
 
-def tests_for(fault: Fault) -> str:
-    """Return the test that is to see a fault, or the folder that mirrors its file."""
-    if fault.test:
-        return fault.test
-    folder = ROOT / "tests" / str(Path(fault.file).parent).lstrip("_")
-    while not list(folder.glob("test_*.py")):
-        folder = folder.parent
-    return str(folder.relative_to(ROOT))
+class Ended(NamedTuple):
+    """What came of the tests on one copy of the source."""
+
+    fault: Fault | None
+    code: int | None
+    output: str
+
+    @property
+    def name(self) -> str:
+        return "no fault" if self.fault is None else f"fault {self.fault.name!r}"
 
 
-def run_tests(fault: Fault | None, tests: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run tests on a copy of the source with a fault in it, or with none."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "src"
-        shutil.copytree(ROOT / "src", source)
-        if fault is not None:
-            file = source / "fptt" / fault.file
-            file.write_text(planted(fault, file.read_text()))
-        chosen = "not slow" if fault is not None and fault.test else "not slow and not machine_code"
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", chosen, *tests]
-        environment = {**os.environ, "PYTHONPATH": str(source)}
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode not in (0, 1):
-        name = "no fault" if fault is None else f"fault {fault.name!r}"
-        sys.exit(f"{name}: pytest could not run\n{result.stdout}{result.stderr}")
-    return result
+def run_tests(faults: Sequence[Fault | None], tests: Sequence[str], num_jobs: int) -> Iterator[Ended]:
+    """Yield what comes of tests on copies of the source with a fault in each, or with none, in the order of their ends.
+
+    Args:
+        faults: One for each copy.
+        tests: What runs on a copy without a fault; one with a fault has the test that is to see it.
+        num_jobs: Processes at a time.
+    """
+    waiting = list(reversed(faults))
+    running: dict[int, tuple[multiprocessing.process.BaseProcess, Fault | None, Path]] = {}
+    with tempfile.TemporaryDirectory() as root:
+        while waiting or running:
+            while waiting and len(running) < num_jobs:
+                fault = waiting.pop()
+                folder = Path(tempfile.mkdtemp(dir=root))
+                chosen = list(tests) if fault is None else [fault.test]
+                process = CONTEXT.Process(target=_test, args=(fault, chosen, folder))
+                process.start()
+                running[process.sentinel] = process, fault, folder
+            for sentinel in connection.wait(list(running)):
+                assert isinstance(sentinel, int)
+                process, fault, folder = running.pop(sentinel)
+                process.join()
+                yield Ended(fault, process.exitcode, (folder / "output").read_text(errors="replace"))
+                shutil.rmtree(folder)
+
+
+def _test(fault: Fault | None, tests: Sequence[str], folder: Path) -> None:
+    """Plant a fault and run the tests, as `python -m pytest` would with the copy in its path; ends the process."""
+    with (folder / "output").open("w") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
+    source = folder / "src"
+    shutil.copytree(ROOT / "src", source)
+    if fault is not None:
+        file = source / "fptt" / fault.file
+        file.write_text(planted(fault, file.read_text()))
+    os.environ["PYTHONPATH"] = str(source)  # of its own processes
+    sys.path[:] = [str(source), str(ROOT), *(path for path in sys.path if path != str(ROOT / "tests"))]
+    os.chdir(ROOT)
+    pytest = importlib.import_module("pytest")
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests])
+    loaded = Path(sys.modules["fptt"].__file__ or "")
+    sys.exit(code if loaded.is_relative_to(source) else f"the tests have run on {loaded}")
+
+
+def passed(ended: Ended) -> bool:
+    """Return whether all tests are green; exit if they could not run."""
+    if ended.code not in (0, 1) or " passed" not in ended.output and " failed" not in ended.output:
+        sys.exit(f"{ended.name}: pytest could not run\n{ended.output}")
+    return ended.code == 0
 
 
 def main() -> int:
     """Plant faults in turn, print which ones the tests miss, and return their number."""
     parser = argparse.ArgumentParser(description="Plant faults in copies of the source; every one must turn tests red.")
     parser.add_argument("part", nargs="?", default="", help="plant those only that have this in their names")
-    part = parser.parse_args().part
-    faults = [fault for fault in FAULTS if part in fault.name]
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    arguments = parser.parse_args()
+    faults = [fault for fault in FAULTS if arguments.part in fault.name]
     if misplaced():
         sys.exit("these faults no longer fit the source:\n" + "\n".join(misplaced()))
-    if run_tests(None, sorted({tests_for(fault) for fault in faults})).returncode:
-        sys.exit("the tests are red without any fault: mend them first")
-    caught = []
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        results = executor.map(lambda fault: run_tests(fault, [tests_for(fault)]), faults)
-        for fault, result in zip(faults, results, strict=True):
-            caught.append(result.returncode == 1)
-            print(f"{'caught' if caught[-1] else 'MISSED'}  {fault.name}", flush=True)
-    print(f"{sum(caught)} of {len(faults)} planted faults turn the tests red")
-    return len(faults) - sum(caught)
+    os.environ["OMP_NUM_THREADS"] = "1"  # a fork has no threads but its own
+    for module in IMPORTED:
+        importlib.import_module(module)
+    for ended in run_tests([None], sorted({fault.test for fault in faults}), 1):
+        if not passed(ended):
+            sys.exit(f"the tests are red without any fault: mend them first\n{ended.output}")
+    missed = 0
+    for ended in run_tests(faults, [], arguments.jobs):
+        is_missed = passed(ended)
+        missed += is_missed
+        assert ended.fault is not None
+        print(f"{'MISSED' if is_missed else 'caught'}  {ended.fault.name}", flush=True)
+    print(f"{len(faults) - missed} of {len(faults)} planted faults turn the tests red")
+    return missed
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import copy
 import logging
 import pickle
 import random
-import subprocess
 import sys
 import warnings
 from typing import Any
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 import fptt
 from fptt._engine.compiled import compiler
+from tests import forks
 from tests.engine.compiled.agreement import (
     FORMS,
     RULES,
@@ -294,7 +294,7 @@ def test_a_missing_compiler_is_named_with_the_way_out() -> None:
         "method.train_batch(torch.zeros(4, 1, 2), torch.zeros(1, dtype=torch.long))"
     )
     environment = {"PATH": "/nonexistent", "CXX": "/nonexistent/g++", "HOME": "/nonexistent"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    result = forks.run([sys.executable, "-c", code], env=environment)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert "CompilationError: engine='compiled' needs a C++ compiler and found none: install g++" in last
