@@ -143,7 +143,7 @@ def test_bad_numbers_stop_before_the_chunk_where_they_arise(bad: str) -> None:
 
     methods = make_pair(Fragile(), "adam", **FORMS["paper-decoupled"])
     inputs, labels = batch()
-    inputs[10, 0, 0] = 100.0
+    inputs[7, 0, 0] = 100.0
     messages = []
     for method in methods:
         method.train_batch(*batch())
@@ -167,7 +167,7 @@ def test_bad_numbers_stop_before_the_chunk_where_they_arise(bad: str) -> None:
 def test_bad_inputs_are_named() -> None:
     method = make_method(make_model("lstm"), "adam", engine="compiled")
     inputs, labels = batch()
-    inputs[4] = float("nan")
+    inputs[3] = float("nan")
     with pytest.raises(FloatingPointError, match="inputs hold NaN or Inf in chunk 1 of batch 0"):
         method.train_batch(inputs, labels)
     with pytest.raises(ValueError, match="state must"):
