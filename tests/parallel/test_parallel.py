@@ -69,7 +69,7 @@ def test_updates_of_ones_own_meet_at_the_means(found: list[dict[str, Any]]) -> N
     for index in range(6):
         inputs, targets, _ = batch(index, per_step=False)
         states: list[Any] = [None, None]
-        for k, chunk in enumerate(inputs.split(3)):
+        for k, chunk in enumerate(inputs.split(2)):
             for number, method in enumerate(methods):
                 losses[number].number = k
                 result = method.train_batch(chunk[:, number::2], targets[number::2], states[number])
