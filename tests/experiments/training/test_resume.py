@@ -83,13 +83,12 @@ def test_resumed_run_ends_as_an_undisturbed_one(
     batch: int,
     undisturbed: Undisturbed,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Interrupted in the first batch, within an epoch, in the last batch of an epoch, and in the next epoch."""
     command = ["train", *QUICK, "--batch-size", "24", *options]
     whole = undisturbed(*command)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         interrupt_at(batch, patch)
         assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
     cut = RunFolder(tmp_path / "cut")
