@@ -14,6 +14,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
@@ -94,60 +95,56 @@ def misplaced() -> list[str]:
     return reasons
 
 
-class Ended(NamedTuple):
-    """What came of the tests on one copy of the source."""
+class Task(NamedTuple):
+    """Tests to run on a copy of the source, with a fault in it or with none."""
 
     fault: Fault | None
+    tests: list[str]
+
+
+class Ended(NamedTuple):
+    """What came of a task."""
+
+    task: Task
     code: int | None
     output: str
 
-    @property
-    def name(self) -> str:
-        return "no fault" if self.fault is None else f"fault {self.fault.name!r}"
 
-
-def run_tests(faults: Sequence[Fault | None], tests: Sequence[str], num_jobs: int) -> Iterator[Ended]:
-    """Yield what comes of tests on copies of the source with a fault in each, or with none, in the order of their ends.
-
-    Args:
-        faults: One for each copy.
-        tests: What runs on a copy without a fault; one with a fault has the test that is to see it.
-        num_jobs: Processes at a time.
-    """
-    waiting = list(reversed(faults))
-    running: dict[int, tuple[multiprocessing.process.BaseProcess, Fault | None, Path]] = {}
+def run_tests(tasks: Sequence[Task], num_jobs: int) -> Iterator[Ended]:
+    """Yield what comes of tasks, several at a time, in the order of their ends."""
+    waiting = list(reversed(tasks))
+    running: dict[int, tuple[multiprocessing.process.BaseProcess, Task, Path]] = {}
     with tempfile.TemporaryDirectory() as root:
         while waiting or running:
             while waiting and len(running) < num_jobs:
-                fault = waiting.pop()
+                task = waiting.pop()
                 folder = Path(tempfile.mkdtemp(dir=root))
-                chosen = list(tests) if fault is None else [fault.test]
-                process = CONTEXT.Process(target=_test, args=(fault, chosen, folder))
+                process = CONTEXT.Process(target=_test, args=(task, folder))
                 process.start()
-                running[process.sentinel] = process, fault, folder
+                running[process.sentinel] = process, task, folder
             for sentinel in connection.wait(list(running)):
                 assert isinstance(sentinel, int)
-                process, fault, folder = running.pop(sentinel)
+                process, task, folder = running.pop(sentinel)
                 process.join()
-                yield Ended(fault, process.exitcode, (folder / "output").read_text(errors="replace"))
+                yield Ended(task, process.exitcode, (folder / "output").read_text(errors="replace"))
                 shutil.rmtree(folder)
 
 
-def _test(fault: Fault | None, tests: Sequence[str], folder: Path) -> None:
-    """Plant a fault and run the tests, as `python -m pytest` would with the copy in its path; ends the process."""
+def _test(task: Task, folder: Path) -> None:
+    """Plant the fault and run the tests, as `python -m pytest` would with the copy in its path; ends the process."""
     with (folder / "output").open("w") as output:
         for descriptor in (1, 2):
             os.dup2(output.fileno(), descriptor)
     source = folder / "src"
     shutil.copytree(ROOT / "src", source)
-    if fault is not None:
-        file = source / "fptt" / fault.file
-        file.write_text(planted(fault, file.read_text()))
+    if task.fault is not None:
+        file = source / "fptt" / task.fault.file
+        file.write_text(planted(task.fault, file.read_text()))
     os.environ["PYTHONPATH"] = str(source)  # of its own processes
     sys.path[:] = [str(source), str(ROOT), *(path for path in sys.path if path != str(ROOT / "tests"))]
     os.chdir(ROOT)
     pytest = importlib.import_module("pytest")
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests])
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *task.tests])
     loaded = Path(sys.modules["fptt"].__file__ or "")
     if not loaded.is_relative_to(source):
         print(f"the tests have run on {loaded}")
@@ -157,7 +154,8 @@ def _test(fault: Fault | None, tests: Sequence[str], folder: Path) -> None:
 def passed(ended: Ended) -> bool:
     """Return whether all tests are green; exit if they could not run."""
     if ended.code not in (GREEN, RED):
-        sys.exit(f"{ended.name}: pytest could not run\n{ended.output}")
+        name = "no fault" if ended.task.fault is None else f"fault {ended.task.fault.name!r}"
+        sys.exit(f"{name}: pytest could not run {' '.join(ended.task.tests)}\n{ended.output}")
     return ended.code == GREEN
 
 
@@ -173,15 +171,18 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"  # a fork has no threads but its own
     for module in IMPORTED:
         importlib.import_module(module)
-    for ended in run_tests([None], sorted({fault.test for fault in faults}), 1):
+    tests = sorted({fault.test for fault in faults})
+    files = [list(group) for _, group in groupby(tests, lambda test: test.split("::")[0])]
+    for ended in run_tests([Task(None, file) for file in files], arguments.jobs):
         if not passed(ended):
             sys.exit(f"the tests are red without any fault: mend them first\n{ended.output}")
+    print(f"{len(tests)} tests are green without a fault", flush=True)
     missed = 0
-    for ended in run_tests(faults, [], arguments.jobs):
+    for ended in run_tests([Task(fault, [fault.test]) for fault in faults], arguments.jobs):
         is_missed = passed(ended)
         missed += is_missed
-        assert ended.fault is not None
-        print(f"{'MISSED' if is_missed else 'caught'}  {ended.fault.name}", flush=True)
+        assert ended.task.fault is not None
+        print(f"{'MISSED' if is_missed else 'caught'}  {ended.task.fault.name}", flush=True)
     print(f"{len(faults) - missed} of {len(faults)} planted faults turn the tests red")
     return missed
 
