@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +114,7 @@ class Ended(NamedTuple):
 def run_tests(tasks: Sequence[Task], num_jobs: int) -> Iterator[Ended]:
     """Yield what comes of tasks, several at a time, in the order of their ends."""
     waiting = list(reversed(tasks))
-    running: dict[int, tuple[multiprocessing.process.BaseProcess, Task, Path]] = {}
+    running: dict[int, tuple[BaseProcess, Task, Path]] = {}
     with tempfile.TemporaryDirectory() as root:
         while waiting or running:
             while waiting and len(running) < num_jobs:
