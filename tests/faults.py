@@ -1,23 +1,32 @@
 """Planted faults: each must turn the tests red, else the tests do not test. Run by `make faults`.
 
 `faults.toml` is the table. Every fault replaces one piece of text in one function of a copy of the source; the test
-that it names, or all tests of the folder that mirrors its file, then run on the copy.
+that it names then runs on the copy, in a process forked from this one, which has imported PyTorch already.
 """
 
 import argparse
 import ast
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fptt"
+IMPORTED = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "pandas", "sklearn.model_selection", "pytest")
+"""What takes long to import and is not under test; nothing that keeps files, whose place tests/conftest.py decides."""
+CONTEXT = multiprocessing.get_context("fork")
+GREEN, RED, NOT_RUN = 0, 10, 11
+"""Exit codes of a process; an exception of its own would end it with 1, the code of pytest for red tests."""
 
 
 class Fault(NamedTuple):
@@ -28,7 +37,7 @@ class Fault(NamedTuple):
     function: str
     old: str
     new: str
-    test: str = ""
+    test: str
 
 
 class MisplacedError(ValueError):
@@ -87,52 +96,96 @@ def misplaced() -> list[str]:
     return reasons
 
 
-def tests_for(fault: Fault) -> str:
-    """Return the test that is to see a fault, or the folder that mirrors its file."""
-    if fault.test:
-        return fault.test
-    folder = ROOT / "tests" / str(Path(fault.file).parent).lstrip("_")
-    while not list(folder.glob("test_*.py")):
-        folder = folder.parent
-    return str(folder.relative_to(ROOT))
+class Task(NamedTuple):
+    """Tests to run on a copy of the source, with a fault in it or with none."""
+
+    fault: Fault | None
+    tests: list[str]
 
 
-def run_tests(fault: Fault | None, tests: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run tests on a copy of the source with a fault in it, or with none."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "src"
-        shutil.copytree(ROOT / "src", source)
-        if fault is not None:
-            file = source / "fptt" / fault.file
-            file.write_text(planted(fault, file.read_text()))
-        chosen = "not slow" if fault is not None and fault.test else "not slow and not machine_code"
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", chosen, *tests]
-        environment = {**os.environ, "PYTHONPATH": str(source)}
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if result.returncode not in (0, 1):
-        name = "no fault" if fault is None else f"fault {fault.name!r}"
-        sys.exit(f"{name}: pytest could not run\n{result.stdout}{result.stderr}")
-    return result
+class Ended(NamedTuple):
+    """What came of a task."""
+
+    task: Task
+    code: int | None
+    output: str
+
+
+def run_tests(tasks: Sequence[Task], num_jobs: int) -> Iterator[Ended]:
+    """Yield what comes of tasks, several at a time, in the order of their ends."""
+    waiting = list(reversed(tasks))
+    running: dict[int, tuple[BaseProcess, Task, Path]] = {}
+    with tempfile.TemporaryDirectory() as root:
+        while waiting or running:
+            while waiting and len(running) < num_jobs:
+                task = waiting.pop()
+                folder = Path(tempfile.mkdtemp(dir=root))
+                process = CONTEXT.Process(target=_test, args=(task, folder))
+                process.start()
+                running[process.sentinel] = process, task, folder
+            for sentinel in connection.wait(list(running)):
+                assert isinstance(sentinel, int)
+                process, task, folder = running.pop(sentinel)
+                process.join()
+                yield Ended(task, process.exitcode, (folder / "output").read_text(errors="replace"))
+                shutil.rmtree(folder)
+
+
+def _test(task: Task, folder: Path) -> None:
+    """Plant the fault and run the tests, as `python -m pytest` would with the copy in its path; ends the process."""
+    with (folder / "output").open("w") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
+    source = folder / "src"
+    shutil.copytree(ROOT / "src", source)
+    if task.fault is not None:
+        file = source / "fptt" / task.fault.file
+        file.write_text(planted(task.fault, file.read_text()))
+    os.environ["PYTHONPATH"] = str(source)  # of its own processes
+    sys.path[:] = [str(source), str(ROOT), *(path for path in sys.path if path != str(ROOT / "tests"))]
+    os.chdir(ROOT)
+    pytest = importlib.import_module("pytest")
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *task.tests])
+    loaded = Path(sys.modules["fptt"].__file__ or "")
+    if not loaded.is_relative_to(source):
+        print(f"the tests have run on {loaded}")
+    sys.exit({0: GREEN, 1: RED}.get(code, NOT_RUN) if loaded.is_relative_to(source) else NOT_RUN)
+
+
+def passed(ended: Ended) -> bool:
+    """Return whether all tests are green; exit if they could not run."""
+    if ended.code not in (GREEN, RED):
+        name = "no fault" if ended.task.fault is None else f"fault {ended.task.fault.name!r}"
+        sys.exit(f"{name}: pytest could not run {' '.join(ended.task.tests)}\n{ended.output}")
+    return ended.code == GREEN
 
 
 def main() -> int:
     """Plant faults in turn, print which ones the tests miss, and return their number."""
     parser = argparse.ArgumentParser(description="Plant faults in copies of the source; every one must turn tests red.")
     parser.add_argument("part", nargs="?", default="", help="plant those only that have this in their names")
-    part = parser.parse_args().part
-    faults = [fault for fault in FAULTS if part in fault.name]
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    arguments = parser.parse_args()
+    faults = [fault for fault in FAULTS if arguments.part in fault.name]
     if misplaced():
         sys.exit("these faults no longer fit the source:\n" + "\n".join(misplaced()))
-    if run_tests(None, sorted({tests_for(fault) for fault in faults})).returncode:
-        sys.exit("the tests are red without any fault: mend them first")
-    caught = []
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        results = executor.map(lambda fault: run_tests(fault, [tests_for(fault)]), faults)
-        for fault, result in zip(faults, results, strict=True):
-            caught.append(result.returncode == 1)
-            print(f"{'caught' if caught[-1] else 'MISSED'}  {fault.name}", flush=True)
-    print(f"{sum(caught)} of {len(faults)} planted faults turn the tests red")
-    return len(faults) - sum(caught)
+    os.environ["OMP_NUM_THREADS"] = "1"  # a fork has no threads but its own
+    for module in IMPORTED:
+        importlib.import_module(module)
+    tests = sorted({fault.test for fault in faults})
+    files = [list(group) for _, group in groupby(tests, lambda test: test.split("::")[0])]
+    tasks = [*(Task(None, file) for file in files), *(Task(fault, [fault.test]) for fault in faults)]
+    missed = 0
+    for ended in run_tests(tasks, arguments.jobs):
+        is_green = passed(ended)
+        if ended.task.fault is not None:
+            missed += is_green
+            print(f"{'MISSED' if is_green else 'caught'}  {ended.task.fault.name}", flush=True)
+        elif not is_green:
+            sys.exit(f"the tests are red without any fault: mend them first\n{ended.output}")
+    print(f"{len(tests)} tests are green without a fault")
+    print(f"{len(faults) - missed} of {len(faults)} planted faults turn the tests red")
+    return missed
 
 
 if __name__ == "__main__":

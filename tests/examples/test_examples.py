@@ -1,6 +1,7 @@
 """The examples run, and are the same training: whoever's loop it is, FPTT makes the same updates."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -11,14 +12,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import forks
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LOOPS = ("plain_pytorch", "lightning_module", "accelerate_loop")  # by hand, with the same operations
 
 
+def one_thread() -> None:
+    torch.set_num_threads(1)  # a fork has read OMP_NUM_THREADS already
+
+
 @pytest.mark.parametrize("name", [*LOOPS, "fabric", "skorch_estimator"])
 def test_an_example_runs_and_learns(name: str, tmp_path: Path) -> None:
+    """One in a process of its own, the others forked."""
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--epochs", "2"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    options: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    if name == "plain_pytorch":
+        result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    else:
+        result = forks.run(command, before=one_thread, **options)
     assert result.returncode == 0, result.stderr
     found = re.fullmatch(r"test accuracy (0\.\d{4})", result.stdout.splitlines()[-1])
     assert found is not None

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map_only
 
 import fptt
 
-K = 4
+K, T = 4, 8
 NUM_UPDATES = 100
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -43,14 +43,14 @@ def batch(number: int, *, per_step: bool) -> tuple[Tensor, Tensor, Tensor | None
     """Return inputs, targets and mask of 4 or 5 sequences; some batches have chunks without a real step."""
     generator = torch.Generator().manual_seed(number)
     size = 5 if number % 3 else 4
-    inputs = torch.randn(12, size, 3, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(T, size, 3, generator=generator, dtype=torch.float64)
     if not per_step:
         return inputs, torch.randint(4, (size,), generator=generator), None
-    mask = torch.rand(12, size, generator=generator) < 0.7
-    mask[3:6, 1::2] = False  # chunk 1 of process 1
+    mask = torch.rand(T, size, generator=generator) < 0.7
+    mask[2:4, 1::2] = False  # chunk 1 of process 1
     if number % 5 == 0:
         mask[:, ::2] = False  # all of process 0
-    return inputs, torch.randn(12, size, 4, generator=generator, dtype=torch.float64), mask
+    return inputs, torch.randn(T, size, 4, generator=generator, dtype=torch.float64), mask
 
 
 def make_loss(name: str) -> fptt.ChunkLoss:

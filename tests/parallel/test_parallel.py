@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fptt
 from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, batch, difference, everything, make_method, train
 from tests.parallel.processes import run_in_processes
-from tests.parallel.work import CHUNKED, TwoReadouts, compiled, compiled_all, work
+from tests.parallel.work import CHUNKED, TwoReadouts, compiled, compiled_all, work, work_traced
 
 pytestmark = pytest.mark.xdist_group("parallel")  # its processes start once
 
@@ -20,7 +20,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_in_processes(work, tmp_path_factory.mktemp("processes"))
 
 
-NAMES = [*SETTINGS, *(f"{name}, traced" for name in CHUNKED)]
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_in_processes(work_traced, tmp_path_factory.mktemp("traced"))
 
 
 def compare(found: dict[str, Any], alone: fptt.Method, *, staggered: bool = False) -> None:
@@ -34,20 +36,28 @@ def compare(found: dict[str, Any], alone: fptt.Method, *, staggered: bool = Fals
             torch.testing.assert_close(getattr(together, field), getattr(one, field), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_equal_one_on_the_whole_batch(found: list[dict[str, Any]], name: str) -> None:
-    """By the eager engine after 100 updates, and by the traced steps of the compiled one after 40."""
-    setting = SETTINGS[name.removesuffix(", traced")]
-    alone = make_method(setting)
-    compare(found[0][name], alone, staggered="staggered" in setting)
-    assert alone.updates >= 0.9 * (40 if name.endswith("traced") else NUM_UPDATES)
+    """After 100 updates, all of them with the same bits in both."""
+    alone = make_method(SETTINGS[name])
+    compare(found[0][name], alone, staggered="staggered" in SETTINGS[name])
+    assert alone.updates >= 0.9 * NUM_UPDATES
+    assert_same_bits(found[0][name], found[1][name])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_both_processes_have_the_same_bits(found: list[dict[str, Any]], name: str) -> None:
-    assert difference(found[0][name]["tensors"], found[1][name]["tensors"]) == 0
-    for one, other in zip(found[0][name]["results"], found[1][name]["results"], strict=True):
-        assert torch.equal(one.chunk_losses, other.chunk_losses)
+@pytest.mark.parametrize("name", CHUNKED)
+def test_traced_steps_equal_one_process_on_the_whole_batch(traced: list[dict[str, Any]], name: str) -> None:
+    """After 40 updates."""
+    alone = make_method(SETTINGS[name])
+    compare(traced[0][name], alone, staggered="staggered" in SETTINGS[name])
+    assert alone.updates >= 0.9 * 40
+    assert_same_bits(traced[0][name], traced[1][name])
+
+
+def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert difference(one["tensors"], other["tensors"]) == 0
+    for own, its in zip(one["results"], other["results"], strict=True):
+        assert torch.equal(own.chunk_losses, its.chunk_losses)
 
 
 def average_(methods: list[fptt.Method]) -> None:
@@ -70,7 +80,7 @@ def test_updates_of_ones_own_meet_at_the_means(found: list[dict[str, Any]]) -> N
     for index in range(6):
         inputs, targets, _ = batch(index, per_step=False)
         states: list[Any] = [None, None]
-        for k, chunk in enumerate(inputs.split(3)):
+        for k, chunk in enumerate(inputs.split(2)):
             for number, method in enumerate(methods):
                 losses[number].number = k
                 result = method.train_batch(chunk[:, number::2], targets[number::2], states[number])
@@ -179,8 +189,8 @@ def test_a_chunk_that_is_bad_in_one_process_is_skipped(found: list[dict[str, Any
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip"])
-def test_a_traced_step_that_is_bad_in_one_process_is_so_in_both(found: list[dict[str, Any]], policy: str) -> None:
-    (said, skipped, updates, tensors), other = (process["traced errors"][policy] for process in found)
+def test_a_traced_step_that_is_bad_in_one_process_is_so_in_both(traced: list[dict[str, Any]], policy: str) -> None:
+    (said, skipped, updates, tensors), other = (process["errors"][policy] for process in traced)
     assert (said, skipped, updates) == (other[0], other[1], other[2])
     assert difference(tensors, other[3]) == 0
     assert all(tensor.isfinite().all() for tensor in tensors)
@@ -192,14 +202,16 @@ def test_a_traced_step_that_is_bad_in_one_process_is_so_in_both(found: list[dict
         assert (skipped, updates) == ([0, 1], 2 * K - 1)
 
 
-def test_traced_steps_must_use_the_same_parameters(found: list[dict[str, Any]]) -> None:
-    for process in found:
-        assert process["traced gradients"].startswith("ValueError: model must use the same parameters in all processes")
+def test_traced_steps_must_use_the_same_parameters(traced: list[dict[str, Any]]) -> None:
+    for process in traced:
+        assert process["gradients"].startswith("ValueError: model must use the same parameters in all processes")
 
 
-def test_traced_steps_of_ones_own_meet_at_the_same_means(found: list[dict[str, Any]]) -> None:
-    for process in found:
-        for one, other in zip(process["traced local"], process["local"], strict=True):
+def test_traced_steps_of_ones_own_meet_at_the_same_means(
+    found: list[dict[str, Any]], traced: list[dict[str, Any]]
+) -> None:
+    for process, eager in zip(traced, found, strict=True):
+        for one, other in zip(process["local"], eager["local"], strict=True):
             assert difference(one, other) < 1e-10
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import fptt
 
-T, B, D, H, C = 18, 3, 2, 5, 4
+T, B, D, H, C = 12, 3, 2, 5, 4
 
 FORMS: dict[str, dict[str, Any]] = {
     "tbptt": {"alpha": 0},

@@ -48,7 +48,7 @@ def test_machine_code_has_a_plain_tensor_as_an_input() -> None:
 
 def train_on_a_plain_tensor(kind: str) -> None:
     loss = fptt.TerminalLoss(functional.cross_entropy)
-    methods = make_pair(PlainTensor(kind), "sgd", loss=loss, num_chunks=2)
+    methods = make_pair(PlainTensor(kind), "sgd", loss=loss, num_chunks=6)
     inputs, labels = torch.randn(T, B, D), torch.tensor([3, 0, 2])
     for _ in range(2):
         one, other = (method.train_batch(inputs, labels) for method in methods)

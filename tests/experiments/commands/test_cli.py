@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from rich.console import Console
 from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.studies import launcher
 from fptt.experiments.studies.comparison import Comparison
 from fptt.experiments.studies.contenders import parse_methods
 from fptt.experiments.training.folder import RunFolder
@@ -104,12 +102,6 @@ def comparison_of(out: Path, methods: str, *options: Any) -> Comparison:
     return comparison
 
 
-@pytest.fixture
-def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the processes of a study."""
-    monkeypatch.setattr(launcher, "subprocess", SimpleNamespace(Popen=Fork, STDOUT=subprocess.STDOUT))
-
-
 @pytest.mark.usefixtures("forked_runs")
 def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "--seeds", "1", "--jobs", "2", "--out", str(tmp_path), *QUICK]
@@ -185,26 +177,19 @@ def test_controls_are_made_resumed_and_reported(tmp_path: Path, capsys: pytest.C
     assert changed == {"tbptt-rate-0.5-seed-0"}
 
 
-HEEDS_CTRL_C = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from fptt.__main__ import main
-raise SystemExit(main())
-"""
-"""The command line, where the tests run in the background of a shell, which makes all programs there ignore Ctrl-C."""
-
-
 def test_an_interrupted_comparison_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C in the terminal, which reaches the whole group: the run under way saves what it needs, no other starts."""
+    """Ctrl-C in the terminal, which reaches the whole group: the run under way saves what it needs, no other starts.
+
+    That run is a process of its own; the comparison, and the runs that it makes in the end, are forked.
+    """
     options = ["compare", "--methods", "tbptt", "--seeds", "2", "--budgets", "epochs", "--hidden-size", "8"]
     command = [*options, "--threads", "1", "--limit", "256", "--out", str(tmp_path / "study")]
-    long = [sys.executable, "-c", HEEDS_CTRL_C, *command, "--epochs", "2000"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(long, **pipes, process_group=0)
+    long = [sys.executable, "-m", "fptt", *command, "--epochs", "2000"]
+    process = Fork(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0)
     first, second = (RunFolder(tmp_path / "study" / "equal-epochs" / f"tbptt-seed-{seed}") for seed in (0, 1))
     deadline = time.monotonic() + 120
     while not first.metrics_file.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130

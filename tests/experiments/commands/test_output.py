@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.process.console import OutputConsole, say
 from fptt.experiments.process.errors import UnwritableError
 from fptt.experiments.training.folder import RunFolder
+from tests import forks
 
 FPTT = [sys.executable, "-m", "fptt"]
 QUICK = ["train", "--limit", "64", "--hidden-size", "4", "--threads", "1", "--epochs", "1"]
@@ -29,9 +31,11 @@ def test_a_run_whose_reader_has_gone_goes_on_to_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_output_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    for arguments in ([*QUICK, "--out", str(tmp_path)], ["--help"], ["recipes"]):
+    """The first in a process of its own, the others forked."""
+    for arguments in (["--help"], ["recipes"], [*QUICK, "--out", str(tmp_path)]):
+        start: Any = subprocess.run if arguments == ["--help"] else forks.run
         with open("/dev/full", "w") as full:
-            ended = subprocess.run([*FPTT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            ended = start([*FPTT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
         assert ended.returncode == 2
         assert ended.stderr == "fptt: the output cannot be written: No space left on device.\n"
 
@@ -45,19 +49,34 @@ def test_a_console_is_quiet_once_it_cannot_write(tmp_path: Path) -> None:
         assert console.quiet
 
 
+EACH = """
+import sys
+from fptt.__main__ import main
+for arguments in {commands}:
+    sys.argv[1:] = arguments
+    try:
+        code = main()
+    except SystemExit as end:  # of a help
+        code = end.code
+    if code:
+        sys.exit(f"{{arguments}} ended with {{code}}")
+"""
+"""The command line, for one command after the other; Python sets up the output of a process when it starts."""
+
+
 def test_locales_that_lack_characters_lose_nothing_else(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("déjà vu, ça va? σ(x) ↦ y\n" * 40, encoding="utf-8")
     options = ["--task", "text", "--data", str(text), "--length", "10", "--num-chunks", "2", "--batch-size", "4"]
     small = ["--hidden-size", "4", "--embedding-size", "4", "--epochs", "1", "--threads", "1"]
     out = tmp_path / "out"
-    for arguments in (["--help"], ["recipes"], ["train", "--help"], ["train", *options, *small, "--out", str(out)]):
-        ended = subprocess.run([*FPTT, *arguments], env=ASCII, capture_output=True, text=True, check=False)
-        assert (ended.returncode, ended.stderr) == (0, ""), arguments
+    train, sample = ["train", *options, *small, "--out", str(out)], ["sample", str(out)]
+    each = EACH.format(commands=[["recipes"], ["train", "--help"], train, sample])
+    for command in ([*FPTT, "--help"], [sys.executable, "-c", each]):
+        ended = subprocess.run(command, env=ASCII, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.isascii()
     assert "σ" in (RunFolder(out).read_vocabulary() or [])
-    ended = subprocess.run([*FPTT, "sample", str(out)], env=ASCII, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_names_of_folders_and_data_that_no_system_has_are_one_clear_line(

@@ -12,19 +12,27 @@ import torch
 from torch import Tensor
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
+from fptt.experiments.streams import stream
 from fptt.experiments.streams.stream import StreamFolder, Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.streams.recordings import write_recordings
 
-SETTING = ["--hidden-size", "8", "--window", "500", "--delay", "60", "--checkpoint-steps", "1000"]
+SETTING = ["--hidden-size", "8", "--window", "100", "--delay", "12", "--checkpoint-steps", "200"]
+STEPS_A_ROW = 200
+"""Of these streams, which are a fifth as long as they would have to be with a row for every thousand steps."""
 TIMES = ("seconds", "steps_per_second", "warm_memory_bytes", "peak_memory_bytes", "memory_growth_percent")
+
+
+@pytest.fixture(autouse=True)
+def _short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "STEPS_A_ROW", STEPS_A_ROW)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Return a folder with recordings of 1500, 2700 and 900 steps: pauses at 1000, 1500, 2500, 3500, 4200 and 5100."""
-    return write_recordings(tmp_path / "data", {"train": (1500, 2700), "test": (900,)})
+    """Return a folder with recordings of 300, 540 and 180 steps: pauses at 200, 300, 500, 700, 840 and 1020."""
+    return write_recordings(tmp_path / "data", {"train": (300, 540), "test": (180,)})
 
 
 def call_at(pause: int, act: Callable[[Streaming], object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +107,7 @@ def test_a_resumed_stream_ends_as_an_undisturbed_one(
         call_at(pause, press_ctrl_c, patch)
         assert run(command(data, cut.path, *options)) == INTERRUPTED
     summary = json.loads(cut.summary_file.read_text())
-    assert (summary["status"], summary["steps"]) == ("interrupted", (1000, 1500, 2500, 3500, 4200, 5100)[pause])
+    assert (summary["status"], summary["steps"]) == ("interrupted", (200, 300, 500, 700, 840, 1020)[pause])
     assert run(["stream", "--resume", "--out", str(cut.path)]) == 0
     assert_same_end(whole, cut)
 
@@ -107,9 +115,9 @@ def test_a_resumed_stream_ends_as_an_undisturbed_one(
 def test_a_killed_stream_resumes_from_its_last_checkpoint_twice(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed 700 steps after a checkpoint, and again before the first one that it would have written itself."""
+    """Killed 140 steps after a checkpoint, and again before the first one that it would have written itself."""
     whole, killed = StreamFolder(tmp_path / "whole"), StreamFolder(tmp_path / "killed")
-    options = ["--baselines", "--checkpoint-steps", "1500"]
+    options = ["--baselines", "--checkpoint-steps", "300"]
     assert run(command(data, whole.path, *options)) == 0
 
     class KilledError(BaseException): ...
@@ -124,7 +132,7 @@ def test_a_killed_stream_resumes_from_its_last_checkpoint_twice(
             with pytest.raises(KilledError):
                 run(arguments if arguments[-1] != "--out" else [*arguments, str(killed.path)])
         steps = [read_checkpoint(path)["scores"]["steps"] for path in killed.checkpoints.files()]
-        assert steps == [3500, 1500]
+        assert steps == [700, 300]
         assert not killed.summary_file.exists()
     assert run(["stream", "--resume", "--out", str(killed.path)]) == 0
     assert_same_end(whole, killed)
@@ -178,7 +186,7 @@ def test_other_data_are_refused_and_nothing_is_lost(
     data: str, interrupted: StreamFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = interrupted.checkpoints.files()
-    write_recordings(Path(data), {"train": (1500, 2700), "test": (901,)})
+    write_recordings(Path(data), {"train": (300, 540), "test": (181,)})
     assert run(["stream", "--resume", "--out", str(interrupted.path)]) == 2
     assert "are not those that the stream began with" in " ".join(capsys.readouterr().err.split())
     assert interrupted.checkpoints.files() == before
@@ -221,7 +229,7 @@ def test_data_that_vanish_while_they_are_read_are_named_and_the_stream_resumes_w
     assert f"To resume when that is mended: fptt stream --resume --out {tmp_path / 'cut'}." in told
     cut, whole = StreamFolder(tmp_path / "cut"), StreamFolder(tmp_path / "whole")
     summary = json.loads(cut.summary_file.read_text())
-    assert (summary["status"], summary["recordings"], summary["steps"]) == ("failed", 2, 4200)
+    assert (summary["status"], summary["recordings"], summary["steps"]) == ("failed", 2, 840)
     assert read_checkpoint(cut.checkpoints.files()[0])["place"]["recordings"] == 2
     (tmp_path / "elsewhere").rename(test)
     assert run(["stream", "--resume", "--out", str(cut.path)]) == 0
@@ -229,15 +237,17 @@ def test_data_that_vanish_while_they_are_read_are_named_and_the_stream_resumes_w
     assert_same_end(whole, cut)
 
 
-READ_ONLY = """
+READ_ONLY = f"""
 import os, sys
 from fptt.experiments.commands.cli import run
+from fptt.experiments.streams import stream
 from fptt.experiments.streams.stream import Streaming
 
+stream.STEPS_A_ROW = {STEPS_A_ROW}
 save_if_due = Streaming._save_if_due
 
 def locking(self):
-    if self.scores.steps == 2500:
+    if self.scores.steps == 500:
         os.chmod(self.folder.path, 0o500)
     save_if_due(self)
 

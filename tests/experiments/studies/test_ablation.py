@@ -312,6 +312,7 @@ def test_a_value_of_none_is_no_field_without_a_difference(tmp_path: Path, monkey
     plt.close(figures[0])
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_precisions_are_compared(tmp_path: Path) -> None:
     axes = parse_axes("precision=32-true:bf16-mixed")
     ablation = Ablation(TINY, axes, [0], tmp_path, method="bptt")
@@ -322,6 +323,7 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     assert [row["precision"] for row in ablation.rows()] == ["32-true", "bf16-mixed"]
 
 
+@pytest.mark.usefixtures("forked_runs")
 def test_runs_are_made_and_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ablation = Ablation(TINY, parse_axes("num_chunks=4"), [0], tmp_path, method="tbptt")
     write_runs(ablation, dict.fromkeys(names(ablation), 0.5))

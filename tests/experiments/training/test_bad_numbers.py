@@ -1,6 +1,5 @@
 """The three policies of a run that meets NaN, in one process or in one of two."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from fptt.experiments.training import loop
 from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Run
+from tests import forks
 from tests.experiments.training.poisoned import poison
 from tests.experiments.training.test_precision import distance
 from tests.experiments.training.test_resume import QUICK
@@ -92,7 +92,7 @@ def rolled_back(folder: Path, process: int, *options: str) -> list[dict[str, Any
     poison = ["10", str(process), str(folder)]
     devices = ["--devices", "2", "--check-sync", *options, "--out", str(folder / "two")]
     command = [sys.executable, "-m", "tests.experiments.training.poisoned", *poison, *COMMAND, *ROLLBACK, *devices]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    made = forks.run(command, cwd=ROOT)
     assert made.returncode == 0, made.stdout + made.stderr
     assert made.stdout.count("Rollback 1: on from batch 9 with the learning rate × 0.25.") == 1
     assert "Rollback 2" not in made.stdout

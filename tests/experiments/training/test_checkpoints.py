@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,19 +28,24 @@ from tests.experiments.training.test_resume import QUICK, assert_same_end, inter
 COMMAND = ["train", *QUICK, "--batch-size", "24", "--checkpoint-updates", "8"]
 
 
-@pytest.fixture
-def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """Return a run that was interrupted in its second epoch."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def interrupted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("interrupted") / "cut"
+    with pytest.MonkeyPatch.context() as patch:
         interrupt_at(8, patch)
-        assert run([*COMMAND, "--out", str(tmp_path / "cut")]) == INTERRUPTED
-    return RunFolder(tmp_path / "cut")
+        assert run([*COMMAND, "--out", str(folder)]) == INTERRUPTED
+    return folder
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> RunFolder:
-    assert run([*COMMAND, "--out", str(tmp_path / "whole")]) == 0
-    return RunFolder(tmp_path / "whole")
+def interrupted(interrupted_once: Path, tmp_path: Path) -> RunFolder:
+    """Return a run that was interrupted in its second epoch, in a copy of its folder."""
+    return RunFolder(shutil.copytree(interrupted_once, tmp_path / "cut"))
+
+
+@pytest.fixture
+def whole(undisturbed: Callable[..., RunFolder]) -> RunFolder:
+    return undisturbed(*COMMAND)
 
 
 def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:

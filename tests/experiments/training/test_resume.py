@@ -17,6 +17,9 @@ from fptt.experiments.training.run import Run
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
 
 
+Undisturbed = Callable[..., RunFolder]
+
+
 class Killed(BaseException): ...
 
 
@@ -76,12 +79,16 @@ def assert_same_end(one: RunFolder, other: RunFolder) -> None:
     ids=["fptt", "tbptt", "bptt"],
 )
 def test_resumed_run_ends_as_an_undisturbed_one(
-    options: list[str], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    batch: int,
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Interrupted in the first batch, within an epoch, in the last batch of an epoch, and in the next epoch."""
     command = ["train", *QUICK, "--batch-size", "24", *options]
-    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
-    with monkeypatch.context() as patch:
+    whole = undisturbed(*command)
+    with pytest.MonkeyPatch.context() as patch:
         interrupt_at(batch, patch)
         assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
     cut = RunFolder(tmp_path / "cut")
@@ -89,7 +96,7 @@ def test_resumed_run_ends_as_an_undisturbed_one(
     assert cut.read_summary()["batches"] == batch + 1
     assert f"to resume: fptt train --resume --out {cut.path}" in capsys.readouterr().out
     assert run(["train", "--resume", "--out", str(cut.path)]) == 0
-    assert_same_end(RunFolder(tmp_path / "whole"), cut)
+    assert_same_end(whole, cut)
     assert not cut.checkpoints.files()
 
 
@@ -98,40 +105,48 @@ def test_resumed_run_ends_as_an_undisturbed_one(
     "task", [["--divergence", "running"], ["--task", "adding", "--length", "20"]], ids=["digits", "adding"]
 )
 def test_a_run_in_staggered_lanes_goes_on_in_the_middle_of_their_sequences(
-    task: list[str], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: list[str], batch: int, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven batches an epoch: six of samples, whose last lane begins two chunks late. Samples are drawn or stored."""
     command = ["train", *QUICK, "--batch-size", "24", "--lanes", "staggered", *task]
-    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
-    assert RunFolder(tmp_path / "whole").read_summary()["batches"] == 14
+    whole = undisturbed(*command)
+    assert whole.read_summary()["batches"] == 14
     with monkeypatch.context() as patch:
         interrupt_at(batch, patch)
         assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
     assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
-    assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
+    assert_same_end(whole, RunFolder(tmp_path / "cut"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "text.txt"
+    file.write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    return file
 
 
 @pytest.mark.parametrize("batch", [0, 3, 7])
-def test_a_resumed_stream_has_its_state(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stream_has_its_state(
+    batch: int, undisturbed: Undisturbed, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A language model with dropout: state, random numbers and place in the text go on; five windows an epoch."""
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
     sizes = ["--hidden-size", "8", "--embedding-size", "4", "--num-layers", "2", "--batch-size", "4", "--length", "50"]
-    command = ["train", "--task", "text", "--data", str(tmp_path / "text.txt"), *sizes, "--epochs", "2"]
+    command = ["train", "--task", "text", "--data", str(text), *sizes, "--epochs", "2"]
     command += ["--threads", "1", "--dropout", "0.2", "--weight-dropout", "0.3", "--num-chunks", "5"]
-    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
         interrupt_at(batch, patch)
         assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
     assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
-    assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
+    assert_same_end(undisturbed(*command), RunFolder(tmp_path / "cut"))
 
 
-def test_a_new_epoch_of_a_stream_begins_with_the_initial_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_epoch_of_a_stream_begins_with_the_initial_state(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five windows an epoch; within it the state goes on."""
     states: list[bool] = []
     on_event(monkeypatch, "batch", lambda found: states.append(found.state is None))
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
-    command = ["train", "--task", "text", "--data", str(tmp_path / "text.txt"), "--hidden-size", "4"]
+    command = ["train", "--task", "text", "--data", str(text), "--hidden-size", "4"]
     command += ["--batch-size", "4", "--length", "50", "--epochs", "2", "--threads", "1"]
     assert run([*command, "--out", str(tmp_path / "run")]) == 0
     num_windows = len(states) // 2
@@ -180,10 +195,11 @@ def test_resumed_compiled_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeyp
     assert_same_end(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut"))
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is written when the process dies; what was written after the checkpoint is made again."""
     command = ["train", *QUICK, "--batch-size", "24", "--epochs", "3", "--checkpoint-updates", "16"]
-    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
     killed = RunFolder(tmp_path / "killed")
 
     with monkeypatch.context() as patch:
@@ -192,13 +208,14 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, monkeypat
             run([*command, "--out", str(killed.path)])
     assert not killed.summary_file.exists()
     assert run(["train", "--resume", "--out", str(killed.path)]) == 0
-    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+    assert_same_end(undisturbed(*command), killed)
 
 
-def test_a_run_killed_in_its_last_validation_still_validates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_in_its_last_validation_still_validates(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The budget is spent, and a checkpoint with the last update was written."""
     command = ["train", *QUICK, "--checkpoint-updates", "8"]
-    assert run([*command, "--out", str(tmp_path / "whole")]) == 0
     killed = RunFolder(tmp_path / "killed")
 
     with monkeypatch.context() as patch:
@@ -206,11 +223,12 @@ def test_a_run_killed_in_its_last_validation_still_validates(tmp_path: Path, mon
         with pytest.raises(Killed):
             run([*command, "--out", str(killed.path)])
     assert run(["train", "--resume", "--out", str(killed.path)]) == 0
-    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+    assert_same_end(undisturbed(*command), killed)
 
 
-def test_a_run_killed_in_its_test_need_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(["train", *QUICK, "--out", str(tmp_path / "whole")]) == 0
+def test_a_run_killed_in_its_test_need_not_train_again(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed = RunFolder(tmp_path / "killed")
 
     with monkeypatch.context() as patch:
@@ -220,7 +238,7 @@ def test_a_run_killed_in_its_test_need_not_train_again(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         on_event(patch, "batch", lambda _: pytest.fail("trains again"))
         assert run(["train", "--resume", "--out", str(killed.path)]) == 0
-    assert_same_end(RunFolder(tmp_path / "whole"), killed)
+    assert_same_end(undisturbed("train", *QUICK), killed)
 
 
 def test_interrupting_twice_in_the_first_validation_is_an_interruption(

@@ -149,7 +149,7 @@ class MethodSetting(Checked):
     """The sequences of a batch: together, or each lane some chunks later than the one before, so that every update sees
     all places of a sequence (TBPTT and FPTT on independent sequences)."""
     horizon: Count = 1
-    """Chunks that the gradient of an update goes through, its own and those before, which run again (TBPTT and FPTT)."""
+    """Chunks that the gradient of an update goes through: its own and those before it (TBPTT and FPTT)."""
     bptt_losses: Count = 1
     """Chunk losses of BPTT, which makes one update all the same."""
     divergence: Literal["none", "uniform", "running"] = "uniform"
