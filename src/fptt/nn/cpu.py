@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 POINTERS = (
     *("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "first_hidden", "first_memory"),
     *("outputs", "memories", "gates", "to_outputs", "to_hidden", "to_memory"),
-    *("from_gates", "from_hidden", "from_memory", "from_bias", "from_weight_ih", "hidden_before"),
+    *("from_x", "from_weight_ih", "from_weight_hh", "from_bias_ih", "from_bias_hh", "from_hidden", "from_memory"),
+    *("hidden_before", "from_gates"),
 )
 SIZES = ("steps", "batch", "inputs", "hidden", "threads")
 
@@ -73,35 +74,24 @@ def _backward(
     steps, batch, width = inputs.shape
     size, rows, sums = hidden.shape[-1], steps * batch, NUM_SUMS[num_gates]
     kind = torch.bfloat16 if bfloat16 else inputs.dtype
-    from_gates = inputs.new_empty(rows, sums * size, dtype=kind)
+    from_gates = inputs.new_empty(rows, sums * size, dtype=kind) if bfloat16 else None
     from_hidden = torch.empty_like(hidden)
     from_memory = inputs.new_empty(0) if memory is None else torch.empty_like(memory)
-    from_bias = inputs.new_empty(sums * size)
-    from_narrow = inputs.new_empty(width, sums * size) if width <= NARROW else None
-    _run(num_gates, bfloat16, False, dict(x=inputs, weight_hh=weight_hh, first_hidden=hidden, first_memory=memory,
+    from_weight_ih, from_weight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
+    from_bias_ih, from_bias_hh = (inputs.new_empty(num_gates * size) for _ in range(2))
+    from_inputs = torch.empty_like(inputs) if wants_inputs else inputs.new_empty(0)
+    _run(num_gates, bfloat16, False, dict(x=inputs, weight_ih=weight_ih, weight_hh=weight_hh, first_hidden=hidden, first_memory=memory,
         outputs=outputs, memories=memories, gates=gates, to_outputs=to_outputs, to_hidden=to_hidden, to_memory=to_memory,
-        from_gates=from_gates, from_hidden=from_hidden, from_memory=from_memory, from_bias=from_bias,
-        from_weight_ih=from_narrow))
-    first = (sums - num_gates) * size
-    of_hidden, of_input = from_gates[:, : num_gates * size], from_gates[:, first:]
+        from_gates=from_gates, from_hidden=from_hidden, from_memory=from_memory, from_bias_ih=from_bias_ih, from_bias_hh=from_bias_hh,
+        from_weight_ih=from_weight_ih, from_weight_hh=from_weight_hh, from_x=from_inputs if wants_inputs else None))
     if bfloat16:
-        from_weight_hh = (of_hidden.T @ before.view(rows, size)).float()
-    else:
-        from_weight_hh = of_hidden[:batch].T @ hidden
-        if steps > 1:
-            from_weight_hh.addmm_(of_hidden[batch:].T, outputs[:-1].view(-1, size))
-    if from_narrow is not None:
-        from_weight_ih = from_narrow[:, first:].T.contiguous()
-    else:
-        from_weight_ih = (of_input.T @ inputs.view(rows, width).to(kind)).to(inputs.dtype)
-    from_inputs = inputs.new_empty(0)
-    if wants_inputs:
-        from_inputs = (of_input @ weight_ih.to(kind)).to(inputs.dtype).view(inputs.shape)
-    from_bias_hh = from_bias[: num_gates * size]
-    if first:
-        from_weight_hh = torch.cat([from_weight_hh[first:], from_weight_hh[:first]])
-        from_bias_hh = torch.cat([from_bias_hh[first:], from_bias_hh[:first]])
-    return from_inputs, from_weight_ih, from_weight_hh, from_bias[first:].clone(), from_bias_hh.clone(), from_hidden, from_memory
+        first = (sums - num_gates) * size
+        from_weight_hh = (from_gates[:, : num_gates * size].T @ before.view(rows, size)).float()
+        if first:
+            from_weight_hh = torch.cat([from_weight_hh[first:], from_weight_hh[:first]])
+        if width > NARROW:
+            from_weight_ih = (from_gates[:, first:].T @ inputs.view(rows, width).to(kind)).to(inputs.dtype)
+    return from_inputs, from_weight_ih, from_weight_hh, from_bias_ih, from_bias_hh, from_hidden, from_memory
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -26,10 +26,11 @@ struct Job {
     void *outputs, *memories, *gates;
     // backward: (T, B, H), (B, H), (B, H)
     const void *to_outputs, *to_hidden, *to_memory;
-    // (T, B, A H) of the products' type, (B, H), (B, H), (A H), (A H, D) or null
-    void *from_gates, *from_hidden, *from_memory, *from_bias, *from_weight_ih;
-    // (T, B, H): hidden states before each step in bfloat16, for the weights' gradient
-    void *hidden_before;
+    // (T, B, D) or null, (G H, D), (G H, H), (G H), (G H), (B, H), (B, H)
+    void *from_x, *from_weight_ih, *from_weight_hh, *from_bias_ih, *from_bias_hh, *from_hidden, *from_memory;
+    // with products in bfloat16, whose gradients of the weights are left to the caller: hidden states before each step
+    // (T, B, H), gradients of the sums (T, B, A H)
+    void *hidden_before, *from_gates;
 };
 
 namespace {
@@ -285,7 +286,7 @@ template <class C, class P> struct Layer {
     using V = typename Simd<Real>::Vector;
     static constexpr int64_t lanes = Simd<Real>::lanes;
     static constexpr int G = C::gates, first_input = C::sums - G;
-    static constexpr int panel = 4;  // vectors of hidden units at once in the backward product
+    static constexpr int64_t panel = 4;  // vectors of hidden units at once in the backward product
     static constexpr bool rounds = P::depth > 1;
 
     const Job &job;
@@ -435,81 +436,157 @@ template <class C, class P> struct Layer {
     }
 
     void backward() const {
-        const int64_t depth = G * H;  // even in bfloat16, since H is
-        const int64_t num_sums = C::sums * H * (job.from_weight_ih ? 1 + D : 1);
-        shared.begin(Workspace::bytes<Element>(depth * blocks * lanes) + Workspace::bytes<Real>(num_sums * threads));
-        Element *weight = shared.take<Element>(depth * blocks * lanes);
+        const int64_t columns = C::sums * blocks * lanes, vectors = ceiling(D, lanes) / lanes;
+        const int64_t num_sums = C::sums * H * (is_narrow() ? 1 + D : 1);
+        const int64_t size_hh = rounds ? 0 : G * H * H, size_ih = rounds || is_narrow() ? 0 : G * H * D;
+        shared.begin(Workspace::bytes<Element>(columns * blocks * lanes) +
+                     Workspace::bytes<Element>(job.from_x ? columns * vectors * lanes : 0) +
+                     Workspace::bytes<Real>(num_sums * threads) +
+                     Workspace::bytes<Real>((size_hh + size_ih) * (threads - 1)));
+        Element *weight_hh = shared.take<Element>(columns * blocks * lanes);
+        Element *weight_ih = shared.take<Element>(job.from_x ? columns * vectors * lanes : 0);
         Real *sums = shared.take<Real>(num_sums * threads);
+        Real *gradients = shared.take<Real>((size_hh + size_ih) * (threads - 1));
+        Real *from_hh = at<Real>(job.from_weight_hh), *from_ih = at<Real>(job.from_weight_ih);
         int team = 1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {
 #pragma omp for
-            for (int64_t block = 0; block < blocks; block += panel) {
-                const int64_t width = std::min<int64_t>(panel, blocks - block);
-                const Real *weight_hh = at<Real>(job.weight_hh);
-                pack<P>(weight + block * lanes * depth, depth, width, [=, this](int64_t k, int64_t n, int64_t lane) {
-                    const int64_t unit = (block + n) * lanes + lane;
-                    return unit < H ? weight_hh[(hidden_gate(k / H) * H + k % H) * H + unit] : 0;
-                });
-            }
+            for (int64_t block = 0; block < blocks; block += panel)
+                pack_back(weight_hh, at<Real>(job.weight_hh), block, H, [](int64_t gate) { return hidden_gate(gate); });
+            if (job.from_x)
+#pragma omp for
+                for (int64_t block = 0; block < vectors; block += panel)
+                    pack_back(weight_ih, at<Real>(job.weight_ih), block, D, [](int64_t gate) { return gate; });
             const int thread = omp_get_thread_num(), size = omp_get_num_threads();
             if (thread == 0) team = size;
-            Real *mine = sums + thread * num_sums;
-            std::fill_n(mine, num_sums, Real(0));
-            backward_rows(B * thread / size, B * (thread + 1) / size, weight, mine);
+            // the first thread adds up where the gradients are to be, the others in memory of their own
+            Real *own_hh = thread ? gradients + (thread - 1) * (size_hh + size_ih) : from_hh;
+            Real *own_ih = thread ? own_hh + size_hh : from_ih;
+            std::fill_n(own_hh, size_hh, Real(0));
+            std::fill_n(own_ih, size_ih, Real(0));
+            std::fill_n(sums + thread * num_sums, num_sums, Real(0));
+            backward_rows(B * thread / size, B * (thread + 1) / size, weight_hh, weight_ih, sums + thread * num_sums,
+                          own_hh, own_ih);
+#pragma omp barrier
+#pragma omp for
+            for (int64_t place = 0; place < size_hh + size_ih; ++place) {
+                Real total = place < size_hh ? from_hh[place] : from_ih[place - size_hh];
+                for (int other = 0; other + 1 < size; ++other) total += gradients[other * (size_hh + size_ih) + place];
+                (place < size_hh ? from_hh[place] : from_ih[place - size_hh]) = total;
+            }
         }
-        Real *bias = at<Real>(job.from_bias), *weight_ih = at<Real>(job.from_weight_ih);
-        for (int64_t sum = 0; sum < num_sums; ++sum) {
-            Real total = 0;
-            for (int thread = 0; thread < team; ++thread) total += sums[thread * num_sums + sum];
-            if (sum < C::sums * H) bias[sum] = total;
-            else weight_ih[sum - C::sums * H] = total;  // (D, A H)
-        }
+        for (int64_t sum = 0; sum < C::sums; ++sum)
+            for (int64_t unit = 0; unit < H; ++unit) {
+                const auto total = [&](int64_t part) {
+                    Real all = 0;
+                    for (int thread = 0; thread < team; ++thread)
+                        all += sums[thread * num_sums + (part * C::sums + sum) * H + unit];
+                    return all;
+                };
+                if (sum < G) at<Real>(job.from_bias_hh)[hidden_gate(sum) * H + unit] = total(0);
+                if (sum < first_input) continue;
+                const int64_t row = (sum - first_input) * H + unit;
+                at<Real>(job.from_bias_ih)[row] = total(0);
+                for (int64_t d = 0; is_narrow() && d < D; ++d) from_ih[row * D + d] = total(1 + d);
+            }
     }
 
-    void backward_rows(int64_t begin, int64_t end, const Element *weight, Real *sums) const {
+    // few inputs: their weights' gradients are added up beside those of the biases
+    bool is_narrow() const { return D <= 4; }
+
+    // Pack `panel` vectors of columns of (G H, width) weights, whose rows are taken in the order of the sums.
+    template <class Gate>
+    void pack_back(Element *to, const Real *weight, int64_t block, int64_t width, Gate gate_of) const {
+        const int64_t depth = G * blocks * lanes, count = std::min(panel, ceiling(width, lanes) / lanes - block);
+        pack<P>(to + block * lanes * depth, depth, count, [=, this](int64_t k, int64_t n, int64_t lane) {
+            const int64_t sum = k / (blocks * lanes), unit = k % (blocks * lanes), column = (block + n) * lanes + lane;
+            return unit < H && column < width ? weight[(gate_of(sum) * H + unit) * width + column] : 0;
+        });
+    }
+
+    void backward_rows(int64_t begin, int64_t end, const Element *weight_hh, const Element *weight_ih, Real *sums,
+                       Real *from_hh, Real *from_ih) const {
         const int64_t rows = end - begin;
         if (rows == 0) return;
+        // The gradients of the sums stay here, block by block of units: of so many steps that their product with the
+        // states is worth to fetch and store the gradient of the weights for.
+        const int64_t slots = rounds ? 1 : std::min(T, std::max<int64_t>(1, 64 / rows)), height = slots * rows;
+        own.begin(Workspace::bytes<Element>(C::sums * blocks * height * lanes));
+        Element *to_sums = own.take<Element>(C::sums * blocks * height * lanes);
         Real *to_hidden = at<Real>(job.from_hidden) + begin * H, *to_memory = at<Real>(job.from_memory) + begin * H;
         copy_rows(to_hidden, job.to_hidden, begin, rows);
         if (C::has_memory) copy_rows(to_memory, job.to_memory, begin, rows);
+        int64_t slot = 0;
         for (int64_t t = T - 1; t >= 0; --t) {
-            const int64_t first = t * B + begin;
-            const Real *outputs = at<Real>(job.outputs) + first * H, *to_outputs = at<Real>(job.to_outputs) + first * H;
-            const Real *before = t ? outputs - B * H : at<Real>(job.first_hidden) + begin * H;
-            const Real *memory = nullptr, *memory_before = nullptr;
-            if (C::has_memory) {
-                memory = at<Real>(job.memories) + first * H;
-                memory_before = t ? memory - B * H : at<Real>(job.first_memory) + begin * H;
+            Element *to_step = to_sums + slot * rows * lanes;
+            through_cell(t, begin, rows, to_step, height, to_hidden, to_memory, sums);
+            multiply_back(to_hidden, H, to_step, height, weight_hh, rows);
+            if (job.from_x) {
+                Real *to_x = at<Real>(job.from_x) + (t * B + begin) * D;
+                std::fill_n(to_x, rows * D, Real(0));
+                multiply_back(to_x, D, to_step + first_input * blocks * height * lanes, height, weight_ih, rows);
             }
-            Element *to_sums = at<Element>(job.from_gates) + first * C::sums * H;
+            if constexpr (!rounds) {
+                if (++slot < slots && t > 0) continue;
+                for (int64_t row = 0; row < G; ++row)
+                    add_products(from_hh + hidden_gate(row) * H * H, to_sums + row * blocks * height * lanes, height, slot,
+                                 rows, H, [&](int64_t back) { return state_before(t + slot - 1 - back) + begin * H; });
+                for (int64_t row = 0; row < G && !is_narrow(); ++row)
+                    add_products(from_ih + row * H * D, to_sums + (row + first_input) * blocks * height * lanes, height,
+                                 slot, rows, D,
+                                 [&](int64_t back) { return at<Real>(job.x) + ((t + slot - 1 - back) * B + begin) * D; });
+                slot = 0;
+            }
+        }
+    }
+
+    const Real *state_before(int64_t t) const {
+        return t ? at<Real>(job.outputs) + (t - 1) * B * H : at<Real>(job.first_hidden);
+    }
+
+    void through_cell(int64_t t, int64_t begin, int64_t rows, Element *to_sums, int64_t height, Real *to_hidden,
+                      Real *to_memory, Real *sums) const {
+        const int64_t first = t * B + begin;
+        const Real *outputs = at<Real>(job.outputs) + first * H, *to_outputs = at<Real>(job.to_outputs) + first * H;
+        const Real *before = state_before(t) + begin * H, *memory = nullptr, *memory_before = nullptr;
+        if (C::has_memory) {
+            memory = at<Real>(job.memories) + first * H;
+            memory_before = t ? memory - B * H : at<Real>(job.first_memory) + begin * H;
+        }
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t unit = block * lanes, count = std::min(lanes, H - unit);
+            V bias[C::sums] = {};
             for (int64_t row = 0; row < rows; ++row) {
-                const Real *gates = at<Real>(job.gates) + (first + row) * C::saved * H;
-                const Real *x = at<Real>(job.x) + (first + row) * D;
-                for (int64_t unit = 0; unit < H; unit += lanes) {
-                    const int64_t count = std::min(lanes, H - unit), place = row * H + unit;
-                    V saved[C::saved + 1], to[C::sums], direct = {}, carried = {};
-                    for (int n = 0; n < C::saved; ++n) saved[n] = load(gates + n * H + unit, count);
-                    if (C::has_memory) carried = load(to_memory + place, count);
-                    const V to_output = load(to_outputs + place, count) + load(to_hidden + place, count);
-                    C::backward(saved, load(before + place, count), load(outputs + place, count),
-                                C::has_memory ? load(memory_before + place, count) : V{},
-                                C::has_memory ? load(memory + place, count) : V{}, to_output, carried, direct, to);
-                    if (C::has_memory) store(to_memory + place, carried, count);
-                    store(to_hidden + place, direct, count);
-                    for (int n = 0; n < C::sums; ++n) {
-                        P::store_rounded(to_sums + (row * C::sums + n) * H + unit, to[n], count);
-                        Real *sum = sums + n * H + unit;
-                        store(sum, load(sum, count) + to[n], count);
-                        if (job.from_weight_ih)
-                            for (int64_t d = 0; d < D; ++d) {
-                                Real *place_of = sum + (d + 1) * C::sums * H;
-                                store(place_of, load(place_of, count) + to[n] * x[d], count);
-                            }
-                    }
+                const int64_t place = row * H + unit;
+                const Real *gates = at<Real>(job.gates) + (first + row) * C::saved * H + unit;
+                V saved[C::saved + 1], to[C::sums], direct = {}, carried = {};
+                for (int n = 0; n < C::saved; ++n) saved[n] = load(gates + n * H, count);
+                if (C::has_memory) carried = load(to_memory + place, count);
+                const V to_output = load(to_outputs + place, count) + load(to_hidden + place, count);
+                C::backward(saved, load(before + place, count), load(outputs + place, count),
+                            C::has_memory ? load(memory_before + place, count) : V{},
+                            C::has_memory ? load(memory + place, count) : V{}, to_output, carried, direct, to);
+                if (C::has_memory) store(to_memory + place, carried, count);
+                store(to_hidden + place, direct, count);
+                for (int n = 0; n < C::sums; ++n) {
+                    bias[n] += to[n];
+                    P::store_rounded(to_sums + ((n * blocks + block) * height + row) * lanes, to[n], lanes);
+                    if constexpr (rounds)
+                        P::store_rounded(at<Element>(job.from_gates) + ((first + row) * C::sums + n) * H + unit, to[n],
+                                         count);
                 }
+                if (is_narrow())
+                    for (int64_t d = 0; d < D; ++d)
+                        for (int n = 0; n < C::sums; ++n) {
+                            Real *sum = sums + ((1 + d) * C::sums + n) * H + unit;
+                            store(sum, load(sum, count) + to[n] * at<Real>(job.x)[(first + row) * D + d], count);
+                        }
             }
-            multiply_back(to_hidden, to_sums, weight, rows);
+            for (int n = 0; n < C::sums; ++n) {
+                Real *sum = sums + n * H + unit;
+                store(sum, load(sum, count) + bias[n], count);
+            }
         }
     }
 
@@ -518,36 +595,72 @@ template <class C, class P> struct Layer {
         else std::fill_n(to, rows * H, Real(0));
     }
 
-    // to_hidden += to_sums W_hh, in parts of the depth whose weights fit the first cache
-    void multiply_back(Real *to_hidden, const Element *to_sums, const Element *weight, int64_t rows) const {
-        const int64_t depth = G * H / P::depth;
-        for (int64_t block = 0; block < blocks; block += panel) {
-            const int64_t width = std::min<int64_t>(panel, blocks - block);
-            const Element *columns = weight + block * lanes * G * H;
-            for (int64_t k = 0; k < depth; k += 128) {
-                const int64_t length = std::min<int64_t>(128, depth - k);
-                const Element *part = columns + k * width * lanes * P::depth;
-                const auto run = [&](auto columns_at_once) {
-                    constexpr int N = columns_at_once;
+    // to (rows, width) += to_sums W, in parts of the depth whose weights fit the first cache
+    void multiply_back(Real *to, int64_t width, const Element *to_sums, int64_t height, const Element *weight,
+                       int64_t rows) const {
+        constexpr int64_t at_once = 128 / lanes;
+        for (int64_t block = 0; block * lanes < width; block += panel) {
+            const int64_t vectors = std::min<int64_t>(panel, ceiling(width, lanes) / lanes - block);
+            const Element *columns = weight + block * lanes * G * blocks * lanes;
+            const auto run = [&](auto number) {
+                constexpr int N = number;
+                for (int64_t part = 0; part < G * blocks; part += at_once) {
+                    const int64_t end = std::min(part + at_once, G * blocks);
                     in_blocks(rows, [&](auto size, int64_t row) {
                         constexpr int R = size;
                         V sums[R][N];
-                        Real *place = to_hidden + row * H + block * lanes;
+                        Real *place = to + row * width + block * lanes;
                         for (int r = 0; r < R; ++r)
                             for (int n = 0; n < N; ++n)
-                                sums[r][n] = load(place + r * H + n * lanes, H - (block + n) * lanes);
-                        multiply<P>(sums, to_sums + row * C::sums * H + k * P::depth, C::sums * H, part, length);
+                                sums[r][n] = load(place + r * width + n * lanes, width - (block + n) * lanes);
+                        for (int64_t k = part; k < end; ++k)
+                            multiply<P>(sums, to_sums + (k * height + row) * lanes, lanes,
+                                        columns + k * N * lanes * lanes, lanes / P::depth);
                         for (int r = 0; r < R; ++r)
                             for (int n = 0; n < N; ++n)
-                                store(place + r * H + n * lanes, sums[r][n], H - (block + n) * lanes);
+                                store(place + r * width + n * lanes, sums[r][n], width - (block + n) * lanes);
                     });
-                };
-                if (width == 4) run(std::integral_constant<int, 4>());
-                else if (width == 3) run(std::integral_constant<int, 3>());
-                else if (width == 2) run(std::integral_constant<int, 2>());
-                else run(std::integral_constant<int, 1>());
-            }
+                }
+            };
+            if (vectors == 4) run(std::integral_constant<int, 4>());
+            else if (vectors == 3) run(std::integral_constant<int, 3>());
+            else if (vectors == 2) run(std::integral_constant<int, 2>());
+            else run(std::integral_constant<int, 1>());
         }
+    }
+
+    // to (H, width) += of one gate, Σ over slots and rows of the gradient of its sum times a row of (rows, width) factors
+    template <class Factors>
+    void add_products(Real *to, const Real *to_sums, int64_t height, int64_t slots, int64_t rows, int64_t width,
+                      Factors factors) const {
+        constexpr int M = lanes < 4 ? lanes : 4;
+        const auto run = [&](auto number, int64_t column) {
+            constexpr int N = number;
+            for (int64_t unit = 0; unit < H; unit += M) {
+                const Real *gradients = to_sums + unit / lanes * height * lanes + unit % lanes;
+                V sums[M][N] = {};
+                for (int64_t slot = 0; slot < slots; ++slot) {
+                    const Real *factor = factors(slot) + column, *gradient = gradients + slot * rows * lanes;
+                    for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 8
+                        for (int n = 0; n < N; ++n) {
+                            const V vector = load(factor + row * width + n * lanes, N == 1 ? width - column : lanes);
+#pragma GCC unroll 8
+                            for (int m = 0; m < M; ++m) sums[m][n] += gradient[row * lanes + m] * vector;
+                        }
+                    }
+                }
+                for (int m = 0; m < M && unit + m < H; ++m)
+                    for (int n = 0; n < N; ++n) {
+                        Real *place = to + (unit + m) * width + column + n * lanes;
+                        const int64_t count = N == 1 ? width - column : lanes;
+                        store(place, load(place, count) + sums[m][n], count);
+                    }
+            }
+        };
+        int64_t column = 0;
+        for (; column + 4 * lanes <= width; column += 4 * lanes) run(std::integral_constant<int, 4>(), column);
+        for (; column < width; column += lanes) run(std::integral_constant<int, 1>(), column);
     }
 };
 
