@@ -15,6 +15,10 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 // The arguments of both passes, in the order of the Python side. Every matrix lies row by row without gaps.
 struct Job {
@@ -169,6 +173,55 @@ struct BFloat16Product {
 #define HAS_BFLOAT16 0
 #endif
 
+// Intel's matrix unit: tiles of 16 rows of 64 bytes. The system has to be asked for it, once a process.
+#if defined(__AVX512BF16__) && defined(__AMX_BF16__) && defined(__linux__)
+#define HAS_TILES 1
+inline bool may_use_tiles() {
+    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return allowed;
+}
+struct alignas(64) TileSettings {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+// sums (16, N, 16) = the product of 16 rows, whose next 32 numbers lie `next` further, with packed columns
+template <int N>
+inline void multiply_tiles(float *sums, const uint16_t *rows, int64_t stride, int64_t next, const uint16_t *matrix,
+                           int64_t parts) {
+    _tile_zero(0);
+    if constexpr (N > 1) _tile_zero(1);
+    if constexpr (N > 2) _tile_zero(2);
+    if constexpr (N > 3) _tile_zero(3);
+    for (int64_t part = 0; part < parts; ++part) {
+        const uint16_t *columns = matrix + part * 16 * N * 32;
+        _tile_loadd(4, rows + part * next, stride * 2);
+        _tile_loadd(5, columns, N * 64);
+        _tile_dpbf16ps(0, 4, 5);
+        if constexpr (N > 1) {
+            _tile_loadd(6, columns + 32, N * 64);
+            _tile_dpbf16ps(1, 4, 6);
+        }
+        if constexpr (N > 2) {
+            _tile_loadd(7, columns + 64, N * 64);
+            _tile_dpbf16ps(2, 4, 7);
+        }
+        if constexpr (N > 3) {
+            _tile_loadd(5, columns + 96, N * 64);
+            _tile_dpbf16ps(3, 4, 5);
+        }
+    }
+    _tile_stored(0, sums, N * 64);
+    if constexpr (N > 1) _tile_stored(1, sums + 16, N * 64);
+    if constexpr (N > 2) _tile_stored(2, sums + 32, N * 64);
+    if constexpr (N > 3) _tile_stored(3, sums + 48, N * 64);
+}
+#else
+#define HAS_TILES 0
+inline bool may_use_tiles() { return false; }
+#endif
+constexpr int64_t TILE = 16;
+
 // sums[r][g] += Σ_k rows[r][k] matrix[k][which[g]]
 template <class P, int R, int N>
 inline void multiply(typename Simd<typename P::Real>::Vector (&sums)[R][N], const typename P::Element *rows, int64_t stride,
@@ -186,9 +239,9 @@ inline void multiply(typename Simd<typename P::Real>::Vector (&sums)[R][N], cons
 
 // Pack columns of a matrix, element(k, lane of column n), as `multiply` reads them.
 template <class P, class Element>
-void pack(typename P::Element *to, int64_t depth, int64_t columns, Element element) {
+void pack(typename P::Element *to, int64_t depth, int64_t padded, int64_t columns, Element element) {
     constexpr int64_t lanes = Simd<typename P::Real>::lanes;
-    for (int64_t k = 0; k < depth; k += P::depth)
+    for (int64_t k = 0; k < padded; k += P::depth)
         for (int64_t n = 0; n < columns; ++n)
             for (int64_t lane = 0; lane < lanes; ++lane)
                 for (int64_t d = 0; d < P::depth; ++d) *to++ = P::round(k + d < depth ? element(k + d, n, lane) : 0);
@@ -280,6 +333,23 @@ thread_local Workspace shared, own;
 
 // -- the passes ------------------------------------------------------------------------------------------------------
 
+// The settings of the tiles, which every thread has of its own, as long as they are in use.
+struct WithTiles {
+    explicit WithTiles(bool in_use) : in_use_(in_use) {
+#if HAS_TILES
+        const TileSettings settings;
+        if (in_use_) _tile_loadconfig(&settings);
+#endif
+    }
+    ~WithTiles() {
+#if HAS_TILES
+        if (in_use_) _tile_release();
+#endif
+    }
+    WithTiles(const WithTiles &) = delete;
+    bool in_use_;
+};
+
 template <class C, class P> struct Layer {
     using Real = typename P::Real;
     using Element = typename P::Element;
@@ -291,8 +361,11 @@ template <class C, class P> struct Layer {
 
     const Job &job;
     const int64_t T = job.steps, B = job.batch, D = job.inputs, H = job.hidden;
-    const int64_t blocks = ceiling(H, lanes) / lanes;
-    const int64_t hidden_depth = ceiling(H, P::depth), input_depth = ceiling(D, P::depth);
+    // numbers of a row that lie side by side in the backward pass, as a tile takes them
+    static constexpr int64_t chunk = lanes * P::depth;
+    const int64_t blocks = ceiling(H, chunk) / lanes;
+    const int64_t hidden_depth = rounds ? ceiling(H, chunk) : H, input_depth = ceiling(D, P::depth);
+    const bool tiles = rounds && may_use_tiles();
     const int threads = static_cast<int>(std::max<int64_t>(1, std::min(job.threads, B)));
 
     template <class Type> static Type *at(void *pointer) { return static_cast<Type *>(pointer); }
@@ -314,6 +387,7 @@ template <class C, class P> struct Layer {
                 pack_bias(bias + block * C::sums * lanes, block);
             }
             const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+            const WithTiles settings(tiles);
             forward_rows(B * thread / team, B * (thread + 1) / team, from_hidden, from_input, bias);
         }
     }
@@ -323,14 +397,14 @@ template <class C, class P> struct Layer {
 
     void pack_hidden(Element *to, int64_t block) const {
         const Real *weight = at<Real>(job.weight_hh);
-        pack<P>(to, H, G, [=, this](int64_t k, int64_t gate, int64_t lane) {
+        pack<P>(to, H, hidden_depth, G, [=, this](int64_t k, int64_t gate, int64_t lane) {
             const int64_t unit = block * lanes + lane;
             return unit < H ? weight[(hidden_gate(gate) * H + unit) * H + k] : 0;
         });
     }
     void pack_input(Element *to, int64_t block) const {
         const Real *weight = at<Real>(job.weight_ih);
-        pack<P>(to, D, G, [=, this](int64_t k, int64_t gate, int64_t lane) {
+        pack<P>(to, D, input_depth, G, [=, this](int64_t k, int64_t gate, int64_t lane) {
             const int64_t unit = block * lanes + lane;
             return unit < H ? weight[(gate * H + unit) * D + k] : 0;
         });
@@ -352,13 +426,14 @@ template <class C, class P> struct Layer {
         const int64_t rows = end - begin;
         if (rows == 0) return;
         // in bfloat16 the products read rounded copies: of the state before a step, beside that after it, and of x
-        own.begin(rounds ? 2 * Workspace::bytes<Element>(rows * hidden_depth) + Workspace::bytes<Element>(rows * input_depth)
+        const int64_t padded = rounds ? ceiling(rows, TILE) : rows;
+        own.begin(rounds ? 2 * Workspace::bytes<Element>(padded * hidden_depth) + Workspace::bytes<Element>(rows * input_depth)
                          : 0);
         Element *rounded[2] = {}, *rounded_x = nullptr;
         if constexpr (rounds) {
             for (auto &copy : rounded) {
-                copy = own.take<Element>(rows * hidden_depth);
-                std::fill_n(copy, rows * hidden_depth, Element(0));
+                copy = own.take<Element>(padded * hidden_depth);
+                std::fill_n(copy, padded * hidden_depth, Element(0));
             }
             rounded_x = own.take<Element>(rows * input_depth);
             round_rows(rounded[0], at<Real>(job.first_hidden) + begin * H, rows, H, hidden_depth);
@@ -389,11 +464,12 @@ template <class C, class P> struct Layer {
                 next_memory = at<Real>(job.memories) + (job.gates ? first : begin) * H;
             }
             for (int64_t block = 0; block < blocks; ++block) {
-                const int64_t unit = block * lanes, count = std::min(lanes, H - unit);
+                const int64_t unit = block * lanes, count = std::clamp<int64_t>(H - unit, 0, lanes);
                 const Element *hidden_panel = from_hidden + block * hidden_depth * G * lanes;
                 const Element *input_panel = from_input + block * input_depth * G * lanes;
                 const Real *own_bias = bias + block * C::sums * lanes;
-                in_blocks(rows, [&](auto size, int64_t row) {
+                alignas(64) Real products[rounds ? TILE * G * lanes : 1];
+                const auto work = [&](auto size, int64_t row, const Real *product) {
                     constexpr int R = size;
                     V hidden[R][G], input[R][G];  // one and the same where all sums take both
                     for (int r = 0; r < R; ++r)
@@ -401,8 +477,13 @@ template <class C, class P> struct Layer {
                             hidden[r][n] = load(own_bias + n * lanes);
                             input[r][n] = n + first_input < G ? V{} : load(own_bias + (n + first_input) * lanes);
                         }
-                    multiply<P>(hidden, hidden_rows + row * hidden_stride, hidden_stride, hidden_panel,
-                                hidden_depth / P::depth);
+                    if (rounds && product) {
+                        for (int r = 0; r < R; ++r)
+                            for (int n = 0; n < G; ++n) hidden[r][n] += load(product + (r * G + n) * lanes);
+                    } else {
+                        multiply<P>(hidden, hidden_rows + row * hidden_stride, hidden_stride, hidden_panel,
+                                    hidden_depth / P::depth);
+                    }
                     multiply<P>(first_input ? input : hidden, input_rows + row * input_stride, input_stride, input_panel,
                                 input_depth / P::depth);
 #pragma GCC unroll 8
@@ -424,7 +505,21 @@ template <class C, class P> struct Layer {
                             for (int n = 0; n < C::saved; ++n) store(gates + n * H, sum[n], count);
                         }
                     }
-                });
+                };
+#if HAS_TILES
+                if constexpr (rounds)
+                    if (tiles) {
+                        for (int64_t tile = 0; tile < rows; tile += TILE) {
+                            multiply_tiles<G>(products, hidden_rows + tile * hidden_depth, hidden_depth, 32, hidden_panel,
+                                              hidden_depth / 32);
+                            in_blocks(std::min(TILE, rows - tile), [&](auto size, int64_t row) {
+                                work(size, tile + row, products + row * G * lanes);
+                            });
+                        }
+                        continue;
+                    }
+#endif
+                in_blocks(rows, [&](auto size, int64_t row) { work(size, row, nullptr); });
             }
         }
     }
@@ -458,6 +553,7 @@ template <class C, class P> struct Layer {
 #pragma omp for
                 for (int64_t block = 0; block < vectors; block += panel)
                     pack_back(weight_ih, at<Real>(job.weight_ih), block, D, [](int64_t gate) { return gate; });
+            const WithTiles settings(tiles);
             const int thread = omp_get_thread_num(), size = omp_get_num_threads();
             if (thread == 0) team = size;
             // the first thread adds up where the gradients are to be, the others in memory of their own
@@ -499,7 +595,7 @@ template <class C, class P> struct Layer {
     template <class Gate>
     void pack_back(Element *to, const Real *weight, int64_t block, int64_t width, Gate gate_of) const {
         const int64_t depth = G * blocks * lanes, count = std::min(panel, ceiling(width, lanes) / lanes - block);
-        pack<P>(to + block * lanes * depth, depth, count, [=, this](int64_t k, int64_t n, int64_t lane) {
+        pack<P>(to + block * lanes * depth, depth, depth, count, [=, this](int64_t k, int64_t n, int64_t lane) {
             const int64_t sum = k / (blocks * lanes), unit = k % (blocks * lanes), column = (block + n) * lanes + lane;
             return unit < H && column < width ? weight[(gate_of(sum) * H + unit) * width + column] : 0;
         });
@@ -511,7 +607,8 @@ template <class C, class P> struct Layer {
         if (rows == 0) return;
         // The gradients of the sums stay here, block by block of units: of so many steps that their product with the
         // states is worth to fetch and store the gradient of the weights for.
-        const int64_t slots = rounds ? 1 : std::min(T, std::max<int64_t>(1, 64 / rows)), height = slots * rows;
+        const int64_t slots = rounds ? 1 : std::min(T, std::max<int64_t>(1, 64 / rows));
+        const int64_t height = rounds ? ceiling(rows, TILE) : slots * rows;
         own.begin(Workspace::bytes<Element>(C::sums * blocks * height * lanes));
         Element *to_sums = own.take<Element>(C::sums * blocks * height * lanes);
         Real *to_hidden = at<Real>(job.from_hidden) + begin * H, *to_memory = at<Real>(job.from_memory) + begin * H;
@@ -519,7 +616,7 @@ template <class C, class P> struct Layer {
         if (C::has_memory) copy_rows(to_memory, job.to_memory, begin, rows);
         int64_t slot = 0;
         for (int64_t t = T - 1; t >= 0; --t) {
-            Element *to_step = to_sums + slot * rows * lanes;
+            Element *to_step = to_sums + slot * rows * chunk;
             through_cell(t, begin, rows, to_step, height, to_hidden, to_memory, sums);
             multiply_back(to_hidden, H, to_step, height, weight_hh, rows);
             if (job.from_x) {
@@ -555,7 +652,7 @@ template <class C, class P> struct Layer {
             memory_before = t ? memory - B * H : at<Real>(job.first_memory) + begin * H;
         }
         for (int64_t block = 0; block < blocks; ++block) {
-            const int64_t unit = block * lanes, count = std::min(lanes, H - unit);
+            const int64_t unit = block * lanes, count = std::clamp<int64_t>(H - unit, 0, lanes);
             V bias[C::sums] = {};
             for (int64_t row = 0; row < rows; ++row) {
                 const int64_t place = row * H + unit;
@@ -571,7 +668,8 @@ template <class C, class P> struct Layer {
                 store(to_hidden + place, direct, count);
                 for (int n = 0; n < C::sums; ++n) {
                     bias[n] += to[n];
-                    P::store_rounded(to_sums + ((n * blocks + block) * height + row) * lanes, to[n], lanes);
+                    const int64_t number = (n * blocks + block) * lanes;
+                    P::store_rounded(to_sums + (number / chunk * height + row) * chunk + number % chunk, to[n], lanes);
                     if constexpr (rounds)
                         P::store_rounded(at<Element>(job.from_gates) + ((first + row) * C::sums + n) * H + unit, to[n],
                                          count);
@@ -604,8 +702,26 @@ template <class C, class P> struct Layer {
             const Element *columns = weight + block * lanes * G * blocks * lanes;
             const auto run = [&](auto number) {
                 constexpr int N = number;
-                for (int64_t part = 0; part < G * blocks; part += at_once) {
-                    const int64_t end = std::min(part + at_once, G * blocks);
+#if HAS_TILES
+                if constexpr (rounds)
+                    if (tiles) {
+                        alignas(64) Real products[TILE * N * lanes];
+                        for (int64_t tile = 0; tile < rows; tile += TILE) {
+                            multiply_tiles<N>(products, to_sums + tile * chunk, chunk, height * chunk, columns,
+                                              G * blocks * lanes / chunk);
+                            for (int64_t row = tile; row < std::min(tile + TILE, rows); ++row)
+                                for (int n = 0; n < N; ++n) {
+                                    Real *place = to + row * width + (block + n) * lanes;
+                                    const int64_t count = width - (block + n) * lanes;
+                                    store(place, load(place, count) + load(products + ((row - tile) * N + n) * lanes), count);
+                                }
+                        }
+                        return;
+                    }
+#endif
+                const int64_t chunks = G * blocks * lanes / chunk;
+                for (int64_t part = 0; part < chunks; part += at_once) {
+                    const int64_t end = std::min(part + at_once, chunks);
                     in_blocks(rows, [&](auto size, int64_t row) {
                         constexpr int R = size;
                         V sums[R][N];
@@ -614,8 +730,8 @@ template <class C, class P> struct Layer {
                             for (int n = 0; n < N; ++n)
                                 sums[r][n] = load(place + r * width + n * lanes, width - (block + n) * lanes);
                         for (int64_t k = part; k < end; ++k)
-                            multiply<P>(sums, to_sums + (k * height + row) * lanes, lanes,
-                                        columns + k * N * lanes * lanes, lanes / P::depth);
+                            multiply<P>(sums, to_sums + (k * height + row) * chunk, chunk,
+                                        columns + k * N * lanes * chunk, lanes);
                         for (int r = 0; r < R; ++r)
                             for (int n = 0; n < N; ++n)
                                 store(place + r * width + n * lanes, sums[r][n], width - (block + n) * lanes);
