@@ -1,12 +1,14 @@
 """Plain cells on the weights of `torch.nn`'s recurrent layers: one pointwise function each, and one loop for all."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fptt.nn.cudnn import run_cudnn, suits_cudnn
+from fptt.nn.native import SHORTEST_COMPILED, run_native, suits_native
 
 CellState = tuple[Tensor, ...]
 """The tensors of one layer's state, (B, H) each; the first is its output."""
@@ -50,13 +52,13 @@ CELLS: dict[type[nn.RNNBase], tuple[Cell, int]] = {
 def run_plain(
     rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], *, may_fuse: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run a `torch.nn` recurrent layer by its plain cell, step by step, or by cuDNN where it may.
+    """Run a `torch.nn` recurrent layer by its plain cell, step by step, or all steps by one operator where it may.
 
     Args:
         rnn: The holder of the weights, of one direction.
         inputs: (T, B, D).
         states: The tensors of the state, (num_layers, B, H) each.
-        may_fuse: Whether cuDNN may run all steps of a layer at once, where it can.
+        may_fuse: Whether `fused_operator` may run all steps of a layer at once, where there is one.
 
     Returns:
         Outputs, (T, B, H), and the tensors of the last state. Between layers, dropout draws its own random numbers:
@@ -67,8 +69,27 @@ def run_plain(
         if layer:
             # on the outputs of all layers but the last, as torch.nn has it
             inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
-        run = _run_fused if may_fuse and suits_cudnn(inputs) else _run_layer
+        run = RUNS[fused_operator(rnn, inputs) if may_fuse else None]
         inputs, final = run(rnn, layer, inputs, tuple(state[layer] for state in states))
+        finals.append(final)
+    return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
+
+
+def fused_operator(rnn: nn.RNNBase, inputs: Tensor) -> Literal["cudnn", "native"] | None:
+    """Return the operator that a compiled step should call for all time steps of a layer on inputs, (T, B, D)."""
+    if suits_cudnn(inputs):
+        return "cudnn"
+    return "native" if len(inputs) >= SHORTEST_COMPILED and suits_native(rnn, inputs) else None
+
+
+def run_layers(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Run a `torch.nn` recurrent layer by machine code of our own, for eager training; arguments as for `run_plain`."""
+    finals: list[CellState] = []
+    for layer in range(rnn.num_layers):
+        if layer:
+            inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
+        state = tuple(state[layer] for state in states)
+        inputs, final = run_native(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1])
         finals.append(final)
     return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
 
@@ -77,8 +98,12 @@ def _weights(rnn: nn.RNNBase, layer: int) -> list[Tensor]:
     return [getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
 
-def _run_fused(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+def _run_cudnn(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
     return run_cudnn(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1])
+
+
+def _run_native(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+    return run_native(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1], as_operator=True)
 
 
 def _run_layer(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
@@ -101,3 +126,7 @@ def _input_gates(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if inputs.shape[-1] == 1:
         return inputs * weight.squeeze(-1) + bias
     return functional.linear(inputs, weight, bias)
+
+
+RUNS = {"cudnn": _run_cudnn, "native": _run_native, None: _run_layer}
+"""What runs one layer, by the operator that does; None for the plain cell."""
