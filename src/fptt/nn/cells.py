@@ -1,6 +1,7 @@
 """Plain cells on the weights of `torch.nn`'s recurrent layers: one pointwise function each, and one loop for all."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,6 +19,9 @@ Gates = Sequence[Tensor]
 
 Cell = Callable[[Gates, Gates, CellState], CellState]
 """(gates from the input, gates from the hidden state, state) -> state."""
+
+RunLayer = Callable[[Tensor, Sequence[Tensor], CellState, int], tuple[Tensor, CellState]]
+"""(inputs, weights and biases of a layer, state, number of gates) -> outputs, state."""
 
 
 def lstm_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellState:
@@ -64,15 +68,12 @@ def run_plain(
         Outputs, (T, B, H), and the tensors of the last state. Between layers, dropout draws its own random numbers:
         another stream than that of the fused kernel.
     """
-    finals: list[CellState] = []
-    for layer in range(rnn.num_layers):
-        if layer:
-            # on the outputs of all layers but the last, as torch.nn has it
-            inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
-        run = RUNS[fused_operator(rnn, inputs) if may_fuse else None]
-        inputs, final = run(rnn, layer, inputs, tuple(state[layer] for state in states))
-        finals.append(final)
-    return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
+    return _run_layers(rnn, inputs, states, OPERATORS[fused_operator(rnn, inputs) if may_fuse else None])
+
+
+def run_whole(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Run a `torch.nn` recurrent layer by machine code of our own, eagerly; see `run_plain`."""
+    return _run_layers(rnn, inputs, states, run_native)
 
 
 def fused_operator(rnn: nn.RNNBase, inputs: Tensor) -> Literal["cudnn", "native"] | None:
@@ -82,33 +83,24 @@ def fused_operator(rnn: nn.RNNBase, inputs: Tensor) -> Literal["cudnn", "native"
     return "native" if len(inputs) >= SHORTEST_COMPILED and suits_native(rnn, inputs) else None
 
 
-def run_layers(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Run a `torch.nn` recurrent layer by machine code of our own, for eager training; arguments as for `run_plain`."""
+def _run_layers(
+    rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], run: RunLayer
+) -> tuple[Tensor, list[Tensor]]:
     finals: list[CellState] = []
     for layer in range(rnn.num_layers):
         if layer:
+            # on the outputs of all layers but the last, as torch.nn has it
             inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
-        state = tuple(state[layer] for state in states)
-        inputs, final = run_native(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1])
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = [getattr(rnn, f"{name}_l{layer}") for name in names]
+        inputs, final = run(inputs, weights, tuple(state[layer] for state in states), CELLS[type(rnn)][1])
         finals.append(final)
     return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
 
 
-def _weights(rnn: nn.RNNBase, layer: int) -> list[Tensor]:
-    return [getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-
-
-def _run_cudnn(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-    return run_cudnn(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1])
-
-
-def _run_native(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-    return run_native(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1], as_operator=True)
-
-
-def _run_layer(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-    cell, num_gates = CELLS[type(rnn)]
-    weight_ih, weight_hh, bias_ih, bias_hh = _weights(rnn, layer)
+def _run_steps(inputs: Tensor, weights: Sequence[Tensor], state: CellState, num_gates: int) -> tuple[Tensor, CellState]:
+    (cell,) = (cell for cell, gates in CELLS.values() if gates == num_gates)
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     biases = bias_hh.chunk(num_gates)
     outputs: list[Tensor] = []
     # the products with the inputs do not wait for the state: one for all steps
@@ -128,5 +120,9 @@ def _input_gates(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.linear(inputs, weight, bias)
 
 
-RUNS = {"cudnn": _run_cudnn, "native": _run_native, None: _run_layer}
-"""What runs one layer, by the operator that does; None for the plain cell."""
+OPERATORS: dict[str | None, RunLayer] = {
+    "cudnn": run_cudnn,
+    "native": partial(run_native, as_operator=True),
+    None: _run_steps,
+}
+"""What runs a layer inside a compiled step."""

@@ -23,11 +23,14 @@ LOGGER = logging.getLogger("fptt")
 DTYPES = (torch.float32,)
 """Of the weights. It computes in float64 as well, to be tested; training keeps the bits that `torch.nn` gives there."""
 
+MODES = ("LSTM", "GRU", "RNN_TANH")
+"""The layers, as `torch.nn` names them."""
+
 HIDDEN_SIZES = range(32, 513)
-"""Widths at which it is faster: what a narrower layer could win is not worth compiling, wider weights leave the cache."""
+"""Widths at which it is faster. What a narrower layer could win is not worth compiling; wider weights leave the cache."""
 
 LARGEST_INPUTS = 512
-"""The widest inputs: their product is not taken for all steps at once, but step by step, with weights from the cache."""
+"""The widest inputs, whose product is not taken for all steps at once, but step by step, with weights from the cache."""
 
 SHORTEST_COMPILED = 4
 """The time steps from which on a compiled step calls it instead of writing the steps out."""
@@ -46,23 +49,20 @@ def suits_native(rnn: nn.RNNBase, inputs: Tensor) -> bool:
     """Return whether the machine code should run a layer of `torch.nn`, one direction of it, on inputs (T, B, D).
 
     On processors, for float32 weights, widths in `HIDDEN_SIZES` and inputs of at most `LARGEST_INPUTS`; under autocast
-    to bfloat16 where the processor multiplies in it; with tanh in an `nn.RNN`; and where a C++ compiler can be found,
+    to bfloat16 where the processor multiplies in it; with biases, and tanh in an `nn.RNN`; and where a C++ compiler can be found,
     which the first call that gets so far waits for.
     """
     weight = rnn.weight_hh_l0
-    if inputs.device.type != "cpu" or weight.device.type != "cpu" or weight.dtype not in DTYPES:
-        return False
-    if rnn.hidden_size not in HIDDEN_SIZES or rnn.input_size > LARGEST_INPUTS or inputs.numel() == 0:
-        return False
-    if isinstance(rnn, nn.RNN) and rnn.nonlinearity != "tanh":
-        return False
-    if not rnn.bias or rnn.bidirectional or rnn.proj_size:
+    has_right_size = rnn.hidden_size in HIDDEN_SIZES and rnn.input_size <= LARGEST_INPUTS and inputs.numel() > 0
+    is_usual = rnn.bias and not rnn.bidirectional and not rnn.proj_size and rnn.mode in MODES
+    is_here = inputs.device.type == weight.device.type == "cpu" and weight.dtype in DTYPES
+    if not has_right_size or not is_usual or not is_here:
         return False
     is_rounded = torch.is_autocast_enabled("cpu")
-    if not is_rounded and inputs.dtype != weight.dtype:
-        return False  # as an error of torch.nn's
     if is_rounded and (weight.dtype, torch.get_autocast_dtype("cpu")) != (torch.float32, torch.bfloat16):
         return False
+    if not is_rounded and inputs.dtype != weight.dtype:
+        return False  # an error, which torch.nn is to raise
     library = _library()
     return library is not None and (not is_rounded or bool(library.has_bfloat16()))
 
@@ -132,14 +132,14 @@ def _library() -> Any:
     return library
 
 
-def _run(num_gates: int, tensors: dict[str, Tensor | None], *, rounds: bool, is_forward: bool) -> None:
+def _run(num_gates: int, *, rounds: bool, is_forward: bool, x: Tensor, **tensors: Tensor | None) -> None:
     """Run a pass over tensors, each in the place of its name."""
-    inputs, hidden = tensors["x"], tensors["first_hidden"]
-    assert inputs is not None and hidden is not None
-    job = _Job(*inputs.shape, hidden.shape[-1], torch.get_num_threads())
+    weight_hh = tensors["weight_hh"]
+    assert weight_hh is not None
+    job = _Job(*x.shape, weight_hh.shape[-1], torch.get_num_threads(), x.data_ptr())
     for name, tensor in tensors.items():
         setattr(job, name, None if tensor is None else tensor.data_ptr())
-    kind = 2 if rounds else int(inputs.dtype == torch.float64)
+    kind = 2 if rounds else int(x.dtype == torch.float64)
     _library().run_layer(job, kind, num_gates, is_forward)
 
 
@@ -165,12 +165,22 @@ def _forward(
     memories = _empty(inputs) if memory is None else inputs.new_empty(steps if trains else 1, batch, size)
     gates = inputs.new_empty(steps, batch, NUM_SAVED[num_gates], size) if trains else _empty(inputs)
     before = inputs.new_empty(steps, batch, size, dtype=torch.bfloat16) if trains and rounds else _empty(inputs)
-    tensors = {
-        **{"x": inputs, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh},
-        **{"first_hidden": hidden, "first_memory": memory, "outputs": outputs, "memories": memories},
-        **{"gates": gates if trains else None, "hidden_before": before if trains and rounds else None},
-    }
-    _run(num_gates, tensors, rounds=rounds, is_forward=True)
+    _run(
+        num_gates,
+        rounds=rounds,
+        is_forward=True,
+        x=inputs,
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        bias_ih=bias_ih,
+        bias_hh=bias_hh,
+        first_hidden=hidden,
+        first_memory=memory,
+        outputs=outputs,
+        memories=memories,
+        gates=gates if trains else None,
+        hidden_before=before if trains and rounds else None,
+    )
     last_memory = _empty(inputs) if memory is None else memories[-1].clone()
     return outputs, outputs[-1].clone(), last_memory, memories, gates, before
 
@@ -202,15 +212,30 @@ def _backward(
     from_bias_ih, from_bias_hh = (inputs.new_empty(num_gates * size) for _ in range(2))
     from_hidden = torch.empty_like(hidden)
     from_memory = _empty(inputs) if memory is None else torch.empty_like(memory)
-    tensors = {
-        **{"x": inputs, "weight_ih": weight_ih, "weight_hh": weight_hh, "first_hidden": hidden, "first_memory": memory},
-        **{"outputs": outputs, "memories": memories, "gates": gates},
-        **{"to_outputs": to_outputs, "to_hidden": to_hidden, "to_memory": to_memory},
-        **{"from_x": from_inputs if wants_inputs else None, "from_weight_ih": from_weight_ih},
-        **{"from_weight_hh": from_weight_hh, "from_bias_ih": from_bias_ih, "from_bias_hh": from_bias_hh},
-        **{"from_hidden": from_hidden, "from_memory": from_memory, "from_gates": from_gates},
-    }
-    _run(num_gates, tensors, rounds=rounds, is_forward=False)
+    _run(
+        num_gates,
+        rounds=rounds,
+        is_forward=False,
+        x=inputs,
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        first_hidden=hidden,
+        first_memory=memory,
+        outputs=outputs,
+        memories=memories,
+        gates=gates,
+        to_outputs=to_outputs,
+        to_hidden=to_hidden,
+        to_memory=to_memory,
+        from_x=from_inputs if wants_inputs else None,
+        from_weight_ih=from_weight_ih,
+        from_weight_hh=from_weight_hh,
+        from_bias_ih=from_bias_ih,
+        from_bias_hh=from_bias_hh,
+        from_hidden=from_hidden,
+        from_memory=from_memory,
+        from_gates=from_gates,
+    )
     if from_gates is not None:
         # PyTorch's product of two bfloat16 matrices adds up in float32, and rounds once
         first = (num_sums - num_gates) * size
@@ -241,7 +266,9 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *towards: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # once_differentiable hides its names
+        ctx: Any, *towards: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         return _differentiate(_backward, ctx, *towards)
 
 
@@ -273,9 +300,7 @@ def _differentiate(backward: Any, ctx: Any, *towards: Tensor | None) -> tuple[Te
 
 
 _layer = torch.library.custom_op("fptt::native_layer", _forward, mutates_args=(), device_types="cpu")
-_layer_backward = torch.library.custom_op(
-    "fptt::native_layer_backward", _backward, mutates_args=(), device_types="cpu"
-)
+_layer_backward = torch.library.custom_op("fptt::native_layer_backward", _backward, mutates_args=(), device_types="cpu")
 
 
 @_layer.register_fake
