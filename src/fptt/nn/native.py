@@ -27,10 +27,10 @@ MODES = ("LSTM", "GRU", "RNN_TANH")
 """The layers, as `torch.nn` names them."""
 
 HIDDEN_SIZES = range(32, 513)
-"""Widths at which it is faster. What a narrower layer could win is not worth compiling; wider weights leave the cache."""
+"""Widths at which it is faster: what a narrower one could win is not worth compiling, wider weights leave the cache."""
 
 LARGEST_INPUTS = 512
-"""The widest inputs, whose product is not taken for all steps at once, but step by step, with weights from the cache."""
+"""The widest inputs: their product is taken step by step, with weights from the cache, and not for all at once."""
 
 SHORTEST_COMPILED = 4
 """The time steps from which on a compiled step calls it instead of writing the steps out."""
@@ -49,8 +49,8 @@ def suits_native(rnn: nn.RNNBase, inputs: Tensor) -> bool:
     """Return whether the machine code should run a layer of `torch.nn`, one direction of it, on inputs (T, B, D).
 
     On processors, for float32 weights, widths in `HIDDEN_SIZES` and inputs of at most `LARGEST_INPUTS`; under autocast
-    to bfloat16 where the processor multiplies in it; with biases, and tanh in an `nn.RNN`; and where a C++ compiler can be found,
-    which the first call that gets so far waits for.
+    to bfloat16 where the processor multiplies in it; with biases, and tanh in an `nn.RNN`; and where there is a C++
+    compiler, for which the first layer that suits otherwise has to wait.
     """
     weight = rnn.weight_hh_l0
     has_right_size = rnn.hidden_size in HIDDEN_SIZES and rnn.input_size <= LARGEST_INPUTS and inputs.numel() > 0
