@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 LOGGER = logging.getLogger("fptt")
 
@@ -265,8 +264,7 @@ class _Layer(torch.autograd.Function):
         return output[:3]  # the rest is saved, and nobody's else
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # once_differentiable hides its names
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # its names are of no use
         ctx: Any, *towards: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         return _differentiate(_backward, ctx, *towards)
@@ -280,6 +278,13 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 
 def _differentiate(backward: Any, ctx: Any, *towards: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients with respect to all arguments.
+
+    Raises:
+        RuntimeError: If they are to be differentiated once more.
+    """
+    if torch.is_grad_enabled():  # create_graph=True: the result would be a constant, without a word
+        raise RuntimeError("fptt.nn's layers can be differentiated once with this kernel: use kernel='plain'.")
     saved = ctx.saved_tensors
     memory, outputs = saved[4], saved[5]
     # gradients may come expanded, as that of a sum does, or not at all
