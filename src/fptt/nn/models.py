@@ -15,7 +15,7 @@ from fptt._sequence import flatten_state
 from fptt.nn.cells import fused_operator, run_plain, run_whole
 from fptt.nn.native import suits_native
 
-Kernel = Literal["fused", "plain"]
+Kernel = Literal["fused", "torch", "plain"]
 
 RunningKernel = Literal["plain", "torch", "cudnn", "native"]
 """What may run a layer; see `LSTM.kernel_for`."""
@@ -70,7 +70,7 @@ class _Model(nn.Module):
         fan_in_init: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("kernel", kernel, ("fused", "plain"))
+        check_choice("kernel", kernel, ("fused", "torch", "plain"))
         if output_size is None and readout_sizes:
             raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
@@ -136,8 +136,9 @@ class _Model(nn.Module):
         if self.kernel == "plain":
             return "plain"
         if plain_is_wanted():
-            return fused_operator(self.rnn, inputs) or "plain"
-        return "native" if not _has_hooks(self.rnn) and suits_native(self.rnn, inputs) else "torch"
+            return (fused_operator(self.rnn, inputs) if self.kernel == "fused" else None) or "plain"
+        may_replace = self.kernel == "fused" and not _has_hooks(self.rnn)
+        return "native" if may_replace and suits_native(self.rnn, inputs) else "torch"
 
     def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if self.kernel == "plain" or plain_is_wanted():
@@ -163,8 +164,8 @@ class LSTM(_Model):
         last_only: Read out the last step of each call only, as a terminal loss needs: outputs are (1, B, C).
         dropout: Between recurrent layers, in [0, 1).
         batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
-        kernel: `fused`, the fastest there is, see `kernel_for`, or `plain`, the cell written out: same weights, same
-            numbers, readable, and differentiable more than once.
+        kernel: `fused`, the fastest there is, see `kernel_for`; `torch`, the layer of `torch.nn`; or `plain`, the cell
+            written out: same weights, same numbers, readable, and differentiable more than once.
         forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
             b keeps σ(b) of it.
         chrono_init: Longest dependency in time steps, for chrono initialization (Tallec & Ollivier 2018): the units'

@@ -103,6 +103,6 @@ def test_a_floor_is_products_plus_traffic() -> None:
     assert floor.bytes_per_second == 6000
     num_products = 6 * (2 + 6)  # gates and weight gradient, and six of the read-out, of each step
     assert floor.seconds(Spec("fptt", "eager", 6)) == pytest.approx(2 * num_products + 6 * 11 * 4000 / 6000)
-    assert floor.seconds(Spec("literal", None, 6)) == floor.seconds(Spec("fptt", "eager", 6))
+    assert floor.seconds(Spec("literal", None, 6, "torch")) == floor.seconds(Spec("fptt", "eager", 6))
     assert floor.seconds(Spec("tbptt", "eager", 6)) == pytest.approx(2 * num_products + 6 * 7 * 4000 / 6000)
     assert floor.seconds(Spec("bptt", "eager", 1)) == pytest.approx(2 * (6 + 5 + 1 + 6) + 7 * 4000 / 6000)
