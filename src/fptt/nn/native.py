@@ -126,9 +126,21 @@ def _library() -> Any:
     except Exception as error:  # no compiler, one that is too old, a disk that must not run code: all is well without
         LOGGER.info("recurrent layers run by torch.nn, since native.cpp could not be compiled: %s", error)
         return None
+    keep_freed_memory()
     library.run_layer.argtypes = [ctypes.POINTER(_Job), ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     library.run_layer.restype = None
     return library
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep what a chunk frees for the next one.
+
+    At first glibc gives blocks above 128 KiB back to the system at once, and every chunk would have to fetch its pages
+    anew, which doubles the time of a compiled step. It learns from the largest block that was freed, up to 32 MiB
+    (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _run(num_gates: int, *, rounds: bool, is_forward: bool, x: Tensor, **tensors: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
 from fptt.experiments.commands.cli import run
 from fptt.experiments.process.console import logging_to
 from fptt.experiments.process.errors import UserError
+from fptt.nn import native
 
 CPU = torch.device("cpu")
 
@@ -180,18 +181,30 @@ def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.Captu
     assert report["settings"]["repeats"] == 2
     assert report["notes"] == ["no compiled rows were asked for"]
     found = [
-        tuple(row[name] for name in ("sequence_length", "batch_size", "method", "engine", "num_chunks"))
+        tuple(row[name] for name in ("sequence_length", "batch_size", "method", "engine", "num_chunks", "layers"))
         for row in report["rows"]
     ]
     assert found == [
-        (length, batch_size, method, engine, num_chunks)
+        (length, batch_size, method, engine, num_chunks, layers)
         for length in (6, 8)
         for batch_size in (1, 16)
-        for method, engine, num_chunks in [
-            ("bptt", "eager", 1),
-            *[row for k in (2, length) for row in (("tbptt", "eager", k), ("fptt", "eager", k), ("literal", None, k))],
+        for method, engine, num_chunks, layers in [
+            ("bptt", "eager", 1, "fused"),
+            ("bptt", "eager", 1, "torch"),
+            *[
+                row
+                for k in (2, length)
+                for row in (
+                    ("tbptt", "eager", k, "fused"),
+                    ("fptt", "eager", k, "fused"),
+                    ("fptt", "eager", k, "torch"),
+                    ("literal", None, k, "torch"),
+                )
+            ],
         ]
     ]
+    kernels = {"fused": "torch" if native._library() is None else "native", "torch": "torch"}
+    assert all(row["kernel"] == kernels[row["layers"]] for row in report["rows"])
     for row in report["rows"]:
         assert row["floor_seconds"] > 0
         assert 0 < row["seconds_min"] <= row["seconds"]
