@@ -283,14 +283,16 @@ def test_which_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel(hidden_size=513) == "torch"
     assert kernel(torch.zeros(4, 2, 513), input_size=513) == "torch"
     assert kernel(kernel="plain") == "plain"
+    assert kernel(kernel="torch") == "torch"
     assert fptt.nn.LSTM(3, 32).double().kernel_for(torch.zeros(4, 2, 3).double()) == "torch"
     assert fptt.nn.LSTM(3, 32).to("meta").kernel_for(torch.zeros(4, 2, 3, device="meta")) == "torch"
     with torch.autocast("cpu", dtype=torch.float16):
         assert kernel() == "torch"
     with plain_cells():
-        assert kernel() == "native"
-        assert kernel(torch.zeros(1, 2, 3)) == "plain"  # one step is cheaper written out
-        assert kernel(hidden_size=31) == "plain"
+        assert kernel(torch.zeros(12, 2, 3)) == "native"
+        assert kernel(torch.zeros(11, 2, 3)) == "plain"  # few steps are cheaper written out
+        assert kernel(torch.zeros(12, 2, 3), hidden_size=31) == "plain"
+        assert kernel(torch.zeros(12, 2, 3), kernel="torch") == "plain"
     for options in ({"bidirectional": True}, {"proj_size": 4}, {"bias": False}):
         assert not native.suits_native(nn.LSTM(3, 32, **options), torch.zeros(4, 2, 3))
     assert not native.suits_native(nn.RNN(3, 32, nonlinearity="relu"), torch.zeros(4, 2, 3))
@@ -332,18 +334,22 @@ def test_importing_compiles_nothing() -> None:
 @every_layer
 def test_a_compiled_step_with_it_is_the_eager_one(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
     monkeypatch.setattr(native, "DTYPES", (torch.float64,))
+    calls: list[int] = []
+    run = native._run
+    monkeypatch.setattr(native, "_run", lambda *gates, x, **rest: (calls.append(len(x)), run(*gates, x=x, **rest)))
     model = fptt.nn.models.CELLS[cell](2, 32, 4, num_layers=2, last_only=True)
     methods = make_pair(model, "adam", max_norm=0.5, alpha=0.3, num_chunks=2)
     for size in (3, 2, 3):
-        train_both(list(methods), torch.randn(10, size, 2), torch.randint(4, (size,)))
+        train_both(list(methods), torch.randn(24, size, 2), torch.randint(4, (size,)))
     assert_equal_memory(list(methods), 1e-9)
+    assert set(calls) == {12}
 
 
 @in_bfloat16
 @pytest.mark.usefixtures("both_ways")
 def test_both_engines_in_bfloat16() -> None:
     methods = make_pair(fptt.nn.LSTM(2, 32, 4, last_only=True), "adam", max_norm=0.5, alpha=0.3, num_chunks=2)
-    inputs, targets = torch.randn(10, 3, 2), torch.randint(4, (3,))
+    inputs, targets = torch.randn(24, 3, 2), torch.randint(4, (3,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         results = [method.train_batch(inputs, targets) for method in methods]
     assert {tensor.dtype for result in results for tensor in result.state} == {torch.float32}

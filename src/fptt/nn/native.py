@@ -31,8 +31,8 @@ HIDDEN_SIZES = range(32, 513)
 LARGEST_INPUTS = 512
 """The widest inputs: their product is taken step by step, with weights from the cache, and not for all at once."""
 
-SHORTEST_COMPILED = 4
-"""The time steps from which on a compiled step calls it instead of writing the steps out."""
+SHORTEST_COMPILED = 12
+"""The time steps from which on a compiled step calls it instead of writing the steps out: a call costs half a dozen."""
 
 NUM_SUMS = {1: 1, 3: 4, 4: 4}
 """Sums before the nonlinearities a unit has, by its gates: a GRU's n has two, which its r comes between."""
