@@ -9,6 +9,7 @@ ordinary tensors, so that it stands where `torch.nn`'s layers stand.
 import ctypes
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fptt._announce import announce
 
 LOGGER = logging.getLogger("fptt")
 
@@ -112,12 +115,17 @@ class _Job(ctypes.Structure):
     )
 
 
+SECONDS_TO_LOAD = 10.0
+"""What takes longer than that was not on the disk."""
+
+
 @cache
 def _library() -> Any:
     """Return the machine code, compiled if it is not on the disk; None where that cannot be."""
     if sys.platform == "win32":
         return None  # its compiler has no vector types
     source = files("fptt.nn").joinpath("native.cpp").read_text(encoding="utf-8")
+    start = time.perf_counter()
     try:
         from torch._inductor.codecache import CppCodeCache  # knows the compiler, and where to keep what it made
 
@@ -126,6 +134,9 @@ def _library() -> Any:
     except Exception as error:  # no compiler, one that is too old, a disk that must not run code: all is well without
         LOGGER.info("recurrent layers run by torch.nn, since native.cpp could not be compiled: %s", error)
         return None
+    seconds = time.perf_counter() - start
+    if seconds > SECONDS_TO_LOAD:
+        announce(f"compiled the kernel of recurrent layers in {seconds:.0f} s; it is kept for later processes")
     keep_freed_memory()
     library.run_layer.argtypes = [ctypes.POINTER(_Job), ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     library.run_layer.restype = None

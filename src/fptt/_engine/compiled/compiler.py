@@ -1,7 +1,5 @@
 """From a function of tensors to machine code: traced to one graph, compiled by PyTorch's Inductor."""
 
-import logging
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fptt._announce import announce
 from fptt._engine.compiled.products import DECOMPOSITIONS, register_lowering
 from fptt.nn.models import plain_cells
 from fptt.nn.native import keep_freed_memory
-
-LOGGER = logging.getLogger("fptt")
 
 Compiled = Callable[..., Sequence[Tensor]]
 
@@ -52,14 +49,6 @@ def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tenso
     end = time.perf_counter()
     announce(f"compiled a chunk step in {end - start:.1f} s (tracing {traced - start:.1f} s)")
     return (lambda *tensors: compiled(*tensors, *constants)) if constants else compiled
-
-
-def announce(text: str) -> None:
-    """Tell through the logger `fptt`, or to the terminal where nobody has set up logging."""
-    if LOGGER.hasHandlers():
-        LOGGER.info(text)
-    else:
-        print(f"fptt: {text}", file=sys.stderr, flush=True)
 
 
 def _trace(
