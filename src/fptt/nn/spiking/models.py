@@ -27,7 +27,7 @@ def firing_rate(state: SpikingState) -> Tensor:
         >>> tuple(fptt.nn.spiking.firing_rate(state).shape)
         (1, 2, 8)
     """
-    return state.neurons.count / state.neurons.steps.clamp(min=1)
+    return state.neurons.num_spikes / state.neurons.num_steps.clamp(min=1)
 
 
 class LIF(nn.Module):
@@ -133,7 +133,7 @@ class LIF(nn.Module):
     def _zeros(self, inputs: Tensor) -> SpikingState:
         shape = (self.num_layers, inputs.shape[1], self.hidden_size)
         zeros = [inputs.new_zeros(shape) for _ in range(self.layer.num_moving + 1)]
-        neurons = self.layer.state(*zeros, steps=inputs.new_zeros(inputs.shape[1], 1))
+        neurons = self.layer.state(*zeros, num_steps=inputs.new_zeros(inputs.shape[1], 1))
         return SpikingState(neurons, None if self.readout is None else self.readout.initial_state(inputs))
 
     def forward(self, inputs: Tensor, state: SpikingState | None = None) -> tuple[Tensor, SpikingState]:
@@ -143,7 +143,7 @@ class LIF(nn.Module):
             raise ValueError(f"inputs must have shape {layout} with D = {self.input_size}, got {tuple(inputs.shape)}.")
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         state = self._zeros(inputs) if state is None else self._checked(inputs, state)
-        *moving, count, steps = state.neurons
+        *moving, num_spikes, num_steps = state.neurons
         spikes, finals, counts = inputs, [], []
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, LIFLayer)
@@ -153,7 +153,7 @@ class LIF(nn.Module):
             finals.append(final)
             counts.append(spikes.sum(0))
         after = [_stacked(tensors) for tensors in zip(*finals, strict=True)]
-        neurons = self.layer.state(*after, count=count + _stacked(counts), steps=steps + len(inputs))
+        neurons = self.layer.state(*after, num_spikes=num_spikes + _stacked(counts), num_steps=num_steps + len(inputs))
         if self.readout is None:
             outputs, after_readout = spikes, None
         else:
@@ -167,14 +167,13 @@ class LIF(nn.Module):
         Raises:
             ValueError: If it does not fit.
         """
-        own = self._zeros(inputs)
-        expected, found = _shapes(own), _shapes(state)
+        expected, found = _shapes(self._zeros(inputs)), _shapes(state)
         if found != expected:
             raise ValueError(
                 f"state must be a SpikingState of shapes {expected}, as initial_state(inputs) gives, got {found}."
             )
-        readout = None if own.readout is None or state[1] is None else ReadoutState(*state[1])
-        return SpikingState(self.layer.state(*state[0]), readout)
+        neurons, readout = state
+        return SpikingState(self.layer.state(*neurons), None if readout is None else ReadoutState(*readout))
 
 
 class ALIF(LIF):
@@ -215,7 +214,11 @@ class ALIF(LIF):
         tau_adaptation: float | tuple[float, float] = (5.0, 50.0),
         **options: Any,
     ) -> None:
-        if isinstance(adaptation, bool) or not isinstance(adaptation, int | float) or not 0 <= adaptation < float("inf"):
+        if (
+            isinstance(adaptation, bool)
+            or not isinstance(adaptation, int | float)
+            or not 0 <= adaptation < float("inf")
+        ):
             raise ValueError(f"adaptation must be a number of at least 0, got {adaptation!r}.")
         check_tau("tau_adaptation", tau_adaptation)
         pair = tau_adaptation if isinstance(tau_adaptation, tuple) else (tau_adaptation, tau_adaptation)

@@ -16,13 +16,13 @@ Reset = Literal["zero", "subtract"]
 class LIFState(NamedTuple):
     """Spikes and potentials of the last step, the spikes of each unit so far, and the number of steps.
 
-    `s`, `v` and `count` are (num_layers, B, H), `steps` is (B, 1).
+    `s`, `v` and `num_spikes` are (num_layers, B, H), `num_steps` is (B, 1).
     """
 
     s: Tensor
     v: Tensor
-    count: Tensor
-    steps: Tensor
+    num_spikes: Tensor
+    num_steps: Tensor
 
 
 class ALIFState(NamedTuple):
@@ -31,8 +31,8 @@ class ALIFState(NamedTuple):
     s: Tensor
     v: Tensor
     a: Tensor
-    count: Tensor
-    steps: Tensor
+    num_spikes: Tensor
+    num_steps: Tensor
 
 
 class LIFLayer(nn.Module):
@@ -102,7 +102,7 @@ class LIFLayer(nn.Module):
         """Return (1 − s) v, or v − θ s."""
         if self.reset == "zero":
             return torch.addcmul(v, s, v, value=-1)
-        if isinstance(threshold, float):
+        if not isinstance(threshold, Tensor):
             return torch.sub(v, s, alpha=threshold)
         return torch.addcmul(v, s, threshold, value=-1)
 

@@ -20,7 +20,7 @@ class ReadoutState(NamedTuple):
 
     o: Tensor
     pooled: Tensor | None
-    steps: Tensor | None
+    num_steps: Tensor | None
 
 
 class LeakyReadout(nn.Module):
@@ -43,7 +43,7 @@ class LeakyReadout(nn.Module):
     Examples:
         >>> readout = fptt.nn.spiking.LeakyReadout(8, 3, pool="mean")
         >>> outputs, state = readout(torch.ones(5, 2, 8))
-        >>> tuple(outputs.shape), state.steps.tolist()
+        >>> tuple(outputs.shape), state.num_steps.tolist()
         ((5, 2, 3), [[5.0], [5.0]])
     """
 
@@ -75,10 +75,10 @@ class LeakyReadout(nn.Module):
         """Return outputs, (T, B, C), and state for spikes (T, B, H); state None is zeros."""
         state = self.initial_state(inputs) if state is None else ReadoutState(*state)
         potentials = self._potentials(self.linear(inputs).to(state.o.dtype), state.o)
-        if state.pooled is None or state.steps is None:
+        if state.pooled is None or state.num_steps is None:
             return potentials, ReadoutState(potentials[-1], None, None)
-        pooled = self._pooled(potentials, state.pooled, state.steps)
-        return pooled, ReadoutState(potentials[-1], pooled[-1], state.steps + len(inputs))
+        pooled = self._pooled(potentials, state.pooled, state.num_steps)
+        return pooled, ReadoutState(potentials[-1], pooled[-1], state.num_steps + len(inputs))
 
     def _potentials(self, drives: Tensor, o: Tensor) -> Tensor:
         potentials: list[Tensor] = []
@@ -91,14 +91,14 @@ class LeakyReadout(nn.Module):
             potentials.append(o)
         return torch.stack(potentials)
 
-    def _pooled(self, potentials: Tensor, pooled: Tensor, steps: Tensor) -> Tensor:
+    def _pooled(self, potentials: Tensor, pooled: Tensor, num_steps: Tensor) -> Tensor:
         """Return the mean or maximum from the beginning of the sequence up to each step, (T, B, C)."""
         if self.pool == "mean":
-            numbers = torch.arange(1, len(potentials) + 1, dtype=steps.dtype, device=steps.device)
+            numbers = torch.arange(1, len(potentials) + 1, dtype=num_steps.dtype, device=num_steps.device)
             # the recurrence of the mean, summed up: what was there counts as many steps as it is the mean of
-            return (pooled * steps + potentials.cumsum(0)) / (steps + numbers[:, None, None])
+            return (pooled * num_steps + potentials.cumsum(0)) / (num_steps + numbers[:, None, None])
         # zeros begin a sequence, whatever the sign of its potentials
-        largest, maxima = torch.where(steps > 0, pooled, potentials[0]), []
+        largest, maxima = torch.where(num_steps > 0, pooled, potentials[0]), []
         for o in potentials:
             largest = torch.maximum(largest, o)
             maxima.append(largest)
