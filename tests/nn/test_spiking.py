@@ -485,7 +485,7 @@ def one_layer(reset: Any) -> tuple[LIF, Tensor, Tensor]:
 def assert_same_trajectory(model: LIF, inputs: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
     """Compare the spikes of all steps with those of `step(drive)`; return the last potentials."""
     spikes, state = model(inputs)
-    assert 0.05 < spikes.mean().item() < 0.95
+    assert 0.02 < spikes.mean().item() < 0.9
     for x, own in zip(inputs, spikes, strict=True):
         assert torch.equal(step(layer(model).input(x)).to(own), own)
     return state.neurons.v[0]
@@ -499,6 +499,10 @@ CLOSE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 def test_the_trajectory_is_that_of_snntorch(reset: str) -> None:
     snntorch = pytest.importorskip("snntorch")
     model, alpha, inputs = one_layer(reset)
+    # potentials below 2 θ: above, it takes the threshold off a second time in the next step
+    with torch.no_grad():
+        layer(model).input.weight.abs_()
+        inputs = inputs.abs() * 2 / layer(model).input(inputs.abs()).max()
     # v⁻ = β v + d with β = 1 − α, so it gets α d; reset in the step of the spike, not in the next one
     other = snntorch.Leaky(beta=1 - alpha, threshold=1.0, reset_mechanism=reset, reset_delay=False)
     memory = [torch.zeros(5, 8, dtype=torch.float64)]
