@@ -502,7 +502,8 @@ def test_the_trajectory_is_that_of_snntorch(reset: str) -> None:
     # potentials below 2 θ: above, it takes the threshold off a second time in the next step
     with torch.no_grad():
         layer(model).input.weight.abs_()
-        inputs = inputs.abs() * 2 / layer(model).input(inputs.abs()).max()
+        inputs = torch.rand_like(inputs) + 0.5
+        inputs *= 2 / layer(model).input(inputs).max()
     # v⁻ = β v + d with β = 1 − α, so it gets α d; reset in the step of the spike, not in the next one
     other = snntorch.Leaky(beta=1 - alpha, threshold=1.0, reset_mechanism=reset, reset_delay=False)
     memory = [torch.zeros(5, 8, dtype=torch.float64)]
