@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
+from fptt._engine.compiled.engine import CompiledEngine
 from fptt._sequence import flatten_state
 from fptt.nn import spiking
 from fptt.nn.spiking import neurons
@@ -77,6 +78,9 @@ def test_the_compiled_step_equals_the_eager_one(
     assert_equal_runs(expected, results)
     assert_equal_memory(methods, 1e-10)
     assert spiking.firing_rate(results[-1].state).mean().item() > 0.02
+    # one step for all chunks: zeros stand for the None of the first one
+    assert isinstance(methods[1]._engine, CompiledEngine)
+    assert len(methods[1]._engine._entries) == 1
 
 
 def test_spikes_without_a_readout_in_the_compiled_step() -> None:
