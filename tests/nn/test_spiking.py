@@ -203,7 +203,7 @@ def test_surrogates_by_hand() -> None:
     assert spiking.ArcTan(slope=1 / math.pi).derivative(zero + 2).item() == pytest.approx(1 / 5)
     assert spiking.Sigmoid(slope=4.0).derivative(zero).item() == pytest.approx(1)
     # γ (1 + h) / (σ √2π) − 2 γ h exp(−1/72) / (6 σ √2π)
-    root = 0.3 * math.sqrt(2 * math.pi)
+    root = 0.5 * math.sqrt(2 * math.pi)
     expected = 0.5 * 1.15 / root - 0.5 * 0.15 * 2 * math.exp(-1 / 72) / (6 * root)
     assert spiking.MultiGaussian().derivative(zero).item() == pytest.approx(expected)
 

@@ -5,9 +5,10 @@ from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
-from fptt.nn.spiking.neurons import ALIFLayer, ALIFState, LIFLayer, LIFState, LiquidLIFLayer, Reset, dropped
+from fptt.nn.spiking.neurons import ALIFLayer, ALIFState, LIFLayer, LIFState, LiquidLIFLayer, Reset
 from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_tau
 from fptt.nn.spiking.surrogates import MultiGaussian, Surrogate
 
@@ -60,6 +61,7 @@ class LIF(nn.Module):
         last_only: Return the outputs of the last step of each call only, as a terminal loss needs: (1, B, C).
         dropout: On the spikes between layers, in [0, 1).
         batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
+        **options: Those of a subclass.
 
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
@@ -148,7 +150,7 @@ class LIF(nn.Module):
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, LIFLayer)
             if number:
-                spikes = dropped(spikes, self.dropout, self.training)
+                spikes = functional.dropout(spikes, self.dropout, self.training)
             spikes, final = layer.run(spikes, tuple(tensor[number] for tensor in moving))
             finals.append(final)
             counts.append(spikes.sum(0))

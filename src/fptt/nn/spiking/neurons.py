@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fptt.nn.spiking.surrogates import Surrogate, is_smooth, spike
 
@@ -177,8 +176,3 @@ def _rate_logits(size: int, tau: tuple[float, float]) -> Tensor:
     # logit(1 − x) = log(1 − x) − log x with x = exp(−1/τ)
     inverse = drawn.neg().exp()
     return torch.log(-torch.expm1(-inverse)) + inverse
-
-
-def dropped(spikes: Tensor, dropout: float, training: bool) -> Tensor:
-    """Return spikes with some of them left out, as `torch.nn` does between recurrent layers."""
-    return functional.dropout(spikes, dropout, training) if dropout else spikes

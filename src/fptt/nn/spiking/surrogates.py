@@ -87,7 +87,8 @@ class Surrogate(ABC):
 class MultiGaussian(Surrogate):
     """A Gaussian with negative flanks: γ [(1 + h) N(u; 0, σ²) − h N(u; σ, (kσ)²) − h N(u; −σ, (kσ)²)].
 
-    Of Yin, Corradi & Bohté (Nature Machine Intelligence 2021), who train adaptive neurons with it.
+    Of Yin, Corradi & Bohté (Nature Machine Intelligence 2021), for adaptive neurons; the defaults are those of their
+    released code.
 
     Args:
         gamma: γ, the scale of the whole, > 0.
@@ -98,7 +99,7 @@ class MultiGaussian(Surrogate):
 
     gamma: float = 0.5
     height: float = 0.15
-    width: float = 0.3
+    width: float = 0.5
     flank: float = 6.0
 
     def derivative(self, u: Tensor) -> Tensor:
