@@ -313,6 +313,23 @@ def test_potentials_stay_long_under_autocast(kind: Any) -> None:
     outputs.sum().backward()
 
 
+def test_short_numbers_count_far() -> None:
+    model = LIF(1, 1, 1, recurrent=False, pool="mean").bfloat16()
+    with torch.no_grad():
+        layer(model).input.weight.fill_(1)
+    outputs, state = model(torch.ones(600, 1, 1, dtype=torch.bfloat16))
+    assert outputs.dtype == state.neurons.v.dtype == torch.bfloat16
+    assert state.neurons.num_steps.item() == 600
+    assert state.readout is not None
+    assert state.readout.num_steps is not None
+    assert state.readout.num_steps.item() == 600
+    # 1 is far above the threshold of 0.1
+    assert state.neurons.num_spikes.item() >= 599
+    for _ in range(3):
+        _, state = model(torch.ones(1, 1, 1, dtype=torch.bfloat16), state)
+    assert state.neurons.num_steps.item() == 603
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -352,6 +369,9 @@ def test_bad_inputs_and_states_are_named() -> None:
         with pytest.raises(ValueError, match="state must be a SpikingState of shapes"):
             model(inputs, wrong)
     assert isinstance(model(inputs, tuple(state))[1], spiking.SpikingState)
+    readout = spiking.LeakyReadout(5, 4)
+    with pytest.raises(ValueError, match=r"state must be a ReadoutState of shapes \(\(2, 4\), None, None\)"):
+        readout(torch.zeros(6, 2, 5), spiking.LeakyReadout(5, 4, pool="max")(torch.zeros(6, 2, 5))[1])
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -419,6 +439,27 @@ def test_surrogate_gradients_are_right(kind: Any, surrogate: spiking.Surrogate) 
     assert report.spike_rate
     assert max(chunk.difference_error or 1.0 for chunk in report.chunks) < 1e-6
     assert "not applicable" not in str(report)
+
+
+class OwnCell(nn.Module):
+    """A cell of one's own on `spike`: its state is spikes and potentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        s, v = (x.new_zeros(len(x), 5), x.new_zeros(len(x), 5)) if state is None else state
+        v = 0.7 * v + self.linear(torch.cat([x, s], dim=-1)) - 0.3 * s
+        return spiking.spike(v - 0.3, spiking.ArcTan(slope=2.0)), v
+
+
+def test_a_cell_of_ones_own_is_checked_by_its_smooth_twin() -> None:
+    model = fptt.nn.Recurrent(fptt.nn.Unroll(OwnCell()), nn.Linear(5, 3))
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    report = fptt.check_gradient(model, torch.randn(6, 4, 3), torch.tensor([0, 1, 2, 0]), loss, num_chunks=3)
+    assert report.passed
+    assert not report.not_applicable
 
 
 # -- codes -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
 from fptt.nn.spiking.neurons import ALIFLayer, ALIFState, LIFLayer, LIFState, LiquidLIFLayer, Reset
-from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_tau
+from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_shapes, check_tau, counter_dtype
 from fptt.nn.spiking.surrogates import MultiGaussian, Surrogate
 
 
@@ -134,8 +134,10 @@ class LIF(nn.Module):
 
     def _zeros(self, inputs: Tensor) -> SpikingState:
         shape = (self.num_layers, inputs.shape[1], self.hidden_size)
-        zeros = [inputs.new_zeros(shape) for _ in range(self.layer.num_moving + 1)]
-        neurons = self.layer.state(*zeros, num_steps=inputs.new_zeros(inputs.shape[1], 1))
+        zeros = [inputs.new_zeros(shape) for _ in range(self.layer.num_moving)]
+        dtype = counter_dtype(inputs)
+        zeros.append(inputs.new_zeros(shape, dtype=dtype))
+        neurons = self.layer.state(*zeros, num_steps=inputs.new_zeros(inputs.shape[1], 1, dtype=dtype))
         return SpikingState(neurons, None if self.readout is None else self.readout.initial_state(inputs))
 
     def forward(self, inputs: Tensor, state: SpikingState | None = None) -> tuple[Tensor, SpikingState]:
@@ -153,7 +155,7 @@ class LIF(nn.Module):
                 spikes = functional.dropout(spikes, self.dropout, self.training)
             spikes, final = layer.run(spikes, tuple(tensor[number] for tensor in moving))
             finals.append(final)
-            counts.append(spikes.sum(0))
+            counts.append(spikes.sum(0, dtype=num_spikes.dtype))
         after = [_stacked(tensors) for tensors in zip(*finals, strict=True)]
         neurons = self.layer.state(*after, num_spikes=num_spikes + _stacked(counts), num_steps=num_steps + len(inputs))
         if self.readout is None:
@@ -169,11 +171,10 @@ class LIF(nn.Module):
         Raises:
             ValueError: If it does not fit.
         """
-        expected, found = _shapes(self._zeros(inputs)), _shapes(state)
-        if found != expected:
-            raise ValueError(
-                f"state must be a SpikingState of shapes {expected}, as initial_state(inputs) gives, got {found}."
-            )
+        shape, batch_size = (self.num_layers, inputs.shape[1], self.hidden_size), inputs.shape[1]
+        of_readout = None if self.readout is None else self.readout.state_shapes(batch_size)
+        of_neurons = (*[shape] * (self.layer.num_moving + 1), (batch_size, 1))
+        check_shapes("a SpikingState", state, (of_neurons, of_readout))
         neurons, readout = state
         return SpikingState(self.layer.state(*neurons), None if readout is None else ReadoutState(*readout))
 
@@ -261,10 +262,3 @@ class LiquidLIF(ALIF):
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Return tensors (B, H) of all layers as one, (num_layers, B, H); a view of a single one."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
-
-
-def _shapes(state: Any) -> Any:
-    """Return the shapes of a nest of tuples."""
-    if isinstance(state, tuple | list):
-        return tuple(_shapes(part) for part in state)
-    return tuple(state.shape) if isinstance(state, Tensor) else state

@@ -1,7 +1,7 @@
 """A leaky read-out of spikes, pooled over time inside its state."""
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,21 @@ class LeakyReadout(nn.Module):
         o = inputs.new_zeros(inputs.shape[1], self.linear.out_features)
         if self.pool == "last":
             return ReadoutState(o, None, None)
-        return ReadoutState(o, torch.zeros_like(o), inputs.new_zeros(inputs.shape[1], 1))
+        num_steps = inputs.new_zeros(inputs.shape[1], 1, dtype=counter_dtype(inputs))
+        return ReadoutState(o, torch.zeros_like(o), num_steps)
+
+    def state_shapes(self, batch_size: int) -> Any:
+        """Return the shapes of a state."""
+        o = (batch_size, self.linear.out_features)
+        return (o, None, None) if self.pool == "last" else (o, o, (batch_size, 1))
 
     def forward(self, inputs: Tensor, state: ReadoutState | None = None) -> tuple[Tensor, ReadoutState]:
         """Return outputs, (T, B, C), and state for spikes (T, B, H); state None is zeros."""
-        state = self.initial_state(inputs) if state is None else ReadoutState(*state)
+        if state is None:
+            state = self.initial_state(inputs)
+        else:
+            check_shapes("a ReadoutState", state, self.state_shapes(inputs.shape[1]))
+            state = ReadoutState(*state)
         potentials = self._potentials(self.linear(inputs).to(state.o.dtype), state.o)
         if state.pooled is None or state.num_steps is None:
             return potentials, ReadoutState(potentials[-1], None, None)
@@ -96,13 +106,32 @@ class LeakyReadout(nn.Module):
         if self.pool == "mean":
             numbers = torch.arange(1, len(potentials) + 1, dtype=num_steps.dtype, device=num_steps.device)
             # the recurrence of the mean, summed up: what was there counts as many steps as it is the mean of
-            return (pooled * num_steps + potentials.cumsum(0)) / (num_steps + numbers[:, None, None])
+            sums = pooled * num_steps + potentials.cumsum(0, dtype=num_steps.dtype)
+            return (sums / (num_steps + numbers[:, None, None])).to(potentials.dtype)
         # zeros begin a sequence, whatever the sign of its potentials
         largest, maxima = torch.where(num_steps > 0, pooled, potentials[0]), []
         for o in potentials:
             largest = torch.maximum(largest, o)
             maxima.append(largest)
         return torch.stack(maxima)
+
+
+def counter_dtype(inputs: Tensor) -> torch.dtype:
+    """Return in which type steps are counted beside these inputs: bfloat16 has no 257."""
+    return torch.promote_types(inputs.dtype, torch.float32)
+
+
+def check_shapes(kind: str, state: Any, expected: Any) -> None:
+    """Raise ValueError unless a nest of tuples has tensors of these shapes, and None where None is expected."""
+    found = _shapes(state)
+    if found != expected:
+        raise ValueError(f"state must be {kind} of shapes {expected}, as initial_state(inputs) gives, got {found}.")
+
+
+def _shapes(state: Any) -> Any:
+    if isinstance(state, tuple | list):
+        return tuple(_shapes(part) for part in state)
+    return tuple(state.shape) if isinstance(state, Tensor) else state
 
 
 def check_tau(name: str, tau: float | tuple[float, float]) -> None:
