@@ -101,3 +101,15 @@ def test_staggered_lanes_begin_again_in_both_engines(pool: Any) -> None:
     assert_equal_runs(*runs)
     # lanes are at different places of their sequences, and each counts its own steps
     assert runs[1][-2].state.neurons.num_steps.unique().numel() > 1
+
+
+def test_a_gradient_through_two_chunks_in_both_engines() -> None:
+    model = spiking.LiquidLIF(D, H, C, pool="mean", last_only=True)
+    loss = fptt.TerminalLoss(functional.cross_entropy, divergence="uniform")
+    methods = [make(model, loss, engine, num_chunks=4, horizon=2) for engine in ("eager", "compiled")]
+    batch = torch.randn(T, B, D), torch.randint(C, (B,))
+    runs = [[method.train_batch(*batch) for _ in range(2)] for method in methods]
+    assert_equal_runs(*runs)
+    cut = make(model, loss, "eager", num_chunks=4)
+    cut.train_batch(*batch)
+    assert not torch.allclose(cut.train_batch(*batch).loss, runs[0][1].loss, rtol=1e-6)
