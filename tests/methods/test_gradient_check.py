@@ -127,6 +127,25 @@ def test_an_unused_state_is_reported(forgets: bool) -> None:
     assert [chunk.uses_state for chunk in report.chunks] == [None, not forgets, not forgets]
 
 
+class WritesIntoItsState(nn.Module):
+    """Puts the next state into the list that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = fptt.nn.GRU(3, 5, 3)
+
+    def forward(self, inputs: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        state = [inputs.new_zeros(1, inputs.shape[1], 5)] if state is None else state
+        outputs, state[0] = self.inner(inputs, state[0])
+        return outputs, state
+
+
+def test_a_state_that_is_written_into_is_used() -> None:
+    report = check(WritesIntoItsState())
+    assert report.passed
+    assert not report.state_is_unused
+
+
 class OfItsOwnType(nn.Module):
     def __init__(self, place: str) -> None:
         super().__init__()

@@ -281,7 +281,8 @@ class _Checker:
         isolated = copy.deepcopy(self.untouched)
         isolated.zero_grad()
         given = map_state(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()), window.state)
-        self.window_loss(isolated, window._replace(state=given), chunk)[0].backward()
+        # another nest of the same tensors: norse writes its new state into the list that it is given
+        self.window_loss(isolated, window._replace(state=map_state(lambda tensor: tensor, given)), chunk)[0].backward()
         return _gradient(isolated), any(t.grad is not None and bool(t.grad.any()) for t in flatten_state(given))
 
     def compare(self, walked: _Walked, chunk: Chunk, full: Gradient) -> ChunkGradient:
