@@ -340,7 +340,7 @@ def test_short_numbers_count_far() -> None:
         ({"tau": 0.0}, "tau must be a time constant above 0"),
         ({"tau": (5.0, 2.0)}, "tau must have the shorter time constant first"),
         ({"tau_adaptation": -1.0}, "tau_adaptation must be a time constant above 0"),
-        ({"tau_readout": 0.0}, "tau must be a time constant above 0"),
+        ({"tau_readout": 0.0}, "tau_readout must be a positive number, got 0.0"),
         ({"adaptation": -1.0}, "adaptation must be a number of at least 0"),
         ({"num_layers": 0}, "num_layers must be a positive integer"),
         ({"dropout": 1.0}, "dropout must be in"),

@@ -1,5 +1,6 @@
 """Networks of spiking neurons with a leaky read-out: LIF, ALIF and LiquidLIF."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
 from fptt.nn.spiking.neurons import ALIFLayer, ALIFState, LIFLayer, LIFState, LiquidLIFLayer, Reset
-from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_shapes, check_tau, counter_dtype
+from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_shapes, counter_dtype
 from fptt.nn.spiking.surrogates import MultiGaussian, Surrogate
 
 
@@ -105,7 +106,8 @@ class LIF(nn.Module):
         check_choice("reset", reset, get_args(Reset))
         check_choice("pool", pool, get_args(Pool))
         check_unit_interval("dropout", dropout, closed=False)
-        check_tau("tau", tau)
+        _check_tau("tau", tau)
+        check_positive("tau_readout", tau_readout)
         if not isinstance(surrogate, Surrogate):
             raise TypeError(f"surrogate must be a Surrogate such as MultiGaussian(), got {surrogate!r}.")
         options = {
@@ -217,13 +219,9 @@ class ALIF(LIF):
         tau_adaptation: float | tuple[float, float] = (5.0, 50.0),
         **options: Any,
     ) -> None:
-        if (
-            isinstance(adaptation, bool)
-            or not isinstance(adaptation, int | float)
-            or not 0 <= adaptation < float("inf")
-        ):
+        if isinstance(adaptation, bool) or not isinstance(adaptation, int | float) or not 0 <= adaptation < math.inf:
             raise ValueError(f"adaptation must be a number of at least 0, got {adaptation!r}.")
-        check_tau("tau_adaptation", tau_adaptation)
+        _check_tau("tau_adaptation", tau_adaptation)
         pair = tau_adaptation if isinstance(tau_adaptation, tuple) else (tau_adaptation, tau_adaptation)
         super().__init__(
             input_size, hidden_size, output_size, adaptation=float(adaptation), tau_adaptation=pair, **options
@@ -262,3 +260,12 @@ class LiquidLIF(ALIF):
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Return tensors (B, H) of all layers as one, (num_layers, B, H); a view of a single one."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _check_tau(name: str, tau: float | tuple[float, float]) -> None:
+    """Raise ValueError unless this is a time constant above 0, or two of them, the shorter first."""
+    bounds = tau if isinstance(tau, tuple) else (tau, tau)
+    if len(bounds) != 2 or not all(isinstance(bound, int | float) and 0 < bound < math.inf for bound in bounds):
+        raise ValueError(f"{name} must be a time constant above 0 or a pair of them, got {tau!r}.")
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{name} must have the shorter time constant first, got {tau!r}.")

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from fptt._checks import check_choice, check_count
+from fptt._checks import check_choice, check_count, check_positive
 
 Pool = Literal["last", "mean", "max"]
 """What is read out at a step: the potential itself, or its mean or maximum since the sequence began."""
@@ -53,7 +53,7 @@ class LeakyReadout(nn.Module):
         super().__init__()
         check_count("output_size", output_size)
         check_choice("pool", pool, get_args(Pool))
-        check_tau("tau", tau)
+        check_positive("tau", tau)
         self.linear = nn.Linear(input_size, output_size)
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -132,12 +132,3 @@ def _shapes(state: Any) -> Any:
     if isinstance(state, tuple | list):
         return tuple(_shapes(part) for part in state)
     return tuple(state.shape) if isinstance(state, Tensor) else state
-
-
-def check_tau(name: str, tau: float | tuple[float, float]) -> None:
-    """Raise ValueError unless this is a time constant above 0, or two of them, the shorter first."""
-    bounds = tau if isinstance(tau, tuple) else (tau, tau)
-    if len(bounds) != 2 or not all(isinstance(bound, int | float) and 0 < bound < math.inf for bound in bounds):
-        raise ValueError(f"{name} must be a time constant above 0 or a pair of them, got {tau!r}.")
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"{name} must have the shorter time constant first, got {tau!r}.")
