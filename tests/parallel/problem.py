@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "FPTT masked steps": {"kind": fptt.FPTT, "num_chunks": K, "loss": "steps"},
     "FPTT running prior": {"kind": fptt.FPTT, "num_chunks": K, "loss": "running"},
+    "FPTT horizon": {"kind": fptt.FPTT, "num_chunks": K, "horizon": 2},
     "FPTT staggered": {"kind": fptt.FPTT, "num_chunks": K, "staggered": True},
     "FPTT staggered steps": {"kind": fptt.FPTT, "num_chunks": K, "loss": "steps", "staggered": True},
 }

@@ -12,6 +12,7 @@ from fptt._checks import are_finite, check_positive
 class Regularizer(Protocol):
     """The side of a regularizer that the hooks call; the class itself imports this file."""
 
+    coupling: str
     previous_gradient: str
     param_groups: list[dict[str, Any]]
 
@@ -114,8 +115,8 @@ class StepHooks:
             raise FloatingPointError(f"the gradient has norm {norm.item()}; no weight was changed.")
         if self.regularizer is not None:
             self.regularizer.add_penalty_grad_()
-            # the released code clips the sum of both gradients; a decoupled penalty is not in it yet
-            norm = gradient_norm(params) if self.max_norm is not None else norm
+            if self.max_norm is not None and self.regularizer.coupling == "coupled":
+                norm = gradient_norm(params)  # of the sum of both gradients, which the released code clips
         if self.max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
         return call

@@ -8,3 +8,4 @@ from fptt.nn.models import LSTM as LSTM
 from fptt.nn.models import RNN as RNN
 from fptt.nn.models import Kernel as Kernel
 from fptt.nn.models import LSTMState as LSTMState
+from fptt.nn.models import RunningKernel as RunningKernel

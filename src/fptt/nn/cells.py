@@ -1,12 +1,15 @@
 """Plain cells on the weights of `torch.nn`'s recurrent layers: one pointwise function each, and one loop for all."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fptt.nn.cudnn import run_cudnn, suits_cudnn
+from fptt.nn.native import SHORTEST_COMPILED, run_native, suits_native
 
 CellState = tuple[Tensor, ...]
 """The tensors of one layer's state, (B, H) each; the first is its output."""
@@ -16,6 +19,9 @@ Gates = Sequence[Tensor]
 
 Cell = Callable[[Gates, Gates, CellState], CellState]
 """(gates from the input, gates from the hidden state, state) -> state."""
+
+RunLayer = Callable[[Tensor, Sequence[Tensor], CellState, int], tuple[Tensor, CellState]]
+"""(inputs, weights and biases of a layer, state, number of gates) -> outputs, state."""
 
 
 def lstm_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellState:
@@ -50,40 +56,51 @@ CELLS: dict[type[nn.RNNBase], tuple[Cell, int]] = {
 def run_plain(
     rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], *, may_fuse: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run a `torch.nn` recurrent layer by its plain cell, step by step, or by cuDNN where it may.
+    """Run a `torch.nn` recurrent layer by its plain cell, step by step, or all steps by one operator where it may.
 
     Args:
         rnn: The holder of the weights, of one direction.
         inputs: (T, B, D).
         states: The tensors of the state, (num_layers, B, H) each.
-        may_fuse: Whether cuDNN may run all steps of a layer at once, where it can.
+        may_fuse: Whether `fused_operator` may run all steps of a layer at once, where there is one.
 
     Returns:
         Outputs, (T, B, H), and the tensors of the last state. Between layers, dropout draws its own random numbers:
         another stream than that of the fused kernel.
     """
+    return _run_layers(rnn, inputs, states, OPERATORS[fused_operator(rnn, inputs) if may_fuse else None])
+
+
+def run_whole(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Run a `torch.nn` recurrent layer by machine code of our own, eagerly; see `run_plain`."""
+    return _run_layers(rnn, inputs, states, run_native)
+
+
+def fused_operator(rnn: nn.RNNBase, inputs: Tensor) -> Literal["cudnn", "native"] | None:
+    """Return the operator that a compiled step should call for all time steps of a layer on inputs, (T, B, D)."""
+    if suits_cudnn(inputs):
+        return "cudnn"
+    return "native" if len(inputs) >= SHORTEST_COMPILED and suits_native(rnn, inputs) else None
+
+
+def _run_layers(
+    rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], run: RunLayer
+) -> tuple[Tensor, list[Tensor]]:
     finals: list[CellState] = []
     for layer in range(rnn.num_layers):
         if layer:
             # on the outputs of all layers but the last, as torch.nn has it
             inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
-        run = _run_fused if may_fuse and suits_cudnn(inputs) else _run_layer
-        inputs, final = run(rnn, layer, inputs, tuple(state[layer] for state in states))
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = [getattr(rnn, f"{name}_l{layer}") for name in names]
+        inputs, final = run(inputs, weights, tuple(state[layer] for state in states), CELLS[type(rnn)][1])
         finals.append(final)
     return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
 
 
-def _weights(rnn: nn.RNNBase, layer: int) -> list[Tensor]:
-    return [getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-
-
-def _run_fused(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-    return run_cudnn(inputs, _weights(rnn, layer), state, CELLS[type(rnn)][1])
-
-
-def _run_layer(rnn: nn.RNNBase, layer: int, inputs: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-    cell, num_gates = CELLS[type(rnn)]
-    weight_ih, weight_hh, bias_ih, bias_hh = _weights(rnn, layer)
+def _run_steps(inputs: Tensor, weights: Sequence[Tensor], state: CellState, num_gates: int) -> tuple[Tensor, CellState]:
+    (cell,) = (cell for cell, gates in CELLS.values() if gates == num_gates)
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     biases = bias_hh.chunk(num_gates)
     outputs: list[Tensor] = []
     # the products with the inputs do not wait for the state: one for all steps
@@ -101,3 +118,11 @@ def _input_gates(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if inputs.shape[-1] == 1:
         return inputs * weight.squeeze(-1) + bias
     return functional.linear(inputs, weight, bias)
+
+
+OPERATORS: dict[str | None, RunLayer] = {
+    "cudnn": run_cudnn,
+    "native": partial(run_native, as_operator=True),
+    None: _run_steps,
+}
+"""What runs a layer inside a compiled step."""

@@ -12,9 +12,13 @@ from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
-from fptt.nn.cells import run_plain
+from fptt.nn.cells import fused_operator, run_plain, run_whole
+from fptt.nn.native import suits_native
 
-Kernel = Literal["fused", "plain"]
+Kernel = Literal["fused", "torch", "plain"]
+
+RunningKernel = Literal["plain", "torch", "cudnn", "native"]
+"""What may run a layer; see `LSTM.kernel_for`."""
 
 # The compiled engine has to set this for models anywhere inside a user's own module, so it cannot be an argument.
 _plain_everywhere = ContextVar("plain_everywhere", default=False)
@@ -66,7 +70,7 @@ class _Model(nn.Module):
         fan_in_init: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("kernel", kernel, ("fused", "plain"))
+        check_choice("kernel", kernel, ("fused", "torch", "plain"))
         if output_size is None and readout_sizes:
             raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
@@ -111,9 +115,36 @@ class _Model(nn.Module):
             )
         return list(states)
 
+    def kernel_for(self, inputs: Tensor) -> RunningKernel:
+        """Return what runs the recurrent layers on inputs of this shape, here and now: autocast and threads count.
+
+        Args:
+            inputs: (T, B, D), or (B, T, D) with batch_first.
+
+        Returns:
+            `plain`, the cell written out; `torch`, the layer of `torch.nn`; `native`, machine code of the library's
+            own that takes all steps at once, on processors, with products in bfloat16 under autocast and all else in
+            float32; `cudnn`, cuDNN's as an operator, inside compiled steps only.
+
+        Examples:
+            >>> fptt.nn.LSTM(3, 16, kernel="plain").kernel_for(torch.randn(7, 4, 3))
+            'plain'
+        """
+        return self._kernel_for(inputs.transpose(0, 1) if self.batch_first else inputs)
+
+    def _kernel_for(self, inputs: Tensor) -> RunningKernel:
+        if self.kernel == "plain":
+            return "plain"
+        if plain_is_wanted():
+            return (fused_operator(self.rnn, inputs) if self.kernel == "fused" else None) or "plain"
+        may_replace = self.kernel == "fused" and not _has_hooks(self.rnn)
+        return "native" if may_replace and suits_native(self.rnn, inputs) else "torch"
+
     def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if self.kernel == "plain" or plain_is_wanted():
             return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
+        if self._kernel_for(inputs) == "native":
+            return run_whole(self.rnn, inputs, states)
         # torch.nn takes and returns a pair for an LSTM, else one tensor
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]
@@ -133,8 +164,8 @@ class LSTM(_Model):
         last_only: Read out the last step of each call only, as a terminal loss needs: outputs are (1, B, C).
         dropout: Between recurrent layers, in [0, 1).
         batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
-        kernel: `fused`, the kernels of `torch.nn`, or `plain`, the cell written out: same weights, same numbers,
-            readable, and traceable by `torch.compile`.
+        kernel: `fused`, the fastest there is, see `kernel_for`; `torch`, the layer of `torch.nn`; or `plain`, the cell
+            written out: same weights, same numbers, readable, and differentiable more than once.
         forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
             b keeps σ(b) of it.
         chrono_init: Longest dependency in time steps, for chrono initialization (Tallec & Ollivier 2018): the units'
@@ -202,6 +233,12 @@ class RNN(GRU):
 
 CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 """The models by the names of their cells; `RNN` is a `GRU` of another cell."""
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether somebody wants to see the calls of a module."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _readout(sizes: list[int], output_size: int | None, activation: Callable[[], nn.Module]) -> nn.Module:

@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional
 
 import fptt
-from fptt.experiments.benchmarks.contestants import LiteralFPTT
+from fptt.experiments.benchmarks.contestants import LiteralFPTT, running_kernel
 from fptt.experiments.benchmarks.floor import Floor, Product, chunk_products, readout_products, sequence_products
 from fptt.experiments.benchmarks.grid import Spec, Workload
 from fptt.experiments.benchmarks.timing import Stopwatch
+from fptt.nn import native
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,28 @@ def test_a_floor_is_products_plus_traffic() -> None:
     assert floor.bytes_per_second == 6000
     num_products = 6 * (2 + 6)  # gates and weight gradient, and six of the read-out, of each step
     assert floor.seconds(Spec("fptt", "eager", 6)) == pytest.approx(2 * num_products + 6 * 11 * 4000 / 6000)
-    assert floor.seconds(Spec("literal", None, 6)) == floor.seconds(Spec("fptt", "eager", 6))
+    assert floor.seconds(Spec("literal", None, 6, "torch")) == floor.seconds(Spec("fptt", "eager", 6))
     assert floor.seconds(Spec("tbptt", "eager", 6)) == pytest.approx(2 * num_products + 6 * 7 * 4000 / 6000)
     assert floor.seconds(Spec("bptt", "eager", 1)) == pytest.approx(2 * (6 + 5 + 1 + 6) + 7 * 4000 / 6000)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_floor_multiplies_in_the_precision_of_its_workload(precision: str) -> None:
+    floor = Floor(Workload("gru", 2, 2, precision), [2], 1000, Stopwatch(CPU))
+    kinds = {sample.function().dtype for samples in floor.samples.values() for sample in samples}  # pyright: ignore
+    assert kinds == {getattr(torch, precision)}
+
+
+def test_rows_say_which_kernel_runs() -> None:
+    own = "torch" if native._library() is None else "native"
+    workload = Workload("lstm", 56, 2)
+    kernels = [
+        running_kernel(spec, workload, CPU)
+        for spec in (
+            Spec("fptt", "eager", 2),
+            Spec("fptt", "eager", 2, "torch"),
+            Spec("fptt", "compiled", 2),
+            Spec("fptt", "compiled", 56),
+        )
+    ]
+    assert kernels == [own, "torch", "plain" if own == "torch" else own, "plain"]

@@ -14,6 +14,7 @@ from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
 from fptt.experiments.commands.cli import run
 from fptt.experiments.process.console import logging_to
 from fptt.experiments.process.errors import UserError
+from fptt.nn import native
 
 CPU = torch.device("cpu")
 
@@ -47,9 +48,9 @@ def test_everything_takes_turns() -> None:
 
 
 def test_ratios_are_quotients_of_medians() -> None:
-    specs = [Spec("bptt", "eager", 1), Spec("fptt", "compiled", 6), Spec("literal", None, 6)]
+    specs = [Spec("bptt", "eager", 1), Spec("fptt", "compiled", 6), Spec("literal", None, 6, "torch")]
     figures = [[9.0, 2.0, 1.0], [1.0, 5.0, 6.0], [10.0, 80.0, 20.0]]
-    rows = speed.make_rows(Workload("lstm", 6, 2), specs, figures, [0.5, 1.0, 1.0])
+    rows = speed.make_rows(Workload("lstm", 6, 2), specs, figures, [0.5, 1.0, 1.0], ["native", "plain", "torch"])
     assert [row["seconds"] for row in rows] == [2.0, 5.0, 20.0]
     assert [row["ratio_to_bptt"] for row in rows] == [1.0, 2.5, 10.0]
     assert [row["ratio_to_literal"] for row in rows] == [None, 0.25, 1.0]
@@ -57,7 +58,10 @@ def test_ratios_are_quotients_of_medians() -> None:
     assert rows[1] == {
         "method": "fptt",
         "engine": "compiled",
+        "layers": "fused",
+        "kernel": "plain",
         "cell": "lstm",
+        "precision": "float32",
         "num_chunks": 6,
         "batch_size": 2,
         "sequence_length": 6,
@@ -78,17 +82,20 @@ def test_headlines_take_the_faster_engine_of_each_method() -> None:
         Spec("tbptt", "eager", 2): 4.0,
         Spec("tbptt", "compiled", 2): 5.0,
         Spec("fptt", "eager", 2): 4.4,
+        Spec("fptt", "eager", 2, "torch"): 7.0,
         Spec("fptt", "compiled", 2): 3.0,
-        Spec("literal", None, 2): 6.0,
+        Spec("literal", None, 2, "torch"): 6.0,
         Spec("fptt", "eager", 6): 8.0,
         Spec("fptt", "compiled", 6): 9.0,
-        Spec("literal", None, 6): 36.0,
+        Spec("literal", None, 6, "torch"): 36.0,
     }
     figures = [[value] for value in seconds.values()]
-    rows = speed.make_rows(Workload("lstm", 6, 2), list(seconds), figures, [1.5] * len(seconds))
+    rows = speed.make_rows(
+        Workload("lstm", 6, 2), list(seconds), figures, [1.5] * len(seconds), ["native"] * len(seconds)
+    )
     assert headlines(rows) == [
         "compiled FPTT, K = T = 6: 0.25 × literal, 4.50 × BPTT, 6.00 × the floor",
-        "compiled FPTT, K = 2: 0.750 × eager TBPTT, 1.50 × BPTT",
+        "compiled FPTT, K = 2: 0.750 × eager TBPTT, 1.50 × BPTT, 2.00 × the floor",
         "bookkeeping of eager FPTT over eager TBPTT, K = 2: +10.0%",
     ]
 
@@ -105,8 +112,10 @@ def test_long_chunks_have_no_compiled_rows_and_a_note() -> None:
         ("tbptt", "compiled"),
         ("fptt", "eager"),
         ("fptt", "compiled"),
+        ("fptt", "eager"),
         ("literal", None),
     ]
+    assert [spec.layers for spec in chosen.specs(784) if spec.num_chunks == 784] == ["fused"] * 4 + ["torch"] * 2
 
 
 def test_a_step_that_cannot_be_compiled_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,18 +181,30 @@ def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.Captu
     assert report["settings"]["repeats"] == 2
     assert report["notes"] == ["no compiled rows were asked for"]
     found = [
-        tuple(row[name] for name in ("sequence_length", "batch_size", "method", "engine", "num_chunks"))
+        tuple(row[name] for name in ("sequence_length", "batch_size", "method", "engine", "num_chunks", "layers"))
         for row in report["rows"]
     ]
     assert found == [
-        (length, batch_size, method, engine, num_chunks)
+        (length, batch_size, method, engine, num_chunks, layers)
         for length in (6, 8)
         for batch_size in (1, 16)
-        for method, engine, num_chunks in [
-            ("bptt", "eager", 1),
-            *[row for k in (2, length) for row in (("tbptt", "eager", k), ("fptt", "eager", k), ("literal", None, k))],
+        for method, engine, num_chunks, layers in [
+            ("bptt", "eager", 1, "fused"),
+            ("bptt", "eager", 1, "torch"),
+            *[
+                row
+                for k in (2, length)
+                for row in (
+                    ("tbptt", "eager", k, "fused"),
+                    ("fptt", "eager", k, "fused"),
+                    ("fptt", "eager", k, "torch"),
+                    ("literal", None, k, "torch"),
+                )
+            ],
         ]
     ]
+    kernels = {"fused": "torch" if native._library() is None else "native", "torch": "torch"}
+    assert all(row["kernel"] == kernels[row["layers"]] for row in report["rows"])
     for row in report["rows"]:
         assert row["floor_seconds"] > 0
         assert 0 < row["seconds_min"] <= row["seconds"]

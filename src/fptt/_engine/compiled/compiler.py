@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fptt._engine.compiled.products import DECOMPOSITIONS, register_lowering
 from fptt.nn.models import plain_cells
+from fptt.nn.native import keep_freed_memory
 
 LOGGER = logging.getLogger("fptt")
 
@@ -40,7 +40,7 @@ def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tenso
     Raises:
         CompilationError: If it cannot be traced or compiled; says where, why, and what to do.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     start = time.perf_counter()
     # the tracer would take a tensor that is given twice for one input
     firsts = {id(tensor): number for number, tensor in reversed(list(enumerate(examples)))}
@@ -52,17 +52,6 @@ def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tenso
     end = time.perf_counter()
     announce(f"compiled a chunk step in {end - start:.1f} s (tracing {traced - start:.1f} s)")
     return (lambda *tensors: compiled(*tensors, *constants)) if constants else compiled
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next one.
-
-    At first glibc gives blocks above 128 KiB back to the system at once, and every step would have to fetch its pages
-    anew, which doubles its time. It learns from the largest block that was freed, up to 32 MiB (mallopt(3),
-    M_MMAP_THRESHOLD).
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def announce(text: str) -> None:

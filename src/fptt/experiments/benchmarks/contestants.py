@@ -1,6 +1,7 @@
 """The contestants of `fptt bench speed`: the library's methods, and FPTT written down literally."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 import fptt
 from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, INPUT_SIZE, NUM_CLASSES, READOUT_SIZE, Spec, Workload
-from fptt.nn.models import CELLS
+from fptt.nn.models import CELLS, plain_cells
 
 LR = 1e-3
 MAX_NORM = 1.0
@@ -20,11 +21,30 @@ TrainBatch = Callable[[Tensor, Tensor], object]
 """Trains on inputs (T, B, 1) and labels (B,)."""
 
 
-def make_model(cell: str, seed: int, device: torch.device) -> nn.Module:
+def make_model(
+    cell: str, seed: int, device: torch.device, kernel: fptt.nn.Kernel = "fused"
+) -> fptt.nn.LSTM | fptt.nn.GRU:
     """Return the recurrent network that all rows train, with the same weights for all."""
     torch.manual_seed(seed)
-    model = CELLS[cell](INPUT_SIZE, HIDDEN_SIZE, NUM_CLASSES, readout_sizes=[READOUT_SIZE], last_only=True)
+    model = CELLS[cell](
+        INPUT_SIZE, HIDDEN_SIZE, NUM_CLASSES, readout_sizes=[READOUT_SIZE], last_only=True, kernel=kernel
+    )
     return model.to(device)
+
+
+def in_precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which everything of a workload runs."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def running_kernel(spec: Spec, workload: Workload, device: torch.device) -> str:
+    """Return what runs the recurrent layers of a row, on its longest chunk."""
+    model = make_model(workload.cell, 0, device, spec.layers)
+    steps = max(fptt.chunk_lengths(workload.sequence_length, spec.num_chunks))
+    chunk = torch.zeros(steps, workload.batch_size, INPUT_SIZE, device=device)
+    compiling = plain_cells() if spec.engine == "compiled" else nullcontext()
+    with in_precision(workload.precision, device), compiling:
+        return model.kernel_for(chunk)
 
 
 def make_data(workload: Workload, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -37,7 +57,17 @@ def make_data(workload: Workload, seed: int, device: torch.device) -> tuple[Tens
 
 def make_contestant(spec: Spec, workload: Workload, seed: int, device: torch.device) -> TrainBatch:
     """Return the function that trains a batch with the method and engine of a row, on a model of its own."""
-    model = make_model(workload.cell, seed, device)
+    train_batch = _make_method(spec, workload, seed, device)
+
+    def train(inputs: Tensor, targets: Tensor) -> object:
+        with in_precision(workload.precision, device):
+            return train_batch(inputs, targets)
+
+    return train
+
+
+def _make_method(spec: Spec, workload: Workload, seed: int, device: torch.device) -> TrainBatch:
+    model = make_model(workload.cell, seed, device, spec.layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     chunking = _chunking(spec, workload)
     if spec.method == "literal":

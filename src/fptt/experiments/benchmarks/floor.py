@@ -14,6 +14,9 @@ An update reads and writes whole copies of the parameters, four bytes each: it r
 moments, FPTT also averages and duals, and writes all of these but the gradients. `fptt` thus moves 11 copies, `tbptt`
 and `bptt` 7, at the rate at which `copy_` moves buffers of that size.
 
+Products are those of the workload's precision, float32 or bfloat16 with results in bfloat16; weights and all that
+belongs to an update are float32 in both.
+
 Both are measured in the same process and the same rounds as what is compared with them, and medians are taken; of the
 ways to multiply, `torch.mm` and oneDNN's, the faster one counts. BPTT has the floor of one chunk of T steps.
 """
@@ -109,9 +112,9 @@ class Floor:
     ) -> None:
         self.workload, self.num_parameters, self.stopwatch = workload, num_parameters, stopwatch
         self.products = {count: sequence_products(workload, count) for count in num_chunks}
-        device = stopwatch.device
+        device, dtype = stopwatch.device, getattr(torch, workload.precision)
         self.samples = {
-            product: [_Sample(multiply, stopwatch) for multiply in _multiplications(product, device)]
+            product: [_Sample(multiply, stopwatch) for multiply in _multiplications(product, device, dtype)]
             for products in self.products.values()
             for product in products
         }
@@ -158,11 +161,11 @@ class _Sample:
         return median(self.seconds)
 
 
-def _multiplications(product: Product, device: torch.device) -> list[Callable[[], object]]:
+def _multiplications(product: Product, device: torch.device, dtype: torch.dtype) -> list[Callable[[], object]]:
     """Return the product by `torch.mm` and, on the processor, by oneDNN: the floor has the faster one."""
-    left = torch.rand(product.rows, product.inner, device=device)
-    right = torch.rand(product.inner, product.columns, device=device)
-    result = torch.empty(product.rows, product.columns, device=device)
+    left = torch.rand(product.rows, product.inner, device=device).to(dtype)
+    right = torch.rand(product.inner, product.columns, device=device).to(dtype)
+    result = torch.empty(product.rows, product.columns, device=device, dtype=dtype)
     ways: list[Callable[[], object]] = [lambda: torch.mm(left, right, out=result)]
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         transposed = right.T.contiguous()

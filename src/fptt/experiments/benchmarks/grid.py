@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fptt import chunk_lengths
 from fptt.experiments.process.errors import UserError
@@ -17,6 +17,9 @@ NUM_GATES = {"lstm": 4, "gru": 3}
 
 ENGINES = ("eager", "compiled")
 
+PRECISIONS = ("float32", "bfloat16")
+"""Of the products; bfloat16 by autocast, with weights in float32."""
+
 
 class Workload(NamedTuple):
     """A cell and the shape of its data: rows of one workload are compared."""
@@ -24,9 +27,10 @@ class Workload(NamedTuple):
     cell: str
     sequence_length: int
     batch_size: int
+    precision: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.cell}, T = {self.sequence_length}, batch {self.batch_size}"
+        return f"{self.cell}, T = {self.sequence_length}, batch {self.batch_size}, {self.precision}"
 
 
 class Spec(NamedTuple):
@@ -36,16 +40,19 @@ class Spec(NamedTuple):
         method: bptt, tbptt, fptt or literal.
         engine: eager or compiled; None for the literal loop, which is not the library's.
         num_chunks: K; 1 for BPTT.
+        layers: The recurrent layers: fused, the fastest that the library has, or torch, those of `torch.nn`.
     """
 
     method: str
     engine: str | None
     num_chunks: int
+    layers: Literal["fused", "torch"] = "fused"
 
     def __str__(self) -> str:
         chunks = "" if self.method == "bptt" else f"-{self.num_chunks}"
         engine = f" {self.engine}" if self.method in ("tbptt", "fptt") else ""
-        return (self.method if self.method == "literal" else self.method.upper()) + chunks + engine
+        layers = ", torch.nn" if self.layers == "torch" and self.method != "literal" else ""
+        return (self.method if self.method == "literal" else self.method.upper()) + chunks + engine + layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,7 @@ class Grid:
         sequence_lengths: T.
         num_chunks: K, with None for T.
         engines: Of `ENGINES`.
+        precisions: Of `PRECISIONS`.
         longest_compiled: Longest chunk, in time steps, for which there is a compiled row; None for no limit.
 
     Raises:
@@ -69,6 +77,7 @@ class Grid:
     sequence_lengths: tuple[int, ...]
     num_chunks: tuple[int | None, ...]
     engines: tuple[str, ...]
+    precisions: tuple[str, ...] = ("float32",)
     longest_compiled: int | None
 
     def __post_init__(self) -> None:
@@ -83,15 +92,18 @@ class Grid:
         for cell in self.cells:
             for length in self.sequence_lengths:
                 for batch_size in self.batch_sizes:
-                    yield Workload(cell, length, batch_size)
+                    for precision in self.precisions:
+                        yield Workload(cell, length, batch_size, precision)
 
     def specs(self, sequence_length: int) -> list[Spec]:
         """Return the rows for sequences of this length."""
-        specs = [Spec("bptt", "eager", 1)]
+        specs = [Spec("bptt", "eager", 1), Spec("bptt", "eager", 1, "torch")]
         for count in self._counts(sequence_length):
             engines = [engine for engine in self.engines if engine == "eager" or self._compiles(sequence_length, count)]
             specs += [Spec(method, engine, count) for method in ("tbptt", "fptt") for engine in engines]
-            specs.append(Spec("literal", None, count))
+            if "eager" in self.engines:
+                specs.append(Spec("fptt", "eager", count, "torch"))
+            specs.append(Spec("literal", None, count, "torch"))
         return specs
 
     def notes(self) -> list[str]:

@@ -17,7 +17,7 @@ from fptt.experiments.training.plots import COLORS, save_figure
 Row = Mapping[str, Any]
 Report = Mapping[str, Any]
 
-SPEED_HEADS = ("method", "engine", "K", "seconds", "floor", "× floor", "× BPTT", "× literal")
+SPEED_HEADS = ("method", "engine", "kernel", "K", "seconds", "floor", "× floor", "× BPTT", "× literal")
 MEMORY_HEADS = ("method", "T", "peak", "above the start", "updates", "seconds")
 
 LITERAL_COLOR = "tab:orange"
@@ -48,7 +48,7 @@ def show_speed(report: Report, console: Console) -> None:
     """Print tables, notes and headlines."""
     for title, rows in by_workload(report["rows"]):
         cells = [SPEED_HEADS, *map(speed_cells, rows)]
-        console.print(console_table(cells, f"{title}: seconds a batch", num_left=2))
+        console.print(console_table(cells, f"{title}: seconds a batch", num_left=3))
     for note in report["notes"]:
         say(console, f"note: {note}")
     for title, rows in by_workload(report["rows"]):
@@ -61,17 +61,18 @@ def speed_markdown(report: Report) -> str:
     lines = ["# Seconds a batch", "", f"{where}; medians of {report['settings']['repeats']} rounds.", ""]
     lines += [f"* {note}" for note in report["notes"]]
     for title, rows in by_workload(report["rows"]):
-        table = markdown_table([SPEED_HEADS, *map(speed_cells, rows)], num_left=2)
+        table = markdown_table([SPEED_HEADS, *map(speed_cells, rows)], num_left=3)
         lines += ["", f"## {title}", "", table, *(f"* {line}" for line in headlines(rows))]
     return "\n".join(lines) + "\n"
 
 
 def by_workload(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """Yield a title and the rows of each workload, by batch size."""
-    keys = dict.fromkeys((row["batch_size"], row["cell"], row["sequence_length"]) for row in rows)
-    for batch_size, cell, length in sorted(keys, key=lambda key: key[0]):
-        wanted = {"batch_size": batch_size, "cell": cell, "sequence_length": length}
-        yield f"batch {batch_size}, {cell}, T = {length}", [row for row in rows if wanted.items() <= row.items()]
+    keys = dict.fromkeys((row["batch_size"], row["cell"], row["sequence_length"], row["precision"]) for row in rows)
+    for batch_size, cell, length, precision in sorted(keys, key=lambda key: key[0]):
+        wanted = {"batch_size": batch_size, "cell": cell, "sequence_length": length, "precision": precision}
+        title = f"batch {batch_size}, {cell}, T = {length}, {precision}"
+        yield title, [row for row in rows if wanted.items() <= row.items()]
 
 
 def speed_cells(row: Row) -> list[str]:
@@ -80,6 +81,7 @@ def speed_cells(row: Row) -> list[str]:
     return [
         row["method"],
         row["engine"] or "–",
+        row["kernel"],
         f"{row['num_chunks']:,}",
         f"{row['seconds']:.4f}",
         f"{row['floor_seconds']:.4f}",
@@ -116,7 +118,7 @@ def _chunked(rows: Sequence[Row], num_chunks: int) -> str:
     fptt, tbptt = (min(_find(rows, method, num_chunks), key=lambda row: row["seconds"]) for method in ("fptt", "tbptt"))
     return (
         f"{fptt['engine']} FPTT, K = {num_chunks}: {fptt['seconds'] / tbptt['seconds']:.3f} × {tbptt['engine']} TBPTT, "
-        f"{fptt['ratio_to_bptt']:.2f} × BPTT"
+        f"{fptt['ratio_to_bptt']:.2f} × BPTT, {fptt['seconds'] / fptt['floor_seconds']:.2f} × the floor"
     )
 
 
@@ -126,7 +128,7 @@ def _bookkeeping(rows: Sequence[Row], num_chunks: int) -> list[str]:
         method: row["seconds"]
         for method in ("fptt", "tbptt")
         for row in _find(rows, method, num_chunks)
-        if row["engine"] == "eager"
+        if row["engine"] == "eager" and row["layers"] == "fused"
     }
     if len(seconds) < 2:
         return []
@@ -140,18 +142,20 @@ def _find(rows: Sequence[Row], method: str, num_chunks: int) -> list[Row]:
 
 
 def draw_time_against_chunks(rows: Sequence[Row], path: Path) -> None:
-    """Draw the seconds of a batch against K: a panel for each cell, length and batch size."""
+    """Draw the seconds of a batch against K: a panel for each cell, length, precision and batch size."""
+    rows = [row for row in rows if row["layers"] == "fused" or row["method"] == "literal"]
 
     def draw(axis: Axes, panel: list[Row]) -> None:
         bptt = next(row["seconds"] for row in panel if row["method"] == "bptt")
         axis.axhline(bptt, color=COLORS["bptt"], linewidth=1.2, label="BPTT")
         _draw_lines(axis, [row for row in panel if row["method"] != "bptt"], "num_chunks")
 
-    _draw_panels(rows, ("cell", "sequence_length"), "K, chunks a sequence", draw, path)
+    _draw_panels(rows, ("cell", "sequence_length", "precision"), "K, chunks a sequence", draw, path)
 
 
 def draw_time_against_length(rows: Sequence[Row], path: Path) -> None:
     """Draw the seconds of a batch against T, with the most chunks measured: a panel for each cell and batch size."""
+    rows = [row for row in rows if row["layers"] == "fused" or row["method"] == "literal"]
     most: dict[int, int] = {}
     for row in rows:
         most[row["sequence_length"]] = max(row["num_chunks"], most.get(row["sequence_length"], 0))
@@ -160,7 +164,7 @@ def draw_time_against_length(rows: Sequence[Row], path: Path) -> None:
     def draw(axis: Axes, panel: list[Row]) -> None:
         _draw_lines(axis, panel, "sequence_length")
 
-    _draw_panels(chosen, ("cell",), "T, time steps", draw, path)
+    _draw_panels(chosen, ("cell", "precision"), "T, time steps", draw, path)
 
 
 def _draw_panels(

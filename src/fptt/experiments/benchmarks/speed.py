@@ -17,6 +17,7 @@ from fptt.experiments.benchmarks.contestants import (
     make_contestant,
     make_data,
     make_model,
+    running_kernel,
     warm_up_steps,
 )
 from fptt.experiments.benchmarks.floor import Floor
@@ -86,7 +87,8 @@ class SpeedBench:
         turns = map(timed, specs, contestants, beginnings)
         seconds = take_turns([*turns, floor.measure], self.repeats)[:-1]
         floors = [floor.seconds(spec) for spec in specs]
-        return make_rows(workload, specs, seconds, floors)
+        kernels = [running_kernel(spec, workload, self.device) for spec in specs]
+        return make_rows(workload, specs, seconds, floors, kernels)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -110,18 +112,23 @@ class SpeedBench:
 
 
 def make_rows(
-    workload: Workload, specs: Sequence[Spec], measured: Sequence[Sequence[float]], floors: Sequence[float]
+    workload: Workload,
+    specs: Sequence[Spec],
+    measured: Sequence[Sequence[float]],
+    floors: Sequence[float],
+    kernels: Sequence[str],
 ) -> list[Row]:
     """Return the rows of a workload: medians of the seconds, and their ratios to BPTT and to the literal loop."""
     medians = {spec: median(seconds) for spec, seconds in zip(specs, measured, strict=True)}
     bptt = next(seconds for spec, seconds in medians.items() if spec.method == "bptt")
     rows = []
-    for spec, seconds, floor in zip(specs, measured, floors, strict=True):
-        literal = medians.get(Spec("literal", None, spec.num_chunks)) if spec.method != "bptt" else None
+    for spec, seconds, floor, kernel in zip(specs, measured, floors, kernels, strict=True):
+        literal = medians.get(Spec("literal", None, spec.num_chunks, "torch")) if spec.method != "bptt" else None
         rows.append(
             {
                 **spec._asdict(),
                 **workload._asdict(),
+                "kernel": kernel,
                 "seconds": medians[spec],
                 "seconds_min": min(seconds),
                 "seconds_max": max(seconds),

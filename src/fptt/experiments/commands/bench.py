@@ -25,7 +25,7 @@ first steps:
 """
 
 QUICK_COMPILED_STEPS, COMPILED_STEPS = 8, 32
-"""The longest chunk that is compiled on a processor, step by step; on a GPU cuDNN takes chunks whole."""
+"""The longest chunk that is compiled where its steps are written out, and not taken whole by one operator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,10 @@ class Speed:
     An LSTM of width 128 with a read-out of 256 reads random sequences of one number a step. All rows of a setting take
     turns in one process, so that what disturbs the machine disturbs all of them, and medians are reported: as seconds,
     and as ratios to BPTT, to FPTT's equations written down literally (a Python loop over the parameters, as in
-    published code), and to a floor (the bare matrix products and the memory traffic of the updates). The full grid
-    takes most of an hour on two cores.
+    published code), and to a floor (the bare matrix products and the memory traffic of the updates). Every row says
+    which kernel runs its layers: native, machine code of the library's own; cudnn; torch, the layers of torch.nn, with
+    which BPTT and FPTT have a second row; or plain, cells written out for the compiler. The full grid takes an hour or
+    two on two cores.
 
     fptt bench speed --quick                                              minutes: LSTM, T = 784, three rounds
 
@@ -61,6 +63,8 @@ class Speed:
     """T, time steps; 784,1568 by default, 784 with --quick."""
     cells: str | None = None
     """Recurrent layers; lstm,gru by default, lstm with --quick."""
+    precisions: str | None = None
+    """Of the products: float32,bfloat16 by default where the processor multiplies in bfloat16, float32 with --quick."""
     engines: str = "eager,compiled"
     """Executors of TBPTT and FPTT. The first batch of compiled rows takes seconds to minutes."""
     keep_memory: bool = False
@@ -78,30 +82,46 @@ class Speed:
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(self.threads)  # before anything runs: worker threads inherit how they treat denormals
+        from fptt.experiments.benchmarks.contestants import running_kernel
         from fptt.experiments.benchmarks.grid import (
             ENGINES,
             NUM_GATES,
+            PRECISIONS,
             Grid,
+            Spec,
+            Workload,
             parse_chunks,
             parse_names,
             parse_numbers,
         )
         from fptt.experiments.benchmarks.reports import draw_speed, save_speed, show_speed
         from fptt.experiments.benchmarks.speed import SpeedBench
-        from fptt.experiments.training.build import make_fabric
+        from fptt.experiments.training.build import has_bfloat16, make_fabric
 
+        device = make_fabric(self.accelerator).device
+        cells = parse_names("cells", self.cells or ("lstm" if self.quick else "lstm,gru"), tuple(NUM_GATES))
+        default = "float32" if self.quick or not has_bfloat16(device) else "float32,bfloat16"
+        precisions = parse_names("precisions", self.precisions or default, PRECISIONS)
+        if "bfloat16" in precisions and not has_bfloat16(device):
+            raise UserError("precisions must be float32 on a processor that does not multiply in bfloat16.")
         longest = QUICK_COMPILED_STEPS if self.quick else COMPILED_STEPS
+        # an operator that takes chunks whole is compiled as quickly for long ones
+        kernels = {
+            running_kernel(Spec("fptt", "compiled", 1), Workload(cell, COMPILED_STEPS, 1, precision), device)
+            for cell in cells
+            for precision in precisions
+        }
         grid = Grid(
-            cells=parse_names("cells", self.cells or ("lstm" if self.quick else "lstm,gru"), tuple(NUM_GATES)),
+            cells=cells,
             batch_sizes=parse_numbers("batch_sizes", self.batch_sizes),
             sequence_lengths=parse_numbers(
                 "sequence_lengths", self.sequence_lengths or ("784" if self.quick else "784,1568")
             ),
             num_chunks=parse_chunks("num_chunks", self.num_chunks or ("10,28,T" if self.quick else "10,28,112,T")),
             engines=parse_names("engines", self.engines, ENGINES),
-            longest_compiled=longest if self.accelerator == "cpu" else None,
+            precisions=precisions,
+            longest_compiled=longest if "plain" in kernels else None,
         )
-        device = make_fabric(self.accelerator).device
         _make_folder(self.out)
         bench = SpeedBench(grid, device, repeats=repeats, seed=self.seed, keep_memory=self.keep_memory)
         report = bench.run(console, lambda report: save_speed(report, self.out))
