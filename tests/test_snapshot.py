@@ -38,7 +38,7 @@ def check(name: str, text: str) -> None:
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [fptt, fptt.nn], ids=["fptt", "fptt.nn"])
+@pytest.mark.parametrize("module", [fptt, fptt.nn, fptt.nn.spiking], ids=lambda module: module.__name__)
 def test_public_names(module: ModuleType) -> None:
     check(module.__name__, "\n".join(describe(module)))
 

@@ -189,6 +189,11 @@ def map_state(function: Callable[[Tensor], Any], state: State) -> State:
     return tree_unflatten([None if leaf is None else function(leaf) for leaf in _checked(leaves)], spec)
 
 
+def copied_nest(state: State) -> State:
+    """Return a nest of its own with the same tensors: a model may write its next state into the one it is given."""
+    return state if isinstance(state, Tensor) or _is_flat(state) else map_state(lambda tensor: tensor, state)
+
+
 def flatten_state(state: State) -> list[Tensor]:
     """Return the tensors of a nest in the order in which `map_state` visits them."""
     if isinstance(state, Tensor):

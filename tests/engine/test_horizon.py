@@ -203,3 +203,39 @@ def test_slips_are_named() -> None:
     stream = fptt.TBPTT(own, torch.optim.SGD(own.parameters(), lr=0.1), loss, chunk_length=2, horizon=2)
     with pytest.raises(ValueError, match="horizon must be 1 on a stream that is learned chunk by chunk, got 2"):
         fptt.OnlineLearner(stream, classes=range(C))
+
+
+class WritesIntoItsState(nn.Module):
+    """A cell that writes its next state into the list that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.readout = nn.GRUCell(D, H), nn.Linear(H, C)
+
+    def forward(self, inputs: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        state = [inputs.new_zeros(inputs.shape[1], H)] if state is None else state
+        outputs = []
+        for step in inputs:
+            state[0] = self.cell(step, state[0])
+            outputs.append(self.readout(state[0]))
+        return torch.stack(outputs), state
+
+
+class ReturnsAnother(WritesIntoItsState):
+    def forward(self, inputs: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        return super().forward(inputs, None if state is None else list(state))
+
+
+@pytest.mark.parametrize("previous_gradient", ["dual", "recomputed"])
+def test_a_model_may_write_into_the_state_that_it_is_given(previous_gradient: Any) -> None:
+    ends = []
+    for kind in (WritesIntoItsState, ReturnsAnother):
+        torch.manual_seed(0)
+        model = kind()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        settings: dict[str, Any] = {"coupling": "coupled", "previous_gradient": previous_gradient}
+        method = fptt.FPTT(model, optimizer, terminal(), num_chunks=K, horizon=2, alpha=0.4, **settings)
+        for seed in range(2):
+            method.train_batch(*data(seed), state=[torch.ones(B, H)])
+        ends.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    assert torch.equal(*ends)

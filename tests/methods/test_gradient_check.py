@@ -62,7 +62,7 @@ class WrongCell(nn.Module):
 def test_a_wrong_backward_is_found_and_named() -> None:
     report = check(fptt.nn.Recurrent(fptt.nn.Unroll(WrongCell()), nn.Linear(5, 3)))
     assert not report.passed
-    assert report.chunks[0].worst_parameter.startswith("rnn.cell.linear")
+    assert str(report.chunks[0].worst_parameter).startswith("rnn.cell.linear")
     assert "WRONG" in str(report)
 
 
@@ -127,6 +127,25 @@ def test_an_unused_state_is_reported(forgets: bool) -> None:
     assert [chunk.uses_state for chunk in report.chunks] == [None, not forgets, not forgets]
 
 
+class WritesIntoItsState(nn.Module):
+    """Puts the next state into the list that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = fptt.nn.GRU(3, 5, 3)
+
+    def forward(self, inputs: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        state = [inputs.new_zeros(1, inputs.shape[1], 5)] if state is None else state
+        outputs, state[0] = self.inner(inputs, state[0])
+        return outputs, state
+
+
+def test_a_state_that_is_written_into_is_used() -> None:
+    report = check(WritesIntoItsState())
+    assert report.passed
+    assert not report.state_is_unused
+
+
 class OfItsOwnType(nn.Module):
     def __init__(self, place: str) -> None:
         super().__init__()
@@ -149,3 +168,146 @@ def test_a_bidirectional_layer_is_refused() -> None:
     model = fptt.nn.Recurrent(nn.LSTM(3, 5, bidirectional=True), nn.Linear(10, 3))
     with pytest.raises(ValueError, match="forward in time, got the bidirectional LSTM 'rnn'"):
         check(model)
+
+
+# -- spikes ----------------------------------------------------------------------------------------------------------
+
+
+class ForeignSpike(torch.autograd.Function):
+    """A spike that `smooth_spikes` does not know."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return gradients[0] / (1 + u.square())
+
+
+class ForeignNet(nn.Module):
+    """Leaky integrate-and-fire neurons of another library; their graph leaks if `keeps`."""
+
+    def __init__(self, threshold: float = 0.3, *, keeps: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 3)
+        self.threshold, self.keeps, self.potential = threshold, keeps, None
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        state = self.potential if self.keeps else state
+        potential = inputs.new_zeros(inputs.shape[1], 5) if state is None else state
+        spikes: list[Tensor] = []
+        for drive in self.first(inputs):
+            potential = 0.8 * potential + drive
+            spike = ForeignSpike.apply(potential - self.threshold)
+            assert isinstance(spike, Tensor)
+            potential = potential - self.threshold * spike
+            spikes.append(spike)
+        self.potential = potential if self.keeps else None
+        return self.second(torch.stack(spikes)), potential
+
+
+def test_differences_do_not_apply_to_spikes_of_another_origin() -> None:
+    report = check(ForeignNet())
+    assert report.passed
+    assert report.not_applicable == "the loss jumps, as with spikes and a surrogate gradient"
+    assert [chunk.difference_error for chunk in report.chunks] == [None] * 3
+    assert report.spike_rate is None
+    text = str(report)
+    assert "correct to 1e-05 against autograd; differences not applicable: the loss jumps" in text
+    assert text.splitlines()[1].count("—") == 2
+    forced = check(ForeignNet(), differences=True)
+    assert not forced.passed
+    assert "WRONG" in str(forced)
+
+
+def test_a_leak_is_found_where_differences_do_not_apply() -> None:
+    report = check(ForeignNet(keeps=True))
+    assert report.not_applicable
+    assert not report.passed
+    assert "WRONG to 1e-05 against autograd" in str(report)
+
+
+class Silent(nn.Module):
+    """A surrogate gradient, and a loss that does not hear the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ForeignNet(1e3)
+        nn.init.constant_(self.inner.second.bias, 0).requires_grad_(False)
+        self.inner.second.weight.requires_grad_(False)
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self.inner(inputs, state)
+
+
+def test_a_loss_that_does_not_move_along_a_gradient_is_no_wrong_backward() -> None:
+    report = check(Silent())
+    assert report.not_applicable.startswith("the loss does not change along a gradient that is not zero")
+    assert report.passed
+
+
+def test_a_dead_net_is_reported() -> None:
+    report = check(fptt.nn.spiking.LIF(3, 5, 3, threshold=1e3))
+    assert report.is_dead
+    assert report.spike_rate == 0
+    assert "NO SPIKES: no unit spiked" in str(report)
+    alive = check(fptt.nn.spiking.LIF(3, 5, 3))
+    assert not alive.is_dead
+    assert "NO SPIKES" not in str(alive)
+
+
+def test_the_rate_is_that_of_all_units_and_steps() -> None:
+    model = fptt.nn.spiking.LIF(3, 5, 3, num_layers=2).double()
+    inputs = torch.randn(9, 4, 3, dtype=torch.float64)
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    report = fptt.check_gradient(model, inputs, torch.tensor([0, 1, 2, 0]), loss, num_chunks=3)
+    expected = fptt.nn.spiking.firing_rate(model(inputs)[1]).mean().item()
+    assert report.spike_rate == pytest.approx(expected)
+
+
+class SlightlyWrong(fptt.nn.spiking.ArcTan):
+    def derivative(self, u: Tensor) -> Tensor:
+        return 1.01 * super().derivative(u)
+
+
+def test_an_error_of_one_percent_in_a_surrogate_is_found() -> None:
+    report = check(fptt.nn.spiking.LIF(3, 5, 3, surrogate=SlightlyWrong()))
+    assert not report.passed
+    assert not report.not_applicable
+    assert max(chunk.difference_error or 0.0 for chunk in report.chunks) > 1e-4
+    assert max(chunk.autograd_error for chunk in report.chunks) == 0
+    assert check(fptt.nn.spiking.LIF(3, 5, 3, surrogate=fptt.nn.spiking.ArcTan())).passed
+
+
+def test_the_angle_is_that_of_hard_spikes() -> None:
+    torch.manual_seed(3)
+    model = fptt.nn.spiking.ALIF(3, 5, 3)
+    torch.manual_seed(4)
+    angle = check(model).angle
+    torch.manual_seed(4)
+    assert check(model, differences=False).angle == angle
+    torch.manual_seed(4)
+    with fptt.nn.spiking.smooth_spikes():
+        assert check(model).angle != pytest.approx(angle)
+
+
+@pytest.mark.parametrize("place", ["state", "outputs"])
+def test_float32_only_models_are_held_against_autograd(place: str) -> None:
+    report = check(OfItsOwnType(place), dtype=torch.float32)
+    assert report.passed
+    assert report.not_applicable == "in torch.float32 they say nothing"
+    with pytest.raises(TypeError, match=r"leave the differences out by dtype=torch\.float32"):
+        check(OfItsOwnType(place))
+
+
+def test_options_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match="dtype must be a floating-point type of torch"):
+        check(fptt.nn.GRU(3, 5, 3), dtype=torch.int64)
+    with pytest.raises(ValueError, match="differences must be True, False or 'auto', got 'no'"):
+        check(fptt.nn.GRU(3, 5, 3), differences="no")
+    with pytest.raises(ValueError, match=r"differences=True needs dtype=torch\.float64"):
+        check(fptt.nn.GRU(3, 5, 3), dtype=torch.float32, differences=True)
+    assert check(fptt.nn.GRU(3, 5, 3), differences=False).not_applicable == "they were not asked for"

@@ -17,7 +17,7 @@ from fptt._parallel.replicas import Replicas
 from fptt._random import RandomState
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError, StepHooks, gradient_norm
-from fptt._sequence import State, describe_state, detach_state, flatten_state, initial_state, reset_state
+from fptt._sequence import State, copied_nest, describe_state, detach_state, flatten_state, initial_state, reset_state
 
 
 class Learned(NamedTuple):
@@ -109,19 +109,20 @@ class EagerEngine:
         clip, and advance dual and average. Where inputs, loss or gradient are bad, no step is made.
         """
         last = span[-1]
-        state, states, outputs, losses = window.state, [], [], []
+        state, outputs, losses = copied_nest(window.state), [], []
+        states: list[State] = []
         recomputes = self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
         random = RandomState.capture(last.inputs.device) if recomputes else None
         for chunk in window.chunks:
             _, state = run_chunk(self.model, self.chunking, chunk, state)
-            states.append(state)
+            states.append(copied_nest(state))
         for chunk in span:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
             output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
             if self._is_bad(loss) and not self.replicas.shares_updates:
                 return BadNumber(chunk.number, "loss", loss.item())
-            states.append(state)
+            states.append(copied_nest(state))
             outputs.append(output.detach())
             losses.append(loss)
         norm = None
@@ -176,7 +177,7 @@ class EagerEngine:
         is not scaled here, whatever `backward` does: λ is in the unit of the gradient.
         """
         assert self.regularizer is not None
-        state = window.state
+        state = copied_nest(window.state)
         with random.replay():
             for earlier in window.chunks:
                 _, state = run_chunk(self.model, self.chunking, earlier, state)

@@ -1,8 +1,10 @@
 """Check of the gradient of each chunk, for cells of one's own."""
 
 import copy
+import itertools
 import math
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,13 @@ from fptt._batches.batch import Batch
 from fptt._batches.cut import Chunk, Chunking, check_horizon, check_model, cut_batch
 from fptt._engine.engine import Window
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import State, detach_state, flatten_state, map_state
+from fptt._sequence import State, copied_nest, detach_state, flatten_state, map_state
+from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes
 
 Gradient = dict[str, Tensor]
+
+STEP = 1e-6
+"""Of central differences in float64: truncation and rounding are both about 1e-10 for losses about 1."""
 
 
 class ChunkGradient(NamedTuple):
@@ -25,8 +31,9 @@ class ChunkGradient(NamedTuple):
         autograd_error: Largest relative error of a parameter against autograd on an isolated copy of the model, from a
             copy of the incoming state: above rounding, the graph or the state leaks between chunks.
         difference_error: Largest relative error of a parameter against central finite differences: above about 1e-6,
-            a backward pass is wrong.
-        worst_parameter: The parameter of the largest difference_error.
+            a backward pass is wrong. With spikes of `fptt.nn.spiking`, that of the smooth twin (`smooth_spikes`). None
+            where differences do not apply.
+        worst_parameter: The parameter of the largest difference_error; None without one.
         angle: Degrees between this gradient and that of BPTT for the same losses; 90 is unrelated, 180 opposed.
         is_zero: Whether the gradient is zero in every parameter.
         uses_state: Whether the loss depends on the incoming state; None for a first chunk, which may have none.
@@ -35,30 +42,47 @@ class ChunkGradient(NamedTuple):
     number: int
     loss: float
     autograd_error: float
-    difference_error: float
-    worst_parameter: str
+    difference_error: float | None
+    worst_parameter: str | None
     angle: float
     is_zero: bool
     uses_state: bool | None
 
 
 class GradientReport(NamedTuple):
-    """The chunks of `check_gradient`, and the angle in degrees between the mean of their gradients and BPTT's."""
+    """The comparison of all chunks by `check_gradient`.
+
+    Attributes:
+        chunks: The comparison of each chunk.
+        angle: Degrees between the mean of their gradients and BPTT's.
+        tolerance: Largest error that passes.
+        not_applicable: Why finite differences do not apply, empty where they do.
+        spike_rate: Spikes of `fptt.nn.spiking` for each unit and step; None for a model without them.
+    """
 
     chunks: list[ChunkGradient]
     angle: float
     tolerance: float
+    not_applicable: str = ""
+    spike_rate: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether every error is within the tolerance, and there is a gradient at all."""
-        is_right = all(max(chunk.autograd_error, chunk.difference_error) <= self.tolerance for chunk in self.chunks)
+        is_right = all(
+            max(chunk.autograd_error, chunk.difference_error or 0.0) <= self.tolerance for chunk in self.chunks
+        )
         return is_right and not self.is_zero
 
     @property
     def is_zero(self) -> bool:
         """Whether the gradient is zero in every parameter and chunk: it agrees with anything that is zero as well."""
         return all(chunk.is_zero for chunk in self.chunks)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the model has units of `fptt.nn.spiking` and none of them spiked: its outputs say nothing."""
+        return self.spike_rate == 0
 
     @property
     def state_is_unused(self) -> bool:
@@ -68,15 +92,19 @@ class GradientReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = ["chunk        loss   vs autograd  vs differences   angle to BPTT   worst parameter"]
-        lines += [
-            f"{c.number:5d}  {c.loss:10.4g}  {c.autograd_error:12.1e}  {c.difference_error:14.1e}  {c.angle:13.1f}°"
-            f"   {c.worst_parameter}"
-            for c in self.chunks
-        ]
+        for c in self.chunks:
+            difference = "—" if c.difference_error is None else f"{c.difference_error:.1e}"
+            lines.append(
+                f"{c.number:5d}  {c.loss:10.4g}  {c.autograd_error:12.1e}  {difference:>14}  {c.angle:13.1f}°"
+                f"   {c.worst_parameter or '—'}"
+            )
+        if self.is_dead:
+            lines.append("NO SPIKES: no unit spiked; raise the inputs or the weights, or lower the threshold")
         if self.is_zero:
             return "\n".join([*lines, "NO GRADIENT: it is zero in every parameter and chunk"])
         verdict = "correct" if self.passed else "WRONG"
-        lines.append(f"{verdict} to {self.tolerance:g}; mean gradient {self.angle:.1f}° from BPTT's")
+        against = f" against autograd; differences not applicable: {self.not_applicable}" if self.not_applicable else ""
+        lines.append(f"{verdict} to {self.tolerance:g}{against}; mean gradient {self.angle:.1f}° from BPTT's")
         if self.state_is_unused:
             lines.append("UNUSED STATE: no chunk's loss depends on the state that comes in")
         return "\n".join(lines)
@@ -95,12 +123,19 @@ def check_gradient(
     mask: Tensor | None = None,
     batch_first: bool = False,
     tolerance: float = 1e-5,
+    dtype: torch.dtype = torch.float64,
+    differences: bool | Literal["auto"] = "auto",
 ) -> GradientReport:
     """Compare the gradient of each chunk, at fixed weights, with autograd, finite differences and BPTT, in float64.
 
     The gradient under test is taken in one walk over the chunks, with the state detached at each cut, as the training
     methods do. Finite differences go along one random direction a parameter. The model is copied, turned to float64
     and to evaluation mode (no dropout); it is left as it was.
+
+    The gradient of a spiking network is a surrogate, which no difference of its loss can confirm. Where the spikes are
+    those of `fptt.nn.spiking`, differences are taken of its smooth twin (`fptt.nn.spiking.smooth_spikes`), which has
+    the same backward pass. Spikes of another origin are recognised by a loss that jumps where gradient and differences
+    disagree; differences then do not apply, and the report says so.
 
     Args:
         model: Called as `model(inputs, state) -> (outputs, state)`.
@@ -115,13 +150,16 @@ def check_gradient(
         mask: Boolean, (T, B), True at real steps.
         batch_first: Whether inputs, outputs, targets of steps and mask are (B, T, …).
         tolerance: Largest relative error that passes.
+        dtype: In which model, loss and data are compared. Another one than float64 leaves the differences out, for
+            modules that run in float32 only.
+        differences: Whether to compare with finite differences: `auto` as above, True whatever the loss does, or False.
 
     Returns:
         A `GradientReport`: print it to read it, `passed` for the verdict.
 
     Raises:
         ValueError: If the arguments do not fit together, or the model has no trainable parameter or is bidirectional.
-        TypeError: If the model does not take a state, or does not run in float64.
+        TypeError: If the model does not take a state, or does not run in `dtype`.
 
     Examples:
         >>> model = nn.LSTM(3, 5)
@@ -130,34 +168,65 @@ def check_gradient(
         True
     """
     check_model(model, None, batch_first)
-    model, loss = copy.deepcopy(model).double().eval(), copy.deepcopy(loss).double().eval()
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}.")
+    if differences not in (True, False, "auto"):
+        raise ValueError(f"differences must be True, False or 'auto', got {differences!r}.")
+    if differences is True and dtype != torch.float64:
+        raise ValueError(f"differences=True needs dtype=torch.float64, got {dtype}.")
+    model, loss = copy.deepcopy(model).to(dtype).eval(), copy.deepcopy(loss).to(dtype).eval()
     if not _trainable(model):
         raise ValueError("model must have at least one trainable parameter, got none.")
-    inputs, targets = (tensor.double() if tensor.is_floating_point() else tensor for tensor in (inputs, targets))
-    state = detach_state(map_state(Tensor.double, state))
+    inputs, targets = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in (inputs, targets))
+    state = detach_state(map_state(lambda tensor: tensor.to(dtype), state))
     chunking = Chunking(num_chunks, chunk_length, batch_first)
     chunks = cut_batch(Batch(inputs, targets, mask), loss, chunking)
     check_horizon(horizon, len(chunks))
-    checker = _Checker(model, loss, chunking)
+    checker = _Checker(model, loss, chunking, dtype)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward pass in evaluation mode
-        gradients, windows, losses = checker.walk(chunks, state, horizon)
-        full = checker.full_gradient(chunks, state)
-        reports = [
-            checker.compare(windows[chunk.number], chunk, gradients[chunk.number], losses[chunk.number], full)
-            for chunk in chunks
-        ]
+        with count_spikes() as spikes:
+            walked = checker.walk(chunks, state, horizon)
+        gradients, full = walked.gradients, checker.full_gradient(chunks, state)
+        reports = [checker.compare(walked, chunk, full) for chunk in chunks]
+        not_applicable = "they were not asked for" if differences is False else ""
+        if dtype != torch.float64:
+            not_applicable = f"in {dtype} they say nothing"
+        if not not_applicable:
+            threshold = tolerance if differences == "auto" else math.inf
+            with smooth_spikes() if spikes.possible else nullcontext():
+                if spikes.possible:
+                    # the twin has the same backward pass, and its gradient is the derivative of its loss
+                    checker.model = copy.deepcopy(checker.untouched)
+                    walked = checker.walk(chunks, state, horizon)
+                found = checker.compare_differences(chunks, walked, threshold)
+            if isinstance(found, str):
+                not_applicable = found
+            else:
+                reports = [
+                    report._replace(difference_error=error, worst_parameter=name)
+                    for report, (name, error) in zip(reports, found, strict=True)
+                ]
     mean = {name: sum(gradient[name] for gradient in gradients) / len(gradients) for name in full}
-    return GradientReport(reports, _angle(mean, full), tolerance)  # pyright: ignore
+    rate = spikes.spikes / spikes.possible if spikes.possible else None
+    return GradientReport(reports, _angle(mean, full), tolerance, not_applicable, rate)  # pyright: ignore
+
+
+class _Walked(NamedTuple):
+    """What a walk over the chunks leaves: gradient, window and loss of each."""
+
+    gradients: list[Gradient]
+    windows: list[Window]
+    losses: list[float]
 
 
 class _Checker:
-    """A model and a loss in float64, and the ways to take their gradient.
+    """A model and a loss in one floating-point type, and the ways to take their gradient.
 
     Only `walk` runs the model itself; everything else runs copies of it from before, which no walk has touched.
     """
 
-    def __init__(self, model: nn.Module, loss: ChunkLoss, chunking: Chunking) -> None:
-        self.model, self.loss, self.chunking = model, loss, chunking
+    def __init__(self, model: nn.Module, loss: ChunkLoss, chunking: Chunking, dtype: torch.dtype) -> None:
+        self.model, self.loss, self.chunking, self.dtype = model, loss, chunking, dtype
         self.untouched = copy.deepcopy(model)
 
     def chunk_loss(self, model: nn.Module, chunk: Chunk, state: State) -> tuple[Tensor, State]:
@@ -166,24 +235,26 @@ class _Checker:
             output, state = model(chunk.inputs, state)
         except RuntimeError as error:
             if any(word in str(error) for word in ("dtype", "scalar type", "Float", "Double", "Half")):
-                raise _not_in_float64(str(error)) from error
+                raise self._not_in_dtype(str(error)) from error
             raise
-        if output.dtype != torch.float64:
+        if output.dtype != self.dtype:
             # differences in a lower precision would say nothing about the gradient
-            raise _not_in_float64(f"its outputs are {output.dtype}")
+            raise self._not_in_dtype(f"its outputs are {output.dtype}")
         return self.loss(self.chunking.time_major(output), chunk.part), state
 
     def window_loss(self, model: nn.Module, window: Window, chunk: Chunk) -> tuple[Tensor, State]:
         """Return the loss of a chunk, through its window, and the state after the first chunk that was run."""
-        state, states = window.state, []
+        # copies of the nests: norse writes its new state into the list that it is given
+        state = copied_nest(window.state)
+        states: list[State] = []
         for earlier in window.chunks:
             _, state = self.chunk_loss(model, earlier, state)
-            states.append(state)
+            states.append(copied_nest(state))
         loss, state = self.chunk_loss(model, chunk, state)
         return loss, [*states, state][0]
 
-    def walk(self, chunks: list[Chunk], state: State, horizon: int) -> tuple[list[Gradient], list[Window], list[float]]:
-        """Walk over the chunks as training does, at fixed weights; return gradients, windows and losses."""
+    def walk(self, chunks: list[Chunk], state: State, horizon: int) -> _Walked:
+        """Walk over the chunks as training does, at fixed weights."""
         gradients, windows, losses = [], [], []
         window = Window((), detach_state(state))
         for chunk in chunks:
@@ -194,7 +265,7 @@ class _Checker:
             gradients.append(_gradient(self.model))
             losses.append(loss.item())
             window = window.moved_on(chunk, after_first, horizon)
-        return gradients, windows, losses
+        return _Walked(gradients, windows, losses)
 
     def full_gradient(self, chunks: list[Chunk], state: State) -> Gradient:
         """Return the gradient of the mean chunk loss with the graph uncut: that of BPTT."""
@@ -207,35 +278,87 @@ class _Checker:
         torch.stack(losses).mean().backward()
         return _gradient(model)
 
-    def compare(self, window: Window, chunk: Chunk, gradient: Gradient, loss: float, full: Gradient) -> ChunkGradient:
-        """Hold the gradient of one chunk against the other ways to get it."""
+    def isolated_gradient(self, window: Window, chunk: Chunk) -> tuple[Gradient, bool]:
+        """Return the gradient by autograd on a copy of model and incoming state, and whether that state is used."""
         isolated = copy.deepcopy(self.untouched)
         isolated.zero_grad()
         given = map_state(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()), window.state)
         self.window_loss(isolated, window._replace(state=given), chunk)[0].backward()
-        expected = _gradient(isolated)
-        uses_state = any(t.grad is not None and bool(t.grad.any()) for t in flatten_state(given))
-        scale = math.sqrt(sum(value.square().sum().item() for value in expected.values()))
+        return _gradient(isolated), any(t.grad is not None and bool(t.grad.any()) for t in flatten_state(given))
+
+    def compare(self, walked: _Walked, chunk: Chunk, full: Gradient) -> ChunkGradient:
+        """Hold the gradient of one chunk against autograd on an isolated copy, and against BPTT."""
+        gradient, window = walked.gradients[chunk.number], walked.windows[chunk.number]
+        expected, uses_state = self.isolated_gradient(window, chunk)
+        scale = _norm(expected)
         autograd_error = max(_relative((gradient[name] - expected[name]).norm().item(), scale) for name in expected)
-        errors = {name: self._difference_error(name, window, chunk, gradient[name], scale) for name in gradient}
-        worst = max(errors, key=errors.__getitem__)
         return ChunkGradient(
             chunk.number,
-            loss,
+            walked.losses[chunk.number],
             autograd_error,
-            errors[worst],
-            worst,
+            None,
+            None,
             _angle(gradient, full),
             is_zero=not any(value.any() for value in gradient.values()),
             uses_state=uses_state if chunk.number > len(window.chunks) else None,  # before it there is no cut
         )
 
-    def _difference_error(self, name: str, window: Window, chunk: Chunk, gradient: Tensor, scale: float) -> float:
-        direction = torch.randn(gradient.shape, dtype=gradient.dtype, generator=torch.Generator().manual_seed(0))
-        direction = direction.to(gradient.device) / direction.norm()
-        step = 1e-6
-        ahead, behind = (self._loss_at(name, direction * sign * step, window, chunk) for sign in (1, -1))
-        return _relative(abs((ahead - behind) / (2 * step) - (gradient * direction).sum().item()), scale)
+    def compare_differences(
+        self, chunks: list[Chunk], walked: _Walked, may_not_apply_above: float
+    ) -> list[tuple[str, float]] | str:
+        """Return the worst parameter of each chunk and its error against differences, or why they do not apply.
+
+        Whether they do is asked where an error is above the given one.
+        """
+        worst: list[tuple[str, float]] = []
+        for chunk in chunks:
+            gradient, window = walked.gradients[chunk.number], walked.windows[chunk.number]
+            scale = _norm(self.isolated_gradient(window, chunk)[0])
+            errors: dict[str, float] = {}
+            for name, value in gradient.items():
+                direction = _direction(value)
+                ahead, behind = (self._loss_at(name, direction * at, window, chunk) for at in (STEP, -STEP))
+                errors[name] = _relative(abs((ahead - behind) / (2 * STEP) - (value * direction).sum().item()), scale)
+            name = max(errors, key=errors.__getitem__)
+            if errors[name] > may_not_apply_above:
+                reason = self._why_not_applicable(gradient, window, chunk)
+                if reason:
+                    return reason
+            worst.append((name, errors[name]))
+        return worst
+
+    def _why_not_applicable(self, gradient: Gradient, window: Window, chunk: Chunk) -> str:
+        """Return in which way the loss is no function with this gradient; empty where it might be one."""
+        is_flat = False
+        for name, value in gradient.items():
+            jump, is_constant = self._largest_jump(name, window, chunk)
+            if jump:
+                return "the loss jumps, as with spikes and a surrogate gradient"
+            is_flat |= is_constant and bool(value.any())
+        return "the loss does not change along a gradient that is not zero, as where no unit spikes" if is_flat else ""
+
+    def _largest_jump(self, name: str, window: Window, chunk: Chunk) -> tuple[float, bool]:
+        """Return the jump of the loss along a parameter's direction, 0 if there is none, and whether it is constant.
+
+        The steepest of many intervals is halved again and again: over a continuous loss its rise goes to zero with its
+        length (2^−30 of it is left), over a jump it stays.
+        """
+        param = self.untouched.get_parameter(name)
+        direction = _direction(param) * max(param.norm().item(), 1.0)
+        places = [number / 16 - 1 for number in range(33)]
+        losses = [self._loss_at(name, direction * place, window, chunk) for place in places]
+        rises = [abs(after - before) for before, after in itertools.pairwise(losses)]
+        steepest = max(range(len(rises)), key=rises.__getitem__)
+        (left, right), (low, high) = places[steepest : steepest + 2], losses[steepest : steepest + 2]
+        for _ in range(30):
+            middle = (left + right) / 2
+            between = self._loss_at(name, direction * middle, window, chunk)
+            if abs(between - low) > abs(high - between):
+                right, high = middle, between
+            else:
+                left, low = middle, between
+        jump, rounding = abs(high - low), 1e-10 * max(map(abs, losses))
+        return jump if jump > max(1e-4 * rises[steepest], rounding) else 0.0, rises[steepest] == 0
 
     @torch.no_grad()
     def _loss_at(self, name: str, offset: Tensor, window: Window, chunk: Chunk) -> float:
@@ -244,12 +367,12 @@ class _Checker:
         cloned = window._replace(state=map_state(Tensor.clone, window.state))
         return self.window_loss(shifted, cloned, chunk)[0].item()
 
-
-def _not_in_float64(reason: str) -> TypeError:
-    return TypeError(
-        f"model must run in float64, in which gradients are compared, but {reason}: make tensors in the type of the "
-        "inputs, for example by inputs.new_zeros(…)."
-    )
+    def _not_in_dtype(self, reason: str) -> TypeError:
+        hint = ", or leave the differences out by dtype=torch.float32" if self.dtype == torch.float64 else ""
+        return TypeError(
+            f"model must run in {str(self.dtype).removeprefix('torch.')}, in which gradients are compared, but "
+            f"{reason}: make tensors in the type of the inputs, for example by inputs.new_zeros(…){hint}."
+        )
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -261,6 +384,16 @@ def _gradient(model: nn.Module) -> Gradient:
         name: torch.zeros_like(param) if param.grad is None else param.grad.clone()
         for name, param in _trainable(model).items()
     }
+
+
+def _norm(gradient: Gradient) -> float:
+    return math.sqrt(sum(value.square().sum().item() for value in gradient.values()))
+
+
+def _direction(like: Tensor) -> Tensor:
+    """Return a random direction of length 1, the same one for the same shape."""
+    direction = torch.randn(like.shape, dtype=like.dtype, generator=torch.Generator().manual_seed(0))
+    return direction.to(like.device) / direction.norm()
 
 
 def _relative(error: float, scale: float) -> float:

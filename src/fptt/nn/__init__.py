@@ -1,5 +1,6 @@
 """Recurrent models that speak `(inputs, state) -> (outputs, state)`, and adapters for your own."""
 
+from fptt.nn import spiking as spiking
 from fptt.nn.adapters import Recurrent as Recurrent
 from fptt.nn.adapters import Unroll as Unroll
 from fptt.nn.models import GRU as GRU

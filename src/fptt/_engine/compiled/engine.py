@@ -29,6 +29,7 @@ from fptt._regularizer.step_hooks import StepHooks
 from fptt._sequence import State, detach_state, flatten_state, initial_state, map_state
 from fptt.nn import GRU, LSTM, RNN
 from fptt.nn.models import plain_cells
+from fptt.nn.spiking import LIF
 
 Key = tuple[Any, ...]
 Item = TypeVar("Item")
@@ -151,7 +152,7 @@ class CompiledEngine:
         check_hooks(self.optimizer)
         if chunks[0].inputs.requires_grad:
             raise CompilationError(f"inputs must not require a gradient with engine='compiled'. {EAGER_INSTEAD}")
-        if window.state is None and isinstance(self.risk.model, LSTM | GRU | RNN):
+        if window.state is None and isinstance(self.risk.model, LSTM | GRU | RNN | LIF):
             # the model's own zeros, so that the first chunk has the step of all others and needs none of its own
             window = window._replace(state=self.risk.model.initial_state(chunks[0].inputs))
         self.optimizer.zero_grad()  # gradients stay inside the steps: old ones would only take memory
