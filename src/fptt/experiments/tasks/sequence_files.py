@@ -1,6 +1,5 @@
 """Files of sequences: arrays in an .npz file, or rows of a table in a CSV or Parquet file."""
 
-import io
 import itertools
 import math
 import warnings
@@ -8,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,9 @@ import pandas as pd
 from fptt.experiments.process.errors import UserError, one_line
 
 SUFFIXES = (".npz", ".csv", ".parquet")
+
+Targets = Literal["any", "numbers"]
+"""What targets may be: text and numbers, or numbers alone."""
 
 
 class Columns(NamedTuple):
@@ -89,22 +91,25 @@ class Sequences(NamedTuple):
         return self._replace(targets=np.repeat(self.targets, self.lengths))
 
 
-def read_sequences(path: Path, columns: Columns, *, with_targets: bool = True) -> Sequences:
+def read_sequences(path: Path, columns: Columns, targets: Targets | None = "any") -> Sequences:
     """Return the sequences of one file.
 
     Args:
         path: An .npz, .csv or .parquet file.
         columns: The names in it.
-        with_targets: Read targets and groups too.
+        targets: Kind of the targets; None to read neither targets nor groups.
 
     Raises:
         UserError: If it cannot be read, or does not hold such sequences: names file, column and row.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"data {str(path)!r} must be a file of the kinds {', '.join(SUFFIXES)}, got {path.suffix!r}.")
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        got = repr(path.suffix) if path.is_file() else "none that can be read"
+        raise UserError(f"data {str(path)!r} must be a file of the kinds {', '.join(SUFFIXES)}, got {got}.")
+    if not path.stat().st_size:
+        raise UserError(f"data {str(path)!r} is empty.")
     if path.suffix == ".npz":
-        return _read_arrays(path, columns, with_targets=with_targets)
-    return table_sequences(_read_table(path), str(path), columns, with_targets=with_targets)
+        return _read_arrays(path, columns, targets)
+    return table_sequences(_read_table(path), str(path), columns, targets)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -126,13 +131,12 @@ def _read_table(path: Path) -> pd.DataFrame:
                 float_precision="round_trip",
                 encoding="utf-8-sig",
             )
-    except pd.errors.EmptyDataError:
-        raise UserError(f"data {str(path)!r} is empty.") from None
     except Exception as error:  # the readers raise many kinds, all of them about the file
-        raise UserError(f"data {str(path)!r} cannot be read: {one_line(error).rstrip('.')}.") from error
+        reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
+        raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
 
 
-def table_sequences(table: pd.DataFrame, source: str, columns: Columns, *, with_targets: bool = True) -> Sequences:
+def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets: Targets | None = "any") -> Sequences:
     """Return the sequences of a table in long form: a row a step, in any order.
 
     A target that is the same in all rows of every sequence is one a sequence.
@@ -141,7 +145,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, *, with_
         table: The rows.
         source: The name of the table in errors.
         columns: The names of its columns.
-        with_targets: Read targets and groups too.
+        targets: Kind of the targets; None to read neither targets nor groups.
 
     Raises:
         UserError: If a column is missing, or a value: names column and row, counted from 1 without the header.
@@ -151,7 +155,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, *, with_
     time_name = columns.time or ("time" if "time" in found else None)
     others = [id_name, time_name, columns.group, target_name]
     input_names = columns.inputs or tuple(name for name in found if name not in others)
-    labels = [target_name, columns.group] if with_targets else []
+    labels = [] if targets is None else [target_name, columns.group]
     for name in (id_name, time_name, *input_names, *labels):
         if name is not None and name not in found:
             raise UserError(f"{source!r} must have the column {name!r}, got {', '.join(found)}.")
@@ -166,14 +170,17 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, *, with_
     lengths = np.bincount(numbers)
     firsts = np.concatenate([[0], lengths.cumsum()[:-1]])
     groups = None
-    if with_targets and columns.group is not None:
+    if targets is not None and columns.group is not None:
         groups = _groups(found[columns.group], source, ids, order, firsts)
+    own = None
+    if targets is not None:
+        own = _one_a_sequence(_labels(found[target_name], source, targets)[order], lengths)
     inputs = np.stack([_numbers(found[name], source)[order] for name in input_names], axis=1)
     return Sequences(
         inputs,
         lengths,
         np.asarray(ids),
-        targets=_one_a_sequence(_labels(found[target_name], source)[order], lengths) if with_targets else None,
+        targets=own,
         groups=groups,
         times=None if time_name is None else found[time_name].to_numpy()[order],
         input_names=tuple(input_names),
@@ -242,17 +249,28 @@ def _is_missing(value: Any) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
 
 
-def _labels(column: pd.Series, source: str) -> np.ndarray:
+def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
     """Return a column of targets as int64, float64 or text.
 
     Raises:
-        UserError: If a value is missing or not finite.
+        UserError: If a value is missing, not finite, or text among numbers.
     """
     column = _complete(column, source)
     kind = column.dtype.kind
-    if kind == "f":
+    if kind in "iu":
+        return column.to_numpy(np.int64)
+    if kind == "f" or targets == "numbers" or _are_measurements(column):
         return _numbers(column, source)
-    return column.to_numpy(np.int64) if kind in "iu" else np.asarray(column.astype(str), np.str_)
+    return np.asarray(column.astype(str), np.str_)
+
+
+def _are_measurements(column: pd.Series) -> bool:
+    """Return whether most of a text are numbers with fractions: then what is not one is a slip, and no class."""
+    try:
+        numbers = pd.Series(pd.to_numeric(column, errors="coerce")).dropna()
+    except (TypeError, ValueError):
+        return False
+    return column.dtype.kind != "b" and 2 * len(numbers) > len(column) and bool((numbers % 1 != 0).any())
 
 
 def _times(column: pd.Series, source: str) -> np.ndarray:
@@ -262,7 +280,7 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
         UserError: If a value is missing, or neither.
     """
     column = _complete(column, source)
-    if column.dtype.kind in "iufb":
+    if column.dtype.kind != "M" and pd.Series(pd.to_numeric(column, errors="coerce")).notna().any():
         return _numbers(column, source)
     dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
     bad = np.flatnonzero(dates.isna())
@@ -279,7 +297,7 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
 FLAT = "np.savez(FILE, inputs=np.concatenate(sequences), lengths=[len(x) for x in sequences], targets=targets)"
 
 
-def _read_arrays(path: Path, columns: Columns, *, with_targets: bool) -> Sequences:
+def _read_arrays(path: Path, columns: Columns, targets: Targets | None) -> Sequences:
     """Return the sequences of an .npz file.
 
     Inputs are (N, T, D), or (N, T) for D = 1, with `lengths` (N,) where they are padded at their ends; or
@@ -292,20 +310,24 @@ def _read_arrays(path: Path, columns: Columns, *, with_targets: bool) -> Sequenc
         raise UserError(f"{source!r} holds arrays: inputs must name one of them, and time none.")
     input_name = columns.inputs[0] if columns.inputs else "inputs"
     target_name = columns.target or "targets"
-    labels = [target_name, columns.group] if with_targets else []
+    labels = [] if targets is None else [target_name, columns.group]
     for name in (input_name, columns.id, *labels):
         if name is not None and name not in arrays:
             raise UserError(f"{source!r} must have the array {name!r}, got {', '.join(arrays) or 'none'}.")
     inputs, lengths = _flat(arrays[input_name], arrays.get("lengths"), source, input_name)
     count, is_flat = len(lengths), arrays[input_name].ndim == 2 and "lengths" in arrays
     padded = () if is_flat else arrays[input_name].shape[:2]
-    groups = arrays[columns.group] if with_targets and columns.group is not None else None
+    groups = None if targets is None or columns.group is None else arrays[columns.group]
     ids = np.arange(count) if columns.id is None else arrays[columns.id]
     for name, values in ((columns.group, groups), (columns.id, ids)):
         if values is not None and values.shape != (count,):
             raise UserError(f"{source!r} must have one value a sequence, {count}, in {name!r}, got {values.shape}.")
-    targets = _array_targets(arrays[target_name], lengths, padded, source, target_name) if with_targets else None
-    return Sequences(inputs, lengths, ids, targets, groups)
+    if targets is None:
+        return Sequences(inputs, lengths, ids)
+    own = _array_targets(arrays[target_name], lengths, padded, source, target_name)
+    if targets == "numbers" and own.dtype.kind == "U":
+        raise UserError(f"{source!r} must hold numbers in {target_name!r}, got {own[0].item()!r}.")
+    return Sequences(inputs, lengths, ids, own, groups)
 
 
 def array_sequences(inputs: np.ndarray, lengths: np.ndarray | None, source: str) -> Sequences:
@@ -320,9 +342,7 @@ def array_sequences(inputs: np.ndarray, lengths: np.ndarray | None, source: str)
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        if not path.stat().st_size:
-            raise UserError(f"data {str(path)!r} is empty.")
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error) and zipfile.is_zipfile(path):

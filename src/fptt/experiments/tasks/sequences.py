@@ -1,12 +1,13 @@
 """Sequences of a user's own, from files: classes or regression, one target a sequence or a step, of any lengths."""
 
 import itertools
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.model_selection import GroupShuffleSplit, train_test_split
+from sklearn.model_selection import train_test_split
 from torch import Tensor, from_numpy
 from torch.utils.data import TensorDataset
 
@@ -113,8 +114,9 @@ def _read(setting: Setting) -> dict[str, Sequences]:
     path, columns = Path(setting.data).expanduser(), columns_of(setting)
     if not path.exists():
         raise UserError(f"data {setting.data!r} does not exist.")
+    targets = "numbers" if setting.kind == "regression" else "any"
     files = _part_files(path) if path.is_dir() else {"train": path}
-    parts = {name: read_sequences(file, columns) for name, file in files.items()}
+    parts = {name: read_sequences(file, columns, targets) for name, file in files.items()}
     train = parts["train"]
     for name, part in parts.items():
         if part.inputs.shape[1] != train.inputs.shape[1] or part.input_names != train.input_names:
@@ -153,38 +155,32 @@ def _part_files(folder: Path) -> dict[str, Path]:
 def split(parts: dict[str, Sequences], setting: Setting) -> dict[str, Sequences]:
     """Return training, validation and test; those that lack are taken from training; each cut to the limit."""
     train, lacking = parts["train"], [name for name in PARTS[1:] if name not in parts]
+    count = len(train.lengths if train.groups is None else np.unique(train.groups))
+    if count <= len(lacking):
+        what = "sequences" if train.groups is None else "groups"
+        raise UserError(
+            f"data {setting.data!r} must have at least {1 + len(lacking)} {what}, of which {' and '.join(lacking)} are "
+            f"taken, got {count}."
+        )
     found = dict(parts)
     for number, name in enumerate(lacking):
         share = HELD_OUT / (1 - HELD_OUT * number)  # of what is left, so that all are of the same size
-        kept, held_out = _hold_out(train, share, setting, per_class=setting.kind != "regression")
-        found[name], train = train.subset(held_out), train.subset(kept)
+        held_out = _held_out(train, share, setting.split_seed)
+        found[name], train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
     found["train"] = train
     return {name: found[name].subset(np.asarray(spread(len(found[name].lengths), setting.limit))) for name in PARTS}
 
 
-def _hold_out(train: Sequences, share: float, setting: Setting, *, per_class: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the sequences that stay, and of a part of them that is held out."""
-    numbers = np.arange(len(train.lengths))
-    options = {"test_size": share, "random_state": setting.split_seed}
-    try:
-        if train.groups is not None:
-            kept, held_out = next(GroupShuffleSplit(n_splits=1, **options).split(numbers, groups=train.groups))
-            return kept, held_out
-        labels = train.targets
-        if per_class and labels is not None and len(labels) == len(numbers) and labels.dtype.kind != "f":
-            try:
-                kept, held_out = train_test_split(numbers, stratify=labels, **options)
-                return np.sort(kept), np.sort(held_out)
-            except ValueError:
-                pass  # a class has too few sequences for that
-        kept, held_out = train_test_split(numbers, **options)
-        return np.sort(kept), np.sort(held_out)
-    except ValueError as error:
-        what = f"{len(set(train.groups.tolist()))} groups" if train.groups is not None else f"{len(numbers)} sequences"
-        raise UserError(
-            f"data {setting.data!r} must have at least three {what.split()[1]} to be split into training, validation "
-            f"and test, got {what} for two of them."
-        ) from error
+def _held_out(train: Sequences, share: float, seed: int) -> np.ndarray:
+    """Return which sequences are held out, (N,): of whole groups, or as many of every class."""
+    units = np.arange(len(train.lengths)) if train.groups is None else np.unique(train.groups)
+    options = {"test_size": share, "random_state": seed}
+    targets = train.targets
+    if train.groups is None and targets is not None and len(targets) == len(units) and targets.dtype.kind != "f":
+        with suppress(ValueError):  # a class has too few sequences for that
+            return np.isin(units, train_test_split(units, stratify=targets, **options)[1])
+    chosen = train_test_split(units, **options)[1]
+    return np.isin(units if train.groups is None else train.groups, chosen)
 
 
 # -- targets ----------------------------------------------------------------------------------------------------------
@@ -198,8 +194,6 @@ def _kind(parts: dict[str, Sequences]) -> Literal["classes", "regression"]:
 
 def _floats(targets: np.ndarray | None) -> Tensor:
     assert targets is not None
-    if targets.dtype.kind not in "if":
-        raise UserError(f"kind regression needs a target of numbers, got {targets[0].item()!r}.")
     return from_numpy(targets.astype(np.float64))
 
 
