@@ -9,6 +9,7 @@ from fptt.experiments.configs.checked import STRICT, Checked, Count, Number, Pos
 from fptt.experiments.process.errors import UserError
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Names = Annotated[tuple[str | int, ...], BeforeValidator(as_tuple)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(as_tuple)]
 Deviations = Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)]
 
@@ -22,7 +23,7 @@ class Interface(Checked):
         input_size: D, or the number of tokens.
         output_size: Classes, or width of the target.
         has_step_targets: Whether every step has a target.
-        class_names: Of the outputs, where the data have names.
+        class_names: Of the outputs, text or numbers, where the data have names.
         input_names: Of the inputs, where the data have names.
         input_mean, input_deviation: The model sees (x − mean) / deviation of each input; none where inputs are prepared
             in another way.
@@ -33,7 +34,7 @@ class Interface(Checked):
     input_size: Count
     output_size: Count
     has_step_targets: bool
-    class_names: Texts | None = None
+    class_names: Names | None = None
     input_names: Texts | None = None
     input_mean: Numbers | None = None
     input_deviation: Deviations | None = None

@@ -47,7 +47,7 @@ class Sequences(NamedTuple):
         ids: (N,), of numbers or text.
         targets: (N,), or (ΣT_i,) if there is one a step: int64, float64 or text. None if they were not asked for.
         groups: (N,), or None.
-        times: (ΣT_i,), or None without a column of times.
+        rows: (ΣT_i,), the row of the table that each step is; None of an .npz file.
         input_names: Names of the D columns; None in an .npz file.
     """
 
@@ -56,7 +56,7 @@ class Sequences(NamedTuple):
     ids: np.ndarray
     targets: np.ndarray | None = None
     groups: np.ndarray | None = None
-    times: np.ndarray | None = None
+    rows: np.ndarray | None = None
     input_names: tuple[str, ...] | None = None
 
     @property
@@ -81,7 +81,7 @@ class Sequences(NamedTuple):
             ids=self.ids[chosen],
             targets=None if self.targets is None else self.targets[steps if of_steps else chosen],
             groups=None if self.groups is None else self.groups[chosen],
-            times=None if self.times is None else self.times[steps],
+            rows=None if self.rows is None else self.rows[steps],
         )
 
     def with_step_targets(self) -> "Sequences":
@@ -121,7 +121,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows that are all longer than the header
+            warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(
                 path,
                 index_col=False,  # else the first column would be one where the rows have an entry too many
@@ -131,6 +131,8 @@ def _read_table(path: Path) -> pd.DataFrame:
                 float_precision="round_trip",
                 encoding="utf-8-sig",
             )
+    except pd.errors.ParserWarning:
+        raise UserError(f"data {str(path)!r} must have a name for every column in its first line, got fewer.") from None
     except Exception as error:  # the readers raise many kinds, all of them about the file
         reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
         raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
@@ -182,7 +184,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         np.asarray(ids),
         targets=own,
         groups=groups,
-        times=None if time_name is None else found[time_name].to_numpy()[order],
+        rows=order,
         input_names=tuple(input_names),
     )
 
@@ -240,7 +242,9 @@ def _numbers(column: pd.Series, source: str) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(numbers) | is_time)
     if len(bad):
         value = column.iloc[bad[0]]
-        described = "none" if _is_missing(value) else repr(getattr(value, "item", lambda: value)())[:60]
+        described = (
+            "none" if _is_missing(value) else repr(value.item() if isinstance(value, np.generic) else value)[:60]
+        )
         raise UserError(f"{source!r} must hold numbers in column {column.name!r}, got {described} in row {bad[0] + 1}.")
     return numbers
 

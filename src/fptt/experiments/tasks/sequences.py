@@ -44,7 +44,8 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     class_names = None
     if kind == "classes":
         names = _classes({name: values for name, values in targets.items() if values is not None}, setting, per_step)
-        class_names = tuple(names)
+        are_numbers = all(values.dtype.kind in "if" for values in targets.values() if values is not None)
+        class_names = tuple(map(int, names) if are_numbers else names)
     train = parts["train"]
     mean, deviation = channel_statistics(from_numpy(train.inputs))
     scaling = Scaling(tuple(mean.tolist()), tuple(deviation.tolist()))
@@ -231,11 +232,11 @@ def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -
         return sorted(names)
 
 
-def _numbers_of(targets: np.ndarray | None, names: tuple[str, ...], per_step: bool) -> Tensor:
+def _numbers_of(targets: np.ndarray | None, names: tuple[str | int, ...], per_step: bool) -> Tensor:
     """Return the numbers of classes; a step with the target -100 does not count."""
     assert targets is not None
     found, inverse = np.unique(_texts(targets), return_inverse=True)
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = {str(name): number for number, name in enumerate(names)}
     if per_step:
         numbers.setdefault(str(IGNORED), IGNORED)
     return torch.tensor([numbers[name] for name in found.tolist()])[from_numpy(inverse)]
@@ -253,7 +254,7 @@ def _chance(targets: dict[str, np.ndarray | None], kind: str) -> float:
     return float((others == found[counts.argmax()]).mean()) if len(others) else 0.0
 
 
-def _about(parts: dict[str, Sequences], class_names: tuple[str, ...] | None, *, per_step: bool) -> str:
+def _about(parts: dict[str, Sequences], class_names: tuple[str | int, ...] | None, *, per_step: bool) -> str:
     """Return what was found in the data."""
     lengths = np.concatenate([part.lengths for part in parts.values()])
     shortest, longest = int(lengths.min()), int(lengths.max())
@@ -271,8 +272,8 @@ def _about(parts: dict[str, Sequences], class_names: tuple[str, ...] | None, *, 
     return f"sequences: {counts}; {steps}, D = {parts['train'].inputs.shape[1]}{inputs}; {outputs}"
 
 
-def _described_names(names: tuple[str, ...] | None) -> str:
+def _described_names(names: tuple[str | int, ...] | None) -> str:
     if names is None:
         return ""
     more = ["…"] if len(names) > SHOWN_NAMES else []
-    return f" ({', '.join([*names[:SHOWN_NAMES], *more])})"
+    return f" ({', '.join([*map(str, names[:SHOWN_NAMES]), *more])})"

@@ -69,7 +69,7 @@ class Task:
     vocabulary: tuple[str, ...] | None = None
     score: Callable[[], Score] | None = None
     chance: float | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str | int, ...] | None = None
     input_names: tuple[str, ...] | None = None
     scaling: Scaling | None = None
     about: str | None = None

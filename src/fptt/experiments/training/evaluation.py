@@ -110,7 +110,7 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     score = score_of(model.to(fabric.device), task, task.test, fabric.device)
     named: dict[str, Any] = {f"test_{name}": value for name, value in score.metrics().items()}
     if task.class_names is not None and isinstance(score, ClassScore):
-        named["test_recall"] = dict(zip(task.class_names, score.recalls(), strict=True))
+        named["test_recall"] = dict(zip(map(str, task.class_names), score.recalls(), strict=True))
     return {"task": task.name, "weights": "averages" if averages else "weights", **named}
 
 
