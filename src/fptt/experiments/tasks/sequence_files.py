@@ -128,7 +128,6 @@ def _read_table(path: Path) -> pd.DataFrame:
                 keep_default_na=False,  # a class may be called NA
                 na_values=[""],
                 low_memory=False,
-                float_precision="round_trip",
                 encoding="utf-8-sig",
             )
     except pd.errors.ParserWarning:
@@ -200,9 +199,9 @@ def _groups(column: pd.Series, source: str, ids: Any, order: np.ndarray, firsts:
     for number, (first, end) in enumerate(itertools.pairwise(bounds)):
         other = np.flatnonzero(numbers[first:end] != numbers[first])
         if len(other):
-            row = order[first + other[0]] + 1
+            row, own = order[first + other[0]] + 1, str(ids[number])
             raise UserError(
-                f"{source!r} must have one {column.name!r} a sequence, got another at row {row} of {ids[number]!r}."
+                f"{source!r} must have one {column.name!r} a sequence, got another at row {row} of {own!r}."
             )
     return numbers[firsts]
 

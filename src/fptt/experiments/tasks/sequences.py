@@ -51,7 +51,9 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     scaling = Scaling(tuple(mean.tolist()), tuple(deviation.tolist()))
     if kind == "regression":
         own = _floats(targets["train"])
-        scaling = scaling._replace(target_mean=float(own.mean()), target_deviation=max(float(own.std()), 1e-6))
+        scaling = scaling._replace(
+            target_mean=float(own.mean()), target_deviation=max(float(own.std(correction=0)), 1e-6)
+        )
     num_steps = int(train.lengths.max())
     is_ragged = len({int(length) for part in parts.values() for length in part.lengths}) > 1
 

@@ -76,9 +76,10 @@ class Replicas:
         if self.size == 1 or batch.inputs.shape[BATCH_DIM] < self.size:
             return batch
         own = slice(self.rank, None, self.size)
-        targets = batch.targets[:, own] if per_step or batch.progress is not None else batch.targets[own]
-        # all others have the lanes in the second dimension
-        return tree_map_only(Tensor, lambda tensor: tensor[:, own], batch)._replace(targets=targets)
+        if per_step or batch.progress is not None:
+            return tree_map_only(Tensor, lambda tensor: tensor[:, own], batch)  # all have the lanes there
+        mask = None if batch.mask is None else batch.mask[:, own]
+        return fptt.Batch(batch.inputs[:, own], batch.targets[own], mask)
 
     def agree(self, spent: float, *, is_asked: bool, is_due: bool) -> tuple[float, bool, bool]:
         """Return what the leader has spent, whether any process is asked to stop, and whether the leader is due.
