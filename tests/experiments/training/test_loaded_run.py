@@ -143,7 +143,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("[]", "it does not hold an object"), ("{}", "kind"), ('{"kind": "x"}', "kind must be"), ("{", "interface.json")],
+    [
+        ("[]", "it does not hold an object"),
+        ("{}", "kind"),
+        ('{"kind": "x"}', "kind must be"),
+        ("{", "Expecting property name"),
+    ],
 )
 def test_a_damaged_interface_is_named(content: str, reason: str, tmp_path: Path) -> None:
     loaded, _ = trained(tmp_path, NAMES)
