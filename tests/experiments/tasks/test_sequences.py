@@ -232,6 +232,16 @@ def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: py
     assert "are not those that the run was trained on: their output_size is another" in capsys.readouterr().err
 
 
+def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
+    """With a sequence a batch and a step a chunk there are as many updates as steps."""
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "1", "--num-chunks", "6"]
+    out = tmp_path / "run"
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out), *options]) == 0
+    train = load(tmp_path / "x.npz").train
+    assert RunFolder(out).read_summary()["updates"] == train[list(range(14))][2].sum().item() < 6 * 14
+
+
 def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], Path]:
     return lambda folder: write(folder / "x.csv", change(long_form(target=NAMES).reset_index(drop=True)))
 

@@ -100,7 +100,8 @@ def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]
     """
     if given.cell != "lstm" or given.chrono_init is not None:  # which have no forget bias, or their own
         config = replace(config, forget_bias=0.0)
-    if given.data is None or not {"-h", "--help"}.isdisjoint(arguments):
+    is_there = given.data is not None and Path(given.data).expanduser().exists()
+    if not is_there or not {"-h", "--help"}.isdisjoint(arguments):
         return config
     from fptt.experiments.tasks.registry import load_task  # seconds of loading
 

@@ -1,9 +1,10 @@
-"""The commands about one run: `fptt train`, `fptt evaluate`, `fptt predict`, `fptt sample`."""
+"""The commands about one run: `fptt train`, `fptt evaluate`, `fptt predict`, `fptt export`, `fptt sample`."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -126,6 +127,36 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write one time step of a trained model as a program of torch.export, which needs torch alone to run.
+
+    It takes inputs (B, D) as they are in the data and a state, at first zeros, and returns the probabilities of the
+    classes, or numbers, and the next state. Before it is written, it is run beside the model on the same sequences.
+
+    fptt export out/first --out model.pt2
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+    to: Literal["pt2"] = "pt2"
+    """Format."""
+    out: Path | None = None
+    """The file; model.pt2 in the run folder by default."""
+    averages: bool = False
+    """Use FPTT's averages instead of the weights."""
+
+    def __call__(self, console: Console) -> None:
+        """Export, and print where the program is."""
+        out = self.out or self.folder / f"model.{self.to}"
+        check_folder(out)
+        from fptt.experiments.training.export import export_step
+        from fptt.experiments.training.loaded_run import LoadedRun
+
+        export_step(LoadedRun.read(self.folder, averages=self.averages), out)
+        say(console, f"exported, and compared with the model: {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Generate text with a trained language model.
 
@@ -153,12 +184,17 @@ class Sample:
         say(console, sample_text(self.folder, **{name: getattr(self, name) for name in names}))
 
 
-def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Predict | Sample:
+def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Predict | Export | Sample:
     """Return what the arguments of a command ask for."""
     prog = f"fptt {name}"
     if name == "train":
         check_resumption(arguments)
         default = Train(run=starting_config(arguments))
         return tyro.cli(Train, args=arguments, prog=prog, default=default, registry=GROUPED)
-    kinds: dict[str, type[Evaluate | Predict | Sample]] = {"evaluate": Evaluate, "predict": Predict, "sample": Sample}
+    kinds: dict[str, type[Evaluate | Predict | Export | Sample]] = {
+        "evaluate": Evaluate,
+        "predict": Predict,
+        "export": Export,
+        "sample": Sample,
+    }
     return tyro.cli(kinds[name], args=arguments, prog=prog)
