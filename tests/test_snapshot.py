@@ -19,7 +19,19 @@ from fptt.__main__ import main
 
 FOLDER = Path(__file__).parent / "snapshot"
 UPDATE = os.environ.get("FPTT_UPDATE_SNAPSHOTS") == "1"
-COMMANDS = ("train", "evaluate", "sample", "stream", "recipes", "compare", "ablate", "report", "bench")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "sample",
+    "stream",
+    "recipes",
+    "compare",
+    "ablate",
+    "report",
+    "bench",
+)
 HELP = ((), *((name,) for name in COMMANDS), ("bench", "speed"), ("bench", "memory"))
 
 

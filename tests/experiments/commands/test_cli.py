@@ -34,7 +34,7 @@ def test_train_leaves_a_whole_folder_and_evaluate_reproduces_its_figure(
 ) -> None:
     out = tmp_path / "run"
     summary = train(out, "--method", method)
-    expected = {"config.yaml", "metrics.csv", "summary.json", "model.safetensors", "curves.png"}
+    expected = {"config.yaml", "metrics.csv", "summary.json", "interface.json", "model.safetensors", "curves.png"}
     assert {file.name for file in out.iterdir()} == expected | ({"averages.safetensors"} if method == "fptt" else set())
     updates = 4 if method == "bptt" else 32
     found = {name: summary[name] for name in ("task", "method", "epochs", "batches", "updates", "timesteps", "status")}
@@ -224,7 +224,7 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dance"], "unknown command 'dance'; there are train, evaluate, sample, stream, compare"),
+        (["dance"], "unknown command 'dance'; there are train, evaluate, predict, export, sample"),
         (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, adding, copy"),
         (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
         (["compare", "--controls", "rate=2"], "a rate of controls must be a part of the learning rate, in (0, 1), got"),

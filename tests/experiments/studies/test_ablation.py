@@ -46,7 +46,8 @@ def test_axes_are_parsed_in_the_types_of_their_fields() -> None:
 def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
     values = {name: getattr(TrainConfig(), name) for name in FIELDS}
     others = {field.name for field in dataclasses.fields(TrainConfig)} - values.keys()
-    assert others == {"task", "data", "readout_sizes", "milestones", "accelerator", "method", "seed"}
+    of_data = {"task", "data", "id", "time", "inputs", "target", "group", "kind"}
+    assert others == {*of_data, "readout_sizes", "milestones", "accelerator", "method", "seed"}
     for name in FIELDS:
         (value,) = parse_axes(f"{name}={'none' if values[name] is None else str(values[name]).lower()}")[name]
         assert (value, type(value)) == (values[name], type(values[name]))
@@ -55,7 +56,7 @@ def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown field ''; there are limit, permuted, by, standardization, length, level, cell, hidden_size,"),
+        ("", "unknown field ''; there are limit, permuted, by, standardization, length, level, split_seed, cell,"),
         ("alpha,color", "unknown field 'color'; there are limit, permuted"),
         ("milestones=0.5", "the field milestones cannot vary: it is neither a choice nor a number"),
         ("seed=0:1", "the field seed cannot vary: --seeds sets their number"),

@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fptt.experiments.commands.cli import run
 from fptt.experiments.training.folder import RunFolder
+from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
 from tests.experiments.training.test_precision import distance
 from tests.experiments.training.test_resume import assert_same_end
 from tests.forks import Fork
@@ -50,6 +52,20 @@ def test_two_processes_end_as_one(tmp_path: Path) -> None:
     summaries = [folder.read_summary() for folder in (two, one)]
     assert {name: summaries[0][name] for name in names} == {name: summaries[1][name] for name in names}
     assert [summary["processes"] for summary in summaries] == [2, 1]
+
+
+@pytest.mark.parametrize("targets", [NAMES, np.arange(LENGTHS.sum()) * 0.5], ids=["classes", "steps"])
+def test_two_processes_share_ragged_sequences(targets: np.ndarray, tmp_path: Path) -> None:
+    """Each has the mask of its own; some chunks have real steps in one of them alone."""
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=targets)
+    options = ["--task", "sequences", "--data", str(tmp_path / "x.npz"), "--batch-size", "3", "--num-chunks", "6"]
+    options += ["--hidden-size", "4", "--threads", "1", "--epochs", "2", "--precision", "64-true"]
+    output = finished(start(*options, *TWO, "--out", str(tmp_path / "two")))
+    assert output.count("sequences: 14 to train") == 1
+    assert run(["train", *options, "--out", str(tmp_path / "one")]) == 0
+    two, one = RunFolder(tmp_path / "two"), RunFolder(tmp_path / "one")
+    assert distance(two.read_weights(), one.read_weights()) < 1e-10
+    assert two.read_summary()["updates"] == one.read_summary()["updates"]
 
 
 @pytest.fixture(scope="module")

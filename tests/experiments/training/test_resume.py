@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Run
+from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
 
@@ -116,6 +118,32 @@ def test_a_run_in_staggered_lanes_goes_on_in_the_middle_of_their_sequences(
         assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
     assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
     assert_same_end(whole, RunFolder(tmp_path / "cut"))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ragged sequences, a label each, and equal ones, a number a step."""
+    folder = tmp_path_factory.mktemp("own")
+    np.savez(folder / "ragged.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
+    equal = np.stack([sequence[:3] for sequence in sequences()])
+    np.savez(folder / "equal.npz", inputs=equal, targets=equal.sum(-1))
+    return folder
+
+
+@pytest.mark.parametrize("batch", [0, 3, 6])
+@pytest.mark.parametrize("data", ["ragged.npz", "equal.npz --lanes staggered"], ids=["ragged", "staggered"])
+def test_a_run_on_own_sequences_goes_on(
+    data: str, batch: int, own: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Four batches an epoch, with the average of a regularizer, and standardized anew."""
+    options = ["--batch-size", "4", "--hidden-size", "4", "--epochs", "2", "--threads", "1"]
+    name, *lanes = data.split()
+    command = ["train", "--task", "sequences", "--data", str(own / name), *lanes, *options]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(batch, patch)
+        assert run([*command, "--out", str(tmp_path / "cut")]) == INTERRUPTED
+    assert run(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert_same_end(undisturbed(*command), RunFolder(tmp_path / "cut"))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ fptt {__version__}: train recurrent networks forward in time, with FPTT beside B
 
   fptt train      train one model on one task; leaves a folder with weights, metrics and plots
   fptt evaluate   measure a trained model on the test data again
+  fptt predict    predict new data with a trained model, into a CSV or Parquet file
+  fptt export     write a trained model as a program for places without this library
   fptt sample     generate text with a trained language model
   fptt stream     learn from a stream, predicting each step before learning it
   fptt recipes    list the settings that have a name: what they show, how long they take
@@ -43,6 +45,8 @@ Command = Callable[[Console], None]
 COMMANDS = {
     "train": "runs",
     "evaluate": "runs",
+    "predict": "runs",
+    "export": "runs",
     "sample": "runs",
     "stream": "stream",
     "compare": "studies",

@@ -1,5 +1,6 @@
 """Options of the commands: where their defaults come from, their groups in the help, what may stand beside what."""
 
+import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from fptt.experiments.configs.config import GROUPS, Setting, TrainConfig
+from fptt.experiments.configs.config import GROUPS, DataSetting, Setting, TrainConfig
 from fptt.experiments.configs.recipes import read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError, one_line
 
@@ -66,6 +67,9 @@ class _Given(Origin):
 
     task: str | None = None
     engine: str = "eager"
+    cell: str = "lstm"
+    chrono_init: str | None = None
+    data: str | None = None
 
 
 def starting_config(arguments: Sequence[str]) -> TrainConfig:
@@ -80,11 +84,30 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
             raise UserError(f"give either recipe or config, got recipe {given.recipe} and config {given.config}.")
         return read_config(given.config)
     if given.recipe is None:
-        return task_config(given.task or "digits", given.engine)
-    found = recipe(given.recipe).config
-    if given.task not in (None, found.task):
-        raise UserError(f"recipe {given.recipe} is of the task {found.task}, got task {given.task}.")
-    return found
+        found = task_config(given.task or "digits", given.engine)
+    else:
+        found = recipe(given.recipe).config
+        if given.task not in (None, found.task):
+            raise UserError(f"recipe {given.recipe} is of the task {found.task}, got task {given.task}.")
+    return _first_settings(found, given, arguments) if found.task == "sequences" else found
+
+
+def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]) -> TrainConfig:
+    """Return the config for data of a user's own: K = √T, T the longest sequence of training.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+    if given.cell != "lstm" or given.chrono_init is not None:  # which have no forget bias, or their own
+        config = replace(config, forget_bias=0.0)
+    is_there = given.data is not None and Path(given.data).expanduser().exists()
+    if not is_there or not {"-h", "--help"}.isdisjoint(arguments):
+        return config
+    from fptt.experiments.tasks.registry import load_task  # seconds of loading
+
+    named = tyro.cli(DataSetting, args=[*arguments], return_unknown_args=True, add_help=False)[0]
+    setting = replace(config, **{**vars(named), "task": config.task})
+    return replace(config, num_chunks=round(math.sqrt(load_task(setting, config.seed).training_length())))
 
 
 def starting_setting(arguments: Sequence[str]) -> Setting:

@@ -1,9 +1,10 @@
-"""The commands about one run: `fptt train`, `fptt evaluate`, `fptt sample`."""
+"""The commands about one run: `fptt train`, `fptt evaluate`, `fptt predict`, `fptt export`, `fptt sample`."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -19,6 +20,8 @@ from fptt.experiments.commands.defaults import (
 )
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.console import say
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.files import replaced
 from fptt.experiments.process.rank import is_leader
 from fptt.experiments.training.folder import RunFolder
 
@@ -92,6 +95,68 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predict new sequences with a trained model.
+
+    Inputs are named and standardized as in training; a target is not needed. The rows are those of the sequences, or of
+    the steps where the model has been trained with a target a step.
+
+    fptt predict out/first --data new.csv --out predictions.csv
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: Path
+    """File of sequences: .npz, .csv or .parquet."""
+    out: Path
+    """File for the predictions: .csv or .parquet."""
+    averages: bool = False
+    """Use FPTT's averages instead of the weights."""
+
+    def __call__(self, console: Console) -> None:
+        """Predict, and print where the predictions are."""
+        if self.out.suffix not in (".csv", ".parquet"):
+            raise UserError(f"out must be a file of the kinds .csv, .parquet, got {str(self.out)!r}.")
+        check_folder(self.out)
+        from fptt.experiments.training.loaded_run import LoadedRun
+
+        frame = LoadedRun.read(self.folder, averages=self.averages).predict_file(self.data)
+        with replaced(self.out) as file:
+            frame.to_csv(file, index=False) if self.out.suffix == ".csv" else frame.to_parquet(file, index=False)
+        say(console, f"{len(frame):,} predictions: {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write one time step of a trained model as a program of torch.export, which needs torch alone to run.
+
+    It takes inputs (B, D) as they are in the data and a state, at first zeros, and returns the probabilities of the
+    classes, or numbers, and the next state. Before it is written, it is run beside the model on the same sequences.
+
+    fptt export out/first --out model.pt2
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+    to: Literal["pt2"] = "pt2"
+    """Format."""
+    out: Path | None = None
+    """The file; model.pt2 in the run folder by default."""
+    averages: bool = False
+    """Use FPTT's averages instead of the weights."""
+
+    def __call__(self, console: Console) -> None:
+        """Export, and print where the program is."""
+        out = self.out or self.folder / f"model.{self.to}"
+        check_folder(out)
+        from fptt.experiments.training.export import export_step
+        from fptt.experiments.training.loaded_run import LoadedRun
+
+        export_step(LoadedRun.read(self.folder, averages=self.averages), out)
+        say(console, f"exported, and compared with the model: {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Generate text with a trained language model.
 
@@ -119,11 +184,17 @@ class Sample:
         say(console, sample_text(self.folder, **{name: getattr(self, name) for name in names}))
 
 
-def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Sample:
+def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Predict | Export | Sample:
     """Return what the arguments of a command ask for."""
     prog = f"fptt {name}"
     if name == "train":
         check_resumption(arguments)
         default = Train(run=starting_config(arguments))
         return tyro.cli(Train, args=arguments, prog=prog, default=default, registry=GROUPED)
-    return tyro.cli(Evaluate if name == "evaluate" else Sample, args=arguments, prog=prog)
+    kinds: dict[str, type[Evaluate | Predict | Export | Sample]] = {
+        "evaluate": Evaluate,
+        "predict": Predict,
+        "export": Export,
+        "sample": Sample,
+    }
+    return tyro.cli(kinds[name], args=arguments, prog=prog)

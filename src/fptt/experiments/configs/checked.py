@@ -18,8 +18,8 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _sequence(value: Any) -> Any:
-    """Return a list as a tuple: YAML has lists only."""
+def as_tuple(value: Any) -> Any:
+    """Return a list as a tuple: YAML and JSON have lists only."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -38,8 +38,8 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Part = Annotated[Number, Field(ge=0, lt=1)]
 InnerPart = Annotated[Number, Field(gt=0, lt=1)]
 Weight = Annotated[Number, Field(gt=0, le=1)]
-Widths = Annotated[tuple[Width, ...], BeforeValidator(_sequence), Field(max_length=100)]
-InnerParts = Annotated[tuple[InnerPart, ...], BeforeValidator(_sequence), Field(max_length=100)]
+Widths = Annotated[tuple[Width, ...], BeforeValidator(as_tuple), Field(max_length=100)]
+InnerParts = Annotated[tuple[InnerPart, ...], BeforeValidator(as_tuple), Field(max_length=100)]
 
 STRICT = ConfigDict(strict=True, extra="forbid")  # no 2.0 or True for an integer, no "5" either
 

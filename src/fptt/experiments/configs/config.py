@@ -51,7 +51,7 @@ class DataSetting(Checked):
     task: Name = "digits"
     """Task; `fptt --help` lists them."""
     data: Address | None = None
-    """Hub id, local folder or, for text, file of the data; the task's own hub id by default."""
+    """Hub id, local folder or, for text and sequences, file of the data; the task's own hub id by default."""
     limit: Count | None = None
     """Use less data: so many samples (of a text: tokens) of each part; digits: of training; generated: an epoch."""
     permuted: bool = False
@@ -66,6 +66,23 @@ class DataSetting(Checked):
     text or of a recording."""
     level: Literal["character", "word"] = "character"
     """Token of a text (text)."""
+    id: Name | None = None
+    """Column that says to which sequence a row belongs; id by default (sequences)."""
+    time: Name | None = None
+    """Column by which the rows of a sequence are sorted, numbers or dates; by default time, if there is one, and else
+    they stay in the order of the file (sequences)."""
+    inputs: Address | None = None
+    """Comma-separated columns of the inputs, all others by default; in an .npz file the name of the array
+    (sequences)."""
+    target: Name | None = None
+    """Column of the target; target by default, in an .npz file targets (sequences)."""
+    group: Name | None = None
+    """Column of what sequences have in common, as the person they are of: no two parts of the data have the same one
+    (sequences)."""
+    kind: Literal["classes", "regression"] | None = None
+    """Whether the target is a class or a number; by default a class if it is text or whole numbers (sequences)."""
+    split_seed: Seed = 0
+    """Seed of the random parts for validation and test, the same for every seed of a run (sequences)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -144,7 +161,7 @@ class MethodSetting(Checked):
     """Chunks, losses and penalty of the training methods."""
 
     num_chunks: Count = 8
-    """K: chunks a sequence for TBPTT and FPTT."""
+    """K: chunks a sequence for TBPTT and FPTT; √T by default for sequences of your own."""
     lanes: Literal["together", "staggered"] = "together"
     """The sequences of a batch: together, or each lane some chunks later than the one before, so that every update sees
     all places of a sequence (TBPTT and FPTT on independent sequences)."""

@@ -284,6 +284,10 @@ RECIPES: dict[str, Recipe] = {
         minutes=4,
         result="accuracy 0.892 (one seed)",
     ),
+    "sequences": Recipe(
+        about="your own sequences: --data FILE; K is √T",
+        config=TrainConfig(task="sequences", batch_size=32, forget_bias=1.0, fan_in_init=True),
+    ),
 }
 """The recipes, by name."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, RandomSampler, TensorDataset
 
 import fptt
@@ -165,6 +166,53 @@ class FreshSamples(Dataset[Samples]):
     def __getitem__(self, index: Sequence[int]) -> Samples:
         """Return as many new samples as there are numbers."""
         return self.draw(len(index), self.generator)
+
+
+class PaddedSamples(Dataset[Samples]):
+    """Ragged sequences, padded with zeros: inputs (B, T, D), targets (B, …) or (B, T, …), lengths (B,).
+
+    Args:
+        inputs: (ΣT_i, D), the steps of all sequences one after another.
+        targets: (N, …), or (ΣT_i, …) if there is one a step.
+        lengths: (N,).
+        per_step: Whether there is a target a step.
+        num_steps: T; None for that of the longest sequence of a batch.
+        padding: Target of the steps that are padding.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        lengths: Tensor,
+        *,
+        per_step: bool,
+        num_steps: int | None = None,
+        padding: float = 0.0,
+    ) -> None:
+        self.inputs = inputs.split(lengths.tolist())
+        self.targets = targets
+        self.step_targets = targets.split(lengths.tolist()) if per_step else None
+        self.lengths, self.num_steps, self.padding = lengths, num_steps, padding
+
+    def __len__(self) -> int:
+        """Return the sequences."""
+        return len(self.lengths)
+
+    def __getitem__(self, index: Sequence[int]) -> Samples:
+        """Return a batch of sequences."""
+        lengths = self.lengths[index]
+        inputs = self._padded(self.inputs, index, 0.0)
+        if self.step_targets is None:
+            return inputs, self.targets[index], lengths
+        return inputs, self._padded(self.step_targets, index, self.padding), lengths
+
+    def _padded(self, sequences: Sequence[Tensor], index: Sequence[int], value: float) -> Tensor:
+        padded = pad_sequence([sequences[number] for number in index], batch_first=True, padding_value=value)
+        if self.num_steps is None:
+            return padded
+        missing = padded.new_full((len(index), self.num_steps - padded.shape[1], *padded.shape[2:]), value)
+        return torch.cat([padded, missing], dim=1)
 
 
 def samples_an_epoch(setting: Setting) -> int:

@@ -9,6 +9,7 @@ from fptt.experiments.process.errors import UserError
 
 if TYPE_CHECKING:  # `fptt --help` lists the tasks, and waits for nothing else
     from fptt.experiments.configs.config import Setting
+    from fptt.experiments.tasks.interface import Interface
     from fptt.experiments.tasks.task import Task
 
 TASKS: dict[str, str] = {
@@ -23,6 +24,7 @@ TASKS: dict[str, str] = {
     "text": "any text file or data set, the next character or word",
     "har": "human activity from windows of smartphone sensors",
     "hapt": "activities and transitions, a label for every step of a recording",
+    "sequences": "your own sequences: --data FILE, an .npz, CSV or Parquet file, or a folder",
 }
 """The tasks; the module of each has a function `load(setting, seed) -> Task`."""
 
@@ -30,12 +32,13 @@ MODULES = {"ptb-word": "ptb", "ptb-char": "ptb"}
 """Modules that do not have the name of their task."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt"),
+    "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt", "sequences"),
     "permuted": ("mnist",),
     "by": ("mnist",),
     "standardization": ("mnist", "cifar10"),
     "level": ("text",),
     "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt"),
+    **dict.fromkeys(("id", "time", "inputs", "target", "group", "kind", "split_seed"), ("sequences",)),
 }
 """Options that some tasks alone understand."""
 
@@ -60,6 +63,17 @@ def load_task(setting: Setting, seed: int) -> Task:
         return module.load(setting, seed)
     except ValueError as error:  # of the libraries, about a data set that is not what it should be
         raise UserError(f"the data of the task {setting.task!r} cannot be used: {error}") from error
+
+
+def check_interface(saved: Interface | None, task: Task) -> None:
+    """Raise UserError if the data of a task are other than those that a run was trained on; older runs do not tell."""
+    if saved is None or saved == task.interface:
+        return
+    name = next(name for name, value in vars(saved).items() if value != getattr(task.interface, name))
+    raise UserError(
+        f"the data of the task {task.name!r} are not those that the run was trained on: their {name} is another. "
+        "For predictions on new data there is fptt predict."
+    )
 
 
 def check_vocabulary(saved: list[str] | None, task: Task) -> None:

@@ -70,6 +70,11 @@ class ClassScore(Score):
         self.confusion += pairs.view(num_classes, num_classes).cpu()
         self.entropy += functional.cross_entropy(outputs.double(), targets, reduction="sum").item()
 
+    def recalls(self) -> list[float | None]:
+        """Return for each class the part of its targets that was predicted; None if there was no such target."""
+        correct, actual = self.confusion.diag().tolist(), self.confusion.sum(1).tolist()
+        return [found / total if total else None for found, total in zip(correct, actual, strict=True)]
+
     def metrics(self) -> dict[str, float]:
         """Return accuracy, macro-averaged F1 and cross entropy."""
         total = self.confusion.sum().item()
@@ -85,12 +90,16 @@ class ClassScore(Score):
 
 
 class RegressionScore(Score):
-    """Mean squared error."""
+    """Mean squared error.
+
+    Args:
+        unit: Of targets and outputs, where they are standardized: the error is that of the numbers themselves.
+    """
 
     metric = "mse"
 
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
+    def __init__(self, unit: float = 1.0) -> None:
+        self.unit, self.total, self.count = unit, 0.0, 0
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add outputs and targets, (…, C) both."""
@@ -99,7 +108,7 @@ class RegressionScore(Score):
 
     def metrics(self) -> dict[str, float]:
         """Return the mean squared error."""
-        return {"mse": self.total / max(self.count, 1)}
+        return {"mse": self.unit**2 * self.total / max(self.count, 1)}
 
 
 class TokenScore(Score):

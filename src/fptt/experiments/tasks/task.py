@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,13 +14,24 @@ import fptt
 from fptt.experiments.tasks.batches import (
     EVALUATION_BATCH_SIZE,
     FreshSamples,
+    PaddedSamples,
     Samples,
     ShuffledBatches,
     StaggeredBatches,
     TokenStream,
     num_samples,
 )
+from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.tasks.scores import HIGHER_IS_BETTER, ClassScore, RegressionScore, Score
+
+
+class Scaling(NamedTuple):
+    """Mean and deviation of the inputs, D numbers each, and of the target of a regression."""
+
+    input_mean: tuple[float, ...]
+    input_deviation: tuple[float, ...]
+    target_mean: float = 0.0
+    target_deviation: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,9 @@ class Task:
         input_size: D, or the number of tokens.
         output_size: Classes, or width of the target.
         vocabulary: The tokens, if the inputs are tokens.
+        class_names, input_names: Of outputs and inputs, where the data have names.
+        scaling: Of inputs and targets, where the data are standardized by those of training.
+        about: A line on the data, for the user.
         metric: The first of the metrics of `score`: models are selected by it.
         score: Returns an empty score of the task; by default that of its kind.
         chance: The metric of a guess, if it is known.
@@ -55,6 +69,22 @@ class Task:
     vocabulary: tuple[str, ...] | None = None
     score: Callable[[], Score] | None = None
     chance: float | None = None
+    class_names: tuple[str | int, ...] | None = None
+    input_names: tuple[str, ...] | None = None
+    scaling: Scaling | None = None
+    about: str | None = None
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether sequences have lengths of their own, and are padded."""
+        return isinstance(self.train, PaddedSamples)
+
+    @cached_property
+    def interface(self) -> Interface:
+        """What goes into a model of the task, and what comes out."""
+        scaling = {} if self.scaling is None else self.scaling._asdict()
+        names = ("kind", "input_size", "output_size", "has_step_targets", "class_names", "input_names")
+        return Interface(**{name: getattr(self, name) for name in names}, **scaling)
 
     @property
     def is_stream(self) -> bool:
@@ -128,6 +158,12 @@ class Task:
         inputs, targets, *_ = batch
         is_batch_major = self.has_step_targets and not self.is_stream
         return self.to_sequences(inputs), targets.transpose(0, 1) if is_batch_major else targets
+
+    def batch(self, stored: Samples | fptt.Batch) -> fptt.Batch:
+        """Return a batch as it is stored as sequences, with a mask where they are padded."""
+        inputs, targets = self.sequences(stored)
+        lengths = stored[2] if self.is_ragged else None
+        return fptt.Batch(inputs, targets, None if lengths is None else fptt.length_mask(lengths, len(inputs)))
 
     def training_length(self) -> int:
         """Return T of the training sequences."""

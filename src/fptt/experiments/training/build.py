@@ -23,15 +23,26 @@ def make_model(config: TrainConfig, task: Task) -> nn.Module:
     """Return the model of a config, freshly initialized."""
     if task.vocabulary is not None:
         return make_language_model(config, task.input_size)
-    _check_language_only(config, task)
+    # a mask needs the outputs of all steps
+    last_only = not (task.has_step_targets or task.is_ragged or _has_short_chunks(config, task))
+    return make_recurrent(config, task.input_size, task.output_size, last_only=last_only)
+
+
+def make_recurrent(config: TrainConfig, input_size: int, output_size: int, *, last_only: bool) -> nn.Module:
+    """Return the model of a config for inputs of numbers, freshly initialized.
+
+    Raises:
+        UserError: If the config has options that are for language models only.
+    """
+    _check_language_only(config)
     return CELLS[config.cell](
-        task.input_size,
+        input_size,
         config.hidden_size,
-        task.output_size,
+        output_size,
         num_layers=config.num_layers,
         readout_sizes=config.readout_sizes,
         readout_activation=nn.ReLU if config.readout_activation == "relu" else nn.Identity,
-        last_only=not task.has_step_targets and not _has_short_chunks(config, task),
+        last_only=last_only,
         forget_bias=config.forget_bias,
         chrono_init=config.chrono_init,
         fan_in_init=config.fan_in_init,
@@ -62,10 +73,10 @@ def make_language_model(config: TrainConfig, num_tokens: int) -> LanguageModel:
     return LanguageModel(num_tokens=num_tokens, **{name: getattr(config, name) for name in names})
 
 
-def _check_language_only(config: TrainConfig, task: Task) -> None:
+def _check_language_only(config: TrainConfig) -> None:
     for name in LANGUAGE_ONLY:
         if getattr(config, name):
-            raise UserError(f"{name} is for language models only, got {getattr(config, name)} with {task.name}.")
+            raise UserError(f"{name} is for language models only, got {getattr(config, name)} with {config.task}.")
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:
@@ -118,6 +129,11 @@ def check_chunks(config: TrainConfig, task: Task) -> None:
         raise UserError(f"horizon must be at most num_chunks, {config.num_chunks}, got {config.horizon}.")
     if config.lanes == "staggered" and task.is_stream:
         raise UserError(f"lanes must be together with {task.name}, whose text is one sequence, got staggered.")
+    if config.lanes == "staggered" and task.is_ragged and config.method != "bptt":
+        raise UserError(
+            f"lanes must be together with ragged sequences, got staggered with {task.name}: how many batches an epoch "
+            "has would depend on its order."
+        )
     if config.lanes == "staggered" and config.num_duals > 1 and config.method == "fptt":
         raise UserError(f"num_duals must be 1 with lanes staggered, got {config.num_duals}.")
 

@@ -13,8 +13,8 @@ from fptt._sequence import State
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import prepare_process
 from fptt.experiments.tasks.batches import Samples
-from fptt.experiments.tasks.registry import check_vocabulary, load_task
-from fptt.experiments.tasks.scores import Score
+from fptt.experiments.tasks.registry import check_interface, check_vocabulary, load_task
+from fptt.experiments.tasks.scores import ClassScore, Score
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import make_fabric, make_model
 from fptt.experiments.training.folder import RunFolder, Weights
@@ -26,22 +26,29 @@ WEIGHT_TYPES = (torch.float32, torch.float64)
 """Of the weights of runs; those of mixed precisions are float32."""
 
 
-@torch.no_grad()
 def measure(model: nn.Module, task: Task, dataset: Dataset[Samples], device: torch.device) -> dict[str, float]:
     """Return the metrics of a model on a part of a task's data, that of the task first."""
+    return score_of(model, task, dataset, device).metrics()
+
+
+@torch.no_grad()
+def score_of(model: nn.Module, task: Task, dataset: Dataset[Samples], device: torch.device) -> Score:
+    """Return the score of a model on a part of a task's data."""
     was_training = model.training
     model.eval()
     score = task.make_score()
     state: State = None
     for stored in task.evaluation_batches(dataset):
-        parts = task.sequences(tuple(tensor.to(device) for tensor in stored))
-        inputs, targets = (in_precision_of(model, part) for part in parts)
+        batch = task.batch(tuple(tensor.to(device) for tensor in stored))
+        batch = batch._replace(
+            inputs=in_precision_of(model, batch.inputs), targets=in_precision_of(model, batch.targets)
+        )
         if task.has_step_targets:
-            state = _add_steps(score, model, inputs, targets, state if task.is_stream else None)
+            state = _add_steps(score, model, batch, state if task.is_stream else None)
         else:
-            score.add(final_output(model, inputs), targets)
+            score.add(final_output(model, batch.inputs, batch.mask), batch.targets)
     model.train(was_training)
-    return score.metrics()
+    return score
 
 
 def in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
@@ -49,20 +56,33 @@ def in_precision_of(model: nn.Module, tensor: Tensor) -> Tensor:
     return tensor.to(next(model.parameters()).dtype) if tensor.is_floating_point() else tensor
 
 
-def _add_steps(score: Score, model: nn.Module, inputs: Tensor, targets: Tensor, state: State) -> State:
-    """Score the outputs of every step, chunk by chunk; return the last state."""
-    for chunk, chunk_targets in fptt.split_sequence(inputs, targets, chunk_length=CHUNK_LENGTH):
+def _add_steps(score: Score, model: nn.Module, batch: fptt.Batch, state: State) -> State:
+    """Score the outputs of every real step, chunk by chunk; return the last state."""
+    parts = (batch.inputs, batch.targets) if batch.mask is None else (batch.inputs, batch.targets, batch.mask)
+    for chunk, targets, *masks in fptt.split_sequence(*parts, chunk_length=CHUNK_LENGTH):
         outputs, state = model(chunk, state)
-        score.add(outputs, chunk_targets)
+        real = masks[0] if masks else ...
+        score.add(outputs[real], targets[real])
     return state
 
 
-def final_output(model: nn.Module, sequences: Tensor) -> Tensor:
-    """Return the outputs after the last step, (B, C)."""
+def final_output(model: nn.Module, sequences: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the outputs after the last step of each sequence, (B, C)."""
+    if mask is not None:
+        return fptt.last_output(all_outputs(model, sequences), mask)
     state, output = None, sequences
     for (chunk,) in fptt.split_sequence(sequences, chunk_length=CHUNK_LENGTH):
         output, state = model(chunk, state)
     return output[-1]
+
+
+def all_outputs(model: nn.Module, sequences: Tensor) -> Tensor:
+    """Return the outputs of all steps, (T, B, C)."""
+    state, outputs = None, []
+    for (chunk,) in fptt.split_sequence(sequences, chunk_length=CHUNK_LENGTH):
+        output, state = model(chunk, state)
+        outputs.append(output)
+    return torch.cat(outputs)
 
 
 def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = None) -> dict[str, Any]:
@@ -83,11 +103,14 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     weights = folder.read_weights(averages=averages)
     task = load_task(config, config.seed)
     check_vocabulary(folder.read_vocabulary(), task)
+    check_interface(folder.read_interface(), task)
     model = make_model(config, task)
     load_weights(model, weights, folder)
     fabric = make_fabric(config.accelerator)
-    metrics = measure(model.to(fabric.device), task, task.test, fabric.device)
-    named = {f"test_{name}": value for name, value in metrics.items()}
+    score = score_of(model.to(fabric.device), task, task.test, fabric.device)
+    named: dict[str, Any] = {f"test_{name}": value for name, value in score.metrics().items()}
+    if task.class_names is not None and isinstance(score, ClassScore):
+        named["test_recall"] = dict(zip(map(str, task.class_names), score.recalls(), strict=True))
     return {"task": task.name, "weights": "averages" if averages else "weights", **named}
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.configs.recipes import read_config
 from fptt.experiments.process.errors import UnreadableFileError, UserError, one_line
 from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, writing
+from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training.checkpoints import Checkpoints
 
 Weights = dict[str, Tensor]
@@ -36,6 +37,7 @@ class RunFolder:
         self.curves_file = path / "curves.png"
         self.checkpoints = Checkpoints(path)
         self.vocabulary_file = path / "vocabulary.json"
+        self.interface_file = path / "interface.json"
 
     def check_free(self) -> None:
         """Raise UserError if the folder holds something."""
@@ -46,8 +48,10 @@ class RunFolder:
 
     # -- writing: by the leader of a run alone -----------------------------------------------------------------------
 
-    def create(self, config: TrainConfig, vocabulary: Sequence[str] | None = None) -> None:
-        """Make the folder, remove the files of an earlier run and write the config and, of a text, the vocabulary.
+    def create(
+        self, config: TrainConfig, vocabulary: Sequence[str] | None = None, interface: Interface | None = None
+    ) -> None:
+        """Make the folder, remove the files of an earlier run, write config, interface and, of a text, vocabulary.
 
         Raises:
             UserError: If it cannot be written.
@@ -58,6 +62,9 @@ class RunFolder:
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
             replace_text(self.config_file, config.to_yaml())
+            if interface is not None:
+                text = json.dumps(asdict(interface), indent=2, ensure_ascii=False)
+                replace_text(self.interface_file, text + "\n")
             if vocabulary is not None:
                 replace_text(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
         except OSError as error:
@@ -65,7 +72,7 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
-        return [*files, self.weights_file, self.averages_file, self.vocabulary_file]
+        return [*files, self.weights_file, self.averages_file, self.vocabulary_file, self.interface_file]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
@@ -118,6 +125,19 @@ class RunFolder:
             if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
                 raise ValueError("it does not hold a list of tokens")
         return tokens
+
+    def read_interface(self) -> Interface | None:
+        """Read the interface of the model; None if the run is of a version before there was one."""
+        if not self.interface_file.exists():
+            return None
+        with self._reading(self.interface_file):
+            values = read_json(self.interface_file)
+            if not isinstance(values, dict):
+                raise ValueError("it does not hold an object")
+            try:
+                return Interface(**values)
+            except UserError as error:
+                raise ValueError(one_line(error)) from error
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Read the rows of the metrics, as numbers."""

@@ -66,11 +66,14 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
 
 def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool) -> dict[str, Any]:
     """Train to the end, or until something is wrong, and complete the folder."""
+    if run.task.about is not None:
+        chunks = "" if run.config.method == "bptt" else f"; K = {run.config.num_chunks}"
+        say(console, run.task.about + chunks)
     if resume:
         _restore(run, folder, console)
     else:
         if run.replicas.is_leader:
-            folder.create(run.config, run.task.vocabulary)
+            folder.create(run.config, run.task.vocabulary, run.task.interface)
         _save(run, folder)  # so that a run killed in its first batch can be resumed too
 
     interruption = Interruption()

@@ -78,7 +78,8 @@ class Replicas:
         own = slice(self.rank, None, self.size)
         if per_step or batch.progress is not None:
             return tree_map_only(Tensor, lambda tensor: tensor[:, own], batch)  # all have the lanes there
-        return fptt.Batch(batch.inputs[:, own], batch.targets[own])
+        mask = None if batch.mask is None else batch.mask[:, own]
+        return fptt.Batch(batch.inputs[:, own], batch.targets[own], mask)
 
     def agree(self, spent: float, *, is_asked: bool, is_due: bool) -> tuple[float, bool, bool]:
         """Return what the leader has spent, whether any process is asked to stop, and whether the leader is due.

@@ -164,8 +164,7 @@ class Run:
             group["lr"] = rate
         batch = self.fabric.to_device(batch)
         if not self.is_staggered:
-            inputs, targets = self.task.sequences(batch)
-            batch = fptt.Batch(inputs, targets)
+            batch = self.task.batch(batch)
         assert isinstance(batch, fptt.Batch)
         own = self.replicas.part(batch, per_step=self.task.has_step_targets)
         inputs, targets = (in_precision_of(self.model, part) for part in own[:2])
@@ -175,7 +174,7 @@ class Run:
         if self.is_staggered:  # where each lane stands comes with the batches of a stream only
             result = next(self.method.train_stream([own._replace(inputs=inputs, targets=targets)], self.state))
         else:
-            result = self.method.train_batch(inputs, targets, self.state)
+            result = self.method.train_batch(inputs, targets, self.state, mask=own.mask)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.progress.seconds += self.clock.now() - start

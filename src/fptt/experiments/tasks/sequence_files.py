@@ -1,0 +1,431 @@
+"""Files of sequences: arrays in an .npz file, or rows of a table in a CSV or Parquet file."""
+
+import itertools
+import math
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fptt.experiments.process.errors import UserError, one_line
+
+SUFFIXES = (".npz", ".csv", ".parquet")
+
+Targets = Literal["any", "numbers"]
+"""What targets may be: text and numbers, or numbers alone."""
+
+
+class Columns(NamedTuple):
+    """The names of the columns of a table, or of the arrays of an .npz file; None for those of the defaults.
+
+    Attributes:
+        id: Of the sequence that a row belongs to: `id` by default; in an .npz file the number of the sequence.
+        time: Of the order of the rows of a sequence: `time` by default, if there is one, else that of the file.
+        inputs: All that are left by default; in an .npz file the array `inputs`.
+        target: `target`, in an .npz file `targets`, by default.
+        group: Of what sequences have in common, a subject or a machine, which no two parts of the data share.
+    """
+
+    id: str | None = None
+    time: str | None = None
+    inputs: tuple[str, ...] | None = None
+    target: str | None = None
+    group: str | None = None
+
+
+class Sequences(NamedTuple):
+    """Sequences of N lengths T_i, their steps one after another.
+
+    Attributes:
+        inputs: (ΣT_i, D), float64.
+        lengths: (N,).
+        ids: (N,), of numbers or text.
+        targets: (N,), or (ΣT_i,) if there is one a step: int64, float64 or text. None if they were not asked for.
+        groups: (N,), or None.
+        rows: (ΣT_i,), the row of the table that each step is; None of an .npz file.
+        input_names: Names of the D columns; None in an .npz file.
+    """
+
+    inputs: np.ndarray
+    lengths: np.ndarray
+    ids: np.ndarray
+    targets: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    input_names: tuple[str, ...] | None = None
+
+    @property
+    def has_step_targets(self) -> bool:
+        """Whether every step has a target of its own."""
+        return self.targets is not None and len(self.targets) == len(self.inputs) != len(self.lengths)
+
+    def steps_of(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the rows of the steps of some sequences, in their order."""
+        lengths = self.lengths[chosen]
+        before = self.lengths.cumsum()[chosen] - lengths  # steps of the sequences before each of them
+        own = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        return np.repeat(before, lengths) + own
+
+    def subset(self, chosen: np.ndarray) -> "Sequences":
+        """Return some of the sequences, by their numbers."""
+        steps = self.steps_of(chosen)
+        of_steps = self.has_step_targets
+        return self._replace(
+            inputs=self.inputs[steps],
+            lengths=self.lengths[chosen],
+            ids=self.ids[chosen],
+            targets=None if self.targets is None else self.targets[steps if of_steps else chosen],
+            groups=None if self.groups is None else self.groups[chosen],
+            rows=None if self.rows is None else self.rows[steps],
+        )
+
+    def with_step_targets(self) -> "Sequences":
+        """Return the same sequences with the target of each at all of its steps."""
+        if self.targets is None or self.has_step_targets:
+            return self
+        return self._replace(targets=np.repeat(self.targets, self.lengths))
+
+
+def read_sequences(path: Path, columns: Columns, targets: Targets | None = "any") -> Sequences:
+    """Return the sequences of one file.
+
+    Args:
+        path: An .npz, .csv or .parquet file.
+        columns: The names in it.
+        targets: Kind of the targets; None to read neither targets nor groups.
+
+    Raises:
+        UserError: If it cannot be read, or does not hold such sequences: names file, column and row.
+    """
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        got = repr(path.suffix) if path.is_file() else "none that can be read"
+        raise UserError(f"data {str(path)!r} must be a file of the kinds {', '.join(SUFFIXES)}, got {got}.")
+    if not path.stat().st_size:
+        raise UserError(f"data {str(path)!r} is empty.")
+    if path.suffix == ".npz":
+        return _read_arrays(path, columns, targets)
+    return table_sequences(_read_table(path), str(path), columns, targets)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """Return the rows of a CSV or Parquet file."""
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path,
+                index_col=False,  # else the first column would be one where the rows have an entry too many
+                keep_default_na=False,  # a class may be called NA
+                na_values=[""],
+                low_memory=False,
+                encoding="utf-8-sig",
+            )
+    except pd.errors.ParserWarning:
+        raise UserError(f"data {str(path)!r} must have a name for every column in its first line, got fewer.") from None
+    except Exception as error:  # the readers raise many kinds, all of them about the file
+        reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
+        raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
+
+
+def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets: Targets | None = "any") -> Sequences:
+    """Return the sequences of a table in long form: a row a step, in any order.
+
+    A target that is the same in all rows of every sequence is one a sequence.
+
+    Args:
+        table: The rows.
+        source: The name of the table in errors.
+        columns: The names of its columns.
+        targets: Kind of the targets; None to read neither targets nor groups.
+
+    Raises:
+        UserError: If a column is missing, or a value: names column and row, counted from 1 without the header.
+    """
+    found = {str(name): column for name, column in table.items()}
+    id_name, target_name = columns.id or "id", columns.target or "target"
+    time_name = columns.time or ("time" if "time" in found else None)
+    others = [id_name, time_name, columns.group, target_name]
+    input_names = columns.inputs or tuple(name for name in found if name not in others)
+    labels = [] if targets is None else [target_name, columns.group]
+    for name in (id_name, time_name, *input_names, *labels):
+        if name is not None and name not in found:
+            raise UserError(f"{source!r} must have the column {name!r}, got {', '.join(found)}.")
+    if not input_names:
+        raise UserError(f"{source!r} must have a column of inputs beside {', '.join(map(repr, found))}.")
+    if table.empty:
+        raise UserError(f"{source!r} has no rows.")
+
+    numbers, ids = pd.factorize(_complete(found[id_name], source), sort=False)  # in the order of their first rows
+    times = None if time_name is None else _times(found[time_name], source)
+    order = np.lexsort((numbers,) if times is None else (times, numbers))  # stable: equal times stay as they are
+    lengths = np.bincount(numbers)
+    firsts = np.concatenate([[0], lengths.cumsum()[:-1]])
+    groups = None
+    if targets is not None and columns.group is not None:
+        groups = _groups(found[columns.group], source, ids, order, firsts)
+    own = None
+    if targets is not None:
+        own = _one_a_sequence(_labels(found[target_name], source, targets)[order], lengths)
+    inputs = np.stack([_numbers(found[name], source)[order] for name in input_names], axis=1)
+    return Sequences(
+        inputs,
+        lengths,
+        np.asarray(ids),
+        targets=own,
+        groups=groups,
+        rows=order,
+        input_names=tuple(input_names),
+    )
+
+
+def _groups(column: pd.Series, source: str, ids: Any, order: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """Return the group of every sequence.
+
+    Raises:
+        UserError: If a sequence has more than one.
+    """
+    numbers = pd.factorize(_complete(column, source))[0][order]
+    bounds = [*firsts.tolist(), len(numbers)]
+    for number, (first, end) in enumerate(itertools.pairwise(bounds)):
+        other = np.flatnonzero(numbers[first:end] != numbers[first])
+        if len(other):
+            row, own = order[first + other[0]] + 1, str(ids[number])
+            raise UserError(
+                f"{source!r} must have one {column.name!r} a sequence, got another at row {row} of {own!r}."
+            )
+    return numbers[firsts]
+
+
+def _one_a_sequence(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the target of each sequence, (N,), if its steps agree, and else those of the steps."""
+    firsts = lengths.cumsum() - lengths
+    own = targets[firsts]
+    return own if (np.repeat(own, lengths) == targets).all() else targets
+
+
+def _complete(column: pd.Series, source: str) -> pd.Series:
+    """Return a column.
+
+    Raises:
+        UserError: If it lacks a value.
+    """
+    missing = np.flatnonzero(column.isna())
+    if len(missing):
+        raise UserError(
+            f"{source!r} must have a value in every row of column {column.name!r}, got none in row {missing[0] + 1}."
+        )
+    return column
+
+
+def _numbers(column: pd.Series, source: str) -> np.ndarray:
+    """Return a column as float64.
+
+    Raises:
+        UserError: If a value is missing, text, or not finite.
+    """
+    try:
+        numbers = pd.Series(pd.to_numeric(column, errors="coerce")).to_numpy(np.float64, na_value=math.nan)
+        is_time = column.dtype.kind in "mM"
+    except (TypeError, ValueError):  # of lists and the like
+        numbers, is_time = np.full(len(column), math.nan), False
+    bad = np.flatnonzero(~np.isfinite(numbers) | is_time)
+    if len(bad):
+        value = column.iloc[bad[0]]
+        described = (
+            "none" if _is_missing(value) else repr(value.item() if isinstance(value, np.generic) else value)[:60]
+        )
+        raise UserError(f"{source!r} must hold numbers in column {column.name!r}, got {described} in row {bad[0] + 1}.")
+    return numbers
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
+
+
+def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
+    """Return a column of targets as int64, float64 or text.
+
+    Raises:
+        UserError: If a value is missing, not finite, or text among numbers.
+    """
+    column = _complete(column, source)
+    kind = column.dtype.kind
+    if kind in "iu":
+        return column.to_numpy(np.int64)
+    if kind == "f" or targets == "numbers" or _are_measurements(column):
+        return _numbers(column, source)
+    return np.asarray(column.astype(str), np.str_)
+
+
+def _are_measurements(column: pd.Series) -> bool:
+    """Return whether most of a text are numbers with fractions: then what is not one is a slip, and no class."""
+    try:
+        numbers = pd.Series(pd.to_numeric(column, errors="coerce")).dropna()
+    except (TypeError, ValueError):
+        return False
+    return column.dtype.kind != "b" and 2 * len(numbers) > len(column) and bool((numbers % 1 != 0).any())
+
+
+def _times(column: pd.Series, source: str) -> np.ndarray:
+    """Return a column of numbers or dates as numbers in their order.
+
+    Raises:
+        UserError: If a value is missing, or neither.
+    """
+    column = _complete(column, source)
+    if column.dtype.kind != "M" and pd.Series(pd.to_numeric(column, errors="coerce")).notna().any():
+        return _numbers(column, source)
+    dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+    bad = np.flatnonzero(dates.isna())
+    if len(bad):
+        raise UserError(
+            f"{source!r} must hold numbers or dates as 2026-01-31 in column {column.name!r}, got "
+            f"{column.iloc[bad[0]]!r} in row {bad[0] + 1}."
+        )
+    return dates.to_numpy("datetime64[ns]").astype(np.int64)
+
+
+# -- arrays -----------------------------------------------------------------------------------------------------------
+
+FLAT = "np.savez(FILE, inputs=np.concatenate(sequences), lengths=[len(x) for x in sequences], targets=targets)"
+
+
+def _read_arrays(path: Path, columns: Columns, targets: Targets | None) -> Sequences:
+    """Return the sequences of an .npz file.
+
+    Inputs are (N, T, D), or (N, T) for D = 1, with `lengths` (N,) where they are padded at their ends; or
+    (ΣT_i, D), one sequence after another, with `lengths`. Arrays of objects are refused: NumPy stores them as a
+    pickle, which may run any code when it is read.
+    """
+    source = str(path)
+    arrays = _load(path)
+    if columns.time is not None or (columns.inputs is not None and len(columns.inputs) > 1):
+        raise UserError(f"{source!r} holds arrays: inputs must name one of them, and time none.")
+    input_name = columns.inputs[0] if columns.inputs else "inputs"
+    target_name = columns.target or "targets"
+    labels = [] if targets is None else [target_name, columns.group]
+    for name in (input_name, columns.id, *labels):
+        if name is not None and name not in arrays:
+            raise UserError(f"{source!r} must have the array {name!r}, got {', '.join(arrays) or 'none'}.")
+    inputs, lengths = _flat(arrays[input_name], arrays.get("lengths"), source, input_name)
+    count, is_flat = len(lengths), arrays[input_name].ndim == 2 and "lengths" in arrays
+    padded = () if is_flat else arrays[input_name].shape[:2]
+    groups = None if targets is None or columns.group is None else arrays[columns.group]
+    ids = np.arange(count) if columns.id is None else arrays[columns.id]
+    for name, values in ((columns.group, groups), (columns.id, ids)):
+        if values is not None and values.shape != (count,):
+            raise UserError(f"{source!r} must have one value a sequence, {count}, in {name!r}, got {values.shape}.")
+    if targets is None:
+        return Sequences(inputs, lengths, ids)
+    own = _array_targets(arrays[target_name], lengths, padded, source, target_name)
+    if targets == "numbers" and own.dtype.kind == "U":
+        raise UserError(f"{source!r} must hold numbers in {target_name!r}, got {own[0].item()!r}.")
+    return Sequences(inputs, lengths, ids, own, groups)
+
+
+def array_sequences(inputs: np.ndarray, lengths: np.ndarray | None, source: str) -> Sequences:
+    """Return the sequences of an array (N, T, D), (N, T), or (ΣT_i, D) with lengths (N,).
+
+    Raises:
+        UserError: If it has another shape, or holds something else than finite numbers.
+    """
+    flat, lengths = _flat(inputs, lengths, source, "inputs")
+    return Sequences(flat, lengths, np.arange(len(lengths)))
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
+            raise UserError(
+                f"data {str(path)!r} has an array of objects, which could run any code when it is read: store ragged "
+                f"sequences one after another, {FLAT}."
+            ) from error
+        reason = "it is no .npz file" if "allow_pickle" in str(error) else one_line(error).rstrip(".")
+        raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
+
+
+def _flat(inputs: np.ndarray, lengths: np.ndarray | None, source: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs as (ΣT_i, D) and the lengths, (N,)."""
+    if inputs.dtype.kind not in "biuf":
+        raise UserError(f"{source!r} must hold numbers in {name!r}, got {inputs.dtype}.")
+    if lengths is not None and (lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any()):
+        raise UserError(
+            f"{source!r} must hold one positive whole number a sequence in 'lengths', got "
+            f"{lengths.dtype} of shape {lengths.shape}."
+        )
+    if inputs.ndim == 2 and lengths is None:
+        inputs = inputs[..., None]
+    if 0 in inputs.shape or inputs.ndim not in (2, 3):
+        raise UserError(
+            f"{source!r} must hold sequences (N, T, D), or (ΣT, D) beside 'lengths', in {name!r}, got shape "
+            f"{inputs.shape}."
+        )
+    if inputs.ndim == 3:
+        lengths = np.full(len(inputs), inputs.shape[1]) if lengths is None else lengths.astype(np.int64)
+        if len(lengths) != len(inputs) or lengths.max() > inputs.shape[1]:
+            raise UserError(
+                f"{source!r} must hold in 'lengths' a number up to T = {inputs.shape[1]} for each of {len(inputs)} "
+                f"sequences, got {len(lengths)} up to {lengths.max()}."
+            )
+        inputs = inputs[np.arange(inputs.shape[1]) < lengths[:, None]]
+    assert lengths is not None
+    if lengths.sum() != len(inputs):
+        raise UserError(
+            f"{source!r} must hold in 'lengths' numbers that sum to the {len(inputs):,} steps of {name!r}, "
+            f"got {lengths.sum():,}."
+        )
+    lengths = lengths.astype(np.int64)
+    flat = inputs.astype(np.float64)
+    bad = np.argwhere(~np.isfinite(flat))
+    if len(bad):
+        step, column = bad[0].tolist()
+        place = _place(step, lengths)
+        raise UserError(
+            f"{source!r} must hold finite numbers in {name!r}, got {flat[step, column]} at {place}, column {column}."
+        )
+    return flat, lengths
+
+
+def _array_targets(
+    targets: np.ndarray, lengths: np.ndarray, padded: Sequence[int], source: str, name: str
+) -> np.ndarray:
+    """Return targets, one a sequence (N,) or one a step (ΣT_i,)."""
+    count, total = len(lengths), int(lengths.sum())
+    if targets.ndim > 1 and targets.shape in ((count, 1), (total, 1), (*padded, 1)):
+        targets = targets[..., 0]
+    if padded and targets.shape == tuple(padded):
+        targets = targets[np.arange(padded[1]) < lengths[:, None]]  # what stands at padding does not matter
+    if targets.shape not in ((count,), (total,)):
+        raise UserError(
+            f"{source!r} must hold one target a sequence, ({count},), or a step, ({total},) or (N, T), in {name!r}, "
+            f"got shape {targets.shape}."
+        )
+    if targets.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(targets))
+        if len(bad):
+            place = f"sequence {bad[0]}" if len(targets) == count else _place(int(bad[0]), lengths)
+            raise UserError(f"{source!r} must hold finite numbers in {name!r}, got {targets[bad[0]]} at {place}.")
+        return targets.astype(np.float64)
+    if targets.dtype.kind not in "biuU":
+        raise UserError(f"{source!r} must hold numbers or text in {name!r}, got {targets.dtype}.")
+    return targets.astype(np.int64) if targets.dtype.kind in "iu" else targets.astype(np.str_)
+
+
+def _place(step: int, lengths: np.ndarray) -> str:
+    """Return which step of which sequence a row is, both counted from 0."""
+    ends = lengths.cumsum()
+    number = int(np.searchsorted(ends, step, side="right"))
+    return f"sequence {number}, step {step - int(ends[number] - lengths[number])}"

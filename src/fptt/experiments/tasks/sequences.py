@@ -1,0 +1,281 @@
+"""Sequences of a user's own, from files: classes or regression, one target a sequence or a step, of any lengths."""
+
+import itertools
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor, from_numpy
+from torch.utils.data import TensorDataset
+
+from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.tasks.batches import PaddedSamples
+from fptt.experiments.tasks.loading import channel_statistics, spread
+from fptt.experiments.tasks.scores import IGNORED, RegressionScore
+from fptt.experiments.tasks.sequence_files import SUFFIXES, Columns, Sequences, read_sequences
+from fptt.experiments.tasks.task import Scaling, Task
+
+PARTS = ("train", "validation", "test")
+HELD_OUT = 0.15
+"""Of all sequences, or of all groups, for each of validation and test, where the data do not have them as parts."""
+MAX_CLASSES = 1000
+SHOWN_NAMES = 8
+
+
+def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
+    """Load a file or a folder of sequences.
+
+    What the data lack of validation and test, 15 % each, is taken from training at random, by a seed that all runs
+    share: whole groups with `setting.group`, else as many of every class as training has. Inputs, and the targets of a
+    regression, have zero mean and unit variance over the steps of training. With a limit every part is cut to that many
+    sequences, evenly spaced.
+
+    Raises:
+        UserError: If the data cannot be read, or are not such sequences.
+    """
+    parts = split(_read(setting), setting)
+    kind = setting.kind or _kind(parts)
+    per_step = any(part.has_step_targets for part in parts.values())
+    targets = {name: (part.with_step_targets() if per_step else part).targets for name, part in parts.items()}
+    class_names = None
+    if kind == "classes":
+        names = _classes({name: values for name, values in targets.items() if values is not None}, setting, per_step)
+        are_numbers = all(values.dtype.kind in "if" for values in targets.values() if values is not None)
+        class_names = tuple(map(int, names) if are_numbers else names)
+    train = parts["train"]
+    mean, deviation = channel_statistics(from_numpy(train.inputs))
+    scaling = Scaling(tuple(mean.tolist()), tuple(deviation.tolist()))
+    if kind == "regression":
+        own = _floats(targets["train"])
+        scaling = scaling._replace(
+            target_mean=float(own.mean()), target_deviation=max(float(own.std(correction=0)), 1e-6)
+        )
+    num_steps = int(train.lengths.max())
+    is_ragged = len({int(length) for part in parts.values() for length in part.lengths}) > 1
+
+    def part(name: str) -> TensorDataset | PaddedSamples:
+        inputs = ((from_numpy(parts[name].inputs) - mean) / deviation).float()
+        lengths = from_numpy(parts[name].lengths)
+        if class_names is None:
+            encoded = ((_floats(targets[name]) - scaling.target_mean) / scaling.target_deviation).float().unsqueeze(-1)
+        else:
+            encoded = _numbers_of(targets[name], class_names, per_step)
+        if is_ragged:
+            return PaddedSamples(
+                inputs,
+                encoded,
+                lengths,
+                per_step=per_step,
+                # chunks are as long in every batch
+                num_steps=num_steps if name == "train" else None,
+                padding=0.0 if class_names is None else IGNORED,
+            )
+        equal = (len(lengths), num_steps)
+        return TensorDataset(inputs.unflatten(0, equal), encoded.unflatten(0, equal) if per_step else encoded)
+
+    unit = scaling.target_deviation
+    return Task(
+        name="sequences",
+        kind=kind,
+        train=part("train"),
+        validation=part("validation"),
+        test=part("test"),
+        to_sequences=lambda batch: batch.transpose(0, 1),
+        input_size=train.inputs.shape[1],
+        output_size=1 if class_names is None else len(class_names),
+        has_step_targets=per_step,
+        score=None if class_names is not None else lambda: RegressionScore(unit),
+        chance=_chance(targets, kind),
+        class_names=class_names,
+        input_names=train.input_names,
+        scaling=scaling,
+        about=_about(parts, class_names, per_step=per_step),
+    )
+
+
+def columns_of(setting: Setting) -> Columns:
+    """Return the names of the columns of a setting."""
+    inputs = None if setting.inputs is None else tuple(name.strip() for name in setting.inputs.split(","))
+    return Columns(setting.id, setting.time, inputs, setting.target, setting.group)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _read(setting: Setting) -> dict[str, Sequences]:
+    """Return the parts that the data have, all with the same inputs."""
+    if setting.data is None:
+        kinds = ", ".join(SUFFIXES)
+        raise UserError(
+            f"sequences are your own: give --data, a file ({kinds}) or a folder with the files train, validation and "
+            "test of these kinds."
+        )
+    path, columns = Path(setting.data).expanduser(), columns_of(setting)
+    if not path.exists():
+        raise UserError(f"data {setting.data!r} does not exist.")
+    targets = "numbers" if setting.kind == "regression" else "any"
+    files = _part_files(path) if path.is_dir() else {"train": path}
+    parts = {name: read_sequences(file, columns, targets) for name, file in files.items()}
+    train = parts["train"]
+    for name, part in parts.items():
+        if part.inputs.shape[1] != train.inputs.shape[1] or part.input_names != train.input_names:
+            own, others = (_described_inputs(found) for found in (train, part))
+            raise UserError(
+                f"{str(files[name])!r} must have the inputs of {str(files['train'])!r}, {own}, got {others}."
+            )
+    return parts
+
+
+def _described_inputs(part: Sequences) -> str:
+    size = part.inputs.shape[1]
+    return f"D = {size}" if part.input_names is None else f"{', '.join(part.input_names)} (D = {size})"
+
+
+def _part_files(folder: Path) -> dict[str, Path]:
+    """Return the file of each part in a folder."""
+    found: dict[str, Path] = {}
+    for name, suffix in itertools.product(PARTS, SUFFIXES):
+        file = folder / f"{name}{suffix}"
+        if file.exists():
+            if name in found:
+                raise UserError(
+                    f"data folder {str(folder)!r} must have one file {name}, got {found[name].name} and {file.name}."
+                )
+            found[name] = file
+    if "train" not in found:
+        held = sorted(file.name for file in folder.iterdir())[:10]
+        kinds = ", ".join(f"train{suffix}" for suffix in SUFFIXES)
+        raise UserError(
+            f"data folder {str(folder)!r} must have one of the files {kinds}, got {', '.join(held) or 'none'}."
+        )
+    return found
+
+
+def split(parts: dict[str, Sequences], setting: Setting) -> dict[str, Sequences]:
+    """Return training, validation and test; those that lack are taken from training; each cut to the limit."""
+    train, lacking = parts["train"], [name for name in PARTS[1:] if name not in parts]
+    count = len(train.lengths if train.groups is None else np.unique(train.groups))
+    if count <= len(lacking):
+        what = "sequences" if train.groups is None else "groups"
+        raise UserError(
+            f"data {setting.data!r} must have at least {1 + len(lacking)} {what}, of which {' and '.join(lacking)} are "
+            f"taken, got {count}."
+        )
+    found = dict(parts)
+    for number, name in enumerate(lacking):
+        share = HELD_OUT / (1 - HELD_OUT * number)  # of what is left, so that all are of the same size
+        held_out = _held_out(train, share, setting.split_seed)
+        found[name], train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
+    found["train"] = train
+    return {name: found[name].subset(np.asarray(spread(len(found[name].lengths), setting.limit))) for name in PARTS}
+
+
+def _held_out(train: Sequences, share: float, seed: int) -> np.ndarray:
+    """Return which sequences are held out, (N,): of whole groups, or as many of every class."""
+    units = np.arange(len(train.lengths)) if train.groups is None else np.unique(train.groups)
+    options = {"test_size": share, "random_state": seed}
+    targets = train.targets
+    if train.groups is None and targets is not None and len(targets) == len(units) and targets.dtype.kind != "f":
+        with suppress(ValueError):  # a class has too few sequences for that
+            return np.isin(units, train_test_split(units, stratify=targets, **options)[1])
+    chosen = train_test_split(units, **options)[1]
+    return np.isin(units if train.groups is None else train.groups, chosen)
+
+
+# -- targets ----------------------------------------------------------------------------------------------------------
+
+
+def _kind(parts: dict[str, Sequences]) -> Literal["classes", "regression"]:
+    """Return what targets are: numbers with a fraction a regression, whole numbers and text classes."""
+    kinds = {part.targets.dtype.kind for part in parts.values() if part.targets is not None}
+    return "regression" if "f" in kinds and kinds <= set("fi") else "classes"
+
+
+def _floats(targets: np.ndarray | None) -> Tensor:
+    assert targets is not None
+    return from_numpy(targets.astype(np.float64))
+
+
+def _texts(targets: np.ndarray) -> np.ndarray:
+    """Return targets as names of classes."""
+    if targets.dtype.kind == "f":
+        whole = targets.astype(np.int64)
+        if (whole != targets).any():
+            strange = targets[whole != targets][0]
+            raise UserError(f"kind classes needs a target of text or whole numbers, got {strange}.")
+        targets = whole
+    return targets.astype(np.str_)
+
+
+def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -> list[str]:
+    """Return the names of the classes in their order: that of numbers, or of the alphabet."""
+    texts = {name: set(np.unique(_texts(values)).tolist()) for name, values in targets.items()}
+    if per_step:
+        texts = {name: own - {str(IGNORED)} for name, own in texts.items()}
+    if len(texts["train"]) < 2:
+        column = setting.target or "the target"
+        found = ", ".join(texts["train"]) or "none"
+        raise UserError(
+            f"training data must have at least two classes, got {found} alone as {column} in {setting.data!r}."
+        )
+    names = set[str]().union(*texts.values())
+    if len(names) > MAX_CLASSES:
+        raise UserError(
+            f"the target in {setting.data!r} must have at most {MAX_CLASSES:,} classes, got {len(names):,}: is it a "
+            "number, --kind regression?"
+        )
+    try:
+        return sorted(names, key=int)
+    except ValueError:
+        return sorted(names)
+
+
+def _numbers_of(targets: np.ndarray | None, names: tuple[str | int, ...], per_step: bool) -> Tensor:
+    """Return the numbers of classes; a step with the target -100 does not count."""
+    assert targets is not None
+    found, inverse = np.unique(_texts(targets), return_inverse=True)
+    numbers = {str(name): number for number, name in enumerate(names)}
+    if per_step:
+        numbers.setdefault(str(IGNORED), IGNORED)
+    return torch.tensor([numbers[name] for name in found.tolist()])[from_numpy(inverse)]
+
+
+def _chance(targets: dict[str, np.ndarray | None], kind: str) -> float:
+    """Return the metric on the test data of the class that is most frequent in training, or of the mean there."""
+    train, test = targets["train"], targets["test"]
+    assert train is not None
+    assert test is not None
+    if kind == "regression":
+        return float((_floats(test) - _floats(train).mean()).square().mean())
+    own, others = (texts[texts != str(IGNORED)] for texts in map(_texts, (train, test)))
+    found, counts = np.unique(own, return_counts=True)
+    return float((others == found[counts.argmax()]).mean()) if len(others) else 0.0
+
+
+def _about(parts: dict[str, Sequences], class_names: tuple[str | int, ...] | None, *, per_step: bool) -> str:
+    """Return what was found in the data."""
+    lengths = np.concatenate([part.lengths for part in parts.values()])
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    counts = ", ".join(
+        f"{len(parts[name].lengths):,} {label}"
+        for name, label in zip(PARTS, ("to train", "to validate", "to test"), strict=True)
+    )
+    steps = f"T = {longest}" if shortest == longest else f"T = {shortest} to {longest}"
+    inputs = _described_names(parts["train"].input_names)
+    each = "step" if per_step else "sequence"
+    if class_names is None:
+        outputs = f"a number a {each}"
+    else:
+        outputs = f"{len(class_names)} classes, one a {each}{_described_names(class_names)}"
+    return f"sequences: {counts}; {steps}, D = {parts['train'].inputs.shape[1]}{inputs}; {outputs}"
+
+
+def _described_names(names: tuple[str | int, ...] | None) -> str:
+    if names is None:
+        return ""
+    more = ["…"] if len(names) > SHOWN_NAMES else []
+    return f" ({', '.join([*map(str, names[:SHOWN_NAMES]), *more])})"

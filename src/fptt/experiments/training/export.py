@@ -1,0 +1,117 @@
+"""A trained model as one step of a program, for places without this library."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.files import replaced
+from fptt.experiments.tasks.interface import Interface
+from fptt.experiments.training.loaded_run import LoadedRun
+from fptt.nn.models import plain_cells
+
+NUM_STEPS, BATCH_SIZE = 20, 3
+"""Of the random sequences on which an exported step is compared with the model."""
+TOLERANCE = 1e-4
+"""Of float32: the operations of a step are those of the model in another order."""
+
+
+class Step(nn.Module):
+    """One time step of a model, with standardization: inputs as they are in the data, outputs as predictions.
+
+    Args:
+        model: Returns outputs and state of inputs (T, B, D) and a state.
+        interface: Of its run.
+        structure: Of the state, whose tensors are (num_layers, B, H).
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: nn.Module, interface: Interface, structure: TreeSpec) -> None:
+        super().__init__()
+        self.model, self.structure, self.is_classes = model, structure, interface.kind == "classes"
+        size, like = interface.input_size, next(model.parameters())
+        mean = torch.zeros(size) if interface.input_mean is None else torch.tensor(interface.input_mean)
+        deviation = torch.ones(size) if interface.input_deviation is None else torch.tensor(interface.input_deviation)
+        self.register_buffer("mean", mean.to(like))
+        self.register_buffer("deviation", deviation.to(like))
+        self.target_mean, self.target_deviation = interface.target_mean, interface.target_deviation
+
+    def forward(self, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return probabilities of classes or numbers, (B, C), and the next state, of inputs (B, D) and a state."""
+        standardized = (inputs - self.mean) / self.deviation
+        outputs, after = self.model(standardized.unsqueeze(0), tree_unflatten(list(state), self.structure))
+        own = outputs[0].softmax(-1) if self.is_classes else outputs[0] * self.target_deviation + self.target_mean
+        return own, tuple(tree_flatten(after)[0])
+
+
+def export_step(run: LoadedRun, path: Path) -> None:
+    """Write one step of the model of a run as a program of `torch.export`, compared with the model before.
+
+    The file takes any batch size. It has `interface.json` and the shapes of the state for one sequence as extra files.
+
+    Args:
+        run: A run on inputs of numbers.
+        path: A .pt2 file.
+
+    Raises:
+        UserError: If the run is of a text, the file cannot be written, or the program returns something else than the
+            model.
+    """
+    if run.vocabulary is not None:
+        raise UserError(f"export is for inputs of numbers, got a run of a text, {run.config.task}.")
+    own, dtype = run.interface, next(run.model.parameters()).dtype
+    inputs = torch.zeros(2, own.input_size, dtype=dtype)  # a batch of one would be taken for a constant
+    state, structure = tree_flatten(run.model.initial_state(inputs.unsqueeze(0)))  # pyright: ignore[reportCallIssue]
+    step, batch = Step(run.model, own, structure).eval(), torch.export.Dim("batch")
+    shapes = {"inputs": {0: batch}, "state": tuple({1: batch} for _ in state)}
+    with torch.no_grad(), plain_cells():  # in operations that every reader of such a file has
+        program = torch.export.export(step, (inputs, tuple(state)), dynamic_shapes=shapes)
+    extras = {
+        "interface.json": json.dumps(asdict(own), ensure_ascii=False),
+        "state.json": json.dumps([[len(tensor), 1, *tensor.shape[2:]] for tensor in state]),
+    }
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files=extras)
+    check_step(run, file)
+    with replaced(path) as temporary:
+        temporary.write_bytes(file.getvalue())
+
+
+@torch.no_grad()
+def check_step(run: LoadedRun, file: io.BytesIO) -> None:
+    """Run the program in a file and the model on the same random sequences.
+
+    Raises:
+        UserError: If they do not return the same at the last step, within the tolerance.
+    """
+    file.seek(0)
+    extras = {"state.json": ""}
+    step = torch.export.load(file, extra_files=extras).module()
+    own = run.interface
+    inputs = torch.randn(NUM_STEPS, BATCH_SIZE, own.input_size, generator=torch.Generator().manual_seed(0))
+    if own.input_mean is not None and own.input_deviation is not None:
+        inputs = inputs * torch.tensor(own.input_deviation) + torch.tensor(own.input_mean)
+    dtype = next(run.model.parameters()).dtype
+    state = tuple(
+        torch.zeros(size, BATCH_SIZE, *rest, dtype=dtype) for size, _, *rest in json.loads(extras["state.json"])
+    )
+    outputs = inputs
+    for x in inputs.to(dtype):
+        outputs, state = step(x, state)
+    sequences = list(inputs.transpose(0, 1).numpy())
+    predicted = run.predict_proba(sequences) if own.kind == "classes" else run.predict(sequences)
+    last = np.stack([steps[-1] for steps in predicted]) if own.has_step_targets else predicted
+    difference = (
+        outputs.double() - torch.from_numpy(last).reshape(outputs.shape)
+    ).abs().max().item() / own.target_deviation
+    if not difference <= TOLERANCE:
+        raise UserError(f"the exported program differs from the model by {difference:g}.")

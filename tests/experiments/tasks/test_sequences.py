@@ -1,0 +1,376 @@
+"""Sequences of a user's own: read, divided, standardized, padded; what is wrong with them is said in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import fptt
+from fptt.experiments.commands.cli import run
+from fptt.experiments.commands.defaults import starting_config
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.tasks.batches import num_samples
+from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.tasks.task import Task
+from fptt.experiments.training.build import make_model
+from fptt.experiments.training.evaluation import measure
+from fptt.experiments.training.folder import RunFolder
+
+N = 20
+LENGTHS = np.array([3 + number % 4 for number in range(N)])
+NAMES = np.array(["left", "right"])[np.arange(N) % 2]
+
+
+def sequences() -> list[np.ndarray]:
+    """Return N sequences of 3 to 6 steps of two inputs."""
+    generator = np.random.default_rng(0)
+    return [generator.normal(5.0, 3.0, (length, 2)) for length in LENGTHS]
+
+
+def long_form(**columns: np.ndarray) -> pd.DataFrame:
+    """Return the table of the sequences, with columns of one value a sequence or a step, its steps back to front."""
+    flat = np.concatenate(sequences())
+    spread = {name: np.repeat(own, LENGTHS) if len(own) == N else own for name, own in columns.items()}
+    time = np.concatenate([np.arange(length) for length in LENGTHS])
+    table = pd.DataFrame({"id": np.repeat(np.arange(N), LENGTHS), "time": time, "a": flat[:, 0], "b": flat[:, 1]})
+    return table.assign(**spread).iloc[::-1].sort_values("id", kind="stable")
+
+
+def load(path: Path, **options: Any) -> Task:
+    return load_task(TrainConfig(task="sequences", data=str(path), **options), 0)
+
+
+def write(path: Path, table: pd.DataFrame) -> Path:
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_parquet(path, index=False)
+    return path
+
+
+def everything(task: Task) -> list[torch.Tensor]:
+    parts = (task.train, task.validation, task.test)
+    return [tensor for part in parts for tensor in part[list(range(num_samples(part)))]]
+
+
+def test_every_kind_of_file_gives_the_same_samples(tmp_path: Path) -> None:
+    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(own) for own in sequences()], batch_first=True).numpy()
+    padded[0, 3:] = np.nan  # padding is not looked at
+    np.savez(tmp_path / "flat.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
+    np.savez(tmp_path / "padded.npz", inputs=padded, lengths=LENGTHS, targets=NAMES[:, None])
+    dates = pd.Timestamp("2026-01-31") + pd.to_timedelta(long_form().time, unit="D")
+    paths = [
+        tmp_path / "flat.npz",
+        tmp_path / "padded.npz",
+        write(tmp_path / "table.csv", long_form(target=NAMES)),
+        write(tmp_path / "table.parquet", long_form(target=NAMES).assign(time=dates)),
+        write(tmp_path / "dates.csv", long_form(target=NAMES).assign(time=dates)),
+    ]
+    first, *others = [load(path) for path in paths]
+    assert (first.input_size, first.output_size, first.class_names) == (2, 2, ("left", "right"))
+    assert (first.kind, first.is_ragged, first.has_step_targets, first.training_length()) == ("classes", True, False, 6)
+    for other in others:
+        assert all(torch.equal(*pair) for pair in zip(everything(first), everything(other), strict=True))
+        assert other.fingerprint == first.fingerprint
+
+
+def test_a_target_a_step_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
+    targets = np.arange(LENGTHS.sum()) % 3
+    targets[4] = -100  # a step that does not count
+    np.savez(tmp_path / "flat.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=targets)
+    table = pd.DataFrame({"row": targets}).assign(**long_form().sort_values(["id", "time"]).reset_index(drop=True))
+    write(tmp_path / "table.csv", table.rename(columns={"row": "target"}).iloc[::-1].sort_values("id", kind="stable"))
+    one, other = load(tmp_path / "flat.npz"), load(tmp_path / "table.csv")
+    assert (one.class_names, one.has_step_targets, other.has_step_targets) == ((0, 1, 2), True, True)
+    assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+    found = torch.cat(
+        [part[list(range(num_samples(part)))][1].flatten() for part in (one.train, one.validation, one.test)]
+    )
+    padding = sum(
+        num_samples(part) * part[list(range(num_samples(part)))][0].shape[1]
+        for part in (one.train, one.validation, one.test)
+    )
+    assert (found == -100).sum() == padding - LENGTHS.sum() + 1
+
+
+def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
+    """Of 0 and 2 the mean is 1 and the deviation 1: 4 becomes 3, and the target 30 of 10 and 20 becomes 3."""
+    for name, x, y in (("train", (0.0, 2.0), (10.0, 20.0)), ("validation", (4.0,), (30.0,)), ("test", (1.0,), (15.0,))):
+        table = pd.DataFrame({"id": range(len(x)), "x": x, "target": y})
+        write(tmp_path / f"{name}.csv", pd.concat([table, table]))
+    task = load(tmp_path, kind="regression")
+    assert (task.input_names, task.kind, task.output_size) == (("x",), "regression", 1)
+    assert [part[:][0].flatten().unique().tolist() for part in (task.train, task.validation, task.test)] == [
+        [-1.0, 1.0],
+        [3.0],
+        [0.0],
+    ]
+    assert [part[:][1].tolist() for part in (task.train, task.validation, task.test)] == [
+        [[-1.0], [1.0]],
+        [[3.0]],
+        [[0.0]],
+    ]
+    score = task.make_score()
+    score.add(torch.tensor([[2.0]]), torch.tensor([[3.0]]))
+    assert score.metrics() == {"mse": 25.0}  # one deviation, of 5
+    assert task.chance == 0.0  # the mean of training, 15, is right
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind", "loss"),
+    [
+        (NAMES, "classes", fptt.TerminalLoss(torch.nn.functional.cross_entropy)),
+        (np.arange(N) * 0.5, "regression", fptt.TerminalLoss(torch.nn.functional.mse_loss)),
+        (np.arange(LENGTHS.sum()) % 3, "classes", fptt.SequenceLoss(torch.nn.functional.cross_entropy)),
+        (np.arange(LENGTHS.sum()) * 0.5, "regression", fptt.SequenceLoss(torch.nn.functional.mse_loss)),
+    ],
+)
+def test_padding_changes_nothing(targets: np.ndarray, kind: str, loss: fptt.ChunkLoss, tmp_path: Path) -> None:
+    """A batch of ragged sequences is trained on and measured as each of them alone."""
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=targets)
+    config = TrainConfig(task="sequences", data=str(tmp_path / "x.npz"), hidden_size=3)
+    task = load_task(config, 0)
+    assert (task.kind, task.has_step_targets) == (kind, len(targets) > N)
+    model = make_model(config, task).double()
+    alone, losses, weights = task.make_score(), [], []
+    for number in range(num_samples(task.train)):
+        inputs, own, (length,) = task.train[[number]]
+        outputs = model(inputs[:, :length].transpose(0, 1).double(), None)[0]
+        own = own[:, :length].transpose(0, 1) if task.has_step_targets else own
+        own = own.double() if kind == "regression" else own
+        alone.add(outputs if task.has_step_targets else outputs[-1], own)
+        losses.append(loss(outputs, loss.split(own, None, [len(outputs)], 1)[0]).item())
+        weights.append(len(outputs) if task.has_step_targets else 1)
+    assert measure(model, task, task.train, torch.device("cpu")) == pytest.approx(alone.metrics(), rel=1e-9)
+    batch = task.batch(task.train[list(range(num_samples(task.train)))])
+    assert batch.inputs.shape[:2] == (6, 14)
+    method = fptt.BPTT(model, torch.optim.SGD(model.parameters(), lr=0.0), loss)
+    own = batch.targets.double() if kind == "regression" else batch.targets
+    result = method.train_batch(batch.inputs.double(), own, mask=batch.mask)
+    assert result.loss.item() == pytest.approx(np.average(losses, weights=weights), rel=1e-9)
+
+
+def test_parts_are_random_and_the_same_for_every_seed_of_a_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "table.csv", long_form(target=NAMES, group=np.arange(N) // 2))
+    task, again = load(path), load_task(TrainConfig(task="sequences", data=str(path), seed=1), 1)
+    assert [num_samples(part) for part in (task.train, task.validation, task.test)] == [14, 3, 3]
+    assert task.fingerprint == again.fingerprint
+    assert load(path, split_seed=1).fingerprint != task.fingerprint
+    assert [num_samples(part) for part in (load(path, limit=3).train, load(path, limit=3).test)] == [3, 3]
+    labels = load(path, inputs="a,b", group=None, split_seed=3).train[list(range(14))][1]
+    assert labels.bincount().tolist() == [7, 7]  # as many of every class
+
+
+def test_no_two_parts_share_a_group(tmp_path: Path) -> None:
+    """The input is the group, so that it can be told from the samples."""
+    groups = np.arange(N) // 2
+    table = long_form(target=NAMES).assign(person=np.repeat(groups, LENGTHS)[::1])
+    table["person"] = table["id"] // 2
+    table["copy"] = table["person"]
+    task = load(write(tmp_path / "table.parquet", table), group="person", inputs="copy")
+    assert task.scaling is not None
+    found = []
+    for part in (task.train, task.validation, task.test):
+        inputs, _, lengths = part[list(range(num_samples(part)))]
+        raw = inputs[torch.arange(len(lengths)), 0, 0] * task.scaling.input_deviation[0] + task.scaling.input_mean[0]
+        found.append(set(raw.round().int().tolist()))
+    assert [len(own) for own in found] == [6, 2, 2]
+    assert set().union(*found) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind", "expected"),
+    [
+        (np.arange(N) % 3, None, ("classes", (0, 1, 2))),
+        (np.arange(N) * 0.5, None, ("regression", None)),
+        (np.arange(N) % 3, "regression", ("regression", None)),
+        (np.arange(N) % 3 * 1.0, "classes", ("classes", (0, 1, 2))),
+        (np.arange(N) % 2 == 0, None, ("classes", ("False", "True"))),
+        (np.array(["10", "9", "NA", "x"] * 5), None, ("classes", ("10", "9", "NA", "x"))),
+    ],
+)
+def test_the_type_of_the_target_tells_the_kind(
+    targets: np.ndarray, kind: Any, expected: tuple[str, Any], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=targets)
+    for path in (tmp_path / "x.npz", write(tmp_path / "x.csv", long_form(target=targets))):
+        task = load(path, kind=kind)
+        assert (task.kind, task.class_names) == expected
+
+
+def test_first_settings_are_those_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, inputs=np.random.default_rng(0).normal(size=(9, 30, 2)), targets=np.arange(9) % 2)
+    given = ["--task", "sequences", "--data", str(path)]
+    config = starting_config(given)
+    assert (config.num_chunks, config.fan_in_init, config.forget_bias) == (5, True, 1.0)  # √30 = 5.5, of even ⌊.5⌋
+    assert starting_config([*given, "--cell", "gru"]).forget_bias == 0.0
+    assert starting_config([*given, "--chrono-init", "9"]).forget_bias == 0.0
+    assert (
+        starting_config([*given, "--inputs", "inputs", "--num-chunks", "3"]).num_chunks == 5
+    )  # a default of 3's option
+
+
+def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = write(tmp_path / "x.csv", long_form(target=NAMES)), tmp_path / "run"
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "7"]
+    assert run(["train", "--task", "sequences", "--data", str(path), "--out", str(out), *options]) == 0
+    found = "sequences: 14 to train, 3 to validate, 3 to test; T = 3 to 6, D = 2 (a, b); 2 classes, one a sequence "
+    assert f"{found}(left, right); K = 2\n" in capsys.readouterr().out
+    assert RunFolder(out).read_summary()["updates"] == 4  # two batches of two chunks
+    assert run(["evaluate", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert '"test_recall": {' in printed
+    assert '"right": ' in printed
+    other = write(tmp_path / "y.csv", long_form(target=np.arange(N) % 3))
+    assert run(["evaluate", str(out), "--data", str(other)]) == 2
+    assert "are not those that the run was trained on: their output_size is another" in capsys.readouterr().err
+
+
+def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
+    """With a sequence a batch and a step a chunk there are as many updates as steps."""
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "1", "--num-chunks", "6"]
+    out = tmp_path / "run"
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out), *options]) == 0
+    train = load(tmp_path / "x.npz").train
+    assert RunFolder(out).read_summary()["updates"] == train[list(range(14))][2].sum().item() < 6 * 14
+
+
+def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], Path]:
+    return lambda folder: write(folder / "x.csv", change(long_form(target=NAMES).reset_index(drop=True)))
+
+
+def at(column: str, row: int, value: Any) -> Callable[[Path], Path]:
+    """Return a file with another value in a row of a column."""
+
+    def change(found: pd.DataFrame) -> pd.DataFrame:
+        found = found.astype({column: object})
+        found.loc[row, column] = value
+        return found
+
+    return table(change)
+
+
+def text(name: str, content: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_text(content, encoding="utf-8")
+        return folder / name
+
+    return make
+
+
+def arrays(**changes: Any) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        own = {"inputs": np.concatenate(sequences()), "lengths": LENGTHS, "targets": NAMES}
+        kept: dict[str, Any] = {name: values for name, values in (own | changes).items() if values is not None}
+        np.savez(folder / "x.npz", **kept)
+        return folder / "x.npz"
+
+    return make
+
+
+def widths(folder: Path) -> Path:
+    write(folder / "train.csv", long_form(target=NAMES))
+    write(folder / "test.csv", long_form(target=NAMES).drop(columns="b"))
+    return folder
+
+
+def with_nan() -> np.ndarray:
+    flat = np.concatenate(sequences())
+    flat[4, 1] = np.nan
+    return flat
+
+
+def objects() -> np.ndarray:
+    found = np.empty(N, object)
+    found[:] = sequences()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda folder: folder / "no.csv", {}, "no.csv' does not exist"),
+        (table(lambda t: t.drop(columns="id")), {}, "x.csv' must have the column 'id', got time, a, b, target"),
+        (table(lambda t: t), {"inputs": "a,c"}, "x.csv' must have the column 'c', got id"),
+        (
+            table(lambda t: t.drop(columns=["a", "b"])),
+            {},
+            "must have a column of inputs beside 'id', 'time', 'target'",
+        ),
+        (at("a", 16, "abc"), {}, "x.csv' must hold numbers in column 'a', got 'abc' in row 17"),
+        (at("b", 30, None), {}, "x.csv' must hold numbers in column 'b', got none in row 31"),
+        (at("b", 0, np.inf), {}, "x.csv' must hold numbers in column 'b', got inf in row 1"),
+        (at("b", 0, "NaN"), {}, "x.csv' must hold numbers in column 'b', got 'NaN' in row 1"),
+        (at("target", 3, None), {}, "must have a value in every row of column 'target', got none in row 4"),
+        (at("id", 2, None), {}, "must have a value in every row of column 'id', got none in row 3"),
+        (at("time", 5, "later"), {}, "must hold numbers in column 'time', got 'later' in row 6"),
+        (at("time", 5, "later"), {"time": "target"}, "numbers or dates as 2026-01-31 in column 'target', got 'left'"),
+        (table(lambda t: t), {"kind": "regression"}, "must hold numbers in column 'target', got 'left' in row 1"),
+        (table(lambda t: t.assign(target=["x", *t.a.astype(str)[1:]])), {}, "column 'target', got 'x' in row 1"),
+        (table(lambda t: t.assign(target=t.a)), {"kind": "classes"}, "kind classes needs a target of text or whole"),
+        (table(lambda t: t.assign(target="left")), {}, "at least two classes, got left alone as the target in"),
+        (table(lambda t: t.query("id < 2")), {}, "at least 3 sequences, of which validation and test are taken, got 2"),
+        (table(lambda t: t.assign(g=t.id < 9)), {"group": "g"}, "at least 3 groups, of which validation and test"),
+        (
+            table(lambda t: t.assign(g=t.time)),
+            {"group": "g"},
+            "must have one 'g' a sequence, got another at row 2 of '0'",
+        ),
+        (
+            arrays(inputs=np.zeros((1200, 2)), lengths=None, targets=np.arange(1200)),
+            {},
+            "at most 1,000 classes, got 1,200",
+        ),
+        (text("x.csv", ""), {}, "x.csv' is empty"),
+        (text("x.csv", "id,a,target\n"), {}, "x.csv' has no rows"),
+        (text("x.csv", "id,a,target\n1,2,3\n1,2,3,4\n"), {}, "cannot be read: Expected 3 fields in line 3, saw 4"),
+        (text("x.csv", "id,a,target\n1,2,3,4\n1,2,3,4\n"), {}, "must have a name for every column in its first line"),
+        (text("x.csv", "id,a,target\n1,2,3\n1\n"), {}, "must have a value in every row of column 'target'"),
+        (text("x.xls", "id"), {}, "must be a file of the kinds .npz, .csv, .parquet, got '.xls'"),
+        (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
+        (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
+        (widths, {}, "test.csv' must have the inputs of .*train.csv', a, b .D = 2., got a .D = 1."),
+        (lambda folder: folder, {}, "must have one of the files train.npz, train.csv, train.parquet, got none"),
+        (
+            arrays(inputs=objects(), lengths=None),
+            {},
+            "an array of objects, which could run any code .* inputs=np.concatenate",
+        ),
+        (arrays(inputs=with_nan()), {}, "finite numbers in 'inputs', got nan at sequence 1, step 1, column 1"),
+        (arrays(inputs=NAMES), {}, "must hold numbers in 'inputs', got <U5"),
+        (arrays(inputs=np.zeros(4)), {}, r"must hold sequences \(N, T, D\), .*, got shape \(4,\)"),
+        (arrays(lengths=LENGTHS + 1), {}, "'lengths' numbers that sum to the 90 steps of 'inputs', got 110"),
+        (arrays(lengths=LENGTHS * 1.0), {}, "one positive whole number a sequence in 'lengths', got float64"),
+        (arrays(targets=NAMES[:4]), {}, r"one target a sequence, \(20,\), or a step, \(90,\) or .* got shape \(4,\)"),
+        (arrays(targets=None), {}, "must have the array 'targets', got inputs, lengths"),
+        (arrays(targets=np.full(N, np.nan)), {}, "must hold finite numbers in 'targets', got nan at sequence 0"),
+        (arrays(), {"kind": "regression"}, "must hold numbers in 'targets', got 'left'"),
+        (arrays(), {"time": "t"}, "holds arrays: inputs must name one of them, and time none"),
+        (arrays(), {"group": "lengths", "target": "lengths", "id": "inputs"}, "one value a sequence, 20, in 'inputs'"),
+        (table(lambda t: t), {"task": "digits", "data": None, "id": "x"}, "id belongs to the task 'sequences'"),
+        (table(lambda t: t), {"data": None}, "sequences are your own: give --data, a file"),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_named(
+    make: Callable[[Path], Path], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        load_task(TrainConfig(**{"task": "sequences", "data": str(path), **options}), 0)
+    assert "\n" not in str(error.value)
+
+
+def test_staggered_lanes_need_sequences_of_equal_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--lanes", "staggered", "--overwrite"]
+    command = ["train", "--task", "sequences", "--out", str(tmp_path / "run"), *options]
+    assert run([*command, "--data", str(arrays()(tmp_path))]) == 2
+    assert "lanes must be together with ragged sequences, got staggered" in capsys.readouterr().err
+    equal = np.stack([own[:3] for own in sequences()])
+    assert run([*command, "--data", str(arrays(inputs=equal, lengths=None)(tmp_path))]) == 0

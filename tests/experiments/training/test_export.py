@@ -1,0 +1,61 @@
+"""An exported step is the model, with its standardization, and runs with torch alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fptt.experiments import load_run
+from fptt.experiments.commands.cli import run
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.tasks.interface import Interface
+from fptt.experiments.training import export
+from fptt.experiments.training.export import export_step
+from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
+
+QUICK = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "7"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        (NAMES, ["--num-layers", "2"]),
+        (np.arange(LENGTHS.sum()) * 0.5 + 100, ["--cell", "gru", "--precision", "64-true"]),
+    ],
+    ids=["classes", "numbers"],
+)
+def test_an_exported_step_is_the_model(
+    targets: np.ndarray, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=targets)
+    out = tmp_path / "run"
+    command = ["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out)]
+    assert run([*command, *QUICK, *options]) == 0
+    assert run(["export", str(out)]) == 0
+    assert "exported, and compared with the model: " in capsys.readouterr().out
+    extras = {"interface.json": "", "state.json": ""}
+    step = torch.export.load(out / "model.pt2", extra_files=extras).module()
+    loaded = load_run(out)
+    assert Interface(**json.loads(extras["interface.json"])) == loaded.interface
+    dtype = next(loaded.model.parameters()).dtype
+    state = tuple(torch.zeros(*shape, dtype=dtype) for shape in json.loads(extras["state.json"]))
+    found = []
+    for x in torch.from_numpy(sequences()[3]).to(dtype):
+        output, state = step(x.unsqueeze(0), state)
+        found.append(output[0].detach().numpy())
+    if loaded.class_names is None:
+        assert np.concatenate(found) == pytest.approx(loaded.predict(sequences())[3], rel=1e-6)
+    else:
+        assert found[-1] == pytest.approx(loaded.predict_proba(sequences())[3], rel=1e-5)
+
+
+def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
+    out = tmp_path / "run"
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out), *QUICK]) == 0
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="the exported program differs from the model by"):
+        export_step(load_run(out), tmp_path / "model.pt2")
+    assert not (tmp_path / "model.pt2").exists()

@@ -1,0 +1,170 @@
+"""A run comes back from its folder, and predicts what it was measured to predict."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fptt.experiments import load_run
+from fptt.experiments.commands.cli import run
+from fptt.experiments.process.errors import UserError
+from fptt.experiments.training.loaded_run import LoadedRun
+from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, N, long_form, sequences, write
+
+QUICK = ["--hidden-size", "4", "--epochs", "1", "--threads", "1", "--batch-size", "4"]
+NUM_STEPS = int(LENGTHS.sum())
+
+
+def trained(folder: Path, targets: np.ndarray, *options: str) -> tuple[LoadedRun, pd.DataFrame]:
+    """Return a run that was trained, validated and tested on the same sequences, and their table."""
+    table = long_form().sort_values(["id", "time"]).reset_index(drop=True)
+    table["target"] = np.repeat(targets, LENGTHS) if len(targets) == N else targets
+    for part in ("train", "validation", "test"):
+        write(folder / f"{part}.parquet", table)
+    out = folder / "run"
+    assert run(["train", "--task", "sequences", "--data", str(folder), "--out", str(out), *QUICK, *options]) == 0
+    return load_run(out), table
+
+
+def test_labels_of_sequences_are_those_that_were_measured(tmp_path: Path) -> None:
+    loaded, table = trained(tmp_path, NAMES, "--lr", "0.05")
+    assert (loaded.class_names, loaded.config.task, loaded.model.training) == (("left", "right"), "sequences", False)
+    found = loaded.predict(sequences())
+    assert np.mean(found == NAMES) == pytest.approx(loaded.summary["test_accuracy"])
+    probabilities = loaded.predict_proba(sequences())
+    assert probabilities.sum(1) == pytest.approx(np.ones(N))
+    own = probabilities[np.arange(N), (NAMES == "right").astype(int)]
+    assert -np.log(own).mean() == pytest.approx(loaded.summary["test_cross_entropy"], rel=1e-5)
+    frame = loaded.predict(table.drop(columns="target").iloc[::-1])
+    assert frame.id.tolist() == list(range(N))[::-1]  # in the order of their first rows
+    assert frame.prediction.tolist() == found.tolist()[::-1]
+    assert frame.probability_left.to_numpy()[::-1] == pytest.approx(probabilities[:, 0])
+
+
+def test_numbers_have_the_units_of_the_data(tmp_path: Path) -> None:
+    targets = 1000.0 + 50.0 * np.arange(N)
+    loaded, _ = trained(tmp_path, targets)
+    found = loaded.predict([torch.from_numpy(own) for own in sequences()])
+    assert found.shape == (N,)
+    assert np.mean((found - targets) ** 2) == pytest.approx(loaded.summary["test_mse"], rel=1e-5)
+    assert loaded.class_names is None
+    with pytest.raises(UserError, match="predict_proba is for classes"):
+        loaded.predict_proba(sequences())
+
+
+@pytest.mark.parametrize("kind", ["classes", "regression"])
+def test_predictions_of_steps_stand_in_the_rows_of_the_table(kind: str, tmp_path: Path) -> None:
+    targets = np.arange(NUM_STEPS) % 3 if kind == "classes" else np.arange(NUM_STEPS) * 0.5
+    loaded, table = trained(tmp_path, targets, "--lr", "0.05")
+    shuffled = table.sample(frac=1.0, random_state=1)
+    frame = loaded.predict(shuffled)
+    assert frame.index.equals(shuffled.index)
+    assert (frame.id == shuffled.id).all()
+    assert (frame.step == shuffled.time).all()
+    if kind == "classes":
+        assert (frame.prediction == shuffled.target).mean() == pytest.approx(loaded.summary["test_accuracy"])
+    else:
+        mse = ((frame.prediction - shuffled.target) ** 2).mean()
+        assert mse == pytest.approx(loaded.summary["test_mse"], rel=1e-5)
+    in_order = frame.sort_index().prediction.to_numpy()
+    ragged = loaded.predict(sequences())
+    assert [len(own) for own in ragged] == LENGTHS.tolist()
+    assert np.concatenate(ragged) == pytest.approx(in_order, rel=1e-6)
+    assert loaded.predict(np.stack([own[:3] for own in sequences()])).shape == (N, 3)
+
+
+def test_the_command_writes_what_python_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded, table = trained(tmp_path, NAMES)
+    new = write(tmp_path / "new.csv", table.drop(columns="target").iloc[::-1])
+    np.savez(tmp_path / "new.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS)
+    for name in ("p.csv", "p.parquet"):
+        assert run(["predict", str(tmp_path / "run"), "--data", str(new), "--out", str(tmp_path / name)]) == 0
+        assert f"{N} predictions: {tmp_path / name}" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+    frame = loaded.predict(table)
+    written = pd.read_parquet(tmp_path / "p.parquet").sort_values("id", ignore_index=True)
+    pd.testing.assert_frame_equal(written, frame, rtol=1e-6)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "p.csv").sort_values("id", ignore_index=True), frame, rtol=1e-6
+    )
+    assert loaded.predict_file(tmp_path / "new.npz").prediction.tolist() == frame.prediction.tolist()
+    command = ["predict", str(tmp_path / "run"), "--data", str(new)]
+    assert run([*command, "--out", str(tmp_path / "p.txt")]) == 2
+    assert run([*command, "--out", str(tmp_path / "no" / "p.csv")]) == 2
+    narrow = write(tmp_path / "narrow.csv", table.drop(columns="b"))
+    assert run(["predict", str(tmp_path / "run"), "--data", str(narrow), "--out", str(tmp_path / "p.csv")]) == 2
+    errors = capsys.readouterr().err
+    assert "out must be a file of the kinds .csv, .parquet, got" in errors
+    assert "p.csv cannot be written" in errors
+    assert "narrow.csv' must have the column 'b', got id, time, a, target" in errors
+
+
+def test_averages_and_tasks_of_the_program_come_back_too(tmp_path: Path) -> None:
+    out = tmp_path / "digits"
+    assert run(["train", "--task", "digits", "--limit", "64", "--out", str(out), *QUICK]) == 0
+    weights, averages = load_run(out), load_run(str(out), averages=True)
+    images = np.random.default_rng(0).random((3, 64, 1))
+    assert weights.class_names == tuple(range(10))
+    assert set(weights.predict(images).tolist()) <= set(range(10))
+    assert np.array_equal(weights.predict(images[..., 0]), weights.predict(images))
+    assert not np.allclose(weights.predict_proba(images), averages.predict_proba(images))
+    with torch.no_grad():
+        outputs, _ = weights.model(torch.from_numpy(images).float().transpose(0, 1), None)
+    assert weights.predict_proba(images) == pytest.approx(outputs[-1].softmax(-1).numpy(), rel=1e-5)
+    (out / "interface.json").unlink()  # a run of a version before there was one
+    assert np.array_equal(load_run(out).predict_proba(images), weights.predict_proba(images))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 5, 3)), r"x must have 1 inputs a step, got 3"),
+        (np.zeros(4), r"x must be sequences \(N, T, D\), .*, got shape \(4,\)"),
+        ([np.zeros((2, 1)), np.zeros((2, 2))], r"the same D, got shapes \(2, 1\), \(2, 2\)"),
+        ([], "got shapes none"),
+        ([np.zeros((0, 1))], r"got shapes \(0, 1\)"),
+        (np.full((1, 2, 1), np.nan), "'x' must hold finite numbers in 'inputs', got nan at sequence 0, step 0"),
+        (np.array([["a"]]), "'x' must hold numbers in 'inputs', got <U1"),
+    ],
+)
+def test_what_cannot_be_predicted_is_named(x: Any, message: str, digits: LoadedRun) -> None:
+    with pytest.raises(UserError, match=message):
+        digits.predict(x)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
+    out = tmp_path_factory.mktemp("digits") / "run"
+    assert run(["train", "--task", "digits", "--limit", "64", "--out", str(out), *QUICK]) == 0
+    return load_run(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", "it does not hold an object"),
+        ("{}", "kind"),
+        ('{"kind": "x"}', "kind must be"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_damaged_interface_is_named(content: str, reason: str, tmp_path: Path) -> None:
+    loaded, _ = trained(tmp_path, NAMES)
+    assert loaded.interface.input_names == ("a", "b")
+    (tmp_path / "run" / "interface.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=f"is damaged: interface.json cannot be read .*{reason}"):
+        load_run(tmp_path / "run")
+
+
+def test_a_language_model_comes_back_with_its_tokens(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be " * 30, encoding="utf-8")
+    data, out = tmp_path / "text.txt", tmp_path / "run"
+    options = ["--length", "10", "--num-chunks", "2", "--embedding-size", "3", *QUICK, "--batch-size", "2"]
+    assert run(["train", "--task", "text", "--data", str(data), "--out", str(out), *options]) == 0
+    loaded = load_run(out)
+    assert loaded.vocabulary is not None
+    assert loaded.model(torch.zeros(2, 1, dtype=torch.long), None)[0].shape == (2, 1, len(loaded.vocabulary))
+    with pytest.raises(UserError, match="got a run of a text, text: see fptt sample"):
+        loaded.predict(np.zeros((1, 2, 1)))
