@@ -35,6 +35,10 @@ class Model(nn.Module):
         super().__init__()
         self.layer, self.readout = nn.LSTM(3, 6), nn.Linear(6, 4)
 
+    def initial_state(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        zeros = inputs.new_zeros(1, inputs.shape[1], 6)
+        return zeros, zeros
+
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         outputs, state = self.layer(inputs, state)
         return self.readout(outputs), state

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fptt._batches.batch import Batch
 from fptt._checks import all_finite
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import Progress, chunk_lengths, length_mask
+from fptt._sequence import Progress, State, chunk_lengths, detach_state, length_mask
 
 
 class Start(NamedTuple):
@@ -43,6 +43,30 @@ class Chunk(NamedTuple):
     starts: tuple[Start, ...] | None
     bad_inputs: Literal["inputs", "padding"] | None = None
     weight: float = 1.0
+
+
+class Window(NamedTuple):
+    """The chunks before the next one that its gradient goes back through, by running them again.
+
+    Attributes:
+        chunks: At most one fewer than the horizon.
+        state: Before the first of them, or before the next chunk if there are none; detached.
+    """
+
+    chunks: tuple[Chunk, ...]
+    state: State
+
+    def moved_on(self, chunk: Chunk, after_first: State, horizon: int) -> "Window":
+        """Return the window before the chunk that follows on one that was learned.
+
+        Args:
+            chunk: The one that was learned.
+            after_first: The state after the first chunk that was run for it, here or in the window. The one of this
+                run and not of the chunk's first: the weights have changed since.
+            horizon: Chunks that a gradient goes through at most.
+        """
+        chunks = (*self.chunks, chunk)
+        return Window(chunks[1:], detach_state(after_first)) if len(chunks) == horizon else Window(chunks, self.state)
 
 
 class Chunking(NamedTuple):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._batches.cut import Chunk, Chunking
+from fptt._batches.cut import Chunk, Chunking, Window
 from fptt._checks import all_finite
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
-from fptt._engine.engine import Walked, Window, trained_tensors
+from fptt._engine.engine import Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import Replicas
 from fptt._random import RandomState

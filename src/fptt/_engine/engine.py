@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -11,31 +11,7 @@ from fptt._batches.cut import Chunk
 from fptt._engine.bad_numbers import BadNumber
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._regularizer.regularizer import DynamicRegularizer
-from fptt._sequence import State, detach_state
-
-
-class Window(NamedTuple):
-    """The chunks before the next one that its gradient goes back through, by running them again.
-
-    Attributes:
-        chunks: At most one fewer than the horizon.
-        state: Before the first of them, or before the next chunk if there are none; detached.
-    """
-
-    chunks: tuple[Chunk, ...]
-    state: State
-
-    def moved_on(self, chunk: Chunk, after_first: State, horizon: int) -> "Window":
-        """Return the window before the chunk that follows on one that was learned.
-
-        Args:
-            chunk: The one that was learned.
-            after_first: The state after the first chunk that was run for it, here or in the window. The one of this
-                run and not of the chunk's first: the weights have changed since.
-            horizon: Chunks that a gradient goes through at most.
-        """
-        chunks = (*self.chunks, chunk)
-        return Window(chunks[1:], detach_state(after_first)) if len(chunks) == horizon else Window(chunks, self.state)
+from fptt._sequence import State
 
 
 @dataclass

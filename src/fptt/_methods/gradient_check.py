@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
-from fptt._batches.cut import Chunk, Chunking, check_horizon, check_model, cut_batch
-from fptt._engine.engine import Window
+from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, check_model, cut_batch
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import State, copied_nest, detach_state, flatten_state, map_state
 from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from fptt._batches.cut import Chunk, Chunking, Start
+from fptt._batches.cut import Chunk, Chunking, Start, Window
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
@@ -21,7 +21,7 @@ from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
 from fptt._engine.eager import forward_chunk, run_chunk
-from fptt._engine.engine import Walked, Window
+from fptt._engine.engine import Walked
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import DistributedReplicas, Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
