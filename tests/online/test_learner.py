@@ -124,6 +124,18 @@ def test_a_prediction_is_made_from_the_state_of_all_steps_before(length: int, ma
     torch.testing.assert_close(online.predict_many(inputs[7:]), expected[7:])
 
 
+def test_the_same_step_again_is_predicted_from_another_state() -> None:
+    """A row like the one before, with the same weights: only the state tells them apart."""
+    online = learner(lr=0.0, chunk_length=5, alpha=0)
+    inputs, labels = stream()
+    inputs = inputs[:1].expand_as(inputs)
+    outputs = []
+    for row, label in zip(inputs, labels, strict=True):
+        outputs.append(online.predict_many(row[None])[0])
+        online.learn_one(row, label)
+    torch.testing.assert_close(torch.stack(outputs), lstm()(inputs[:, None])[0][:, 0].detach())
+
+
 @CHUNKS
 @pytest.mark.parametrize("delay", [1, 3, 9])
 def test_a_delay_changes_when_a_stream_is_learned_and_not_what(length: int, delay: int) -> None:

@@ -12,6 +12,7 @@ from fptt.experiments.studies import page, plots
 from fptt.experiments.studies.comparison import stand_ins
 from fptt.experiments.studies.page import make_rows, read_results, write_report
 from fptt.experiments.studies.references import Reference
+from fptt.experiments.training.folder import RunFolder
 from tests.experiments.studies.runs import SMALL, write_run
 
 
@@ -344,6 +345,21 @@ def test_a_damaged_file_leaves_out_one_run(file: str, content: str | bytes, tmp_
     assert [run.path.name for run in found.experiments["small"]] == ["good"]
     assert list(found.left_out) == ["small/damaged"]
     assert 0 < len(found.left_out["small/damaged"]) < 400
+
+
+def test_an_error_that_nobody_foresaw_leaves_out_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_metrics(folder: RunFolder) -> Any:
+        if folder.path.name == "damaged":
+            raise KeyError("epoch")
+        return own(folder)
+
+    write_run(tmp_path / "small" / "good", SMALL)
+    write_run(tmp_path / "small" / "damaged", TrainConfig.of(SMALL, seed=1))
+    own = RunFolder.read_metrics
+    monkeypatch.setattr(RunFolder, "read_metrics", read_metrics)
+    found = read_results(tmp_path)
+    assert [run.path.name for run in found.experiments["small"]] == ["good"]
+    assert found.left_out == {"small/damaged": "damaged: KeyError: 'epoch'."}
 
 
 def test_infinite_and_undefined_losses_are_shown(tmp_path: Path) -> None:
