@@ -67,11 +67,16 @@ class LanePacker(Iterator[Packed]):
         self._step, self._placed = end, [sequence for sequence in self._placed if sequence.end > end]
         return chunk
 
+    @property
+    def skip(self) -> int:
+        """The number of sequences before the first that lies open, or waits."""
+        return min((sequence.number for sequence in self._placed), default=self._taken)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position: sequences to skip, sequences taken, those that lie open, and where each lane is free."""
         places = [[sequence.number, sequence.lane, sequence.start, sequence.length] for sequence in self._placed]
         return {
-            "skip": min((place[0] for place in places), default=self._taken),
+            "skip": self.skip,
             "taken": self._taken,
             "step": self._step,
             "open": places,

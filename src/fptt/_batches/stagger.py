@@ -182,8 +182,7 @@ class StaggeredLanes(Iterator[Batch]):
     def _forget(self) -> None:
         """Drop the batches of which no sample lies open in a lane or waits for one."""
         assert self._packer is not None
-        skip = self._packer.state_dict()["skip"]
-        while len(self._pulled) > 1 and self._pulled[1][1] <= skip:
+        while len(self._pulled) > 1 and self._pulled[1][1] <= self._packer.skip:
             self._pulled.popleft()
 
     def state_dict(self) -> dict[str, Any]:

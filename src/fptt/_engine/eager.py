@@ -122,7 +122,7 @@ class EagerEngine:
             output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
             if self._is_bad(loss) and not self.replicas.shares_updates:
                 return BadNumber(chunk.number, "loss", loss.item())
-            states.append(copied_nest(state))
+            states.append(state)
             outputs.append(output.detach())
             losses.append(loss)
         norm = None
