@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_leaves
 
 from fptt._batches.cut import Chunk, Chunking, Start, Window
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
@@ -16,7 +16,7 @@ from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layou
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
 from fptt._engine.compiled.cuda_graph import RECORDED_ON, CUDAGraphs, SeriesResult
 from fptt._engine.compiled.denormals import flushed_denormals
-from fptt._engine.compiled.probe import Probe, check_first, constants, nest_key, probe
+from fptt._engine.compiled.probe import Key, Probe, check_first, constants, flatten_part, probe
 from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
@@ -31,7 +31,6 @@ from fptt.nn import GRU, LSTM, RNN
 from fptt.nn.models import plain_cells
 from fptt.nn.spiking import LIF
 
-Key = tuple[Any, ...]
 Item = TypeVar("Item")
 
 
@@ -384,13 +383,12 @@ class _Walk:
                 strict=True,
             )
             self.begins = [own if any(are_told) else [] for own, are_told in windows]
-        parts = [tree_flatten(chunk.part) for chunk in chunks]
+        parts = [flatten_part(chunk.part) for chunk in chunks]
         leaves = [own for own, _ in parts]
         self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
         self.rows = self._make_rows(leaves, max_norm, dtype)
         self._part_keys: list[Key] = []
-        for own, spec in parts:
-            key = nest_key(own, spec)
+        for _, key in parts:
             # the same object where it is the same key: `end_of_series` then need not look inside, chunk after chunk
             self._part_keys.append(self._part_keys[-1] if self._part_keys[-1:] == [key] else key)
         self._nest = _Nest(window.state)
