@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -198,19 +197,20 @@ class CompiledEngine:
         numbers = [rows[id(group)] for group in groups]
         # the arguments of every chunk begin with these; see `Arguments` for the order
         in_place = [*tree_leaves([[group.buffers for group in groups], self.layout.module_tensors(key)]), self._alive]
-        run = partial(entry.run, weight=walk.chunk.weight) if self.replicas.shares_updates else entry.run
+        weight = {"weight": walk.chunk.weight} if self.replicas.shares_updates else {}
+        run = entry.run
         # all chunks at once where that is faster, and nothing has to be done between two of them
-        at_once = isinstance(entry.run, CUDAGraphs) and not isinstance(self.replicas, DistributedReplicas)
+        at_once = isinstance(run, CUDAGraphs) and not isinstance(self.replicas, DistributedReplicas)
         while walk.position < end:
             # nothing here may wait for the device, or look at a number: that would be once a chunk
             series = [
                 [*(row[number - start] for row in numbers), *walk.own_arguments(number)]
                 for number in range(walk.position, end if at_once else walk.position + 1)
             ]
-            if isinstance(entry.run, CUDAGraphs):
-                result = entry.run.run(in_place, series, walk.state_tensors)
+            if isinstance(run, CUDAGraphs):
+                result = run.run(in_place, series, walk.state_tensors)
             else:
-                loss, norm, *states = run(*in_place, *series[0], *walk.state_tensors)
+                loss, norm, *states = run(*in_place, *series[0], *walk.state_tensors, **weight)
                 result = SeriesResult([loss], [norm], states)
             walk.take(result, entry.next_nest, groups)
             if self.replicas.count_update():

@@ -1,8 +1,8 @@
 """The matrix products of a compiled step, each by the way that is fastest for its shape."""
 
+import functools
 import math
 import platform
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ def is_thin(left: Tensor, right: Tensor) -> bool:
 
 def sum_products(left: Tensor, right: Tensor) -> Tensor:
     """Return (M, K) × (K, N), written so that the compiler makes one loop of it and of its neighbors."""
+    if left.shape[1] <= THIN_SIDE:  # term by term, not as a reduction, which would be a kernel of its own
+        terms = zip(left.unbind(1), right.unbind(0), strict=True)
+        return functools.reduce(torch.add, (column.unsqueeze(1) * row for column, row in terms))
     return (left.unsqueeze(2) * right.unsqueeze(0)).sum(1)
 
 
@@ -88,7 +91,7 @@ def _can_be_lowered() -> bool:
     return torch.backends.mkldnn.is_available() and torch.__version__ >= "2.13"  # no comparison of texts: TorchVersion
 
 
-@cache
+@functools.cache
 def onednn_is_faster() -> bool:
     """Return whether oneDNN multiplies faster than what is behind `torch.mm`.
 
@@ -103,7 +106,7 @@ def _is_intel() -> bool:
     return "GenuineIntel" in (info.read_text(encoding="utf-8") if info.exists() else platform.processor())
 
 
-@cache
+@functools.cache
 def register_lowering() -> None:
     """Teach Inductor, once, to call oneDNN for `fptt::onednn_product`.
 
