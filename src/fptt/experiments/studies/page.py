@@ -160,7 +160,9 @@ def section(name: str, runs: Sequence[FinishedRun], command: str | None, referen
     yield f"{settings_line(example.config)} {metric.capitalize()}: {direction(metric)} is better.\n"
     yield "Command: no command file.\n" if command is None else f"```bash\n{command}\n```\n"
     rows = make_rows(name, runs, references)
-    yield markdown_table(result_cells(rows, metric, other_metrics(runs)))
+    cells, common = told_apart(result_cells(rows, metric, other_metrics(runs)))
+    yield markdown_table(cells)
+    yield f"{common}\n"
     yield from difference_parts(rows, metric)
     methods = {(name, run.config.method) for run in runs}
     for source in dict.fromkeys(reference.source for key, reference in references.items() if key in methods):
@@ -273,6 +275,44 @@ def result_cells(rows: Sequence[Row], metric: str, others: Sequence[str]) -> Cel
         for row in rows
     ]
     return [heads, *lines]
+
+
+ORIGIN = ("hardware", "torch", "commit")
+"""Columns that stand below a table, whatever is in them."""
+
+SETTINGS = ("group", "engine", "form", "coupling", "α or γ")
+"""Columns that stand below a table in which all rows have the same; BPTT and TBPTT have no form, coupling and α."""
+
+
+def told_apart(cells: Cells) -> tuple[Cells, str]:
+    """Return a table of results with the columns that tell its rows apart, and a line with what the others say.
+
+    A column in which no row has a value is left out.
+    """
+    kept, notes = [], []
+    for head, *values in zip(*cells, strict=True):
+        found = list(dict.fromkeys(value for value in values if value != NONE))
+        is_common = len(found) == 1 and (head != "group" or NONE not in values)  # rows without a group are another one
+        if head in ORIGIN or (head in SETTINGS and is_common):
+            rows = {one: [number for number, value in enumerate(values, 1) if value == one] for one in found}
+            # which rows, where the origins differ
+            texts = [one if len(found) == 1 else f"{one} ({_row_numbers(rows[one])})" for one in found]
+            notes.append(f"{head} {', '.join(texts) or 'not known'}")
+        elif found:
+            kept.append([head, *values])
+    return [list(line) for line in zip(*kept, strict=True)], f"All rows: {'; '.join(notes)}."
+
+
+def _row_numbers(numbers: Sequence[int]) -> str:
+    """Return the numbers of rows in words, e.g. `rows 1–3, 5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return f"{'row' if len(numbers) == 1 else 'rows'} {text}"
 
 
 def _short_commit(commit: str) -> str:
