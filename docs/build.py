@@ -9,8 +9,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 DOCS = Path(__file__).parent
@@ -56,8 +58,7 @@ def help_of(command: list[str]) -> str:
 
 def write_notebook(notebook: Path, *, execute: bool) -> None:
     """Write a notebook, a .py file in jupytext's percent format, as a page: text, code, and what the code showed."""
-    import jupytext
-
+    jupytext: Any = import_module("jupytext")  # of the group docs
     page = notebook.with_suffix(".md")
     names: dict[str, object] = {"__name__": "__main__"}
     parts = []
@@ -81,8 +82,8 @@ def write_notebook(notebook: Path, *, execute: bool) -> None:
 
 
 @contextlib.contextmanager
-def figures_beside(page: Path) -> Iterator:
-    """Yield a function that saves and closes the open figures, in the folder of the page's name, and returns their names."""
+def figures_beside(page: Path) -> Iterator[Callable[[], list[str]]]:
+    """Yield a function that saves the open figures in the folder of the page's name, and returns their names."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,7 @@
-"""The picture of chunks, W and W̄ on the home page, from a training run of the library: python docs/figures/chunks.py."""
+"""The picture of chunks, W and W̄ on the home page, of a training run: python docs/figures/chunks.py writes it anew."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -16,6 +17,7 @@ import fptt
 K = 5
 STEPS = 4  # time steps of a chunk
 TARGETS = (1.6, -0.6, 1.4, 0.0, 1.1)  # what the chunks' losses ½ (w - target)² ask for, in turn
+DASHES = (0, (2, 1.5))
 BLUE, RED, ORANGE, GRAY, INK = "#3f51b5", "#c62828", "#ef6c00", "#9e9e9e", "#424242"
 
 
@@ -51,39 +53,19 @@ def draw_sequence(axis: Axes) -> None:
         axis.scatter(xs, [0.56] * STEPS, s=120, color="white", edgecolor=INK, zorder=3, linewidth=1.1)
         for step, x in enumerate(xs):
             axis.text(x, 0.2, f"$x_{{{k * STEPS + step + 1}}}$", ha="center", va="center", color=INK, fontsize=9)
-            arrow(axis, (x, 0.29), (x, 0.47), INK, 0.9)
-            if k * STEPS + step:
+            arrow(axis, (x, 0.29), (x, 0.47), color=INK, linewidth=0.9, shrinkA=0, shrinkB=0)
+            if k or step:
                 # dashed: the value goes on, and no gradient comes back
-                arrow(axis, (x - (0.22 if step else 0.34), 0.56), (x, 0.56), INK, 1.1, shrink=6, dashed=step == 0)
-        arrow(axis, (xs[-1], 0.76), (xs[0], 0.76), RED, 1.8)
+                before, dash = (x - 0.22, "-") if step else (x - 0.34, DASHES)
+                arrow(axis, (before, 0.56), (x, 0.56), color=INK, linewidth=1.1, shrinkA=6, shrinkB=6, linestyle=dash)
+        arrow(axis, (xs[-1], 0.76), (xs[0], 0.76), color=RED, linewidth=1.8, shrinkA=0, shrinkB=0)
     axis.set(xlim=(-0.06, K + 0.06), ylim=(0, 1.12))
     axis.axis("off")
 
 
-def arrow(
-    axis: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    color: str,
-    width: float,
-    shrink: float = 0,
-    dashed: bool = False,
-) -> None:
+def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], **look: Any) -> None:
     """Draw an arrow."""
-    axis.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>",
-            mutation_scale=9,
-            color=color,
-            linewidth=width,
-            linestyle=(0, (2, 1.5)) if dashed else "-",
-            shrinkA=shrink,
-            shrinkB=shrink,
-            zorder=2,
-        )
-    )
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, zorder=2, **look))
 
 
 def draw_weights(axis: Axes) -> None:
@@ -115,7 +97,7 @@ def main() -> None:
         draw_weights(below)
         lines = {
             "gradient, inside a chunk": {"color": RED},
-            "state, carried on as a value": {"color": INK, "linewidth": 1.1, "linestyle": (0, (2, 1.5))},
+            "state, carried on as a value": {"color": INK, "linewidth": 1.1, "linestyle": DASHES},
             "what the chunk's loss asks for": {"color": GRAY, "linewidth": 3, "alpha": 0.6},
             "weight W": {"color": BLUE, "marker": "o"},
             "its running average W̄": {"color": ORANGE, "marker": "s"},

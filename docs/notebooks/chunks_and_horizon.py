@@ -13,8 +13,9 @@
 # %% [markdown]
 # # K, and the horizon of a gradient
 #
-# K, the number of chunks, decides three things at once: how often the weights change, how much memory a gradient takes,
-# and how far back it sees. This notebook measures the last, and shows the option that takes it apart from the others.
+# K, the number of chunks, decides three things at once: how often the weights change, how much memory a gradient
+# takes, and how far back it sees. This notebook measures the last, and shows the option that takes it apart from the
+# others.
 
 # %%
 import matplotlib.pyplot as plt
@@ -43,10 +44,10 @@ test_inputs, test_classes = recall(500)
 # %% [markdown]
 # ## Updates against reach
 #
-# The sign stands 30 steps before the end. One chunk (K = 1, BPTT) sees all of it, and makes one update a batch. With K =
-# 8, chunks of 8 steps, there are eight updates, and no gradient goes from the answer back to the sign. `horizon=4` lets
-# each gradient go back through the three chunks before its own as well: eight updates, 32 steps, for four times the
-# arithmetic.
+# The sign stands 30 steps before the end. One chunk (K = 1, BPTT) sees all of it, and makes one update a batch. With
+# K = 8, chunks of 8 steps, there are eight updates, and no gradient goes from the answer back to the sign.
+# `horizon=4` lets each gradient go back through the three chunks before its own as well: eight updates, 32 steps, for
+# four times the arithmetic.
 
 
 # %%
@@ -74,16 +75,16 @@ plt.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plt.tight_layout()
 
 # %% [markdown]
-# On this seed the single update of BPTT is too few in 120 batches; eight a batch learn it, since the state carries the
-# sign over the cuts even where the gradient does not go back; and with a longer reach they learn it sooner. Another task
-# may want it otherwise: copying symbols over 100 steps is learned by no short chunk ([how to
+# On this seed the single update of BPTT is too few in 120 batches; eight a batch learn it, since the state carries
+# the sign over the cuts even where the gradient does not go back; and with a longer reach they learn it sooner.
+# Another task may want it otherwise: copying symbols over 100 steps is learned by no short chunk ([how to
 # choose](../how-to-choose.md)).
 #
 # ## What a cut costs the gradient
 #
-# `check_gradient` compares the gradient of each chunk with autograd and with finite differences, and the mean over all
-# chunks with the gradient of BPTT for the same losses: the angle between them, in degrees. 0 is the same direction, 90
-# has nothing to do with it. Here it looks at the model that was trained last, which remembers.
+# `check_gradient` compares the gradient of each chunk with autograd and with finite differences, and the mean over
+# all chunks with the gradient of BPTT for the same losses: the angle between them, in degrees. 0 is the same
+# direction, 90 has nothing to do with it. Here it looks at the model that was trained last, which remembers.
 
 # %%
 inputs, classes = recall(64)
@@ -107,6 +108,6 @@ plt.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plt.tight_layout()
 
 # %% [markdown]
-# So begin with K ≈ √T and with chunks as long as the shortest dependency that matters; where memory forces shorter ones,
-# a horizon buys reach for time. [How to choose](../how-to-choose.md) has what was measured on real tasks, [the
+# So begin with K ≈ √T and with chunks as long as the shortest dependency that matters; where memory forces shorter
+# ones, a horizon buys reach for time. [How to choose](../how-to-choose.md) has what was measured on real tasks, [the
 # method](../method.md) the equations.

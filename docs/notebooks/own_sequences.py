@@ -14,8 +14,8 @@
 # # Sequences of your own
 #
 # One label for each sequence, and sequences of different lengths: from NumPy arrays to a trained model and its
-# predictions, with each of the three methods. In this notebook the data are made up, so that it needs no download; put
-# your own lists of arrays `(T_i, D)` in their place.
+# predictions, with each of the three methods. In this notebook the data are made up, so that it needs no download;
+# put your own lists of arrays `(T_i, D)` in their place.
 
 # %%
 import matplotlib.pyplot as plt
@@ -57,10 +57,10 @@ print(inputs.shape, mask.shape, targets.shape)
 # %% [markdown]
 # ## Three methods, one loop
 #
-# Only the line that makes the method differs. `TerminalLoss` asks for the label at the end of every chunk, mildly in the
-# first and fully in the last. With inputs of few channels two settings of the initial weights matter more than the
-# method: input weights drawn by fan-in, and an LSTM that begins by remembering. The learning rate falls to zero, as many
-# updates a sequence make the last ones noisy otherwise.
+# Only the line that makes the method differs. `TerminalLoss` asks for the label at the end of every chunk, mildly in
+# the first and fully in the last. With inputs of few channels two settings of the initial weights matter more than
+# the method: input weights drawn by fan-in, and an LSTM that begins by remembering. The learning rate falls to zero,
+# as many updates a sequence make the last ones noisy otherwise.
 
 
 # %%
@@ -105,11 +105,11 @@ plt.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plt.tight_layout()
 
 # %% [markdown]
-# One seed and made-up data: this shows how it is done, not which method is better. For that, run several seeds, and look
-# at the updates as well as the epochs: FPTT and TBPTT made six for each of BPTT's.
+# One seed and made-up data: this shows how it is done, not which method is better. For that, run several seeds, and
+# look at the updates as well as the epochs: FPTT and TBPTT made six for each of BPTT's.
 #
 # ## The same from a file, without a loop
 #
-# `fptt train --task sequences --data FILE` does all this, ragged lengths, standardization and a test part included, and
-# `fptt.experiments.load_run` brings the model back ([first steps](../first-steps.md)). For scikit-learn there are
+# `fptt train --task sequences --data FILE` does all this, ragged lengths, standardization and a test part included,
+# and `fptt.experiments.load_run` brings the model back ([first steps](../first-steps.md)). For scikit-learn there are
 # [estimators](../other-loops.md).

@@ -32,8 +32,8 @@ training, test = torch.arange(1400), torch.arange(1400, len(images))
 # %% [markdown]
 # ## Your loop
 #
-# It cuts a batch into K = 4 chunks. The state goes on from chunk to chunk, detached; a label for the whole sequence is
-# asked for at the end of every chunk, early ones mildly, by label smoothing.
+# It cuts a batch into K = 4 chunks. The state goes on from chunk to chunk, detached; a label for the whole sequence
+# is asked for at the end of every chunk, early ones mildly, by label smoothing.
 
 # %%
 K, EPOCHS = 4, 4
@@ -46,8 +46,9 @@ class Reader(torch.nn.Module):
         super().__init__()
         self.lstm = torch.nn.LSTM(1, 48, batch_first=True)
         self.readout = torch.nn.Linear(48, 10)
-        torch.nn.init.uniform_(self.lstm.weight_ih_l0, -1, 1)  # a single input channel
-        torch.nn.init.ones_(self.lstm.bias_ih_l0[48:96])  # begin by remembering
+        weights = dict(self.lstm.named_parameters())
+        torch.nn.init.uniform_(weights["weight_ih_l0"], -1, 1)  # a single input channel
+        torch.nn.init.ones_(weights["bias_ih_l0"][48:96])  # begin by remembering
 
     def forward(self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None = None):
         hidden, state = self.lstm(x, state)
@@ -96,6 +97,7 @@ print(f"TBPTT {accuracy(plain):.3f}, FPTT {accuracy(model):.3f}")
 
 # %%
 before = model.readout.weight.detach().clone()
+assert regularizer is not None
 with regularizer.averaged():
     print(f"with the averages {accuracy(model):.3f}")
 assert torch.equal(model.readout.weight, before)
@@ -103,8 +105,8 @@ assert torch.equal(model.readout.weight, before)
 # %% [markdown]
 # ## Checkpoints
 #
-# Averages and duals are state of the training, as the moments of Adam are: save them beside the optimizer, or a resumed
-# run begins without them.
+# Averages and duals are state of the training, as the moments of Adam are: save them beside the optimizer, or a
+# resumed run begins without them.
 
 # %%
 file = io.BytesIO()  # or a path

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A sensor stream
 #
-# Readings arrive one by one and never end, some sensors fail for a moment, and what the machine was doing is known only
-# now and then, and late. A stream has no epochs: each reading is predicted, then learned, once, in the memory of one
-# chunk. Here the stream is made up; put your own generator of `(features, label or None)` in its place.
+# Readings arrive one by one and never end, some sensors fail for a moment, and what the machine was doing is known
+# only now and then, and late. A stream has no epochs: each reading is predicted, then learned, once, in the memory of
+# one chunk. Here the stream is made up; put your own generator of `(features, label or None)` in its place.
 
 # %%
 import io
@@ -35,7 +35,7 @@ STATES = ("idle", "cutting", "worn")
 
 
 def sensor(num_steps: int) -> Iterator[tuple[dict[str, float], str]]:
-    """Yield readings with gaps, and the state of the machine, which shows in how they change more than in their size."""
+    """Yield readings with gaps, and the state of the machine, which shows in how they change."""
     state, phase, temperature = "idle", 0.0, 60.0
     for _ in range(num_steps):
         if generator.random() < 0.02:
@@ -73,8 +73,8 @@ def make_learner() -> fptt.OnlineLearner:
 # ## Predict, then learn
 #
 # Every second reading has a label. The figure that counts is progressive: each prediction is made before its label is
-# seen. As a state lasts for fifty steps and more, the last label known is a strong rival, so it is counted as well. A gap is
-# filled with the reading before it.
+# seen. As a state lasts for fifty steps and more, the last label known is a strong rival, so it is counted as well. A
+# gap is filled with the reading before it.
 
 # %%
 learner = make_learner()
@@ -105,8 +105,8 @@ plt.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plt.tight_layout()
 
 # %% [markdown]
-# With every second label at once, the last label can hardly be beaten: say so in a report on such a stream. A network is
-# for the case where labels are late or rare. So now each label comes 200 steps late.
+# With every second label at once, the last label can hardly be beaten: say so in a report on such a stream. A network
+# is for the case where labels are late or rare. So now each label comes 200 steps late.
 
 # %%
 DELAY = 200

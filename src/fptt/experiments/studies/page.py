@@ -1,8 +1,9 @@
 """The page of results, made from all finished runs below a folder: `fptt report`."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from statistics import mode
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -306,11 +307,11 @@ def told_apart(cells: Cells) -> tuple[Cells, str]:
 def _row_numbers(numbers: Sequence[int]) -> str:
     """Return the numbers of rows in words, e.g. `rows 1–3, 5`."""
     runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
+    for row in numbers:
+        if runs and row == runs[-1][-1] + 1:
+            runs[-1].append(row)
         else:
-            runs.append([number])
+            runs.append([row])
     text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
     return f"{'row' if len(numbers) == 1 else 'rows'} {text}"
 
@@ -323,16 +324,57 @@ def _short_commit(commit: str) -> str:
     return digits[:7] + (f"-{changed}" if changed else "")
 
 
+MANY_LINES = 9
+"""Settings beyond which a plot has a panel a field instead of a line each."""
+
+
 def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
-    """Return the runs to draw against epochs and updates: of a comparison those at equal ones, otherwise all."""
+    """Return the runs to draw against epochs and updates: of a comparison those at equal ones, otherwise all.
+
+    Many settings have a panel for each field instead, with those settings that differ in it alone from the usual one.
+    """
     groups = {run.group for run in runs}
-    if "equal-epochs" not in groups:
-        return [Panel("epoch", "epochs", runs), Panel("updates", "updates", runs)]
-    everything = [*runs, *stand_ins(runs, groups)]
-    at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
-    chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
+    if "equal-epochs" in groups:
+        everything = [*runs, *stand_ins(runs, groups)]
+        at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
+        chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
+    else:
+        chosen = [runs, runs]
     base = min(chosen[0], key=lambda run: METHODS.index(run.config.method)).setting
+    if "equal-epochs" not in groups and (fields_varied := [*varied_fields(runs), *_varied_columns(runs)]):
+        settings = [run.setting for run in runs if run.config.method == base.method]
+        usual = {name: mode(getattr(setting, name) for setting in settings) for name in fields_varied}
+        base = replace(base, **usual)
+        if len({run.setting for run in runs}) > MANY_LINES:
+            return [
+                Panel("epoch", "epochs", _differing_in(name, runs, usual), name, base, varied=name)
+                for name in fields_varied
+            ]
+        if len(fields_varied) == 1:
+            (name,) = fields_varied
+            return [Panel(*axis, runs, "", base, varied=name) for axis in (("epoch", "epochs"), ("updates", "updates"))]
     return [
         Panel("epoch", "epochs", chosen[0], base=base),
         Panel("updates", "updates", chosen[1], base=base),
+    ]
+
+
+def _varied_columns(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return those of the fields with a column of their own in the table that differ among the runs."""
+    return [
+        name
+        for name in ("num_chunks", "engine", *PARAMETERS)
+        if len({getattr(run.setting, name) for run in runs if name not in UNUSED[run.config.method]}) > 1
+    ]
+
+
+def _differing_in(name: str, runs: Sequence[FinishedRun], usual: Mapping[str, Any]) -> list[FinishedRun]:
+    """Return the runs that have the usual values in all fields but one, as far as their methods have them."""
+    others = [(field, value) for field, value in usual.items() if field != name]
+    return [
+        run
+        for run in runs
+        if all(
+            getattr(run.setting, field) == value for field, value in others if field not in UNUSED[run.config.method]
+        )
     ]
