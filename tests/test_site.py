@@ -91,11 +91,9 @@ def test_no_link_is_dead(site: Path, pages: dict[Path, Page]) -> None:
                 continue
             target = path if not parts.path else (path.parent / unquote(parts.path)).resolve()
             target = target / "index.html" if target.is_dir() else target
-            where = f"{path.relative_to(site)}: {link}"
-            if not target.is_file():
-                dead.append(where)
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
-                dead.append(where)
+            is_elsewhere = parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors
+            if not target.is_file() or is_elsewhere:
+                dead.append(f"{path.relative_to(site)}: {link}")
     assert not dead, "\n".join(dead)
 
 
