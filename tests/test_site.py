@@ -101,6 +101,14 @@ def test_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page]) -> None:
     assert not {one for page in pages.values() for one in page.loaded if urlsplit(one).netloc}
 
 
+def test_mathematics_is_marked_for_the_typesetter_of_the_site(site: Path) -> None:
+    page = (site / "method" / "index.html").read_text(encoding="utf-8")
+    fences = (DOCS / "method.md").read_text(encoding="utf-8").count("```math")
+    assert page.count('<div class="arithmatex">') == fences > 0
+    for file in ("katex.min.js", "katex.min.css", "fonts/KaTeX_Main-Regular.woff2"):
+        assert (site / "theme" / "katex" / file).is_file()
+
+
 def test_the_command_line_is_that_of_the_program(site: Path) -> None:
     text = (site / "reference" / "command-line" / "index.html").read_text(encoding="utf-8")
     assert [name for name in COMMANDS if f'id="fptt-{name}"' not in text] == []
