@@ -31,6 +31,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/build.py
 
 build: $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --group release
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
