@@ -88,7 +88,8 @@ def test_the_page_of_results_is_that_of_the_runs(tmp_path: Path, monkeypatch: py
     def draw(*arguments: Any) -> None:
         next(argument for argument in arguments if isinstance(argument, Path)).touch()
 
-    monkeypatch.setattr("fptt.experiments.studies.page.draw_runs", draw)
+    for name in ("draw_runs", "draw_paper"):
+        monkeypatch.setattr(f"fptt.experiments.studies.page.{name}", draw)
     page = write_report(ROOT / "results", tmp_path, ROOT / "runs", REFERENCES)
     assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     pictures = {file.name for file in (tmp_path / "figures").iterdir()}

@@ -292,7 +292,7 @@ def draw_memory(report: Report, path: Path) -> None:
             )
     axis.set(xlabel="T, time steps", ylabel="memory, MiB", xscale="log", yscale="log")
     axis.grid(alpha=0.25, which="both")
-    axis.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     save_figure(figure, path)
 
 

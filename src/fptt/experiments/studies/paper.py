@@ -15,9 +15,9 @@ from fptt.experiments.training.plots import COLORS, save_figure
 
 EXPLANATION = (
     "Of each task the longest training here that has a control, beside TBPTT and BPTT with the same settings and "
-    "epochs (in brackets the seeds). Published and replicated: see the sections of the experiments. Differences are paired by "
-    "seed, with 95 % intervals where there are two seeds. †: inputs in [0, 1], not standardized as in the published "
-    "settings; these runs are being made anew."
+    "epochs (in brackets the seeds). Published and replicated: see the sections of the experiments. Differences are "
+    "paired by seed, with 95 % intervals where there are two seeds. †: inputs in [0, 1], not standardized as in the "
+    "published settings; these runs are being made anew."
 )
 
 HEADS = (
@@ -203,7 +203,7 @@ CHANCE_OF_ADDING = 1 / 6
 
 
 def draw_paper(rows: Sequence[PaperRow], path: Path) -> None:
-    """Draw a panel for each metric: a line for each task, on it what was reached here, dots, and published, diamonds."""
+    """Draw a panel a metric: a line for each task, on it what was reached here, dots, and published, diamonds."""
     panels = [(metric, own) for metric in PANELS if (own := [row for row in rows if row.task.metric == metric])]
     heights = [len(own) for _, own in panels]
     figure, axes = plt.subplots(
