@@ -90,7 +90,10 @@ def test_the_page_of_results_is_that_of_the_runs(tmp_path: Path, monkeypatch: py
 
     for name in ("draw_runs", "draw_paper"):
         monkeypatch.setattr(f"fptt.experiments.studies.page.{name}", draw)
-    page = write_report(ROOT / "results", tmp_path, ROOT / "runs", REFERENCES)
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text(encoding="utf-8").replace("%) †", "%)"), encoding="utf-8")
+    page = write_report(ROOT / "results", tmp_path / "docs", ROOT / "runs", REFERENCES)
+    assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    pictures = {file.name for file in (tmp_path / "figures").iterdir()}
+    pictures = {file.name for file in (tmp_path / "docs" / "figures").iterdir()}
     assert pictures <= {file.name for file in (ROOT / "docs" / "figures").iterdir()}

@@ -63,6 +63,8 @@ class Results(NamedTuple):
 def write_report(results: Path, out: Path, commands: Path, references: References) -> Path:
     """Write a page, `results.md`, and a plot of each experiment, `figures/results-NAME.png`.
 
+    The table of the paper's tasks is also put into a README beside the folder of the page that has `MARKS`.
+
     Args:
         results: Folder of the run folders, `NAME/…/RUN`; NAME is the experiment.
         out: Folder of the page.
@@ -94,6 +96,10 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
         parts.append(f"## The tasks of the paper\n\n{fill(PAPER_EXPLANATION, 120)}\n")
         parts.append(markdown_table(paper_cells(of_paper), num_left=1))
         parts.append(f"![What was reached, and what was published](figures/{picture.name})\n")
+        readme = out.parent / "README.md"
+        if readme.is_file():
+            address = page.relative_to(readme.parent).as_posix()
+            put_between_marks(readme, markdown_table(paper_cells(of_paper, address), num_left=1))
     for name, runs in sorted(found.experiments.items()):
         plot = out / "figures" / f"results-{name}.png"
         draw_runs(panels(runs), runs[0].metric, plot, name)
@@ -103,6 +109,18 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
     parts.append("\n".join(f"* `{path}`: {reason}" for path, reason in found.left_out.items()) or "Nothing.")
     replace_text(page, "\n".join([*parts, ""]))
     return page
+
+
+MARKS = ("<!-- fptt report: begin -->\n", "<!-- fptt report: end -->\n")
+"""Between them stands the table of the paper's tasks in a README beside the folder of the page."""
+
+
+def put_between_marks(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of a file; a file without them stays as it is."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if begin and end:
+        replace_text(path, "".join([before, begin, text, end, after]))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from fptt.experiments.training.plots import COLORS, save_figure
 EXPLANATION = (
     "Of each task the longest training here that has a control, beside TBPTT and BPTT with the same settings and "
     "epochs (in brackets the seeds). Published and replicated: see the sections of the experiments. Differences are "
-    "paired by seed, with 95 % intervals where there are two seeds. †: inputs in [0, 1], not standardized as in the "
-    "published settings; these runs are being made anew."
+    "paired by seed, with 95 % intervals where there are two seeds. †: inputs not standardized as in the published "
+    "settings; these runs are being made anew."
 )
 
 HEADS = (
@@ -123,7 +123,7 @@ def _longest(task: PaperTask, experiments: Mapping[str, Sequence[Row]], referenc
             if row["method"] == "fptt":
                 controls = {theirs["method"]: theirs for ours, theirs in matched_pairs(chosen) if ours is row}
                 # inputs as published before others, those with a control before others, then the most updates
-                rank = (row["config"].standardization != "none", "tbptt" in controls, row["updates"])
+                rank = (row["config"].standardization == "published", "tbptt" in controls, row["updates"])
                 candidates.append((rank, name, {"fptt": row, **controls}))
     if not candidates:
         return None
@@ -135,17 +135,17 @@ def _longest(task: PaperTask, experiments: Mapping[str, Sequence[Row]], referenc
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def paper_cells(rows: Sequence[PaperRow]) -> Cells:
-    """Return the table, the heads first."""
-    return [HEADS, *map(_cells, rows)]
+def paper_cells(rows: Sequence[PaperRow], page: str = "") -> Cells:
+    """Return the table, the heads first; with the address of the page of results where it stands elsewhere."""
+    return [HEADS, *(_cells(row, page) for row in rows)]
 
 
-def _cells(row: PaperRow) -> list[str]:
+def _cells(row: PaperRow, page: str) -> list[str]:
     scale, fptt = row.task.scale, row.ours["fptt"]
     none = Reference(None, None, "")
     published = [row.others.get(method, none).published for method in ("bptt", "fptt")]
     replicated = [row.others.get(method, none).replicated for method in ("tbptt", "fptt")]
-    mark = " †" if fptt["config"].standardization == "none" else ""
+    mark = "" if fptt["config"].standardization == "published" else " †"
     updates = [f"{row.ours[method]['updates']:,.0f}" if method in row.ours else NONE for method in ("fptt", "bptt")]
     return [
         f"{row.task.name} ({row.task.metric}){mark}",
@@ -155,7 +155,7 @@ def _cells(row: PaperRow) -> list[str]:
         str(fptt["num_chunks"]),
         f"{fptt['epochs']:g}",
         "; ".join(updates),
-        f"[{row.experiment}](#{row.experiment})",
+        f"[{row.experiment}]({page}#{row.experiment})",
     ]
 
 
@@ -229,10 +229,9 @@ def _draw_panel(axis: Axes, metric: str, rows: Sequence[PaperRow]) -> None:
         values = [*_points(row)]
         axis.plot([min(v for *_, v in values), max(v for *_, v in values)], [place, place], color="0.85", zorder=0)
         for kind, method, value in values:
-            style = {"marker": "o", "color": COLORS[method]} if kind == "here" else {"marker": "D"}
-            if kind != "here":
-                style |= {"markerfacecolor": "none", "markeredgecolor": COLORS[method]}
-            axis.plot([value], [place], linestyle="", label=f"{method.upper()}, {kind}", **style)
+            marker, face = ("o", COLORS[method]) if kind == "here" else ("D", "none")
+            label = f"{method.upper()}, {kind}"
+            axis.plot([value], [place], marker, markerfacecolor=face, markeredgecolor=COLORS[method], label=label)
     axis.set_yticks(range(len(rows)), [row.task.name for row in reversed(rows)])
     axis.set(xscale=PANELS[metric], ylim=(-0.6, len(rows) - 0.4))
     better = "right" if metric == "accuracy, %" else "left"

@@ -1,0 +1,97 @@
+"""The table of the paper's tasks: which experiment stands for a task, and its numbers, by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.studies.page import MARKS, put_between_marks
+from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
+from fptt.experiments.studies.references import REFERENCES
+
+
+def row(
+    method: Any, tests: dict[int, float], updates: float, metric: str = "accuracy", **options: Any
+) -> dict[str, Any]:
+    options = {"task": "mnist", "num_chunks": 28, **options}
+    mean = sum(tests.values()) / len(tests)
+    return {
+        "group": "equal-epochs",
+        "method": method,
+        "config": TrainConfig(method=method, **options),
+        "num_chunks": options["num_chunks"] if method != "bptt" else 1,
+        "num_seeds": len(tests),
+        f"test_{metric}_mean": mean,
+        f"test_{metric}_sd": 0.01,
+        "tests": tests,
+        "epochs": 2.0,
+        "updates": updates,
+    }
+
+
+SHORT = [
+    row("bptt", {0: 0.5, 1: 0.52}, 10),
+    row("tbptt", {0: 0.7, 1: 0.75}, 280),
+    row("tbptt", {0: 0.1, 1: 0.1}, 280, lr=1e-9),  # the control of another rate
+    row("fptt", {0: 0.72, 1: 0.76}, 280),
+]
+LONG = [row("tbptt", {0: 0.9}, 560, epochs=9), row("fptt", {0: 0.91}, 560, epochs=9)]
+
+
+def test_the_longest_training_with_a_control_stands_for_a_task() -> None:
+    alone = [row("fptt", {0: 0.99}, 9999)]
+    (found,) = paper_rows({"alone": alone, "short": SHORT, "long": LONG}, {})
+    assert (found.experiment, found.task.name) == ("long", "S-MNIST")
+    assert set(found.ours) == {"fptt", "tbptt"}
+    (found,) = paper_rows({"alone": alone}, {})
+    assert found.experiment == "alone"
+
+
+def test_inputs_as_published_come_before_longer_training() -> None:
+    other = [row(own["method"], own["tests"], 10 * own["updates"], standardization="none") for own in LONG]
+    (found,) = paper_rows({"short": SHORT, "other": other}, {})
+    assert found.experiment == "short"
+    (found,) = paper_rows({"other": other}, {})
+    assert paper_cells([found])[1][0] == "S-MNIST (accuracy, %) †"
+
+
+def test_the_cells_of_a_task() -> None:
+    rows = paper_rows({"short": SHORT}, REFERENCES)
+    _, cells = paper_cells(rows, "docs/results.md")
+    assert cells[:8] == [
+        "S-MNIST (accuracy, %)",
+        *("97.71", "98.67", "97.52", "97.44"),
+        *("51.00 ± 1.00 (2)", "72.50 ± 1.00 (2)", "74.00 ± 1.00 (2)"),
+    ]
+    # paired: +2 and +1 points, mean 1.5; t with one degree of freedom is 12.706 times the standard error of 0.5
+    assert cells[8] == "+1.50 [-4.85, +7.85]"
+    assert cells[9] == "+23.00 [+10.29, +35.71]"
+    assert cells[10:] == ["28", "2", "280; 10", "[short](docs/results.md#short)"]
+
+
+def test_an_update_at_every_pixel_is_a_task_of_its_own() -> None:
+    per_step = [row("fptt", {0: 0.6}, 999, num_chunks=784)]
+    names = [found.task.name for found in paper_rows({"a": SHORT, "b": per_step}, {})]
+    assert names == ["S-MNIST", "S-MNIST, K = T"]
+
+
+def test_small_errors_have_four_digits() -> None:
+    adding = [row("fptt", {0: 0.0012}, 5, "mse", task="adding", length=200, num_chunks=10)]
+    _, cells = paper_cells(paper_rows({"adding": adding}, {}))
+    assert cells[0] == "adding, T = 200 (mean squared error)"
+    assert cells[5:10] == ["–", "–", "0.0012 (1)", "–", "–"]
+
+
+def test_the_figure_has_a_panel_for_each_metric(tmp_path: Path) -> None:
+    adding = [row("fptt", {0: 0.0012}, 5, "mse", task="adding", length=200, num_chunks=10)]
+    draw_paper(paper_rows({"a": SHORT, "b": adding}, REFERENCES), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
+
+
+def test_a_table_is_put_between_the_marks_alone(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{MARKS[0]}old\n{MARKS[1]}after\n", encoding="utf-8")
+    put_between_marks(file, "new\n")
+    assert file.read_text(encoding="utf-8") == f"before\n{MARKS[0]}new\n{MARKS[1]}after\n"
+    file.write_text("no marks\n", encoding="utf-8")
+    put_between_marks(file, "new\n")
+    assert file.read_text(encoding="utf-8") == "no marks\n"
