@@ -13,6 +13,7 @@ from fptt.experiments.process.errors import UnwritableError, UserError, one_line
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import OPTIONS
+from fptt.experiments.training.card import model_card
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder, locked
 from fptt.experiments.training.replicas import launch
@@ -151,7 +152,7 @@ def _validate(run: Run, folder: RunFolder, display: Display) -> None:
     is_best = run.select(metrics[task.metric])
     progress.metric = metrics[task.metric]
     if is_leader and is_best:
-        folder.write_weights(run.best.weights, run.best.averages)
+        folder.write_weights(run.best.weights, run.best.averages, _about(run))
     on_event("validated", run)
     if is_leader:
         row = {
@@ -230,7 +231,7 @@ def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
     task, device = run.task, run.fabric.device
     if run.best.metric is None:  # ended within the first epoch; without the other processes, which may be gone
         run.select(measure(run.evaluated_model, task, task.validation, device)[task.metric])
-        folder.write_weights(run.best.weights, run.best.averages)
+        folder.write_weights(run.best.weights, run.best.averages, _about(run))
     folder.write_summary(_summary(run, "interrupted", {task.metric: None}))  # stays if the test is interrupted
     if run.progress.rows:
         from fptt.experiments.training.plots import draw_curves  # loads matplotlib
@@ -240,9 +241,20 @@ def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
     run.model.load_state_dict(run.best.weights)
     summary = _summary(run, status, measure(run.model, task, task.test, device))
     folder.write_summary(summary)
+    test = {name: value for name, value in summary.items() if name.startswith("test_")}
+    folder.write_weights(run.best.weights, run.best.averages, {**_about(run), **test})
+    folder.write_card(model_card(run.config, summary, task.interface, task.about))
     if status == "finished":
         folder.checkpoints.remove()
     return summary
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """Return what the files of weights say about them: no times, so that a resumed run leaves the same bytes."""
+    metric = f"validation_{run.task.metric}"
+    names = ("task", "method", "seed")
+    about = {name: getattr(run.config, name) for name in names} | {"fptt": run.environment["fptt"]}
+    return {**about, "epoch": run.best.epoch, metric: run.best.metric}
 
 
 def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) -> dict[str, Any]:
