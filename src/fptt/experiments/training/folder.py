@@ -59,7 +59,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in self._files():
+            for file in self.files():
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
             replace_text(self.config_file, config.to_yaml())
@@ -71,7 +71,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """Return every file that a whole run may have, without checkpoints."""
         files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
         weights = [self.weights_file, self.averages_file]
         return [*files, *weights, self.vocabulary_file, self.interface_file, self.card_file]
