@@ -6,6 +6,7 @@ from digits import accuracy, loaders, make_model, num_epochs
 from torch.nn.functional import cross_entropy
 
 import fptt
+from fptt.integrations.accelerate import attach_regularizer
 
 K = 4
 
@@ -16,8 +17,7 @@ def train(epochs: int) -> fptt.nn.LSTM:
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     model, optimizer, batches = accelerator.prepare(model, optimizer, loaders()[0])
-    regularizer = fptt.DynamicRegularizer(model.parameters()).attach(optimizer, max_norm=1.0)
-    accelerator.register_for_checkpointing(regularizer)  # then save_state() and load_state() include it
+    attach_regularizer(accelerator, optimizer, max_norm=1.0)  # save_state() and load_state() include it
     for _ in range(epochs):
         for inputs, labels in batches:
             state = None

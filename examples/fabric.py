@@ -2,7 +2,7 @@
 
 import torch
 from digits import accuracy, loaders, make_model, num_epochs
-from lightning_fabric import Fabric
+from lightning.fabric import Fabric
 from torch import nn
 
 import fptt

@@ -1,4 +1,4 @@
-"""FPTT in a LightningModule: manual optimization, one update a chunk; the regularizer goes into the checkpoint."""
+"""FPTT in a LightningModule: manual optimization, one update a chunk; the callback does the rest."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import fptt
+from fptt.integrations.lightning import FPTTCallback
 
 K = 4
 
@@ -20,14 +21,9 @@ class DigitsModule(LightningModule):
         super().__init__()
         self.automatic_optimization = False  # one update for each chunk of a batch
         self.model = make_model()
-        self.saved: dict[str, Any] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=5e-3)
-        self.regularizer = fptt.DynamicRegularizer(self.model.parameters()).attach(optimizer, max_norm=1.0)
-        if self.saved:  # here, where the weights are on their device
-            self.regularizer.load_state_dict(self.saved)
-        return optimizer
+        return torch.optim.Adam(self.model.parameters(), lr=5e-3)
 
     def training_step(self, batch: list[Tensor], _: int) -> None:
         optimizer: Any = self.optimizers()
@@ -40,18 +36,13 @@ class DigitsModule(LightningModule):
             self.manual_backward(loss)
             optimizer.step()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["regularizer"] = self.regularizer.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.saved = checkpoint["regularizer"]
-
 
 def train(epochs: int) -> fptt.nn.LSTM:
     """Return a model after so many passes over the training images."""
     module = DigitsModule()
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    Trainer(accelerator="cpu", max_epochs=epochs, enable_checkpointing=False, **quiet).fit(module, loaders()[0])
+    quiet |= {"accelerator": "cpu", "enable_checkpointing": False}
+    Trainer(max_epochs=epochs, callbacks=[FPTTCallback(max_norm=1.0)], **quiet).fit(module, loaders()[0])
     return module.model
 
 

@@ -9,10 +9,7 @@ def train(epochs: int) -> FPTTClassifier:
     """Return an estimator after so many passes over the training images."""
     net = FPTTClassifier(
         method="fptt",  # or tbptt, or bptt
-        num_chunks=4,
-        hidden_size=64,
-        module__fan_in_init=True,
-        module__forget_bias=1.0,
+        num_chunks=4,  # None: √T
         lr=5e-3,
         max_epochs=epochs,
         random_state=0,

@@ -24,6 +24,8 @@ COMMANDS = (
     "evaluate",
     "predict",
     "export",
+    "push",
+    "pull",
     "sample",
     "stream",
     "recipes",

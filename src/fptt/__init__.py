@@ -27,6 +27,7 @@ from fptt._online.learner import OnlineLearner as OnlineLearner
 from fptt._parallel.collectives import LostProcessError as LostProcessError
 from fptt._parallel.replicas import DataParallel as DataParallel
 from fptt._parallel.replicas import OtherProcessError as OtherProcessError
+from fptt._prediction import predict as predict
 from fptt._regularizer.regularizer import DynamicRegularizer as DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError as BadWeightsError
 from fptt._sequence import Progress as Progress

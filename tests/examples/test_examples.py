@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fptt.integrations.lightning import FPTTCallback
 from tests import forks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -67,19 +68,25 @@ def test_all_loops_train_the_same_weights() -> None:
 def test_the_lightning_module_goes_on_from_its_checkpoint(few_images: Any, tmp_path: Path) -> None:
     """Averages and duals too, bit for bit; and Lightning's `global_step` counts the updates."""
     lightning = importlib.import_module("lightning")
+    make_module = importlib.import_module("lightning_module").DigitsModule
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     quiet |= {"accelerator": "cpu", "enable_checkpointing": False}
     same_order: Any = list(few_images.loaders()[0])
     batches = torch.utils.data.DataLoader(same_order, batch_size=None)
-    whole, begun, resumed = (importlib.import_module("lightning_module").DigitsModule() for _ in range(3))
-    lightning.Trainer(max_epochs=2, **quiet).fit(whole, batches)
-    trainer = lightning.Trainer(max_epochs=1, **quiet)
-    trainer.fit(begun, batches)
+
+    def fit(module: Any, epochs: int, **options: Any) -> Any:
+        trainer = lightning.Trainer(max_epochs=epochs, callbacks=[FPTTCallback(max_norm=1.0)], **quiet)
+        trainer.fit(module, batches, **options)
+        return trainer
+
+    whole, begun, resumed = (make_module() for _ in range(3))
+    expected = fit(whole, 2).callbacks[0].regularizer
+    trainer = fit(begun, 1)
     assert trainer.global_step == 4 * len(batches)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    lightning.Trainer(max_epochs=2, **quiet).fit(resumed, batches, ckpt_path=tmp_path / "half.ckpt")
+    found = fit(resumed, 2, ckpt_path=tmp_path / "half.ckpt").callbacks[0].regularizer
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(whole.regularizer.state.values(), resumed.regularizer.state.values(), strict=True):
+    for one, other in zip(expected.state.values(), found.state.values(), strict=True):
         assert torch.equal(one.average, other.average)
         assert torch.equal(one.dual, other.dual)

@@ -6,7 +6,13 @@ import pytest
 
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
-    [("river", "river", "river"), ("sklearn", "skorch", "sklearn"), ("sklearn", "sklearn.utils", "sklearn")],
+    [
+        ("river", "river", "river"),
+        ("sklearn", "skorch", "sklearn"),
+        ("sklearn", "sklearn.utils", "sklearn"),
+        ("lightning", "lightning.pytorch", "lightning"),
+        ("accelerate", "accelerate", "accelerate"),
+    ],
 )
 def test_an_adapter_without_its_package_names_the_extra(
     module: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch

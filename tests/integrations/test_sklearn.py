@@ -32,6 +32,14 @@ def sequences(seed: int = 0, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(N, T, *shape)).astype(np.float32)
 
 
+FIRST: dict[str, Any] = {"fan_in_init": True, "forget_bias": 1.0}
+
+
+def standardized(values: np.ndarray) -> np.ndarray:
+    exact = values.astype(np.float64)
+    return ((exact - exact.mean()) / exact.std()).astype(np.float32)
+
+
 def names(X: np.ndarray) -> np.ndarray:  # noqa: N803
     return LABELS[np.digitize(X.reshape(len(X), -1).mean(1), [-0.1, 0.1])]
 
@@ -59,18 +67,19 @@ X, Y = sequences(), names(sequences())
 def test_fit_is_the_loop_by_hand(settings: dict[str, Any]) -> None:
     net = classifier(**settings).fit(X, Y)
     torch.manual_seed(3)
-    model = fptt.nn.LSTM(1, 6, 3, last_only=True)
+    model = fptt.nn.LSTM(1, 6, 3, last_only=True, **FIRST)
     loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     method = fptt.FPTT(model, optimizer, loss, num_chunks=3, max_norm=1.0, **settings)
     labels = torch.from_numpy(np.searchsorted(LABELS, Y))
-    data = DataLoader(TensorDataset(torch.from_numpy(X), labels), batch_size=32, shuffle=True)
+    scaled = torch.from_numpy(standardized(X))
+    data = DataLoader(TensorDataset(scaled, labels), batch_size=32, shuffle=True)
     for _ in range(2):
         for inputs, targets in data:
             method.train_batch(inputs.T[..., None], targets)
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), net.module_.parameters(), strict=True))
     assert net.method_.updates == method.updates == 2 * 3 * 3
-    outputs = model(torch.from_numpy(X).T[..., None])[0][-1]
+    outputs = model(scaled.T[..., None])[0][-1]
     assert np.allclose(net.predict_proba(X), outputs.softmax(-1).detach().numpy(), atol=1e-6)
     assert net.predict(X).tolist() == LABELS[outputs.argmax(-1).numpy()].tolist()
 
@@ -291,11 +300,145 @@ def test_the_regressors_loop_by_hand() -> None:
     y = X.mean(1)
     net = FPTTRegressor(**SMALL).fit(X, y)
     torch.manual_seed(3)
-    model = fptt.nn.LSTM(1, 6, 1, last_only=True)
+    model = fptt.nn.LSTM(1, 6, 1, last_only=True, **FIRST)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     method = fptt.FPTT(model, optimizer, fptt.TerminalLoss(nn.functional.mse_loss), num_chunks=3, max_norm=1.0)
-    data = DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(y)), batch_size=32, shuffle=True)
+    scaled = torch.from_numpy(standardized(X))
+    data = DataLoader(TensorDataset(scaled, torch.from_numpy(y)), batch_size=32, shuffle=True)
     for _ in range(2):
         for inputs, targets in data:
             method.train_batch(inputs.T[..., None], targets[:, None])
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), net.module_.parameters(), strict=True))
+
+
+# -- ragged sequences, and labels of steps -----------------------------------------------------------------------------
+
+LENGTHS = np.random.default_rng(5).integers(4, T + 1, N)
+WIDE = 3 * sequences(6, 2) + 5
+RAGGED = [own[:length] for own, length in zip(WIDE, LENGTHS, strict=True)]
+STEPS = [np.where(own.mean(1) > 5, "up", "down") for own in RAGGED]
+
+
+def padded(values: list[np.ndarray]) -> Tensor:
+    """Return (T, N, …), padded by zeros."""
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(np.asarray(own)) for own in values])
+
+
+def by_hand(model: nn.Module, loss: fptt.ChunkLoss, targets: Tensor, *, per_step: bool) -> Tensor:
+    """Train for two epochs on batches of all sequences, in their order; return scaled inputs, (T, N, 2)."""
+    flat = np.concatenate(RAGGED).astype(np.float64)
+    scaled = padded([((own - flat.mean(0)) / flat.std(0)).astype(np.float32) for own in RAGGED])
+    mask = fptt.length_mask(LENGTHS.tolist(), len(scaled))
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters(), lr=0.02), loss, num_chunks=3, max_norm=1.0)
+    for _ in range(2):
+        for start in range(0, N, 32):
+            part = slice(start, start + 32)
+            own = targets[:, part] if per_step else targets[part]
+            method.train_batch(scaled[:, part], own, mask=mask[:, part])
+    return scaled
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_ragged_sequences_are_the_masked_loop_by_hand(per_step: bool) -> None:
+    y: Any = STEPS if per_step else Y
+    net = classifier(per_step=per_step, iterator_train__shuffle=False).fit(RAGGED, y)
+    names_of = ["down", "up"] if per_step else LABELS.tolist()
+    torch.manual_seed(3)
+    model = fptt.nn.LSTM(2, 6, len(names_of), **FIRST)
+    if per_step:
+        loss: fptt.ChunkLoss = fptt.SequenceLoss(nn.functional.cross_entropy)
+        targets = padded([np.searchsorted(names_of, own) for own in STEPS])
+    else:
+        loss = fptt.TerminalLoss(nn.functional.cross_entropy, divergence="uniform")
+        targets = torch.from_numpy(np.searchsorted(names_of, Y))
+    scaled = by_hand(model, loss, targets, per_step=per_step)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), net.module_.parameters(), strict=True))
+    outputs = model(scaled)[0].softmax(-1)
+    found = net.predict_proba(RAGGED)
+    for number, length in enumerate(LENGTHS):
+        expected = outputs[:length, number] if per_step else outputs[length - 1, number]
+        assert np.allclose(found[number], expected.detach().numpy(), atol=1e-6)
+    predicted = net.predict(RAGGED)
+    if per_step:
+        assert [own.shape for own in predicted] == [own.shape for own in STEPS]
+        assert net.score(RAGGED, STEPS) == np.mean(np.concatenate(predicted) == np.concatenate(STEPS))
+    else:
+        assert net.score(RAGGED, Y) == np.mean(predicted == Y)
+    objects = np.empty(N, dtype=object)
+    objects[:] = RAGGED
+    assert_same(net, classifier(per_step=per_step, iterator_train__shuffle=False).fit(objects, y))
+
+
+def test_a_net_of_equal_lengths_predicts_ragged_sequences_at_their_last_steps() -> None:
+    net = classifier().fit(WIDE, Y)
+    found = net.predict_proba(RAGGED)
+    for number in (0, 7, 40):
+        assert np.allclose(found[number], net.predict_proba(RAGGED[number][None])[0], atol=1e-6)
+    assert net.module_.last_only
+    with pytest.raises(ValueError, match="X must have sequences of one length, as in the first fit, got ragged ones"):
+        net.partial_fit(RAGGED, Y)
+
+
+@pytest.mark.parametrize("width", [None, 2])
+def test_the_regressor_learns_numbers_of_steps(width: int | None) -> None:
+    """The running mean, of arrays and of ragged lists; validated too, where skorch would measure classes."""
+    y = X.cumsum(1) / np.arange(1, T + 1)
+    y = y if width is None else np.stack([y, -y], -1)
+    settings: dict[str, Any] = {**SMALL, "max_epochs": 30, "per_step": True}
+    net: Any = FPTTRegressor(**settings, train_split=ValidSplit(5)).fit(X, y)
+    assert net.predict(X).shape == y.shape
+    assert net.score(X, y) > 0.7
+    assert net.history[-1, "valid_loss"] < 0.3 * net.history[0, "valid_loss"]
+    ragged, numbers = (
+        [own[:n] for own, n in zip(X, LENGTHS, strict=True)],
+        [own[:n] for own, n in zip(y, LENGTHS, strict=True)],
+    )
+    of_lists: Any = FPTTRegressor(**settings).fit(ragged, numbers)
+    assert [own.shape for own in of_lists.predict(ragged)] == [own.shape for own in numbers]
+    assert of_lists.score(ragged, numbers) > 0.7
+
+
+def test_first_settings() -> None:
+    """K = √T of the longest sequence; inputs of any scale; what is given is kept."""
+    net = FPTTClassifier(hidden_size=4, max_epochs=1, random_state=0).fit(WIDE[:, :10], Y)
+    assert net.method_.chunking.num_chunks == net.num_chunks_ == 3
+    assert net.num_chunks is None
+    shifted = FPTTClassifier(hidden_size=4, max_epochs=1, random_state=0).fit(4 * WIDE[:, :10] - 64, Y)
+    assert np.allclose(net.predict_proba(WIDE), shifted.predict_proba(4 * WIDE - 64), atol=1e-6)
+    raw = FPTTClassifier(standardize=False, hidden_size=4, max_epochs=1, random_state=0).fit(WIDE[:, :10], Y)
+    assert not np.allclose(net.predict_proba(WIDE), raw.predict_proba(WIDE), atol=1e-3)
+    constant = np.concatenate([WIDE, np.ones_like(WIDE)], -1)
+    assert np.isfinite(classifier().fit(constant, Y).predict_proba(constant)).all()
+    chrono = classifier(max_epochs=0, module__chrono_init=T, module__fan_in_init=False).fit(X, Y).module_
+    torch.manual_seed(3)
+    expected = fptt.nn.LSTM(1, 6, 3, last_only=True, chrono_init=T)
+    assert all(torch.equal(*pair) for pair in zip(chrono.parameters(), expected.parameters(), strict=True))
+    assert classifier(max_epochs=0, cell="gru").fit(RAGGED, Y).module_.last_only is False
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "settings", "message"),
+    [
+        ([*RAGGED[:3], np.zeros((0, 2))], Y[:4], {}, r"X\[3\] must have at least one step, got none"),
+        ([*RAGGED[:3], RAGGED[3] * np.nan], Y[:4], {}, r"X\[3\] contains NaN"),
+        ([*RAGGED[:3], RAGGED[3][:, :1]], Y[:4], {}, r"one width, got shape \(\d+, 1\) of X\[3\] after"),
+        ([*RAGGED[:3], RAGGED[3][None]], Y[:4], {}, r"X\[3\] must have shape \(T,\) or \(T, D\)"),
+        (RAGGED, STEPS[1:], {"per_step": True}, "targets for each of 70 sequences with per_step=True, got 69"),
+        (RAGGED, [*STEPS[:-1], STEPS[-1][1:]], {"per_step": True}, r"y\[69\] must have a target for each of"),
+        (RAGGED, Y, {"per_step": True}, r"y\[0\] must have a target for each of \d+ steps of X\[0\], got "),
+    ],
+)
+def test_bad_ragged_input_is_named(X: Any, y: Any, settings: dict[str, Any], message: str) -> None:  # noqa: N803
+    with pytest.raises(ValueError, match=message):
+        classifier(**settings).fit(X, y)
+
+
+def test_validation_of_steps_is_that_of_real_steps() -> None:
+    net: Any = classifier(per_step=True, train_split=ValidSplit(3), max_epochs=1).fit(RAGGED, STEPS)
+    held_out = ValidSplit(3)(TensorDataset(torch.from_numpy(LENGTHS)), LENGTHS)[1].indices
+    losses = [
+        -np.log(net.predict_proba(RAGGED)[number][np.arange(LENGTHS[number]), (STEPS[number] == "up").astype(int)])
+        for number in held_out
+    ]
+    # one batch of validation, so that its mean is that of all steps
+    assert net.history[-1, "valid_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)

@@ -591,3 +591,130 @@ def test_tokens_stay_whole_numbers() -> None:
     assert online.method.updates == 1
     with pytest.raises(ValueError, match=r"x must be torch\.int64 of shape"):
         online.learn_one(1.5)
+
+
+# -- gaps, regressions, errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_held_gap_is_the_value_before(length: int, standardize: bool) -> None:
+    """NaN, None and a missing name; step by step and in one call; 0 before the first value, and after a reset."""
+    inputs, labels = stream()
+    gaps = torch.rand(T, D, generator=torch.Generator().manual_seed(7)) < 0.4
+    filled = inputs.clone()
+    for step in range(T):
+        before = filled[step - 1] if step else torch.zeros(D)
+        filled[step] = torch.where(gaps[step], before, inputs[step])
+    assert gaps[0].any()
+    settings: dict[str, Any] = {"chunk_length": length, "standardize": standardize}
+    whole = learner(**settings)
+    whole.learn_many(filled, labels)
+    at_once, by_step, by_name, plain = (learner(missing="hold", **settings) for _ in range(4))
+    at_once.learn_many(inputs.masked_fill(gaps, torch.nan), labels)
+    plain.learn_many(filled, labels)
+    for step in range(T):
+        x = [None if gap else value for gap, value in zip(gaps[step].tolist(), inputs[step].tolist(), strict=True)]
+        by_step.predict_one([None] * D)  # has no side effect on what is held
+        by_step.learn_one(x, labels[step])
+        names = dict(zip("abc", x, strict=True))
+        by_name.learn_one({name: own for name, own in names.items() if step == 0 or own is not None}, labels[step])
+    for other in (at_once, by_step, by_name, plain):
+        assert_same_weights(whole.method.model, other.method.model)
+    answer = by_step.predict_many(torch.full((1, D), torch.nan))
+    assert torch.equal(answer, whole.predict_many(filled[-1:]))
+    resumed = learner(missing="hold", **settings)
+    buffer = io.BytesIO()
+    torch.save(by_step.state_dict(), buffer)
+    buffer.seek(0)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(resumed.predict_many(torch.full((1, D), torch.nan)), answer)
+    by_step.reset()
+    whole.reset()
+    assert torch.equal(by_step.predict_many(torch.full((1, D), torch.nan)), whole.predict_many(torch.zeros(1, D)))
+
+
+def test_gaps_are_errors_unless_they_are_held() -> None:
+    for online, message in ((learner(), "holds NaN or Inf"), (learner(missing="hold"), "holds NaN or Inf")):
+        online.learn_one([0.0, 1.0, 2.0], "a")
+        with pytest.raises(FloatingPointError, match=message):
+            online.learn_one([0.0, float("inf"), 2.0], "a")
+    with pytest.raises(FloatingPointError, match="holds NaN"):
+        learner().learn_one([0.0, float("nan"), 2.0], "a")
+    online = learner()
+    online.learn_one({"a": 0, "b": 1, "c": 2}, "a")
+    with pytest.raises(ValueError, match=r"\['b'\] missing, \[\] unknown. missing='hold' keeps the values before"):
+        online.learn_one({"a": 0, "c": 1}, "a")
+    held = learner(missing="hold")
+    held.learn_one({"a": 0, "b": 1, "c": 2}, "a")
+    with pytest.raises(ValueError, match=r"\['d'\] unknown"):
+        held.learn_one({"a": 0, "d": 1}, "a")
+    with pytest.raises(TypeError, match=r"x must hold numbers, got \['1.5', .*: text, which float\(\) may convert"):
+        learner().learn_one({"a": "1.5", "b": "2", "c": "3"}, "a")
+    with pytest.raises(ValueError, match="missing must be one of 'error', 'hold', got 'skip'"):
+        learner(missing="skip")
+    with pytest.raises(ValueError, match="window must be a positive integer, got 0"):
+        learner(window=0)
+
+
+@pytest.mark.parametrize("loss", [functional.mse_loss, nn.L1Loss(), functional.cross_entropy, nn.CrossEntropyLoss()])
+def test_a_loss_of_torch_tells_a_regression(loss: Any) -> None:
+    model = fptt.nn.GRU(2, 4, 1 if loss in (functional.mse_loss,) or isinstance(loss, nn.L1Loss) else 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    online = fptt.OnlineLearner(fptt.FPTT(model, optimizer, fptt.SequenceLoss(loss), chunk_length=1))
+    online.learn_one([0.0, 1.0], 20.5)
+    online.learn_one([0.0, 1.0], 20.25)
+    answer = online.predict_one([0.0, 1.0])
+    if model(torch.zeros(1, 1, 2))[0].shape[-1] == 3:  # two classes, named by numbers
+        assert answer in (20.5, 20.25)
+    else:
+        assert answer not in (20.5, 20.25)
+        assert online.method.updates == 2
+
+
+@CHUNKS
+@pytest.mark.parametrize("max_delay", [0, 3])
+def test_the_error_is_that_of_the_predictions_before_learning(length: int, max_delay: int) -> None:
+    """Of `predict_one`, in a window, with labels at once, late, or not at all; classes as they come."""
+    inputs, labels = stream()
+    online = learner(chunk_length=length, max_delay=max_delay, classes=(), window=7)
+    assert online.error is None
+    wrong: list[bool] = []
+    waiting: list[tuple[int, Any]] = []
+    for step in range(T):
+        answer = online.predict_one(inputs[step])
+        if step % 5 == 3:  # without a label
+            online.learn_one(inputs[step])
+        elif max_delay and step % 2:
+            online.learn_one(inputs[step])
+            waiting.append((step, answer))
+        else:
+            online.learn_one(inputs[step], labels[step])
+            wrong.append(answer != labels[step])
+        if waiting and step - waiting[0][0] == max_delay - 1:
+            late, answer = waiting.pop(0)
+            online.learn_delayed(labels[late], max_delay)
+            wrong.append(answer != labels[late])
+        assert online.error == (sum(wrong[-7:]) / len(wrong[-7:]) if wrong else None)
+    assert 0 < sum(wrong) < len(wrong)
+    resumed = learner(chunk_length=length, max_delay=max_delay, classes=(), window=7)
+    resumed.load_state_dict(online.state_dict())
+    assert resumed.error == online.error
+    silent = learner(chunk_length=length, max_delay=max_delay, classes=())
+    silent.load_state_dict(online.state_dict())
+    assert silent.error is None
+    assert_same_weights(silent.method.model, online.method.model)
+
+
+def test_the_error_of_a_regression_is_the_mean_absolute_one() -> None:
+    model, loss = lstm(), fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.FPTT(model, torch.optim.SGD(model.parameters(), lr=0.05), loss, chunk_length=2)
+    online = fptt.OnlineLearner(method, window=3)
+    inputs, _ = stream()
+    targets = torch.randn(T, C)
+    errors = []
+    for start in range(0, T, 2):
+        answers = online.predict_many(inputs[start : start + 2])
+        errors += (answers - targets[start : start + 2]).abs().mean(1).tolist()
+        online.learn_many(inputs[start : start + 2], targets[start : start + 2])
+        assert online.error == pytest.approx(np.mean(errors[-3:]), rel=1e-5)

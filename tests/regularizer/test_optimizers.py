@@ -221,3 +221,35 @@ def test_a_parameter_shared_by_two_modules_is_penalized_once() -> None:
         readout(embedding(torch.arange(4))).square().mean().backward()
         optimizer.step()
     assert list(regularizer.state) == [embedding.weight]
+
+
+def test_a_regularizer_for_an_optimizer_is_that_of_its_weights_and_groups() -> None:
+    """Frozen weights have no average, whether the optimizer holds them or the regularizer alone."""
+    models = [small_model() for _ in range(3)]
+    for model in models:
+        model.load_state_dict(models[0].state_dict())
+        model[0].requires_grad_(False)
+    settings: dict[str, Any] = {"beta": 0.7, "form": "released", "coupling": "coupled", "mu": 2.0, "num_duals": 2}
+    groups: Any = [{"params": models[0].parameters(), "fptt_alpha": 0.2}]
+    optimizers = [torch.optim.SGD(groups, lr=0.1)]
+    regularizers = [fptt.DynamicRegularizer.for_optimizer(optimizers[0], 0.5, max_norm=0.3, **settings)]
+    optimizers.append(torch.optim.SGD(models[1][2].parameters(), lr=0.1))
+    regularizers.append(fptt.DynamicRegularizer.for_optimizer(optimizers[1], 0.2, max_norm=0.3, **settings))
+    optimizers.append(torch.optim.SGD(models[2][2].parameters(), lr=0.1))
+    by_hand = fptt.DynamicRegularizer(models[2].parameters(), 0.2, **settings)  # of the frozen weights too
+    regularizers.append(by_hand.attach(optimizers[2], max_norm=0.3))
+    for model, optimizer, regularizer in zip(models, optimizers, regularizers, strict=True):
+        run_steps(model, optimizer, range(4))
+        assert set(regularizer.state) == set(model[2].parameters())
+        assert_same_weights(models[0], model)
+    duals = [[entry.dual for entry in regularizer.state.values()] for regularizer in regularizers]
+    assert all(torch.equal(*pair) for pair in zip(duals[0], duals[2], strict=True))
+    assert any(dual.abs().max() > 0 for dual in duals[0])
+    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got a Sequential"):
+        fptt.DynamicRegularizer.for_optimizer(models[0])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RuntimeError, match="step hooks of another"):
+        fptt.DynamicRegularizer.for_optimizer(optimizers[0])
+    with pytest.raises(
+        ValueError, match=r"optimizer must hold all .* \(4, 3\) is not: DynamicRegularizer.for_optimizer"
+    ):
+        fptt.DynamicRegularizer(small_model().parameters()).attach(torch.optim.SGD(models[0].parameters(), lr=0.1))

@@ -96,6 +96,30 @@ def test_accumulated_gradients_make_one_step(accelerator: Any) -> None:
     assert regularizer._hooks.num_steps == 4
 
 
+@pytest.mark.usefixtures("float64")
+def test_micro_batches_of_one_chunk_make_the_step_of_the_batch() -> None:
+    """The loop over chunks is the outer one: then the gradients that add up are of one chunk and the same weights."""
+    models = [fptt.nn.LSTM(3, 5, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [adam(model) for model in models]
+    regularizers = [fptt.DynamicRegularizer.for_optimizer(optimizer, 0.3, max_norm=0.1) for optimizer in optimizers]
+    inputs, labels = torch.randn(12, 6, 3), torch.randint(4, (12, 6))
+    parts = (slice(0, 6),), (slice(0, 2), slice(2, 4), slice(4, 6))
+    for model, optimizer, micro_batches in zip(models, optimizers, parts, strict=True):
+        states: list[Any] = [None] * len(micro_batches)
+        for chunk, targets in fptt.split_sequence(inputs, labels, num_chunks=4):
+            optimizer.zero_grad()
+            for m, part in enumerate(micro_batches):
+                output, states[m] = model(chunk[:, part], fptt.detach_state(states[m]))
+                loss = nn.functional.cross_entropy(output.flatten(0, 1), targets[:, part].flatten())
+                (loss / len(micro_batches)).backward()
+            optimizer.step()
+    pairs = list(zip(*(model.parameters() for model in models), strict=True))
+    pairs += [(a.dual, b.dual) for a, b in zip(*(r.state.values() for r in regularizers), strict=True)]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_accelerates_scaler_unscales_before_the_penalty_and_skips_it_with_the_step(accelerator: Any) -> None:
     wrapper = importlib.import_module("accelerate.optimizer").AcceleratedOptimizer
     bare, model = small_model(), small_model()

@@ -1,14 +1,14 @@
 """Cached inference on the next steps of a stream."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fptt._methods.method import Method
+from fptt._prediction import evaluating
 from fptt._sequence import State, refill_state
 
 
@@ -43,7 +43,7 @@ class Forward:
             ValueError: If it does not return one output per step.
         """
         torch.clear_autocast_cache()  # it holds the weights before the last update
-        with _evaluating(self.method.model):
+        with evaluating(self.method.model):
             result = self.method.model(rows.unsqueeze(1), state)  # a batch of one lane
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
@@ -87,19 +87,3 @@ class Forward:
             return None
         like = self.run(example.unsqueeze(0), None)[1]
         return None if tensors is None else refill_state(like, tensors)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module that is in training mode into evaluation mode, and back.
-
-    `model.eval()` and `model.train()` would not do: they forget which modules a user has frozen in evaluation mode.
-    """
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

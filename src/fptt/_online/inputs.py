@@ -1,13 +1,16 @@
-"""Conversion of steps to rows of a tensor, and their running standardization."""
+"""Conversion of steps to rows of a tensor, their gaps, and their running standardization."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from fptt._checks import all_finite
 from fptt._online.targets import to_python
+
+Missing = Literal["error", "hold"]
 
 ROUNDING = 1e-12
 """A variance below this fraction of the mean square is taken for rounding error."""
@@ -18,14 +21,17 @@ class Features:
 
     Args:
         like: Decides dtype and device of the rows.
+        missing: Whether a gap, NaN, None or a name that lacks, is an error, or has the value before it: 0 before the
+            first.
 
     Attributes:
         names: The features in their order, if steps are mappings: sorted, if they can be, else as in the first one.
         example: A row of zeros; None before the first step.
     """
 
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
+    def __init__(self, like: Tensor, missing: Missing = "error") -> None:
+        self.like, self.missing = like, missing
+        self._last: Tensor | None = None  # the row before the next step, (…)
         self.names: list[Any] | None = None
         self.example: Tensor | None = None
         self._are_fixed = False
@@ -74,20 +80,25 @@ class Features:
             if self.example is not None or not x:
                 raise ValueError(f"x must be numbers as the first step was, and not empty, got {dict(x)!r}.")
             self.names = [to_python(name) for name in _sorted_if_possible(x)]
-        if x.keys() != set(self.names):
-            missing = [name for name in self.names if name not in x]
-            unknown = [name for name in x if name not in self.names]
-            raise ValueError(f"x must have the features of the first step: {missing} missing, {unknown} unknown.")
-        return [x[name] for name in self.names]
+        missing = [name for name in self.names if name not in x]
+        unknown = [name for name in x if name not in self.names]
+        if unknown or (missing and self.missing == "error"):
+            hint = " missing='hold' keeps the values before." if not unknown else ""
+            raise ValueError(f"x must have the features of the first step: {missing} missing, {unknown} unknown.{hint}")
+        return [x.get(name) for name in self.names]
 
     def _to_tensor(self, values: Any) -> Tensor:
+        if self.missing == "hold" and isinstance(values, list | tuple):
+            values = [math.nan if value is None else value for value in values]
         # Integer tensors keep their dtype, since they are tokens of an embedding; Python's integers are measurements.
         if isinstance(values, Tensor) and not values.is_floating_point():
             return values.detach().to(self.like.device)
         try:
             return torch.as_tensor(values, dtype=self.like.dtype, device=self.like.device).detach()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"x must hold numbers, got {values!r}: {error}.") from error
+            is_text = isinstance(values, list | tuple) and any(isinstance(value, str) for value in values)
+            told = "text, which float() may convert" if is_text else error
+            raise TypeError(f"x must hold numbers, got {values!r}: {told}.") from error
 
     def _checked(self, rows: Tensor) -> Tensor:
         if self.example is not None and (rows.shape[1:] != self.example.shape or rows.dtype != self.example.dtype):
@@ -95,6 +106,8 @@ class Features:
                 f"x must be {self.example.dtype} of shape {tuple(self.example.shape)} as at first, "
                 f"got {rows.dtype} of shape {tuple(rows.shape[1:])}."
             )
+        if self.missing == "hold" and rows.is_floating_point():
+            rows = self._held(rows)
         if not all_finite(rows):
             where = "" if self.names is None else f" in {self._bad_names(rows)}"
             raise FloatingPointError(f"x holds NaN or Inf{where}; nothing was learned from it.")
@@ -103,19 +116,38 @@ class Features:
         # The caller may write the next step into the same memory, while this one still waits to be learned.
         return rows.clone()
 
+    def _held(self, rows: Tensor) -> Tensor:
+        """Return rows (n, …) with the last value before it in the place of every NaN."""
+        last = torch.zeros_like(rows[0]) if self._last is None else self._last
+        filled = torch.cat([last.unsqueeze(0), rows])
+        # the number of the last row, up to each, that has a value
+        numbers = torch.arange(len(filled), device=rows.device).view(-1, *[1] * (rows.dim() - 1)).expand(filled.shape)
+        return filled.gather(0, numbers.masked_fill(filled.isnan(), 0).cummax(0).values)[1:]
+
+    def advance(self, row: Tensor) -> None:
+        """Keep a row, (…), whose values stand for gaps of the next step."""
+        if self.missing == "hold":
+            self._last = row.clone()
+
+    def reset(self) -> None:
+        """Forget the values of the last step."""
+        self._last = None
+
     def _bad_names(self, rows: Tensor) -> list[Any]:
         is_bad = (~torch.isfinite(rows)).any(0).tolist()
         return [name for name, bad in zip(self.names or [], is_bad, strict=True) if bad]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return names and example."""
-        return {"names": self.names, "example": self.example}
+        """Return names, example, and the row before the next step."""
+        return {"names": self.names, "example": self.example, "last": self._last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         example = state_dict["example"]
         self.names = state_dict["names"]
         self.example = None if example is None else example.to(self.like.device)
+        last = state_dict.get("last")  # which a version before gaps did not have
+        self._last = None if last is None else last.to(self.like.device)
         self._are_fixed = example is not None
 
 

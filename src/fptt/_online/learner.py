@@ -5,9 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
+from fptt._checks import check_choice, check_count
+from fptt._losses.chunk_loss import SequenceLoss
+from fptt._losses.elementwise import is_without_softmax
 from fptt._methods.method import Method
 from fptt._online.forward import Forward
-from fptt._online.inputs import Features, RunningMoments, standardize
+from fptt._online.inputs import Features, Missing, RunningMoments, standardize
+from fptt._online.score import RunningScore
 from fptt._online.targets import Classes, Numbers, Targets
 from fptt._online.trainer import Trainer
 from fptt._sequence import State, flatten_state
@@ -31,9 +35,13 @@ class OnlineLearner:
             and time-major data, eager or compiled. Its model is called as `model(inputs, state) -> (outputs, state)`
             with inputs (T, 1, …) and one output per step, (T, 1, C).
         classes: All class labels, any that can be hashed; empty to number them as they come, up to C; None for a
-            regression.
+            regression, which a loss of torch that is one, as `mse_loss`, tells by itself.
         max_delay: Steps that a label may be late: it is awaited until so many steps have followed.
         standardize: Scale every input by mean and deviation of the steps before it, also those before a `reset`.
+        missing: What a gap is, that is NaN, None, or a name that a mapping lacks: an `error`, or `hold`, the value
+            before it, 0 before the first. Steps to skip need no call at all.
+        window: Measure every prediction when its label comes, and let `error` be of the last `window` labels; None
+            for no measure.
 
     Attributes:
         method: The `Method` that makes the updates, with its counters.
@@ -56,6 +64,11 @@ class OnlineLearner:
         ...     learner.learn_one(x, "walk")
         >>> prediction in ("rest", "walk", "run"), learner.steps, learner.method.updates
         (True, 5, 2)
+        >>> learner = fptt.OnlineLearner(method, classes=["rest", "walk", "run"], missing="hold", window=100)
+        >>> for speed in (0.1, None, 0.3):
+        ...     learner.learn_one({"speed": speed, "pulse": 60.0}, "walk")
+        >>> learner.error in (0, 1 / 3, 2 / 3, 1)
+        True
     """
 
     def __init__(
@@ -65,17 +78,34 @@ class OnlineLearner:
         classes: Iterable[Hashable] | None = (),
         max_delay: int = 0,
         standardize: bool = False,
+        missing: Missing = "error",
+        window: int | None = None,
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method must be an FPTT, TBPTT or BPTT, got a {type(method).__name__}.")
         self.method, self.max_delay, self.standardize = method, max_delay, standardize
         self.steps = self.labels = 0
-        self._features = Features(like=next(method.model.parameters()))
+        check_choice("missing", missing, ("error", "hold"))
+        if window is not None:
+            check_count("window", window)
+        self._features = Features(like=next(method.model.parameters()), missing=missing)
         self._moments: RunningMoments | None = None
         self._targets: Targets = Numbers() if classes is None else Classes(classes)
+        if isinstance(self._targets, Classes) and self._targets.is_open and _is_regression(method):
+            self._targets = Numbers()
         self._forward = Forward(method)
         self._trainer = Trainer(method, self._forward, self._targets, max_delay)
         self._inferred_state: State = None
+        self._score = None if window is None else RunningScore(self._targets, window, max_delay)
+
+    @property
+    def error(self) -> float | None:
+        """Mean error of the predictions of the last `window` labeled steps, made before each was learned.
+
+        The part that was wrong, of classes; the mean absolute error of a regression; None without a window or a label.
+        Predictions are those of `predict_one`; within `learn_many` those of `predict_many` for the steps of a chunk.
+        """
+        return None if self._score is None else self._score.error
 
     @property
     def _state(self) -> State:
@@ -159,19 +189,24 @@ class OnlineLearner:
     def _advance(self, rows: Tensor, labels: list[Any]) -> None:
         if self._forward.num_outputs is None:
             self._predict(rows)  # shows how many outputs the model has, thus which labels it can learn
+        num_labels = self._targets.num_labels  # a prediction is one of those known before this call
         # All of them before anything changes: a label that is refused must not leave half of a call behind.
         targets = [None if y is None else self._encode(y) for y in labels]
         while targets:
             count = self._trainer.num_free  # no update can come in between, so that one run of inference serves all
             part, moments = self._standardized(rows[:count])
-            if self.max_delay or len(part) < count:
-                self._inferred_state = self._infer(part)[1]
+            if self._score is not None or self.max_delay or len(part) < count:
+                outputs, self._inferred_state = self._infer(part)
+                if self._score is not None:
+                    for output, y in zip(outputs, labels[:count], strict=True):
+                        self._score.step(self._targets.decode(output, num_labels), y)
             # Else these steps complete the chunk of which nothing waits any longer: training gives the state.
             self._moments = moments
+            self._features.advance(rows[len(part) - 1])
             self.steps += len(part)
             self.labels += len(part) - targets[:count].count(None)
             self._trainer.enter(part, targets[:count])
-            rows, targets = rows[count:], targets[count:]
+            rows, labels, targets = rows[count:], labels[count:], targets[count:]
 
     def _encode(self, y: Any) -> Any:
         return self._targets.encode(y, self._forward.num_outputs or 0)
@@ -190,6 +225,8 @@ class OnlineLearner:
             raise ValueError("y must be a label, got None.")
         self._trainer.check_waits(delay)
         target = self._encode(y)
+        if self._score is not None:
+            self._score.label(delay, y)
         self.labels += 1
         self._trainer.label(delay, target)
 
@@ -198,8 +235,11 @@ class OnlineLearner:
         self._trainer.flush()
 
     def reset(self) -> None:
-        """Begin another stream: forget the hidden state, and the steps that wait; `flush` before it learns those."""
+        """Begin another stream: forget hidden state, held values, steps that wait; `flush` before it learns those."""
         self._trainer.reset()
+        self._features.reset()
+        if self._score is not None:
+            self._score.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the learner needs to resume: weights, optimizer, method, states, waiting steps, counters.
@@ -218,6 +258,7 @@ class OnlineLearner:
             "trainer": self._trainer.state_dict(),
             "inferred_state": None if inferred_state is None else flatten_state(inferred_state),
             "counters": {"steps": self.steps, "labels": self.labels},
+            "score": None if self._score is None else self._score.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -226,7 +267,7 @@ class OnlineLearner:
         Raises:
             ValueError: If a key is missing, or it was saved by a learner with other classes or another method.
         """
-        missing = self.state_dict().keys() - state_dict.keys()
+        missing = self.state_dict().keys() - state_dict.keys() - {"score"}  # which a version before gaps did not have
         if missing:
             raise ValueError(f"state_dict must be that of an OnlineLearner, got one without {sorted(missing)}.")
         self._targets.load_state_dict(state_dict["targets"])
@@ -241,6 +282,12 @@ class OnlineLearner:
         self._trainer.load_state_dict(state_dict["trainer"], example)
         self._inferred_state = self._forward.restored(state_dict["inferred_state"], example)
         self.steps, self.labels = (state_dict["counters"][name] for name in ("steps", "labels"))
+        if self._score is not None and state_dict.get("score") is not None:
+            self._score.load_state_dict(state_dict["score"])
+
+
+def _is_regression(method: Method) -> bool:
+    return isinstance(method.loss, SequenceLoss) and is_without_softmax(method.loss.function.function)
 
 
 def _to_list(targets: Sequence[Any] | Tensor) -> list[Any]:

@@ -39,9 +39,18 @@ class Targets(ABC):
             TypeError: If it is of another kind.
         """
 
+    @property
+    def num_labels(self) -> int:
+        """Labels known so far; 0 of numbers."""
+        return 0
+
     @abstractmethod
-    def decode(self, output: Tensor) -> Any:
-        """Return the prediction for an output, (C,)."""
+    def decode(self, output: Tensor, num_labels: int | None = None) -> Any:
+        """Return the prediction for an output, (C,); one of the first labels, where their number is given."""
+
+    @abstractmethod
+    def error(self, prediction: Any, y: Any) -> float:
+        """Return how wrong a prediction is."""
 
     @abstractmethod
     def tensor(self, targets: Sequence[Any], num_outputs: int, like: Tensor) -> Tensor:
@@ -101,9 +110,19 @@ class Classes(Targets):
         self.numbers[y] = len(self.labels) - 1
         return self.numbers[y]
 
-    def decode(self, output: Tensor) -> Any:
-        """Return the most likely of the labels known so far; None without any."""
-        return self.labels[int(output[: len(self.labels)].argmax())] if self.labels else None
+    @property
+    def num_labels(self) -> int:
+        """Labels known so far."""
+        return len(self.labels)
+
+    def decode(self, output: Tensor, num_labels: int | None = None) -> Any:
+        """Return the most likely of the labels known so far, or of the first ones; None without any."""
+        num_labels = len(self.labels) if num_labels is None else num_labels
+        return self.labels[int(output[:num_labels].argmax())] if num_labels else None
+
+    def error(self, prediction: Any, y: Any) -> float:
+        """Return 0 for the label itself, and 1 for another."""
+        return float(prediction != to_python(y))
 
     def probabilities(self, output: Tensor) -> dict[Any, float]:
         """Return the probability of each label known so far."""
@@ -141,9 +160,15 @@ class Numbers(Targets):
             raise ValueError(f"y must be {num_outputs} finite number(s), as many as the model has outputs, got {y!r}.")
         return values
 
-    def decode(self, output: Tensor) -> float | list[float]:
+    def decode(self, output: Tensor, num_labels: int | None = None) -> float | list[float]:  # noqa: ARG002
         """Return the number, or a list of several."""
         return output.item() if len(output) == 1 else output.tolist()
+
+    def error(self, prediction: float | list[float], y: Any) -> float:
+        """Return the absolute error, of several numbers the mean."""
+        predicted = prediction if isinstance(prediction, list) else [prediction]
+        numbers = self.encode(y, len(predicted))
+        return math.fsum(abs(own - number) for own, number in zip(predicted, numbers, strict=True)) / len(numbers)
 
     def tensor(self, targets: Sequence[list[float] | None], num_outputs: int, like: Tensor) -> Tensor:
         """Return numbers, (n, 1, C)."""

@@ -238,8 +238,9 @@ class DynamicRegularizer:
         `copy.deepcopy` or pickle (PyTorch drops them): attach the copy again.
 
         Args:
-            optimizer: Any `torch.optim` optimizer that holds all regularized parameters, but LBFGS, which needs several
-                gradients an update; also in the wrapper of Fabric, Lightning or Accelerate. Gains two hooks.
+            optimizer: Any `torch.optim` optimizer that holds all regularized parameters that are not frozen, but LBFGS,
+                which needs several gradients an update; also in the wrapper of Fabric, Lightning or Accelerate. Gains
+                two hooks.
             max_norm: Clip the norm of loss gradient plus penalty gradient (the released code's order), > 0. Whoever
                 clips before `step()` clips the loss gradient alone. A decoupled penalty is never clipped.
 
@@ -255,6 +256,58 @@ class DynamicRegularizer:
             raise RuntimeError("the regularizer is attached to an optimizer already: call detach() first.")
         self._hooks = StepHooks(optimizer, regularizer=self, max_norm=max_norm)
         return self
+
+    @classmethod
+    def for_optimizer(
+        cls,
+        optimizer: Optimizer,
+        alpha: float = 0.1,
+        *,
+        max_norm: float | None = None,
+        beta: float = 0.5,
+        form: Form = "paper",
+        coupling: Coupling = "decoupled",
+        mu: float = 1.0,
+        previous_gradient: PreviousGradient = "dual",
+        num_duals: int = 1,
+    ) -> Self:
+        """Return a regularizer of what an optimizer trains, in its groups, attached to it.
+
+        Weights that are frozen (`requires_grad=False`) are skipped, until they are thawed. Those that come later by
+        `optimizer.add_param_group` need `regularizer.add_param_group(optimizer.param_groups[-1])`.
+
+        Args:
+            optimizer: As for `attach`. A `"fptt_alpha"` in one of its groups takes the place of `alpha` there.
+            alpha: See the class, and so the others.
+            max_norm: See `attach`.
+            beta: Weight of the new parameters in the average.
+            form: `paper` or `released`.
+            coupling: `coupled` or `decoupled`.
+            mu: Weight of the pull in the `released` form.
+            previous_gradient: `dual` or `recomputed`.
+            num_duals: Duals of each parameter.
+
+        Raises:
+            ValueError: As the class and `attach`.
+            TypeError: If `optimizer` is no optimizer, or LBFGS.
+            RuntimeError: As `attach`.
+
+        Examples:
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+            >>> for param in model[0].parameters():
+            ...     param.requires_grad = False
+            >>> optimizer = torch.optim.Adam(param for param in model.parameters() if param.requires_grad)
+            >>> regularizer = fptt.DynamicRegularizer.for_optimizer(optimizer, alpha=0.1, max_norm=1.0)
+            >>> model(torch.randn(8, 3)).square().mean().backward()
+            >>> optimizer.step()
+            >>> [tuple(param.shape) for param in regularizer.state]
+            [(1, 4), (1,)]
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}.")
+        settings: dict[str, Any] = {"form": form, "coupling": coupling, "previous_gradient": previous_gradient}
+        settings |= {"beta": beta, "mu": mu, "num_duals": num_duals}
+        return cls(optimizer.param_groups, alpha, **settings).attach(optimizer, max_norm)
 
     def detach(self) -> None:
         """Take the hooks off the optimizer again; nothing happens if there are none."""

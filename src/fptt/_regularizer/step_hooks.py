@@ -159,8 +159,12 @@ def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
     held = {param for group in optimizer.param_groups for param in group["params"]}
     for group in regularizer.param_groups:
         for param in group["params"]:
-            if group["fptt_alpha"] is not None and param not in held:
-                raise ValueError(f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not.")
+            # a frozen one has no gradient, and so no penalty, until the optimizer gets it
+            if group["fptt_alpha"] is not None and param.requires_grad and param not in held:
+                raise ValueError(
+                    f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not: "
+                    "DynamicRegularizer.for_optimizer(optimizer) takes those that it has."
+                )
 
 
 def _check_unscaled(optimizer: Optimizer) -> None:

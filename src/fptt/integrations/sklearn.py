@@ -3,9 +3,10 @@
 # pyright: reportIncompatibleMethodOverride=false
 # skorch has no types: pyright takes the defaults of its arguments for them
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,6 +21,7 @@ from fptt._methods.fptt import OF_FPTT
 try:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
+    from sklearn.metrics import accuracy_score, r2_score
     from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
     from sklearn.utils.multiclass import check_classification_targets
     from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
@@ -33,6 +35,82 @@ FLOATS: Any = [np.float32, np.float64]
 OF_TBPTT = ("num_chunks", "engine", "max_norm")
 
 Cell = Literal["lstm", "gru", "rnn"]
+
+
+def _is_ragged(X: Any) -> bool:  # noqa: N803
+    """Return whether X is a list, or an array of objects, of sequences with lengths of their own."""
+    is_list = isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1)
+    return is_list and all(map(_has_steps, X)) and len({len(own) for own in X}) > 1
+
+
+def _has_steps(own: Any) -> bool:
+    return hasattr(own, "__len__") and not isinstance(own, str | bytes | dict) and getattr(own, "ndim", 1) > 0
+
+
+def _from_list(X: Any) -> NDArray[Any]:  # noqa: N803
+    """Return ragged sequences, (T_i,) or (T_i, D), padded by NaN: (N, T) or (N, T, D).
+
+    Raises:
+        ValueError: If one is empty, has another D, or holds something else than finite numbers; names it by its number.
+    """
+    sequences = []
+    for number, own in enumerate(X):
+        if not len(own):
+            raise ValueError(f"X[{number}] must have at least one step, got none.")
+        sequence = check_array(own, dtype=FLOATS, ensure_2d=False, allow_nd=True, input_name=f"X[{number}]")
+        if sequence.ndim not in (1, 2):
+            raise ValueError(f"X[{number}] must have shape (T,) or (T, D), got {sequence.shape}.")
+        if sequences and sequence.shape[1:] != sequences[0].shape[1:]:
+            raise ValueError(
+                f"X must have sequences of one width, got shape {sequence.shape} of X[{number}] after "
+                f"{sequences[0].shape} of X[0]."
+            )
+        sequences.append(sequence)
+    flat = np.concatenate(sequences)
+    return _padded(flat, np.array([len(own) for own in sequences]), np.nan)
+
+
+def _lengths(sequences: NDArray[Any]) -> NDArray[Any]:
+    """Return the real steps of each sequence, (N,)."""
+    first = sequences if sequences.ndim == 2 else sequences[..., 0]
+    return (~np.isnan(first)).sum(1)
+
+
+def _padded(flat: NDArray[Any], lengths: NDArray[Any], padding: float = 0) -> NDArray[Any]:
+    """Return the steps of all sequences, (ΣT_i, …), as (N, T, …)."""
+    padded = np.full((len(lengths), lengths.max(), *flat.shape[1:]), padding, flat.dtype)
+    padded[np.arange(lengths.max()) < lengths[:, None]] = flat
+    return padded
+
+
+def _steps_of(y: Any, lengths: NDArray[Any]) -> NDArray[Any]:
+    """Return targets of steps, one after another, (ΣT_i, …).
+
+    Raises:
+        ValueError: If they are not one for each step; names the sequence by its number.
+    """
+    count = len(y) if _has_steps(y) else repr(y)
+    if count != len(lengths):
+        raise ValueError(f"y must have targets for each of {len(lengths)} sequences with per_step=True, got {count}.")
+    for number, (own, length) in enumerate(zip(y, lengths, strict=True)):
+        count = len(own) if _has_steps(own) else repr(own)
+        if count != length:
+            raise ValueError(f"y[{number}] must have a target for each of {length} steps of X[{number}], got {count}.")
+    return np.concatenate([np.asarray(own) for own in y])
+
+
+@contextmanager
+def _all_steps(model: nn.Module) -> Iterator[None]:
+    """Let a model of `fptt.nn` return the outputs of all steps, of which those at the last real steps are taken."""
+    is_last_only = getattr(model, "last_only", None)
+    if is_last_only is None:
+        yield
+        return
+    model.last_only = False  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        model.last_only = is_last_only
 
 
 class SequenceNet(NeuralNet, ABC):
@@ -49,7 +127,7 @@ class SequenceNet(NeuralNet, ABC):
         self,
         *,
         method: Literal["fptt", "tbptt", "bptt"] = "fptt",
-        num_chunks: int = 8,
+        num_chunks: int | None = None,
         alpha: float = 0.1,
         beta: float = 0.5,
         form: Literal["paper", "released"] = "paper",
@@ -61,6 +139,8 @@ class SequenceNet(NeuralNet, ABC):
         max_norm: float | None = 1.0,
         cell: Cell | Callable[..., nn.Module] = "lstm",
         hidden_size: int = 64,
+        per_step: bool = False,
+        standardize: bool = True,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         lr: float = 2e-3,
         max_epochs: int = 20,
@@ -74,6 +154,7 @@ class SequenceNet(NeuralNet, ABC):
         self.alpha, self.beta, self.form, self.coupling, self.mu = alpha, beta, form, coupling, mu
         self.previous_gradient, self.num_duals = previous_gradient, num_duals
         self.cell, self.hidden_size, self.random_state = cell, hidden_size, random_state
+        self.per_step, self.standardize = per_step, standardize
         skorch_options.update(optimizer=optimizer, lr=lr, max_epochs=max_epochs, batch_size=batch_size)
         skorch_options.update(criterion=self.criterion_class, train_split=train_split, verbose=verbose)
         super().__init__(nn.Module, **skorch_options)  # a stand-in: initialize_module makes the model
@@ -89,9 +170,15 @@ class SequenceNet(NeuralNet, ABC):
         make = CELLS.get(self.cell, self.cell)
         if not callable(make):
             raise ValueError(f"cell must be one of {', '.join(map(repr, CELLS))} or a callable, got {self.cell!r}.")
-        options = ({"last_only": True} if self.cell in CELLS else {}) | self.get_params_for("module")
+        own = self.get_params_for("module")
+        options = (self._first_options(own) if self.cell in CELLS else {}) | own
         self.module_ = make(self.input_size_, self.hidden_size, self.output_size_, **options)
         return self
+
+    def _first_options(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a layer that has been given its own ones: the first settings of `fptt train`."""
+        options: dict[str, Any] = {"last_only": not (self.per_step or self.is_ragged_), "fan_in_init": True}
+        return options | ({"forget_bias": 1.0} if self.cell == "lstm" and "chrono_init" not in own else {})
 
     def initialize_optimizer(self, *_: Any) -> Self:
         """Build the optimizer, and the method around it."""
@@ -108,7 +195,8 @@ class SequenceNet(NeuralNet, ABC):
             return fptt.BPTT(self.module_, self.optimizer_, loss, max_norm=self.max_norm)
         names = OF_TBPTT + (OF_FPTT if self.method == "fptt" else ())
         kind = fptt.FPTT if self.method == "fptt" else fptt.TBPTT
-        return kind(self.module_, self.optimizer_, loss, **{name: getattr(self, name) for name in names})
+        options: dict[str, Any] = {name: getattr(self, name) for name in names} | {"num_chunks": self.num_chunks_}
+        return kind(self.module_, self.optimizer_, loss, **options)
 
     def _check_callbacks(self) -> None:
         """Raise ValueError for callbacks that change the gradient: it exists inside the method's updates alone."""
@@ -117,7 +205,7 @@ class SequenceNet(NeuralNet, ABC):
                 raise ValueError(f"callbacks must not need the gradient, got {name}: clip with max_norm instead.")
 
     def _settings(self) -> dict[str, Any]:
-        names = ("method", *OF_TBPTT, *OF_FPTT, "cell", "hidden_size", "optimizer")
+        names = ("method", *OF_TBPTT, *OF_FPTT, "cell", "hidden_size", "per_step", "standardize", "optimizer")
         return {name: getattr(self, name) for name in names}
 
     def get_params_for(self, prefix: str) -> dict[str, Any]:
@@ -129,8 +217,8 @@ class SequenceNet(NeuralNet, ABC):
     def _chunk_loss(self) -> fptt.ChunkLoss: ...
 
     @abstractmethod
-    def _check_targets(self, y: ArrayLike) -> NDArray[Any]:
-        """Return y as an array, (N,) or (N, M)."""
+    def _check_targets(self, y: Any) -> NDArray[Any]:
+        """Return y, of sequences or of the steps of all of them, as an array, (N,) or (N, M)."""
 
     @abstractmethod
     def _learn_targets(self, targets: NDArray[Any], classes: ArrayLike | None) -> int:
@@ -138,18 +226,19 @@ class SequenceNet(NeuralNet, ABC):
 
     @abstractmethod
     def _numbers_of(self, targets: NDArray[Any]) -> NDArray[Any]:
-        """Return the targets of skorch's data set: class numbers, (N,), or numbers, (N, M)."""
+        """Return targets as skorch's data set has them: class numbers, (N,), or numbers, (N, M)."""
 
     @abstractmethod
     def _to_targets(self, numbers: Any) -> Tensor:
         """Return the targets of a batch as the loss takes them."""
 
-    def fit(self, X: ArrayLike, y: ArrayLike, **fit_params: Any) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any, **fit_params: Any) -> Self:  # noqa: N803
         """Initialize and train for `max_epochs`; with `warm_start` continue as `partial_fit` does.
 
         Args:
-            X: (N, T), or (N, T, D).
-            y: (N,), or (N, M) for the regressor.
+            X: (N, T), or (N, T, D); or a list of N ragged sequences, (T_i,) or (T_i, D).
+            y: (N,), or (N, M) for the regressor. With `per_step` one for each step: (N, T), or (N, T, M), or a list of
+                N of (T_i,), or (T_i, M).
             **fit_params: None; there is no `sample_weight`.
 
         Raises:
@@ -159,7 +248,7 @@ class SequenceNet(NeuralNet, ABC):
             self.initialized_ = False
         return self.partial_fit(X, y, **fit_params)
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None, **fit_params: Any) -> Self:  # noqa: N803
+    def partial_fit(self, X: Any, y: Any, classes: ArrayLike | None = None, **fit_params: Any) -> Self:  # noqa: N803
         """Continue to train for `max_epochs`, with the optimizer's moments, averages and duals as they are.
 
         Args:
@@ -175,22 +264,47 @@ class SequenceNet(NeuralNet, ABC):
             raise TypeError(f"fit takes X and y alone, got {', '.join(sorted(fit_params))}.")
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        sequences, targets = self._check_sequences(X), self._check_targets(y)
-        check_consistent_length(sequences, targets)
+        sequences = self._check_sequences(X)
+        lengths = _lengths(sequences)
+        targets = self._check_targets(_steps_of(y, lengths) if self.per_step else y)
+        if not self.per_step:
+            check_consistent_length(sequences, targets)
         if self.initialized_:
             self._check_unchanged()
         else:
             self.input_size_ = sequences.shape[2] if sequences.ndim == 3 else 1
             self.output_size_ = self._learn_targets(targets, classes)
+            self.is_ragged_ = bool(lengths.min() < lengths.max())
+            self.num_chunks_ = round(math.sqrt(lengths.max())) if self.num_chunks is None else self.num_chunks
+            self._learn_scale(sequences)
             # The state that torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
             self.rng_state_ = torch.Generator().manual_seed(self._seed()).get_state()
         self._check_width(sequences)
+        if lengths.min() < lengths.max() and getattr(self.module_ if self.initialized_ else None, "last_only", False):
+            raise ValueError("X must have sequences of one length, as in the first fit, got ragged ones: call fit.")
+        numbers = self._numbers_of(targets)
         self.is_training_ = True
         try:
             with self._own_random_numbers():
-                return super().partial_fit(sequences, self._numbers_of(targets))
+                return super().partial_fit(
+                    self._scaled(sequences), _padded(numbers, lengths) if self.per_step else numbers
+                )
         finally:
             self.is_training_ = False
+
+    def _learn_scale(self, sequences: NDArray[Any]) -> None:
+        steps = sequences.reshape(-1, self.input_size_).astype(np.float64)
+        deviation = np.nanstd(steps, 0)
+        self.mean_ = np.nanmean(steps, 0)
+        self.deviation_ = np.where(deviation > 0, deviation, 1.0)
+
+    def _scaled(self, sequences: NDArray[Any]) -> NDArray[Any]:
+        """Return sequences as the model sees them, in their own dtype."""
+        if not self.standardize:
+            return sequences
+        shape = (*sequences.shape[:2], self.input_size_)
+        scaled = (sequences.reshape(shape).astype(np.float64) - self.mean_) / self.deviation_
+        return scaled.astype(sequences.dtype).reshape(sequences.shape)
 
     def _seed(self) -> int:
         seed = self.random_state
@@ -223,7 +337,8 @@ class SequenceNet(NeuralNet, ABC):
         """Train on one batch by the method; return the mean of the chunk losses."""
         inputs, targets = batch
         self._set_training(True)  # a callback may have predicted since the last batch
-        loss = self.method_.train_batch(self._time_major(inputs), self._to_targets(targets)).loss
+        sequences, mask = self._time_major(inputs)
+        loss = self.method_.train_batch(sequences, self._time_major_targets(targets), mask=mask).loss
         return {"loss": loss, "y_pred": self.evaluation_step(batch) if self._predictions_are_wanted() else None}
 
     def _predictions_are_wanted(self) -> bool:
@@ -234,30 +349,76 @@ class SequenceNet(NeuralNet, ABC):
         )
 
     def forward_iter(self, X: Any, training: bool = False, device: str = "cpu") -> Generator[Any, Any, None]:  # noqa: N803
-        """Yield the outputs of each batch, (B, C); sequences may be of any length."""
+        """Yield the outputs of each batch, (B, C), or (B, T, C) with `per_step`; sequences may be of any length."""
         self.check_is_fitted()
         if not is_dataset(X):  # a data set is skorch's own, of data that fit has checked
             X = self._check_sequences(X)  # noqa: N806
             self._check_width(X)
+            X = self._scaled(X)  # noqa: N806
         yield from super().forward_iter(X, training, device)
 
     def infer(self, x: Any, **_: Any) -> Tensor:
-        """Return the outputs after the last step, (B, C)."""
-        return self.module_(self._time_major(x), None)[0][-1]  # of (T, B, C), or of (1, B, C) with last_only
+        """Return the outputs after the last real step, (B, C); with `per_step` those of all steps, (B, T, C)."""
+        sequences, mask = self._time_major(x)
+        with nullcontext() if mask is None else _all_steps(self.module_):
+            outputs = self.module_(sequences, None)[0]  # (T, B, C), or (1, B, C) with last_only
+        return outputs.transpose(0, 1) if self.per_step else fptt.last_output(outputs, mask)
 
-    def get_loss(self, y_pred: Tensor, y_true: Any, *_: Any, **__: Any) -> Tensor:
-        """Return the plain loss after the last step, the validation loss."""
-        return self.criterion_(y_pred, self._to_targets(y_true))
+    def get_loss(self, y_pred: Tensor, y_true: Any, X: Any = None, *_: Any, **__: Any) -> Tensor:  # noqa: N803
+        """Return the plain loss after the last step, or of all steps with `per_step`: the validation loss."""
+        targets = self._to_targets(y_true)
+        if self.per_step:
+            counted = ~self._is_padding(torch.as_tensor(X, device=self.device))  # (B, T)
+            return self.criterion_(y_pred[counted], targets[counted])
+        return self.criterion_(y_pred, targets)
 
-    def _time_major(self, inputs: Any) -> Tensor:
-        """Return (T, B, D), in the dtype of the weights."""
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        """Return the outputs, probabilities of the classifier: (N, C), (N, T, C), or a list of (T_i, C) of a list."""
+        outputs = super().predict_proba(X)
+        if not self.per_step or not isinstance(X, list | tuple):
+            return outputs
+        return [own[:length] for own, length in zip(outputs, map(len, X), strict=True)]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Return the accuracy of the classifier, R² of the regressor; with `per_step` over all steps."""
+        if not self.per_step:
+            return super().score(X, y, sample_weight)  # pyright: ignore[reportAttributeAccessIssue]
+        if sample_weight is not None:
+            raise ValueError("sample_weight must be None with per_step=True.")
+        targets = _steps_of(y, _lengths(self._check_sequences(X)))
+        return self._score(targets, np.concatenate(list(self.predict(X))))
+
+    @abstractmethod
+    def _score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float: ...
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        # scikit-learn has no accuracy of two dimensions
+        own = super()._default_callbacks
+        return [(name, callback) for name, callback in own if not (self.per_step and name == "valid_acc")]
+
+    def _time_major(self, inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """Return (T, B, D), in the dtype of the weights, and the mask of real steps, None if all are."""
         inputs = torch.as_tensor(inputs, device=self.device).to(self._dtype())
-        return (inputs if inputs.dim() == 3 else inputs.unsqueeze(-1)).transpose(0, 1)
+        padding = self._is_padding(inputs).transpose(0, 1)
+        inputs = (inputs if inputs.dim() == 3 else inputs.unsqueeze(-1)).transpose(0, 1)
+        return (inputs.nan_to_num(), ~padding) if padding.any() else (inputs, None)
+
+    def _is_padding(self, inputs: Tensor) -> Tensor:
+        """Return which steps, (B, T), are padding: their inputs are NaN, which those of a user are not."""
+        return torch.isnan(inputs if inputs.dim() == 2 else inputs[..., 0])
+
+    def _time_major_targets(self, numbers: Any) -> Tensor:
+        targets = self._to_targets(numbers)
+        return targets.transpose(0, 1) if self.per_step else targets
 
     def _dtype(self) -> torch.dtype:
         return next(self.module_.parameters()).dtype
 
-    def _check_sequences(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
+    def _check_sequences(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """Return (N, T) or (N, T, D); ragged sequences are padded by NaN."""
+        if _is_ragged(X):
+            return _from_list(X)
         sequences = check_array(X, dtype=FLOATS, allow_nd=True, input_name="X")
         if sequences.ndim > 3:
             raise ValueError(f"X must have shape (N, T) or (N, T, D), got {sequences.shape}.")
@@ -281,7 +442,8 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
 
     Args:
         method: `fptt`, `tbptt` or `bptt`; settings of the others are ignored, so that a search may run over it.
-        num_chunks: K for FPTT and TBPTT, 1 ≤ K ≤ T. BPTT has one loss, at the end.
+        num_chunks: K for FPTT and TBPTT, 1 ≤ K ≤ T; None for √T of the longest sequence in the first fit, which is
+            `num_chunks_`. BPTT has one loss, at the end.
         alpha: Strength of FPTT's penalty, see `fptt.FPTT`; 0 is TBPTT.
         beta: See `fptt.FPTT`.
         form: See `fptt.FPTT`.
@@ -291,10 +453,14 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         num_duals: See `fptt.FPTT`.
         engine: `eager` or `compiled`, see `fptt.TBPTT`; BPTT is always eager.
         max_norm: Clip the norm of the gradient inside each update; None for no clipping.
-        divergence: Q of the terminal loss, to which early chunks are held: `uniform`, `running` or None.
-        cell: `lstm`, `gru`, `rnn`, with options `module__num_layers`, `module__readout_sizes`, … of `fptt.nn`; or a
-            callable `(input_size, hidden_size, output_size, **module__…)` that returns a time-major model.
+        divergence: Q of the terminal loss, to which early chunks are held: `uniform`, `running` or None. Steps with
+            labels of their own need none.
+        cell: `lstm`, `gru`, `rnn`, with options `module__num_layers`, `module__readout_sizes`, … of `fptt.nn`, where
+            `module__fan_in_init=True` and, of an LSTM, `module__forget_bias=1.0` unless they are given; or a callable
+            `(input_size, hidden_size, output_size, **module__…)` that returns a time-major model.
         hidden_size: Width of the state.
+        per_step: Learn and predict a label for every step instead of one for every sequence.
+        standardize: Scale each input by its mean and deviation over all steps of the first fit.
         optimizer: Any optimizer class, with options `optimizer__weight_decay`, ….
         lr: Learning rate.
         max_epochs: Passes over the data in `fit`, and in each `partial_fit`.
@@ -310,15 +476,19 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
     Attributes:
         classes_: The labels, (C,), sorted. For callbacks they are 0 … C − 1, as in skorch's data sets.
         method_: The `fptt.Method`, with counters and regularizer.
+        mean_, deviation_: Of each input, (D,).
 
     Examples:
         >>> import numpy as np
         >>> from fptt.integrations.sklearn import FPTTClassifier
         >>> X = np.random.default_rng(0).normal(size=(60, 12))
         >>> y = np.where(X.sum(1) > 0, "up", "down")
-        >>> net = FPTTClassifier(num_chunks=4, hidden_size=8, lr=0.02, max_epochs=20, random_state=0).fit(X, y)
+        >>> net = FPTTClassifier(hidden_size=8, lr=0.02, random_state=0).fit(X, y)
         >>> net.predict(X).shape, net.score(X, y) > 0.8
         ((60,), True)
+        >>> ragged, labels = [X[:5], X[5:15]], [y[:5], y[5:15]]  # two sequences of 5 and 10 steps, with D = 12
+        >>> [len(own) for own in FPTTClassifier(per_step=True, max_epochs=1).fit(ragged, labels).predict(ragged)]
+        [5, 10]
     """
 
     criterion_class = nn.CrossEntropyLoss
@@ -327,7 +497,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         self,
         *,
         method: Literal["fptt", "tbptt", "bptt"] = "fptt",
-        num_chunks: int = 8,
+        num_chunks: int | None = None,
         alpha: float = 0.1,
         beta: float = 0.5,
         form: Literal["paper", "released"] = "paper",
@@ -340,6 +510,8 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         divergence: Literal["uniform", "running"] | None = "uniform",
         cell: Cell | Callable[..., nn.Module] = "lstm",
         hidden_size: int = 64,
+        per_step: bool = False,
+        standardize: bool = True,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         lr: float = 2e-3,
         max_epochs: int = 20,
@@ -354,6 +526,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         skorch_options.update(alpha=alpha, beta=beta, form=form, coupling=coupling, mu=mu)
         skorch_options.update(previous_gradient=previous_gradient, num_duals=num_duals)
         skorch_options.update(cell=cell, hidden_size=hidden_size, optimizer=optimizer, lr=lr)
+        skorch_options.update(per_step=per_step, standardize=standardize)
         skorch_options.update(max_epochs=max_epochs, batch_size=batch_size, random_state=random_state)
         super().__init__(train_split=train_split, verbose=verbose, **skorch_options)
 
@@ -363,19 +536,29 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         # Skorch's scoring callbacks compare predictions with their data set, which holds class numbers.
         return np.arange(len(self.labels_)) if self.is_training_ else self.labels_
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
-        """Return the most probable label of each sequence, (N,), for X of shape (N, T) or (N, T, D), any T."""
-        numbers = self.predict_proba(X).argmax(1)
-        return self.classes_[numbers]
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """Return the most probable label of each sequence, (N,), for X as in fit, any T.
+
+        With `per_step` that of each step: (N, T), or a list of (T_i,) of a list.
+        """
+        probabilities = self.predict_proba(X)
+        if isinstance(probabilities, list):
+            return [self.classes_[own.argmax(-1)] for own in probabilities]
+        return self.classes_[probabilities.argmax(-1)]
+
+    def _score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        return float(accuracy_score(targets, predictions))
 
     def _chunk_loss(self) -> fptt.ChunkLoss:
+        if self.per_step:
+            return fptt.SequenceLoss(functional.cross_entropy)
         prior = fptt.RunningPrior(self.output_size_) if self.divergence == "running" else self.divergence
         return fptt.TerminalLoss(functional.cross_entropy, prior)
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "divergence": self.divergence}
 
-    def _check_targets(self, y: ArrayLike) -> NDArray[Any]:
+    def _check_targets(self, y: Any) -> NDArray[Any]:
         labels = column_or_1d(y, warn=True)
         check_classification_targets(labels)
         return labels
@@ -416,14 +599,22 @@ class FPTTRegressor(SequenceNet, NeuralNetRegressor):
     """
 
     def _chunk_loss(self) -> fptt.ChunkLoss:
-        return fptt.TerminalLoss(functional.mse_loss)
+        return (fptt.SequenceLoss if self.per_step else fptt.TerminalLoss)(functional.mse_loss)
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
-        """Return the numbers, (N,) or (N, M) as in fit, for X of shape (N, T) or (N, T, D), any T."""
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """Return the numbers, (N,) or (N, M) as in fit, for X as in fit, any T.
+
+        With `per_step` those of each step: (N, T) or (N, T, M), or a list of (T_i,) or (T_i, M) of a list.
+        """
         numbers = self.predict_proba(X)
-        return numbers[:, 0] if self.target_dim_ == 1 else numbers
+        if self.target_dim_ > 1:
+            return numbers
+        return [own[..., 0] for own in numbers] if isinstance(numbers, list) else numbers[..., 0]
 
-    def _check_targets(self, y: ArrayLike) -> NDArray[Any]:
+    def _score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        return float(r2_score(targets, predictions))
+
+    def _check_targets(self, y: Any) -> NDArray[Any]:
         targets = check_array(y, dtype=FLOATS, ensure_2d=False, input_name="y")
         if targets.ndim not in (1, 2):
             raise ValueError(f"y must have shape (N,) or (N, M), got {targets.shape}.")

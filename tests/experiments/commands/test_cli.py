@@ -35,6 +35,7 @@ def test_train_leaves_a_whole_folder_and_evaluate_reproduces_its_figure(
     out = tmp_path / "run"
     summary = train(out, "--method", method)
     expected = {"config.yaml", "metrics.csv", "summary.json", "interface.json", "model.safetensors", "curves.png"}
+    expected.add("README.md")
     assert {file.name for file in out.iterdir()} == expected | ({"averages.safetensors"} if method == "fptt" else set())
     updates = 4 if method == "bptt" else 32
     found = {name: summary[name] for name in ("task", "method", "epochs", "batches", "updates", "timesteps", "status")}

@@ -1,6 +1,7 @@
 """An exported step is the model, with its standardization, and runs with torch alone."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,46 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="the exported program differs from the model by"):
         export_step(load_run(out), tmp_path / "model.pt2")
     assert not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [(NAMES, ["--num-layers", "2"]), (np.arange(LENGTHS.sum()) * 0.5 + 100, ["--cell", "gru"])],
+    ids=["classes", "numbers"],
+)
+def test_an_onnx_step_is_the_model(targets: np.ndarray, options: list[str], tmp_path: Path) -> None:
+    """With the runtime alone: names, shapes of the state and interface are in the file."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=targets)
+    out = tmp_path / "run"
+    command = ["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out)]
+    assert run([*command, *QUICK, *options]) == 0
+    assert run(["export", str(out), "--to", "onnx"]) == 0
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    extras, loaded = session.get_modelmeta().custom_metadata_map, load_run(out)
+    assert Interface(**json.loads(extras["interface.json"])) == loaded.interface
+    state = [np.zeros(shape, np.float32) for shape in json.loads(extras["state.json"])]
+    assert [own.name for own in session.get_inputs()] == ["inputs", *(f"state_{i}" for i in range(len(state)))]
+    found = []
+    for x in sequences()[3].astype(np.float32):
+        feed = {"inputs": x[None], **{f"state_{number}": own for number, own in enumerate(state)}}
+        output, *state = session.run(None, feed)
+        found.append(output[0])
+    if loaded.class_names is None:
+        assert np.concatenate(found) == pytest.approx(loaded.predict(sequences())[3], rel=1e-4)
+    else:
+        assert found[-1] == pytest.approx(loaded.predict_proba(sequences())[3], abs=1e-5)
+
+
+def test_a_missing_runtime_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
+    out = tmp_path / "run"
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out), *QUICK]) == 0
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    capsys.readouterr()
+    assert run(["export", str(out), "--to", "onnx"]) == 2
+    assert capsys.readouterr().err == "fptt: export to onnx needs onnxruntime: pip install 'fptt[onnx]'\n"
+    assert not (out / "model.onnx").exists()

@@ -23,6 +23,8 @@ fptt {__version__}: train recurrent networks forward in time, with FPTT beside B
   fptt evaluate   measure a trained model on the test data again
   fptt predict    predict new data with a trained model, into a CSV or Parquet file
   fptt export     write a trained model as a program for places without this library
+  fptt push       put a finished run on the Hugging Face hub
+  fptt pull       get a run from there
   fptt sample     generate text with a trained language model
   fptt stream     learn from a stream, predicting each step before learning it
   fptt recipes    list the settings that have a name: what they show, how long they take
@@ -47,6 +49,8 @@ COMMANDS = {
     "evaluate": "runs",
     "predict": "runs",
     "export": "runs",
+    "push": "hub",
+    "pull": "hub",
     "sample": "runs",
     "stream": "stream",
     "compare": "studies",

@@ -24,6 +24,7 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.files import replaced
 from fptt.experiments.process.rank import is_leader
 from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.loggers import parse_loggers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,13 @@ class Train(Origin):
     """Replace what is in the folder."""
     resume: bool = False
     """Resume the interrupted run in the folder --out, bitwise as if it had never stopped."""
+    logger: str = "csv"
+    """Where the metrics go: csv, tensorboard, wandb, several with commas. metrics.csv there is always; the others need
+    pip install 'fptt[tensorboard]' or 'fptt[wandb]'."""
 
     def __call__(self, console: Console) -> None:
         """Train, and print where everything is."""
+        loggers = parse_loggers(self.logger)
         if self.resume and self.out is not None:
             run = RunFolder(self.out).read_config()
         else:
@@ -64,7 +69,7 @@ class Train(Origin):
         say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
         from fptt.experiments.training.loop import train  # seconds of loading, after the first sign of life
 
-        summary = train(run, folder, console, resume=self.resume)
+        summary = train(run, folder, console, resume=self.resume, loggers=loggers)
         if not summary:  # the first process has it
             return
         metric = f"test_{summary['metric']}"
@@ -128,20 +133,22 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write one time step of a trained model as a program of torch.export, which needs torch alone to run.
+    """Write one time step of a trained model as a program of torch.export, which needs torch alone to run, or of ONNX.
 
     It takes inputs (B, D) as they are in the data and a state, at first zeros, and returns the probabilities of the
     classes, or numbers, and the next state. Before it is written, it is run beside the model on the same sequences.
 
     fptt export out/first --out model.pt2
+
+    fptt export out/first --to onnx                  needs: pip install 'fptt[onnx]'
     """
 
     folder: tyro.conf.Positional[Path]
     """The run folder."""
-    to: Literal["pt2"] = "pt2"
+    to: Literal["pt2", "onnx"] = "pt2"
     """Format."""
     out: Path | None = None
-    """The file; model.pt2 in the run folder by default."""
+    """The file; model.pt2 or model.onnx in the run folder by default."""
     averages: bool = False
     """Use FPTT's averages instead of the weights."""
 
@@ -152,7 +159,7 @@ class Export:
         from fptt.experiments.training.export import export_step
         from fptt.experiments.training.loaded_run import LoadedRun
 
-        export_step(LoadedRun.read(self.folder, averages=self.averages), out)
+        export_step(LoadedRun.read(self.folder, averages=self.averages), out, self.to)
         say(console, f"exported, and compared with the model: {out}")
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fptt.experiments.process.errors import UnwritableError
 
@@ -80,6 +80,18 @@ def logging_to(console: Console) -> Iterator[None]:
         logger.propagate = propagate
 
 
+def duration(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds, such as 1:02:05, or 2:05.
+
+    Examples:
+        >>> duration(125.4), duration(3725)
+        ('2:05', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 # -- progress ---------------------------------------------------------------------------------------------------------
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -104,11 +116,11 @@ def make_display(console: Console) -> Display:
 
 
 class Bar:
-    """A bar with the metrics beside it."""
+    """A bar with the time left and the metrics beside it; the epochs gone by stand above it."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(8), TextColumn("{task.description}"))
-        self.progress = Progress(*columns, console=console)
+        percentage, left = TextColumn("{task.percentage:3.0f}%"), TimeRemainingColumn(compact=True)
+        self.progress = Progress(percentage, BarColumn(8), left, TextColumn("{task.description}"), console=console)
         self.bar = self.progress.add_task("", total=1.0)
         self.progress.start()
 
@@ -117,8 +129,9 @@ class Bar:
         self.progress.update(self.bar, completed=fraction, description=text)
 
     def epoch(self, fraction: float, text: str) -> None:
-        """Move the bar."""
+        """Move the bar, and print a line above it."""
         self.show(fraction, text)
+        say(self.progress.console, f"{100 * fraction:3.0f}%  {text}")
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -131,16 +144,22 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.last = time.monotonic()
+        self.begin: tuple[float, float] | None = None  # time and fraction of the first call, as of a resumed run
 
     def show(self, fraction: float, text: str) -> None:
         """Print a line if the last one is some seconds old."""
+        self.begin = self.begin or (time.monotonic(), fraction)
         if time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
             self.epoch(fraction, text)
 
     def epoch(self, fraction: float, text: str) -> None:
-        """Print a line."""
-        self.last = time.monotonic()
-        say(self.console, f"{100 * fraction:3.0f}%  {text}")
+        """Print a line, with the time left if the run has gone far enough to tell."""
+        self.last = now = time.monotonic()
+        start, done = self.begin = self.begin or (now, fraction)
+        left = ""
+        if done < fraction < 1:
+            left = f"  {duration((now - start) * (1 - fraction) / (fraction - done))} left"
+        say(self.console, f"{100 * fraction:3.0f}%  {text}{left}")
 
     def close(self) -> None:
         """Do nothing."""

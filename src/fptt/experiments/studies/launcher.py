@@ -7,15 +7,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.process.console import say
+from fptt.experiments.process.console import duration, say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
 from fptt.experiments.studies.finished_run import read_run
@@ -50,16 +51,20 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
     children = _Children(environment)
     executor = ThreadPoolExecutor(num_jobs)
     failures: list[UserError] = []
+    begin = time.monotonic()
     try:
         jobs = [
             executor.submit(_run, path, config, console, children, overwrite=overwrite)
             for path, config in waiting.items()
         ]
-        for job in jobs:
+        for number, job in enumerate(as_completed(jobs), 1):
             try:
                 job.result()
             except UserError as error:  # the others are made all the same
                 failures.append(error)
+            if number < len(jobs):
+                left = (time.monotonic() - begin) / number * (len(jobs) - number)
+                say(console, f"{done + number} of {len(runs)} runs have ended, about {duration(left)} left")
     finally:
         children.stop()
         executor.shutdown(wait=True, cancel_futures=True)

@@ -43,6 +43,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(path)
         self.vocabulary_file = path / "vocabulary.json"
         self.interface_file = path / "interface.json"
+        self.card_file = path / "README.md"
 
     def check_free(self) -> None:
         """Raise UserError if the folder holds something."""
@@ -63,7 +64,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in self._files():
+            for file in self.files():
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
             replace_text(self.config_file, config.to_yaml())
@@ -75,9 +76,11 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """Return every file that a whole run may have, without checkpoints."""
         files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
-        return [*files, self.weights_file, self.averages_file, self.vocabulary_file, self.interface_file]
+        weights = [self.weights_file, self.averages_file]
+        return [*files, *weights, self.vocabulary_file, self.interface_file, self.card_file]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the first one writes the names of the columns."""
@@ -106,13 +109,19 @@ class RunFolder:
         """Write the summary, whole or not at all."""
         replace_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
 
-    def write_weights(self, weights: Weights, averages: Weights) -> None:
-        """Write the weights W and, if there are any, the averages W̄."""
+    def write_card(self, text: str) -> None:
+        """Write the model card, whole or not at all."""
+        replace_text(self.card_file, text)
+
+    def write_weights(self, weights: Weights, averages: Weights, about: Mapping[str, Any] | None = None) -> None:
+        """Write the weights W and, if there are any, the averages W̄, with values about them as metadata."""
+        values = {} if about is None else about
+        metadata = {"format": "pt", **{name: str(value) for name, value in values.items() if value is not None}}
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
                 with replaced(file) as temporary:
                     # safetensors refuses other strides
-                    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+                    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The training loop: train a config into a run folder, select by validation, test; resume an interrupted run."""
 
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -13,8 +14,10 @@ from fptt.experiments.process.errors import UnwritableError, UserError, one_line
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import OPTIONS
+from fptt.experiments.training.card import model_card
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder, locked
+from fptt.experiments.training.loggers import Log, make_log
 from fptt.experiments.training.replicas import launch
 from fptt.experiments.training.run import Run
 
@@ -32,7 +35,14 @@ def on_event(name: str, run: Run, batch: Samples | fptt.Batch | None = None) -> 
     """
 
 
-def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool = False,
+    loggers: Sequence[str] = (),
+) -> dict[str, Any]:
     """Train a config into a folder, and return the summary; nothing is written before everything else is ready.
 
     Ctrl-C ends the run after the current batch: a checkpoint is saved, the folder is completed with what there is, the
@@ -43,6 +53,7 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
         folder: Its folder.
         console: Prints the progress.
         resume: Continue from the checkpoint in the folder.
+        loggers: Names of `LOGGERS`, which get what metrics.csv gets.
 
     Returns:
         The summary; empty in the processes that do not lead.
@@ -58,13 +69,13 @@ def train(config: TrainConfig, folder: RunFolder, console: Console, *, resume: b
         raise UserError(one_line(error)) from error
     try:
         with locked(folder.path) if run.replicas.is_leader else nullcontext():
-            return _train(run, folder, console, resume=resume)
+            return _train(run, folder, console, resume=resume, loggers=loggers)
     except (UnwritableError, fptt.LostProcessError) as error:
         hint = f"To resume when that is mended: {_resume_command(folder)}." if folder.checkpoints.files() else ""
         raise UserError(f"{error} {hint}".strip()) from error
 
 
-def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool) -> dict[str, Any]:
+def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, loggers: Sequence[str]) -> dict[str, Any]:
     """Train to the end, or until something is wrong, and complete the folder."""
     if run.task.about is not None:
         chunks = "" if run.config.method == "bptt" else f"; K = {run.config.num_chunks}"
@@ -76,6 +87,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool) -> di
             folder.create(run.config, run.task.vocabulary, run.task.interface)
         _save(run, folder)  # so that a run killed in its first batch can be resumed too
 
+    log = make_log(loggers if run.replicas.is_leader else (), run.config, folder.path, start=run.method.updates)
     interruption = Interruption()
     try:
         with closing(make_display(console)) as display, interruption:
@@ -84,7 +96,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool) -> di
                     run.memory.start()
                     _train_epoch(run, folder, display, interruption)
                     run.memory.stop()
-                    _validate(run, folder, display)
+                    _validate(run, folder, display, log)
                 except FloatingPointError as error:
                     _roll_back(run, folder, console, error)
         _save(run, folder)  # with the last validation, so that a run interrupted in its test need not train again
@@ -95,17 +107,17 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool) -> di
             say(console, f"interrupted; completing {folder.path} (again to stop at once)")
             if folder.checkpoints.files():
                 say(console, f"to resume: {_resume_command(folder)}")
-        _finish(run, folder, "interrupted")
+        _finish(run, folder, "interrupted", log)
         raise
     except (fptt.CompilationError, FloatingPointError) as error:
-        _finish(run, folder, "failed")
+        _finish(run, folder, "failed", log)
         is_divergence = isinstance(error, FloatingPointError)
         hint = f" Try a smaller lr or max_norm; what was trained so far is in {folder.path}." if is_divergence else ""
         raise UserError(f"{error}{hint}") from error
     except BaseException:
-        _finish(run, folder, "failed")
+        _finish(run, folder, "failed", log)
         raise
-    return _finish(run, folder, "finished")
+    return _finish(run, folder, "finished", log)
 
 
 def _resume_command(folder: RunFolder) -> str:
@@ -141,7 +153,7 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
     run.progress.epoch += 1
 
 
-def _validate(run: Run, folder: RunFolder, display: Display) -> None:
+def _validate(run: Run, folder: RunFolder, display: Display, log: Log) -> None:
     """Validate, keep the weights if none before were better, and add a row of metrics."""
     on_event("validate", run)
     task, progress, is_leader = run.task, run.progress, run.replicas.is_leader
@@ -151,7 +163,7 @@ def _validate(run: Run, folder: RunFolder, display: Display) -> None:
     is_best = run.select(metrics[task.metric])
     progress.metric = metrics[task.metric]
     if is_leader and is_best:
-        folder.write_weights(run.best.weights, run.best.averages)
+        folder.write_weights(run.best.weights, run.best.averages, _about(run))
     on_event("validated", run)
     if is_leader:
         row = {
@@ -165,6 +177,7 @@ def _validate(run: Run, folder: RunFolder, display: Display) -> None:
             **{f"validation_{name}": value for name, value in metrics.items()},
         }
         folder.append_metrics(row)
+        log.add(row, step=run.method.updates)
     progress.rows += 1
     display.epoch(run.fraction, _status(run))
     run.totals.clear()
@@ -219,7 +232,7 @@ def _roll_back(run: Run, folder: RunFolder, console: Console, error: FloatingPoi
     say(console, f"{error} Rollback {rollbacks}: on from batch {batches} with the learning rate × {factor:g}.")
 
 
-def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
+def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any]:
     """Write summary and plot, test the selected weights, complete the summary, remove the checkpoints of a whole run.
 
     Does nothing in processes that do not lead, and without a single update, when there is nothing to keep.
@@ -230,7 +243,7 @@ def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
     task, device = run.task, run.fabric.device
     if run.best.metric is None:  # ended within the first epoch; without the other processes, which may be gone
         run.select(measure(run.evaluated_model, task, task.validation, device)[task.metric])
-        folder.write_weights(run.best.weights, run.best.averages)
+        folder.write_weights(run.best.weights, run.best.averages, _about(run))
     folder.write_summary(_summary(run, "interrupted", {task.metric: None}))  # stays if the test is interrupted
     if run.progress.rows:
         from fptt.experiments.training.plots import draw_curves  # loads matplotlib
@@ -240,9 +253,22 @@ def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
     run.model.load_state_dict(run.best.weights)
     summary = _summary(run, status, measure(run.model, task, task.test, device))
     folder.write_summary(summary)
+    test = {name: value for name, value in summary.items() if name.startswith("test_")}
+    folder.write_weights(run.best.weights, run.best.averages, {**_about(run), **test})
+    log.add(test, step=run.method.updates)
+    log.close(status)
+    folder.write_card(model_card(run.config, summary, task.interface, task.about))
     if status == "finished":
         folder.checkpoints.remove()
     return summary
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """Return what the files of weights say about them: no times, so that a resumed run leaves the same bytes."""
+    metric = f"validation_{run.task.metric}"
+    names = ("task", "method", "seed")
+    about = {name: getattr(run.config, name) for name in names} | {"fptt": run.environment["fptt"]}
+    return {**about, "epoch": run.best.epoch, metric: run.best.metric}
 
 
 def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) -> dict[str, Any]:

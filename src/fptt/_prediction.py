@@ -1,0 +1,138 @@
+"""Predictions of a trained model, of sequences of one length and of ragged ones."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
+
+from fptt._checks import check_count
+from fptt._sequence import State, last_true, length_mask, split_sequence
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    inputs: Tensor | Sequence[Tensor] | PackedSequence,
+    mask: Tensor | None = None,
+    *,
+    per_step: bool = False,
+    chunk_length: int = 256,
+    batch_first: bool = False,
+) -> Tensor | list[Tensor]:
+    """Return the output of each sequence at its last real step, or those of all steps, in evaluation mode.
+
+    The sequences are read chunk by chunk, so that memory does not depend on T, but for the outputs of all steps.
+
+    Args:
+        model: Called as `model(inputs, state) -> (outputs, state)`, with outputs of every step, (T, B, …). Where no
+            sequence is padded, those of the last step of a call will do (`last_only=True`).
+        inputs: (T, B, …); or ragged sequences, a list of (T_i, …) or a `PackedSequence`.
+        mask: Boolean, (T, B), True at real steps of padded inputs; None if all are real.
+        per_step: Return the outputs of all steps.
+        chunk_length: Steps of a call, ≥ 1.
+        batch_first: Whether model, inputs, mask and outputs are (B, T, …), and T the second dim.
+
+    Returns:
+        (B, …). With `per_step` (T, B, …), or a list of (T_i, …) for ragged sequences.
+
+    Raises:
+        ValueError: If there is no sequence, one has no step, the mask does not fit, or the model does not return an
+            output for each step where that is needed.
+
+    Examples:
+        >>> model = fptt.nn.GRU(3, 8, 2)
+        >>> ragged = [torch.randn(5, 3), torch.randn(9, 3)]
+        >>> fptt.predict(model, ragged).shape
+        torch.Size([2, 2])
+        >>> [tuple(outputs.shape) for outputs in fptt.predict(model, ragged, per_step=True)]
+        [(5, 2), (9, 2)]
+    """
+    check_count("chunk_length", chunk_length)
+    if not isinstance(inputs, Tensor):
+        if mask is not None:
+            raise ValueError("mask must be None with ragged sequences, whose lengths say which steps are real.")
+        padded, lengths = _padded(inputs)
+        padded = padded.transpose(0, 1) if batch_first else padded
+        own = length_mask(lengths, int(lengths.max())).to(padded.device)
+        own = own.T if batch_first else own
+        outputs = predict(model, padded, own, per_step=per_step, chunk_length=chunk_length, batch_first=batch_first)
+        if not per_step:
+            return outputs
+        assert isinstance(outputs, Tensor)
+        outputs = outputs if batch_first else outputs.transpose(0, 1)
+        return [steps[:length] for steps, length in zip(outputs, lengths.tolist(), strict=True)]
+    dim = int(batch_first)
+    _check_mask(inputs, mask, dim)
+    num_steps = inputs.shape[dim]
+    # (B,), the number of the last real step of each sequence
+    last = None if mask is None else last_true(mask.T if batch_first else mask).to(inputs.device)
+    state: State = None
+    parts: list[Tensor] = []
+    found: Tensor | None = None
+    start = 0
+    with evaluating(model):
+        for (chunk,) in split_sequence(inputs, chunk_length=min(chunk_length, num_steps), dim=dim):
+            outputs, state = model(chunk, state)
+            length = chunk.shape[dim]
+            if (per_step or last is not None) and outputs.shape[dim] != length:
+                raise ValueError(
+                    f"model must return an output for each of {length} steps (last_only=False), got shape "
+                    f"{tuple(outputs.shape)}."
+                )
+            if per_step:
+                parts.append(outputs)
+            elif last is None:
+                found = outputs.select(dim, -1)
+            else:
+                steps = outputs.transpose(0, 1) if batch_first else outputs
+                picked = steps.new_zeros(steps.shape[1:]) if found is None else found
+                ends = (last >= start) & (last < start + length)
+                picked[ends] = steps[last[ends] - start, ends]
+                found = picked
+            start += length
+    if per_step:
+        return torch.cat(parts, dim)
+    assert found is not None
+    return found
+
+
+def _padded(inputs: Sequence[Tensor] | PackedSequence) -> tuple[Tensor, Tensor]:
+    """Return ragged sequences padded, (T, B, …), and their lengths, (B,)."""
+    if isinstance(inputs, PackedSequence):
+        return pad_packed_sequence(inputs)
+    sequences = list(inputs)
+    if not sequences or any(not isinstance(own, Tensor) or own.dim() < 1 or not len(own) for own in sequences):
+        raise ValueError("inputs must be (T, B, …), or a list of at least one sequence (T_i, …) with T_i ≥ 1.")
+    return pad_sequence(sequences), torch.tensor([len(own) for own in sequences])
+
+
+def _check_mask(inputs: Tensor, mask: Tensor | None, dim: int) -> None:
+    if inputs.dim() < 2 or 0 in inputs.shape[:2]:
+        raise ValueError(f"inputs must have a T and a B of at least 1, got shape {tuple(inputs.shape)}.")
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != inputs.shape[:2]:
+        raise ValueError(
+            f"mask must be boolean with the first two dims of inputs, {tuple(inputs.shape[:2])}, got {mask.dtype} of "
+            f"{tuple(mask.shape)}."
+        )
+    if not mask.any(dim).all():
+        raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module that is in training mode into evaluation mode, and back.
+
+    `model.eval()` and `model.train()` would not do: they forget which modules a user has frozen in evaluation mode.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

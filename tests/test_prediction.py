@@ -1,0 +1,97 @@
+"""Predictions are those of each sequence alone, however they are padded, packed and cut."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, pad_sequence
+
+import fptt
+
+LENGTHS = [5, 1, 9, 4]
+SEQUENCES = [torch.randn(length, 3, generator=torch.Generator().manual_seed(length)) for length in LENGTHS]
+MASK = fptt.length_mask(LENGTHS, 9)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return fptt.nn.LSTM(3, 6, 2, num_layers=2, dropout=0.5)
+
+
+def alone(model: nn.Module) -> list[Tensor]:
+    """Return the outputs of each sequence by itself, (T_i, 2), without dropout."""
+    model.eval()
+    with torch.no_grad():
+        outputs = [model(sequence.unsqueeze(1))[0][:, 0] for sequence in SEQUENCES]
+    model.train()
+    return outputs
+
+
+@pytest.mark.parametrize("chunk_length", [1, 4, 9, 100])
+def test_outputs_of_ragged_sequences_are_those_of_each_alone(model: nn.Module, chunk_length: int) -> None:
+    expected = alone(model)
+    padded = pad_sequence(SEQUENCES, padding_value=torch.nan).nan_to_num(50.0)  # what stands there does not matter
+    packed = pack_sequence(SEQUENCES, enforce_sorted=False)
+    options: dict[str, Any] = {"chunk_length": chunk_length}
+    for found in (
+        fptt.predict(model, SEQUENCES, **options),
+        fptt.predict(model, packed, **options),
+        fptt.predict(model, padded, MASK, **options),
+    ):
+        assert isinstance(found, Tensor)
+        torch.testing.assert_close(found, torch.stack([steps[-1] for steps in expected]))
+    for ragged in (SEQUENCES, packed):
+        for own, steps in zip(fptt.predict(model, ragged, per_step=True, **options), expected, strict=True):
+            torch.testing.assert_close(own, steps)
+    found = fptt.predict(model, padded, MASK, per_step=True, **options)
+    assert isinstance(found, Tensor)
+    assert found[4, 0].tolist() == pytest.approx(expected[0][-1].tolist(), abs=1e-6)
+    assert not any(tensor.requires_grad for tensor in (fptt.predict(model, SEQUENCES),) if isinstance(tensor, Tensor))
+
+
+def test_batch_first_and_last_only_are_the_same_numbers(model: nn.Module) -> None:
+    expected = fptt.predict(model, SEQUENCES, chunk_length=2)
+    turned = fptt.nn.LSTM(3, 6, 2, num_layers=2, batch_first=True)
+    turned.load_state_dict(model.state_dict())
+    padded = pad_sequence(SEQUENCES, batch_first=True)
+    torch.testing.assert_close(fptt.predict(turned, SEQUENCES, batch_first=True, chunk_length=2), expected)
+    torch.testing.assert_close(fptt.predict(turned, padded, MASK.T, batch_first=True, chunk_length=3), expected)
+    steps = fptt.predict(turned, SEQUENCES, batch_first=True, per_step=True)
+    assert [len(own) for own in steps] == LENGTHS
+    whole = torch.randn(7, 4, 3)
+    every = fptt.predict(model, whole)
+    last = fptt.nn.LSTM(3, 6, 2, num_layers=2, last_only=True)
+    last.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fptt.predict(last, whole, chunk_length=3), every)
+    with pytest.raises(ValueError, match=r"output for each of 7 steps \(last_only=False\), got shape \(1, 4, 2\)"):
+        fptt.predict(last, whole, per_step=True)
+    with pytest.raises(ValueError, match="last_only=False"):
+        fptt.predict(last, SEQUENCES)
+
+
+def test_modules_stay_in_their_modes(model: nn.Module) -> None:
+    frozen = model.get_submodule("readout").eval()
+    first, second = fptt.predict(model, SEQUENCES), fptt.predict(model, SEQUENCES)
+    assert torch.equal(torch.as_tensor(first), torch.as_tensor(second))  # without dropout
+    assert model.training
+    assert not frozen.training
+
+
+@pytest.mark.parametrize(
+    ("inputs", "mask", "message"),
+    [
+        ([], None, "at least one sequence"),
+        ([torch.zeros(0, 3)], None, "at least one sequence"),
+        (SEQUENCES, MASK, "mask must be None with ragged sequences"),
+        (torch.zeros(9, 4, 3), MASK.T, r"mask must be boolean with the first two dims of inputs, \(9, 4\), got"),
+        (torch.zeros(9, 4, 3), MASK.int(), "mask must be boolean"),
+        (torch.zeros(9, 4, 3), MASK & (torch.arange(4) > 0), "at least one real step"),
+        (torch.zeros(0, 4, 3), None, "inputs must have a T and a B of at least 1"),
+    ],
+)
+def test_what_is_no_sequence_is_refused(model: nn.Module, inputs: Any, mask: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fptt.predict(model, inputs, mask)
+    with pytest.raises(ValueError, match="chunk_length must be a positive integer, got 0"):
+        fptt.predict(model, inputs, mask, chunk_length=0)
