@@ -26,6 +26,7 @@ COMMANDS = (
     "export",
     "sample",
     "stream",
+    "data",
     "recipes",
     "compare",
     "ablate",
