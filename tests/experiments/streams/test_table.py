@@ -59,6 +59,11 @@ def test_a_gap_holds_the_latest_value_and_rows_before_the_first_value_are_skippe
     assert table.figures(pieces[-1].place) == expected
 
 
+def test_columns_that_are_never_known_in_the_same_row_hold_their_values(tmp_path: Path) -> None:
+    pieces = read(data=write(tmp_path, "a,b,target\n1,,x\n,2,y\n3,,x\n,4,y\n"))
+    assert values(pieces)[0] == [[1, 2], [3, 2], [3, 4]]
+
+
 def test_rows_with_a_gap_are_skipped_or_an_error(tmp_path: Path) -> None:
     data = write(tmp_path, GAPS)
     pieces = read(data=data, missing="skip")
@@ -170,6 +175,7 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("a,target\n1,2\n", {"inputs": "a,target"}, "target 'target' .* must not be one of the inputs"),
         ("a,target\n1,x\n2,y\nfoo,x\n", {}, "must hold numbers in column 'a', got 'foo' in row 3"),
         ("a,target\n1,x\ninf,y\n", {}, "must hold numbers in column 'a', got 'inf' in row 2"),
+        ("a,target\n1,x\n-1e39,y\n", {}, "must hold numbers in column 'a', got '-1e39' in row 2"),
         ("a,target\n1,x\n2\n", {}, "must have 2 values in every row, as in its first line, got 1 in row 2"),
         ("a,target\n1,.5\n2,1.5\n3,no\n", {}, "must hold numbers in column 'target', got 'no' in row 3"),
         ("a,target\n1,1\n2,1.5\n", {"kind": "classes"}, "must hold classes, .* got '1.5' in row 2"),

@@ -24,6 +24,9 @@ LOOKED_AT = 1000
 """Rows at the beginning that tell whether the target is a class or a number."""
 
 
+LARGEST = torch.finfo(torch.float32).max
+
+
 class Table:
     """The rows of a table as a stream that is one recording: each is read when it is needed, and forgotten.
 
@@ -204,11 +207,16 @@ class Table:
                 gaps = [at for at, value in enumerate(values) if math.isnan(value)]
                 if gaps:
                     place["gaps"] += len(gaps)
-                    values = self._filled(values, gaps, place["held"], number)
-                    if values is None:
-                        place["skipped"] += 1
-                        continue
+                    if self.config.missing == "error":
+                        raise UnreadableError(
+                            f"{self.source} must hold numbers in column {columns['inputs'][gaps[0]]!r}, got none in "
+                            f"row {number}; gaps are taken by --missing hold or skip."
+                        )
+                    values = [place["held"][at] if at in gaps else value for at, value in enumerate(values)]
                 place["held"] = values
+                if gaps and (self.config.missing == "skip" or any(map(math.isnan, values))):  # nothing to hold yet
+                    place["skipped"] += 1
+                    continue
                 targets.append(self._target(row[target_at], number, numbers))
                 signal.append(values)
                 place["steps"] += 1
@@ -223,22 +231,10 @@ class Table:
                     f"{', '.join(map(str, numbers)) or 'none'} alone in {place['rows']:,} rows."
                 )
 
-    def _filled(self, values: list[float], gaps: list[int], held: list[float], row: int) -> list[float] | None:
-        """Return values with the latest ones in their gaps, or None if the row is to be skipped."""
-        if self.config.missing == "error":
-            name = self.start["columns"]["inputs"][gaps[0]]
-            raise UnreadableError(
-                f"{self.source} must hold numbers in column {name!r}, got none in row {row}; gaps are taken by "
-                "--missing hold or skip."
-            )
-        if self.config.missing == "skip" or any(math.isnan(held[at]) for at in gaps):  # nothing to hold yet
-            return None
-        return [held[at] if at in gaps else value for at, value in enumerate(values)]
-
     def _number(self, value: Any, row: int, column: str) -> float:
         """Return an input, NaN for a gap."""
         number = math.nan if _is_missing(value) else _as_number(value)
-        if number is None or math.isinf(number):
+        if number is None or abs(number) > LARGEST:
             raise UnreadableError(
                 f"{self.source} must hold numbers in column {column!r}, got {value!r:.60} in row {row}."
             )
