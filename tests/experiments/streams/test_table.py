@@ -2,10 +2,10 @@
 
 import json
 import math
+import os
 import signal
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ class Endless:
     def __init__(self, text: str) -> None:
         self.buffer = self.lines(text)
 
-    def lines(self, text: str):
+    def lines(self, text: str) -> Iterator[bytes]:
         yield from (line.encode() for line in text.splitlines(keepends=True))
         raise AssertionError("a row was read before it was needed")
 
@@ -333,51 +333,34 @@ def test_a_table_that_is_mended_is_resumed(tmp_path: Path, capsys: pytest.Captur
     assert_same_end(whole, cut)
 
 
-def test_standard_input_is_stopped_while_it_is_awaited_and_resumed_in_both_ways(tmp_path: Path) -> None:
+class Standard:
+    """Standard input with some lines, after which Ctrl-C is pressed while the next one is awaited."""
+
+    def __init__(self, lines: Sequence[str], *, is_endless: bool = False) -> None:
+        self.buffer = self.lines(lines, is_endless)
+
+    def lines(self, lines: Sequence[str], is_endless: bool) -> Iterator[bytes]:
+        yield from (line.encode() for line in lines)
+        if is_endless:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("is_replayed", [True, False])
+def test_standard_input_is_stopped_while_it_is_awaited_and_resumed_in_both_ways(
+    is_replayed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = sensor_rows(600)
     lines = text.splitlines(keepends=True)
     arguments = ["--task", "table", "--target", "state", "--inputs", "heat,load", "--kind", "classes", *QUICK]
-    whole = StreamFolder(tmp_path / "whole")
+    whole, cut = StreamFolder(tmp_path / "whole"), StreamFolder(tmp_path / "cut")
     assert run(["stream", *arguments, "--data", write(tmp_path, text), "--out", str(whole.path)]) == 0
-    command = [sys.executable, "-c", READING, "stream"]
-    for folder, replayed in ((tmp_path / "replayed", True), (tmp_path / "next", False)):
-        process = subprocess.Popen(
-            [*command, *arguments, "--data", "-", "--out", str(folder)], stdin=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdin is not None
-        assert process.stderr is not None
-        process.stdin.write("".join(lines[:431]).encode())
-        process.stdin.flush()
-        assert process.stderr.readline() == b"400 steps\n"  # 30 rows more, which do not fill a chunk, and none comes
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == INTERRUPTED
-        process.stdin.close()
-        process.stderr.close()
-        place = json.loads((folder / "summary.json").read_text())
-        assert (place["status"], place["steps"]) == ("interrupted", 400)
-        left = lines if replayed else [lines[0], *lines[1 + place["rows"] :]]
-        how = [] if replayed else ["--next-rows"]
-        resumed = [*command, "--resume", *how, "--out", str(folder)]
-        subprocess.run(resumed, input="".join(left).encode(), check=True, capture_output=True)
-        summaries = [json.loads((path / "summary.json").read_text()) for path in (whole.path, folder)]
-        assert_same_end(whole, StreamFolder(folder))
-        assert [summary["rows"] for summary in summaries] == [600, 600]
-
-
-READING = """
-import sys
-from fptt.experiments.commands.cli import run
-from fptt.experiments.streams import stream
-from fptt.experiments.streams.stream import Streaming
-
-stream.STEPS_A_ROW = 200
-go_through = Streaming._go_through
-
-def telling(self, piece):
-    go_through(self, piece)
-    if piece.place["steps"] == 400:
-        print("400 steps", file=sys.stderr, flush=True)
-
-Streaming._go_through = telling
-sys.exit(run(sys.argv[1:]))
-"""
+    # 480 rows, of which one is skipped: 450 fill a chunk, and 50 of those are not scored yet
+    monkeypatch.setattr(sys, "stdin", Standard(lines[:481], is_endless=True))
+    assert run(["stream", *arguments, "--data", "-", "--out", str(cut.path)]) == INTERRUPTED
+    summary = json.loads(cut.summary_file.read_text())
+    assert (summary["status"], summary["steps"], summary["rows"]) == ("interrupted", 450, 451)
+    monkeypatch.setattr(sys, "stdin", Standard(lines if is_replayed else [lines[0], *lines[452:]]))
+    how = [] if is_replayed else ["--next-rows"]
+    assert run(["stream", "--resume", *how, "--out", str(cut.path)]) == 0
+    assert_same_end(whole, cut)
+    assert json.loads(cut.summary_file.read_text())["rows"] == 600

@@ -209,7 +209,7 @@ def test_first_settings_are_those_of_the_data(tmp_path: Path) -> None:
     np.savez(path, inputs=np.random.default_rng(0).normal(size=(9, 30, 2)), targets=np.arange(9) % 2)
     given = ["--task", "sequences", "--data", str(path)]
     config = starting_config(given)
-    assert (config.num_chunks, config.fan_in_init, config.forget_bias) == (5, True, 1.0)  # √30 = 5.5, of even ⌊.5⌋
+    assert (config.num_chunks, config.fan_in_init, config.forget_bias, config.lr) == (5, True, 1.0, 5e-3)  # √30 = 5.5
     assert starting_config([*given, "--cell", "gru"]).forget_bias == 0.0
     assert starting_config([*given, "--chrono-init", "9"]).forget_bias == 0.0
     assert (
