@@ -28,6 +28,7 @@ COMMANDS = (
     "pull",
     "sample",
     "stream",
+    "data",
     "recipes",
     "compare",
     "ablate",

@@ -170,7 +170,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_ends_the_same(
     assert_same_end(whole, interrupted)
 
 
-@pytest.mark.parametrize("name", ["config", "data", "learner", "baselines", "scores", "place", "seconds", "random"])
+@pytest.mark.parametrize("name", ["config", "learner", "baselines", "scores", "place", "pending", "seconds", "random"])
 def test_a_forged_field_is_named(name: str, interrupted: StreamFolder, capsys: pytest.CaptureFixture[str]) -> None:
     state = read_checkpoint(interrupted.checkpoints.files()[0])
     del state[name]
@@ -211,7 +211,7 @@ def test_errors_of_resuming_are_named(
     run_of_train.path.mkdir()
     run_of_train.checkpoints.write({"version": 2})
     assert run(["stream", "--resume", "--out", str(run_of_train.path)]) == 2
-    assert "must be of a stream, version 1, got a run of fptt train" in " ".join(capsys.readouterr().err.split())
+    assert "must be of a stream, version 2, got a run of fptt train" in " ".join(capsys.readouterr().err.split())
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

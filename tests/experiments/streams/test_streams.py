@@ -2,21 +2,23 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
+import fptt
 from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.streams.baselines import LastLabel, MajorityClass, RiverSoftmax
-from fptt.experiments.streams.learner import gathered, make_learner, predict_and_learn
+from fptt.experiments.streams.baselines import Baseline, LastLabel, MajorityClass, MeanNumber, RiverSoftmax
+from fptt.experiments.streams.learner import StreamLearner, make_learner
 from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import Rolling, StreamScores
+from fptt.experiments.streams.source import Kind, Piece
 from fptt.experiments.streams.stream import StreamFolder
 from fptt.experiments.studies.page import read_results
 from fptt.experiments.tasks.hapt import Recording
@@ -24,14 +26,47 @@ from fptt.experiments.tasks.scores import IGNORED
 from tests.experiments.streams.recordings import recording, write_recordings
 from tests.problems import assert_same_weights
 
-NONE = torch.zeros(0, 6)
 T = 60
 
 
-def go_through(config: StreamConfig, *recordings: Recording) -> tuple[torch.Tensor, Any]:
-    learner = make_learner(config, 6, 12)
-    outputs = [output for one in recordings for output in predict_and_learn(learner, one, config)]
-    return torch.cat(outputs), learner
+def pieces(recordings: Sequence[Recording], length: int) -> Generator[Piece, None, None]:
+    """Yield recordings in pieces."""
+    for signal, classes in recordings:
+        for start in range(0, len(signal), length):
+            part = slice(start, start + length)
+            yield Piece(signal[part], classes[part], range(12), start == 0, part.stop >= len(signal), {}, 0.0)
+
+
+class MadeUp:
+    """A source of recordings."""
+
+    kind: Kind = "classes"
+    num_inputs, num_outputs, num_steps, classes = 6, 12, None, range(12)
+
+    def __init__(self, *recordings: Recording) -> None:
+        self.recordings, self.start = recordings, {}
+
+    def pieces(self, length: int) -> Generator[Piece, None, None]:
+        return pieces(self.recordings, length)
+
+    def figures(self, place: dict) -> dict:
+        return place
+
+
+def go_through(config: StreamConfig, *recordings: Recording) -> tuple[torch.Tensor, fptt.OnlineLearner]:
+    """Return the outputs of all steps, each made before its label was learned, and the learner."""
+    source, outputs = MadeUp(*recordings), []
+    learner = StreamLearner(config, source)
+    predict_many = learner.learner.predict_many
+
+    def kept(inputs: torch.Tensor) -> torch.Tensor:
+        outputs.append(predict_many(inputs))
+        return outputs[-1]
+
+    learner.learner.predict_many = kept
+    predictions = [learner.step(piece) for piece in source.pieces(config.chunk_length)]
+    assert torch.equal(torch.cat(predictions), torch.cat(outputs).argmax(1))
+    return torch.cat(outputs), learner.learner
 
 
 # -- the learner -----------------------------------------------------------------------------------------------------
@@ -69,7 +104,7 @@ def test_a_stream_is_the_loop_of_predict_and_learn() -> None:
     config = StreamConfig(chunk_length=1, hidden_size=8, method="tbptt")
     one = recording(0, T)
     outputs, learner = go_through(config, one)
-    by_hand = make_learner(config, 6, 12)
+    by_hand = make_learner(config, 6, 12, range(12))
     for step, (x, y) in enumerate(zip(one.signal, one.classes.tolist(), strict=True)):
         assert by_hand.predict_one(x) == outputs[step].argmax()
         by_hand.learn_one(x, None if y == IGNORED else y)
@@ -77,33 +112,52 @@ def test_a_stream_is_the_loop_of_predict_and_learn() -> None:
     assert learner.method.regularizer is None
 
 
-def test_outputs_are_put_together() -> None:
-    pieces = [torch.full((length, 2), float(length)) for length in (3, 3, 1, 4, 2)]
-    found = list(gathered(iter(pieces), 4))
-    assert [len(piece) for piece in found] == [6, 5, 2]
-    assert torch.equal(torch.cat(found), torch.cat(pieces))
-
-
 # -- baselines and scores --------------------------------------------------------------------------------------------
 
 
-def test_baselines_by_hand() -> None:
-    first, second = np.array([IGNORED, 3, 3, IGNORED, 5, 5, 5]), np.array([2, 2, IGNORED])
+def predicted(
+    baseline: Baseline, length: int, *targets: Sequence[float], dtype: torch.dtype = torch.long
+) -> list[list]:
+    """Return the predictions of a baseline for recordings that come in pieces."""
+    found = []
+    for own in targets:
+        recording = Recording(torch.zeros(len(own), 6), torch.tensor(own, dtype=dtype))
+        found.append(torch.cat([baseline.predictions(piece) for piece in pieces([recording], length)]).tolist())
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+def test_baselines_by_hand(length: int) -> None:
+    first, second = [IGNORED, 3, 3, IGNORED, 5, 5, 5], [2, 2, IGNORED]
     answers = {
-        (LastLabel, 0): ([0, 0, 3, 3, 3, 5, 5], [5, 2, 2]),
-        (LastLabel, 2): ([0, 0, 0, 0, 3, 3, 3], [5, 5, 5]),
-        (LastLabel, 9): ([0] * 7, [5, 5, 5]),
-        (MajorityClass, 0): ([0, 0, 3, 3, 3, 3, 3], [5, 5, 5]),
-        (MajorityClass, 1): ([0, 0, 0, 3, 3, 3, 3], [5, 5, 5]),
+        (LastLabel, 0): [[0, 0, 3, 3, 3, 5, 5], [5, 2, 2]],
+        (LastLabel, 2): [[0, 0, 0, 0, 3, 3, 3], [5, 5, 5]],
+        (LastLabel, 9): [[0] * 7, [5, 5, 5]],
+        (MajorityClass, 0): [[0, 0, 3, 3, 3, 3, 3], [5, 5, 5]],
+        (MajorityClass, 1): [[0, 0, 0, 3, 3, 3, 3], [5, 5, 5]],
     }
     for (kind, delay), expected in answers.items():
-        baseline = kind(delay, 6)
-        assert tuple(baseline.predictions(NONE, part).tolist() for part in (first, second)) == expected
+        assert predicted(kind(delay, 6), length, first, second) == expected
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_baselines_of_numbers_by_hand(length: int) -> None:
+    nan = float("nan")
+    numbers = [2.0, nan, 4.0, 9.0, nan, 1.0]
+    answers = {
+        (LastLabel, 0): [0, 2, 2, 4, 9, 9],
+        (LastLabel, 2): [0, 0, 0, 2, 2, 4],
+        (MeanNumber, 0): [0, 2, 2, 3, 5, 5],
+        (MeanNumber, 3): [0, 0, 0, 0, 2, 2],
+    }
+    for (kind, delay), expected in answers.items():
+        baseline = kind(delay, 1)
+        assert predicted(baseline, length, numbers, dtype=torch.float64) == [expected]
+        assert baseline.current == (1.0 if kind is LastLabel else 4.0)  # all labels, at the end
 
 
 def test_a_tie_goes_to_the_first_class_and_the_majority_may_change() -> None:
-    baseline = MajorityClass(0, 6)
-    assert baseline.predictions(NONE, np.array([4, 1, 1, 4, 4])).tolist() == [0, 4, 1, 1, 1]
+    assert predicted(MajorityClass(0, 6), 5, [4, 1, 1, 4, 4]) == [[0, 4, 1, 1, 1]]
 
 
 def test_rivers_model_is_that_of_rivers_own_evaluation() -> None:
@@ -118,30 +172,39 @@ def test_rivers_model_is_that_of_rivers_own_evaluation() -> None:
         model = preprocessing.StandardScaler() | linear_model.SoftmaxRegression()
         classes = torch.tensor([y for _, y in steps])
         signal = torch.tensor([list(x.values()) for x, _ in steps])
-        answers = RiverSoftmax(delay, 12).predictions(signal, classes.numpy())
+        baseline = RiverSoftmax(delay, 12)
+        answers = torch.cat([baseline.predictions(piece) for piece in pieces([Recording(signal, classes)], 7)])
         score = evaluate.progressive_val_score(steps, model, metrics.Accuracy(), delay=delay + 1)  # pyright: ignore
         answered = len(steps) - delay - 1  # River leaves the others out
-        assert score.get() == pytest.approx((answers == classes.numpy())[-answered:].mean())
+        assert score.get() == pytest.approx((answers == classes)[-answered:].double().mean().item())
 
 
 def test_rolling_accuracy() -> None:
     rolling = Rolling(10)
-    assert np.isnan(rolling.accuracy)
+    assert np.isnan(rolling.mean)
     for right, count in [(4, 4), (0, 4), (1, 4), (2, 4)]:
         rolling.add(right, count)
-    assert (rolling.right, rolling.count) == (3, 12)
+    assert (rolling.mean, rolling.count) == (3 / 12, 12)
     rolling.add(10, 10)
-    assert rolling.accuracy == 1
+    assert rolling.mean == 1
 
 
 def test_scores_count_labeled_steps_alone() -> None:
-    scores = StreamScores(["learner", "other"], 3, 100)
-    outputs = torch.eye(3)[[0, 1, 2, 0]]
-    scores.add({"learner": outputs, "other": torch.tensor([2, 1, 1, 1])}, torch.tensor([0, IGNORED, 2, 1]))
-    scores.add({"learner": outputs, "other": torch.zeros(4, dtype=torch.long)}, torch.full((4,), IGNORED))
+    scores = StreamScores(["learner", "other"], "classes", 3, 100)
+    given = torch.tensor([0, 1, 2, 0])
+    scores.add({"learner": given, "other": torch.tensor([2, 1, 1, 1])}, torch.tensor([0, IGNORED, 2, 1]))
+    scores.add({"learner": given, "other": torch.zeros(4, dtype=torch.long)}, torch.full((4,), IGNORED))
     assert (scores.steps, scores.labels) == (8, 3)
     assert scores.rows == [{"step": 4, "learner": 0.666667, "other": 0.333333}]
     assert scores.metrics()["learner"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 1) / 3)}
+
+
+def test_scores_of_numbers_are_squared_errors_over_the_window_and_over_all() -> None:
+    scores, nan = StreamScores(["learner"], "regression", 1, 2), float("nan")
+    for given, right in [([1.0, 5.0], [3.0, nan]), ([0.0, 7.0], [1.0, 4.0])]:
+        scores.add({"learner": torch.tensor(given).double()}, torch.tensor(right).double())
+    assert scores.rows == [{"step": 2, "learner": 4.0}, {"step": 4, "learner": 5.0}]
+    assert scores.metrics() == {"learner": {"mse": pytest.approx(14 / 3)}}
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -178,7 +241,7 @@ def test_stream_leaves_a_folder(data: str, tmp_path: Path, capsys: pytest.Captur
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [1000, 1500, 2200, 3100]
     assert (out / "rolling.png").read_bytes()[:4] == b"\x89PNG"
-    learner = make_learner(StreamConfig(hidden_size=8, delay=10), 6, 12)
+    learner = make_learner(StreamConfig(hidden_size=8, delay=10), 6, 12, range(12))
     learner.load_state_dict(torch.load(out / "learner.pt", weights_only=True))
     assert (learner.steps, learner.labels) == (3100, labeled)
     with pytest.raises(UserError, match="has no finished run"):
@@ -188,12 +251,12 @@ def test_stream_leaves_a_folder(data: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
-    recordings = Recordings(data, "all", 1600)
+    recordings = Recordings(StreamConfig(data=data, limit=1600))
     assert recordings.survey().num_steps == 1600
     assert [len(one.signal) for one in recordings] == [1500, 100]
     assert [len(one.classes) for one in recordings] == [1500, 100]  # read again
     assert torch.equal(next(iter(recordings)).classes, recording(1500, 1500).classes)
-    assert [len(one.signal) for one in Recordings(data, "test", None)] == [900]
+    assert [len(one.signal) for one in Recordings(StreamConfig(data=data, split="test"))] == [900]
 
 
 @pytest.mark.parametrize(

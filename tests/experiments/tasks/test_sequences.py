@@ -14,6 +14,7 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.commands.defaults import starting_config
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.tasks import sequences as sequence_task
 from fptt.experiments.tasks.batches import num_samples
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.task import Task
@@ -208,12 +209,33 @@ def test_first_settings_are_those_of_the_data(tmp_path: Path) -> None:
     np.savez(path, inputs=np.random.default_rng(0).normal(size=(9, 30, 2)), targets=np.arange(9) % 2)
     given = ["--task", "sequences", "--data", str(path)]
     config = starting_config(given)
-    assert (config.num_chunks, config.fan_in_init, config.forget_bias) == (5, True, 1.0)  # √30 = 5.5, of even ⌊.5⌋
+    assert (config.num_chunks, config.fan_in_init, config.forget_bias, config.lr) == (5, True, 1.0, 5e-3)  # √30 = 5.5
     assert starting_config([*given, "--cell", "gru"]).forget_bias == 0.0
     assert starting_config([*given, "--chrono-init", "9"]).forget_bias == 0.0
     assert (
         starting_config([*given, "--inputs", "inputs", "--num-chunks", "3"]).num_chunks == 5
     )  # a default of 3's option
+
+
+def test_data_are_read_once_and_again_when_they_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = write(tmp_path / "x.csv", long_form(target=NAMES)), tmp_path / "run"
+    read, seen = sequence_task.read_sequences, []
+
+    def counted(file: Path, *others: Any) -> Any:
+        seen.append(file)
+        return read(file, *others)
+
+    monkeypatch.setattr(sequence_task, "read_sequences", counted)
+    monkeypatch.chdir(tmp_path)
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--num-chunks", "2"]
+    assert run(["train", "--task", "sequences", "--data", "x.csv", "--out", str(out), *options]) == 0
+    assert len(seen) == 1
+    assert load(path).output_size == load(path).output_size == 2
+    assert len(seen) == 1
+    assert num_samples(load(path, limit=5).train) == 5
+    assert len(seen) == 2
+    write(path, long_form(target=np.arange(N) % 3))
+    assert load(path, limit=5).output_size == 3
 
 
 def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ fptt {__version__}: train recurrent networks forward in time, with FPTT beside B
   fptt pull       get a run from there
   fptt sample     generate text with a trained language model
   fptt stream     learn from a stream, predicting each step before learning it
+  fptt data       convert the original archive of a data set to files that its task reads
   fptt recipes    list the settings that have a name: what they show, how long they take
   fptt compare    train with several methods and seeds; a table at equal epochs, updates and time
   fptt ablate     vary settings of a recipe; a table and a plot
@@ -53,6 +54,7 @@ COMMANDS = {
     "pull": "hub",
     "sample": "runs",
     "stream": "stream",
+    "data": "data",
     "compare": "studies",
     "ablate": "studies",
     "report": "studies",

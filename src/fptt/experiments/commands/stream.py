@@ -10,30 +10,36 @@ from rich.console import Console
 from fptt.experiments.commands.defaults import check_folder, check_resumption, with_absolute_data
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import say
+from fptt.experiments.process.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
     """Learn from a stream, predicting each step before learning it (progressive validation).
 
-    The recordings come one after another, each once, and none is kept; each starts from the initial state. A chunk is
-    predicted before its labels are used, with the weights at its start. Consecutive labels are so often equal that the
-    last label is a very good prediction: only a --delay makes the comparison meaningful.
+    Rows of a table, or recordings, come one after another, each once, and none is kept; each recording starts from the
+    initial state. A chunk is predicted before its labels are used, with the weights at its start. Consecutive labels
+    are so often equal that the last label is a very good prediction: only a --delay makes the comparison meaningful.
 
-    fptt stream --data FOLDER --limit 50000            a first look
+    fptt stream --task table --data FILE.csv --target state        the rows of a CSV or Parquet file
 
-    fptt stream --data FOLDER --delay 500 --baselines  labels 500 steps late, beside River's logistic regression
+    sensor | fptt stream --task table --data - --target state      rows of CSV as they come, without end
 
-    fptt stream --resume --out out/hapt                a stream that was interrupted, to its end
+    fptt stream --data FOLDER --delay 500 --baselines              HAPT, labels 500 steps late, beside River's model
+
+    fptt stream --resume --out out/stream                          a stream that was interrupted, to its end
     """
 
     stream: tyro.conf.OmitArgPrefixes[StreamConfig]
     out: Path | None = None
-    """Folder for summary, rolling accuracies, plot and learner; out/stream-TASK-METHOD-SEED by default."""
+    """Folder for summary, rolling metrics, plot and learner; out/stream-TASK-METHOD-SEED by default."""
     overwrite: bool = False
     """Replace what is in the folder."""
     resume: bool = False
-    """Resume the interrupted stream in the folder --out, bitwise as if it had never stopped."""
+    """Resume the interrupted stream in the folder --out, bitwise as if it had never stopped. Standard input must have
+    the same rows again; those that were learned from are skipped."""
+    next_rows: bool = False
+    """With --resume: standard input has the next rows alone, after a header, and not again those learned from."""
 
     def __call__(self, console: Console) -> None:
         """Stream, and print where everything is."""
@@ -49,16 +55,24 @@ class Stream:
         )
 
         folder = StreamFolder(path)
-        summary = resume(folder, console) if self.resume else stream(config, folder, console, overwrite=self.overwrite)
+        if self.resume:
+            summary = resume(folder, console, next_rows=self.next_rows)
+        else:
+            summary = stream(config, folder, console, overwrite=self.overwrite)
+        metric = "accuracy" if "accuracy" in summary else "mse"
         baselines = ", ".join(
-            f"{name.replace('_', ' ')} {metrics['accuracy']:.4f}" for name, metrics in summary["baselines"].items()
+            f"{name.replace('_', ' ')} {metrics[metric]:.4g}" for name, metrics in summary["baselines"].items()
         )
+        f1 = f", macro F1 {summary['macro_f1']:.4f}" if metric == "accuracy" else ""
         growth = summary["memory_growth_percent"]
         growth = "an unknown amount" if growth is None else f"{growth:.1f} % after the warm-up"
+        gaps = ""
+        if summary.get("gaps"):
+            gaps = f"; {summary['gaps']:,} gaps, {summary['skipped_rows']:,} rows skipped"
         say(
             console,
-            f"progressive accuracy {summary['accuracy']:.4f}, macro F1 {summary['macro_f1']:.4f} ({baselines}) on "
-            f"{summary['labeled_steps']:,} labeled of {summary['steps']:,} steps\n"
+            f"progressive {metric} {summary[metric]:.4g}{f1} ({baselines}) on "
+            f"{summary['labeled_steps']:,} labeled of {summary['steps']:,} steps{gaps}\n"
             f"{summary['updates']:,} updates in {summary['seconds']:.1f} s of learning, "
             f"{summary['steps_per_second']:,.0f} steps/s; memory grew by {growth}\n"
             f"plot: {folder.plot_file}\nsummary: {folder.summary_file}",
@@ -67,5 +81,7 @@ class Stream:
 
 def parse(name: str, arguments: Sequence[str]) -> Stream:
     """Return what the arguments of the command ask for."""
-    check_resumption(arguments)
+    check_resumption([argument for argument in arguments if argument != "--next-rows"])
+    if "--next-rows" in arguments and "--resume" not in arguments:
+        raise UserError("next_rows belongs to --resume.")
     return tyro.cli(Stream, args=arguments, prog=f"fptt {name}", default=Stream(stream=StreamConfig()))

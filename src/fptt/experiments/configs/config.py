@@ -341,12 +341,25 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
 class StreamConfig(Checked):
     """A stream, and the learner that is sent through it."""
 
-    task: Literal["hapt"] = "hapt"
-    """The stream: the continuous recordings of HAPT, a label for most steps."""
+    task: Literal["hapt", "table"] = "hapt"
+    """The stream: the continuous recordings of HAPT, a label for most steps; or the rows of a table of your own."""
     data: Address | None = None
-    """Local folder of Parquet files, or hub id."""
+    """Local folder of Parquet files, or hub id (hapt); a CSV or Parquet file, or - for CSV from standard input
+    (table)."""
     split: Literal["all", "train", "test"] = "all"
-    """Recordings that are streamed; all: those of train, then those of test."""
+    """Recordings that are streamed; all: those of train, then those of test (hapt)."""
+    target: Name | None = None
+    """Column of the labels, empty where there is none; target by default (table)."""
+    inputs: Address | None = None
+    """Comma-separated columns of the inputs, all others by default (table)."""
+    time: Name | None = None
+    """Column of the time, numbers or dates, by which rows must be sorted; time by default, if there is one (table)."""
+    missing: Literal["hold", "skip", "error"] = "hold"
+    """Gaps in the inputs: hold the latest value of the column, skip the row, or stop (table)."""
+    kind: Literal["classes", "regression"] | None = None
+    """What the target is; by default numbers with fractions among the first 1,000 rows are a regression (table)."""
+    max_classes: Width = 20
+    """Outputs of the model for classes, which are numbered as they come (table)."""
     limit: Count | None = None
     """Stop after this many steps."""
     delay: Natural = 0

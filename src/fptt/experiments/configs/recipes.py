@@ -286,7 +286,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "sequences": Recipe(
         about="your own sequences: --data FILE; K is √T",
-        config=TrainConfig(task="sequences", batch_size=32, forget_bias=1.0, fan_in_init=True),
+        config=TrainConfig(task="sequences", lr=5e-3, batch_size=32, forget_bias=1.0, fan_in_init=True),
     ),
 }
 """The recipes, by name."""

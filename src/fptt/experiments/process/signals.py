@@ -3,6 +3,8 @@
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +26,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self.is_asked = self.is_waiting = False
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -41,7 +43,18 @@ class Interruption:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let the first signal raise KeyboardInterrupt too, while the run waits for data that may never come."""
+        self.is_waiting = True
+        try:
+            if self.is_asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.is_waiting = False
+
     def _take(self, *_: Any) -> None:
-        if self.is_asked:
+        is_second, self.is_asked = self.is_asked, True
+        if is_second or self.is_waiting:
             raise KeyboardInterrupt
-        self.is_asked = True

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.streams.source import Kind, Piece, is_labeled
 from fptt.experiments.tasks.scores import IGNORED
 
 
@@ -19,20 +21,15 @@ class Baseline(ABC):
 
     Args:
         delay: Steps by which labels are late, ≥ 0.
-        num_classes: C.
+        num_outputs: C.
     """
 
-    def __init__(self, delay: int, num_classes: int) -> None:
-        self.delay, self.num_classes = delay, num_classes
+    def __init__(self, delay: int, num_outputs: int) -> None:
+        self.delay, self.num_outputs = delay, num_outputs
 
     @abstractmethod
-    def predictions(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the predictions of all steps of the next recording, (T,): classes, 0 while nothing is known.
-
-        Args:
-            signal: (T, D).
-            classes: (T,), IGNORED where there is none.
-        """
+    def predictions(self, piece: Piece) -> Tensor:
+        """Return the predictions of the steps of the next piece, (n,): classes or numbers, 0 while nothing is known."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -40,62 +37,100 @@ class Baseline(ABC):
 
     @abstractmethod
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, between two recordings."""
+        """Restore what `state_dict` returned, between two pieces."""
 
 
 class WithoutModel(Baseline):
     """A baseline that looks at the labels alone."""
 
-    current = 0
+    def __init__(self, delay: int, num_outputs: int) -> None:
+        super().__init__(delay, num_outputs)
+        self.current: float = 0
+        self.waiting: Tensor | None = None
 
-    def predictions(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """Return the predictions of all steps of the next recording, (T,)."""
-        informed = self._after(classes)
-        early = np.full(min(self.delay + 1, len(classes)), self.current)  # no label of this recording is known yet
-        self.current = int(informed[-1])
-        return np.concatenate([early, informed[: len(classes) - len(early)]])
+    def predictions(self, piece: Piece) -> Tensor:
+        """Return the predictions of the steps of the next piece, (n,)."""
+        targets = piece.targets if self.waiting is None else torch.cat([self.waiting, piece.targets])
+        num_known = max(len(targets) - self.delay, 0)  # at the end of the piece: one more with every step of it
+        informed = self._informed(targets[:num_known])
+        early = np.full(len(piece.targets) - num_known + 1, self.current)  # steps before which none more is known
+        predictions = np.concatenate([early, informed])[:-1].astype(piece.targets.numpy().dtype)
+        self._keep(informed)
+        self.waiting = targets[num_known:]
+        if piece.is_last:
+            self._keep(self._informed(self.waiting))
+            self.waiting = None
+        return torch.from_numpy(predictions)
+
+    def _keep(self, informed: np.ndarray) -> None:
+        if len(informed):
+            self.current = informed[-1].item()
 
     @abstractmethod
-    def _after(self, classes: np.ndarray) -> np.ndarray:
-        """Return the predictions after each step if labels were not late, (T,)."""
+    def _informed(self, targets: Tensor) -> np.ndarray:
+        """Return the predictions after each of the next labels, (n,)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current prediction."""
-        return {"current": self.current}
+        """Return the current prediction, and the labels that wait."""
+        return {"current": self.current, "waiting": self.waiting}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.current = int(state_dict["current"])
+        self.current, waiting = state_dict["current"] + 0, state_dict["waiting"]
+        self.waiting = None if waiting is None else waiting.clone()
 
 
 class LastLabel(WithoutModel):
     """Predicts the latest known label ("persistence")."""
 
-    def _after(self, classes: np.ndarray) -> np.ndarray:
-        latest = np.maximum.accumulate(np.where(classes != IGNORED, np.arange(len(classes)), -1))
-        return np.where(latest < 0, self.current, classes[latest])
+    def _informed(self, targets: Tensor) -> np.ndarray:
+        latest = np.maximum.accumulate(np.where(is_labeled(targets).numpy(), np.arange(len(targets)), -1))
+        return np.where(latest < 0, self.current, targets.numpy()[latest] if len(targets) else 0)
 
 
 class MajorityClass(WithoutModel):
     """Predicts the most frequent class so far."""
 
-    def __init__(self, delay: int, num_classes: int) -> None:
-        super().__init__(delay, num_classes)
-        self.counts = np.zeros(num_classes, dtype=np.int64)
+    def __init__(self, delay: int, num_outputs: int) -> None:
+        super().__init__(delay, num_outputs)
+        self.counts = np.zeros(num_outputs, dtype=np.int64)
 
-    def _after(self, classes: np.ndarray) -> np.ndarray:
-        counts = self.counts + (classes[:, None] == np.arange(self.num_classes)).cumsum(0)
-        self.counts = counts[-1]
+    def _informed(self, targets: Tensor) -> np.ndarray:
+        counts = self.counts + (targets.numpy()[:, None] == np.arange(self.num_outputs)).cumsum(0)
+        self.counts = counts[-1] if len(counts) else self.counts
         return counts.argmax(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the current prediction and the counts of the classes."""
+        """Return the counts of the classes too."""
         return {**super().state_dict(), "counts": self.counts.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state_dict)
-        self.counts = np.array(state_dict["counts"], dtype=np.int64).reshape(self.num_classes)
+        self.counts = np.array(state_dict["counts"], dtype=np.int64).reshape(self.num_outputs)
+
+
+class MeanNumber(WithoutModel):
+    """Predicts the mean of all numbers so far."""
+
+    count, total = 0, 0.0
+
+    def _informed(self, targets: Tensor) -> np.ndarray:
+        known = is_labeled(targets).numpy()
+        counts = self.count + known.cumsum()
+        totals = np.concatenate([[self.total], np.where(known, targets.numpy(), 0.0)]).cumsum()[1:]
+        if len(counts):
+            self.count, self.total = int(counts[-1]), float(totals[-1])
+        return np.where(counts > 0, totals / np.maximum(counts, 1), 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return count and sum of the numbers too."""
+        return {**super().state_dict(), "count": self.count, "total": self.total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self.count, self.total = int(state_dict["count"]), float(state_dict["total"])
 
 
 class RiverSoftmax(Baseline):
@@ -105,38 +140,39 @@ class RiverSoftmax(Baseline):
         UserError: If River is not installed.
     """
 
-    def __init__(self, delay: int, num_classes: int) -> None:
-        super().__init__(delay, num_classes)
+    def __init__(self, delay: int, num_outputs: int) -> None:
+        super().__init__(delay, num_outputs)
         try:
             from river import linear_model, preprocessing
         except ImportError as error:
             raise UserError(f"baselines need River ({error}): pip install 'fptt[experiments]'") from error
         self.scaler, self.regression = preprocessing.StandardScaler(), linear_model.SoftmaxRegression()
         self.model = self.scaler | self.regression
-        self.waiting: deque[tuple[dict, int]] = deque()
+        self.waiting: deque[tuple[list[float], int]] = deque()
 
-    def predictions(self, signal: Tensor, classes: np.ndarray) -> np.ndarray:
-        """Return the predictions of all steps of the next recording, (T,); those without a label are not predicted."""
-        predictions = np.zeros(len(classes), dtype=np.int64)
-        for step, (row, label) in enumerate(zip(signal.tolist(), classes.tolist(), strict=True)):
-            x = dict(enumerate(row))
+    def predictions(self, piece: Piece) -> Tensor:
+        """Return the predictions of the steps of the next piece, (n,); those without a label are not predicted."""
+        predictions = torch.zeros(len(piece.targets), dtype=torch.long)
+        for step, (row, label) in enumerate(zip(piece.signal.tolist(), piece.targets.tolist(), strict=True)):
             if label != IGNORED:
-                predictions[step] = self.model.predict_one(x) or 0
-            self.waiting.append((x, label))
+                predictions[step] = self.model.predict_one(dict(enumerate(row))) or 0
+            self.waiting.append((row, label))
             self._learn(self.delay)
-        self._learn(0)
+        if piece.is_last:
+            self._learn(0)
         return predictions
 
     def _learn(self, num_waiting: int) -> None:
         while len(self.waiting) > num_waiting:
-            x, label = self.waiting.popleft()
+            row, label = self.waiting.popleft()
             if label != IGNORED:
-                self.model.learn_one(x, label)
+                self.model.learn_one(dict(enumerate(row)), label)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return moments and weights; the rate of River's optimizer is constant."""
+        """Return moments, weights and the steps that wait; the rate of River's optimizer is constant."""
         moments = {name: _plain(getattr(self.scaler, name)) for name in _MOMENTS}
-        return {**moments, "weights": {label: _plain(weights) for label, weights in self.regression.weights.items()}}
+        weights = {label: _plain(weights) for label, weights in self.regression.weights.items()}
+        return {**moments, "weights": weights, "waiting": list(self.waiting)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
@@ -144,6 +180,7 @@ class RiverSoftmax(Baseline):
             getattr(self.scaler, name).update(state_dict[name])
         for label, weights in state_dict["weights"].items():
             self.regression.weights[label].update(weights)
+        self.waiting = deque((list(row), label) for row, label in state_dict["waiting"])
 
 
 _MOMENTS = ("counts", "means", "vars")
@@ -152,3 +189,10 @@ _MOMENTS = ("counts", "means", "vars")
 def _plain(values: Mapping[Any, Any]) -> dict[int, float]:
     """Return numbers by feature, in their order, on which a sum depends."""
     return {feature: float(value) for feature, value in values.items()}
+
+
+BASELINES: dict[Kind, dict[str, type[Baseline]]] = {
+    "classes": {"last_label": LastLabel, "majority_class": MajorityClass},
+    "regression": {"last_label": LastLabel, "mean": MeanNumber},
+}
+"""Those that cost next to nothing, by what the targets are."""

@@ -1,12 +1,14 @@
 """Continuous recordings (HAPT), read one at a time, as long as there are any."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UnreadableError, UserError
+from fptt.experiments.streams.source import Kind, Piece
 from fptt.experiments.tasks.hapt import NUM_CLASSES, Recording, step_targets
 from fptt.experiments.tasks.loading import check_columns, floats, load_splits, reasons
 
@@ -24,27 +26,32 @@ class Recordings:
     """The recordings of a data set, one after another; going through them again reads them again.
 
     Args:
-        source: Hub id, or a local folder of Parquet files, with the columns signal and label.
-        split: Which of them: train, test, or all, train first.
-        limit: Stop after so many steps.
+        config: Its data, hub id or a local folder of Parquet files with the columns signal and label; its split,
+            train, test, or all, train first; and its limit of steps.
+        place: Where to begin: after a piece of an earlier process. None for the first recording.
 
     Raises:
-        UserError: If the data cannot be read.
+        UserError: If the data cannot be read, or are not those of the place.
     """
 
-    num_inputs, num_classes = 6, NUM_CLASSES
+    kind: Kind = "classes"
+    num_inputs, num_outputs, classes = 6, NUM_CLASSES, range(NUM_CLASSES)
 
-    def __init__(self, source: str | None, split: str, limit: int | None) -> None:
-        if source is None:
+    def __init__(self, config: StreamConfig, place: dict[str, Any] | None = None) -> None:
+        if config.data is None:
             raise UserError(
                 "the stream needs data: give --data FOLDER, Parquet files whose columns are signal (T × 6 numbers) and "
                 "label (T numbers, 0 for none or 1 to 12)."
             )
-        self.splits: dict[str, Any] = load_splits(source, SPLITS[split], streaming=True)
-        self.limit = limit
+        self.splits: dict[str, Any] = load_splits(config.data, SPLITS[config.split], streaming=True)
+        self.limit = config.limit
         for name, rows in self.splits.items():
             if rows.column_names is not None:  # some kinds of files do not name them
                 check_columns(rows, name, ("signal", "label"))
+        self.num_steps, digest = self.survey()
+        self.start = {"recordings": 0, "start": 0, "steps": 0, "digest": digest} if place is None else place
+        if self.start["digest"] != digest:
+            raise UserError(f"the labels in {config.data} are not those that the stream began with.")
 
     def survey(self) -> Survey:
         """Count the steps, by the labels alone.
@@ -75,6 +82,30 @@ class Recordings:
                 yield recording
                 if left == 0:
                     return
+
+    def pieces(self, length: int) -> Generator[Piece, None, None]:
+        """Return the pieces from `start` on; see `Source`."""
+        begin, steps = int(self.start["start"]), int(self.start["steps"])
+        for number, (signal, classes) in enumerate(self):
+            if number < self.start["recordings"]:
+                continue
+            for first in range(begin, len(signal), length):
+                part = slice(first, first + length)
+                is_last = part.stop >= len(signal)
+                steps += len(classes[part])
+                place = {
+                    "recordings": number + is_last,
+                    "start": 0 if is_last else part.stop,
+                    "steps": steps,
+                    "digest": self.start["digest"],
+                }
+                progress = steps / self.num_steps
+                yield Piece(signal[part], classes[part], self.classes, first == 0, is_last, place, progress)
+            begin = 0
+
+    def figures(self, place: dict[str, Any]) -> dict[str, Any]:
+        """Return the number of recordings that are complete."""
+        return {"recordings": place["recordings"]}
 
 
 def _readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:

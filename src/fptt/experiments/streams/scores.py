@@ -1,5 +1,6 @@
-"""Accuracy of the predictions of a stream: over all steps, and over the latest ones."""
+"""Metrics of the predictions of a stream: over all steps, and over the latest ones."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,14 +8,18 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from fptt.experiments.tasks.scores import IGNORED, ClassScore
+from fptt.experiments.streams.source import Kind, is_labeled
+from fptt.experiments.tasks.scores import ClassScore, RegressionScore
 
 ROLLING = "rolling.csv"
-"""The file of the rolling accuracies, which only the folder of a stream has."""
+"""The file of the rolling metrics, which only the folder of a stream has."""
+
+METRICS: dict[Kind, str] = {"classes": "accuracy", "regression": "mse"}
+"""The metric that is followed, by what the targets are."""
 
 
 class Rolling:
-    """The accuracy of the latest labeled steps.
+    """The mean of a metric over the latest labeled steps.
 
     Args:
         window: How many, at least, once there are as many; they come and go in pieces.
@@ -22,30 +27,30 @@ class Rolling:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self.pieces: deque[tuple[int, int]] = deque()
-        self.right = self.count = 0
+        self.pieces: deque[tuple[float, int]] = deque()
+        self.count = 0
 
-    def add(self, right: int, count: int) -> None:
-        """Add a piece: how many labeled steps it has, and how many of them were predicted right."""
-        self.pieces.append((right, count))
-        self.right, self.count = self.right + right, self.count + count
+    def add(self, total: float, count: int) -> None:
+        """Add a piece: how many labeled steps it has, and the sum of the metric over them."""
+        self.pieces.append((total, count))
+        self.count += count
         while self.count - self.pieces[0][1] >= self.window:
-            right, count = self.pieces.popleft()  # whole pieces: single steps would take memory of the window's size
-            self.right, self.count = self.right - right, self.count - count
+            self.count -= self.pieces.popleft()[1]  # whole pieces: single steps would take memory of the window's size
 
-    def state_dict(self) -> list[tuple[int, int]]:
+    def state_dict(self) -> list[tuple[float, int]]:
         """Return the pieces."""
         return list(self.pieces)
 
-    def load_state_dict(self, pieces: list[tuple[int, int]]) -> None:
+    def load_state_dict(self, pieces: list[tuple[float, int]]) -> None:
         """Restore what `state_dict` returned."""
-        self.pieces = deque((int(right), int(count)) for right, count in pieces)
-        self.right, self.count = (sum(numbers) for numbers in zip(*self.pieces, strict=True)) if pieces else (0, 0)
+        self.pieces = deque((total + 0, int(count)) for total, count in pieces)
+        self.count = sum(count for _, count in self.pieces)
 
     @property
-    def accuracy(self) -> float:
-        """The accuracy; NaN before the first labeled step."""
-        return self.right / self.count if self.count else float("nan")
+    def mean(self) -> float:
+        """The mean; NaN before the first labeled step."""
+        # an exact sum, which does not depend on what has come and gone: a resumed stream has the same
+        return math.fsum(total for total, _ in self.pieces) / self.count if self.count else float("nan")
 
 
 class StreamScores:
@@ -53,45 +58,53 @@ class StreamScores:
 
     Args:
         names: Of the learner and its baselines.
-        num_classes: C.
-        window: Labeled steps of the rolling accuracy.
+        kind: What the targets are.
+        num_outputs: C.
+        window: Labeled steps of the rolling metric.
 
     Attributes:
         steps, labels: Steps so far, and those of them that have a label.
-        rows: The rolling accuracies after each piece of the stream.
+        rows: The rolling metrics after each part of the stream.
     """
 
-    def __init__(self, names: Iterable[str], num_classes: int, window: int) -> None:
-        self.num_classes = num_classes
-        self.totals = {name: ClassScore(num_classes) for name in names}
+    def __init__(self, names: Iterable[str], kind: Kind, num_outputs: int, window: int) -> None:
+        self.kind: Kind = kind
+        self.num_outputs = num_outputs
+        self.totals = {name: ClassScore(num_outputs) if kind == "classes" else RegressionScore() for name in names}
         self.rolling = {name: Rolling(window) for name in self.totals}
         self.steps = self.labels = 0
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, predictions: Mapping[str, Tensor], classes: Tensor) -> None:
-        """Add the predictions of the next steps: outputs (n, C), or classes (n,); and what is right, (n,)."""
-        self.steps += len(classes)
-        is_labeled = classes != IGNORED
-        count = int(is_labeled.sum())
+    def add(self, predictions: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Add the predictions of the next steps, (n,): classes or numbers, and what is right, (n,)."""
+        self.steps += len(targets)
+        labeled = is_labeled(targets)
+        count = int(labeled.sum())
         if not count:
             return
         self.labels += count
+        targets = targets[labeled]
         for name, given in predictions.items():
-            outputs = given if given.dim() > 1 else functional.one_hot(given, self.num_classes).float()
-            self.totals[name].add(outputs, classes)
-            self.rolling[name].add(int((outputs.argmax(-1) == classes)[is_labeled].sum()), count)
-        accuracies = {name: round(rolling.accuracy, 6) for name, rolling in self.rolling.items()}
-        self.rows.append({"step": self.steps, **accuracies})
+            own, total = given[labeled], self.totals[name]
+            if isinstance(total, ClassScore):
+                total.add(functional.one_hot(own, self.num_outputs).float(), targets)
+                self.rolling[name].add(int((own == targets).sum()), count)
+            else:
+                total.add(own[:, None], targets[:, None])
+                self.rolling[name].add((own - targets).square().sum().item(), count)
+        means = {name: _rounded(rolling.mean, self.kind) for name, rolling in self.rolling.items()}
+        self.rows.append({"step": self.steps, **means})
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Return accuracy and macro-averaged F1 of each."""
-        return {
-            name: {key: total.metrics()[key] for key in ("accuracy", "macro_f1")} for name, total in self.totals.items()
-        }
+        """Return accuracy and macro-averaged F1 of each, or its mean squared error."""
+        metrics = {name: total.metrics() for name, total in self.totals.items()}
+        if self.kind == "regression":
+            return metrics
+        return {name: {key: own[key] for key in ("accuracy", "macro_f1")} for name, own in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything so far, as tensors and plain values."""
-        totals = {name: {"confusion": total.confusion, "entropy": total.entropy} for name, total in self.totals.items()}
+        totals = {name: dict(vars(total)) for name, total in self.totals.items()}
         rolling = {name: rolling.state_dict() for name, rolling in self.rolling.items()}
         return {"totals": totals, "rolling": rolling, "steps": self.steps, "labels": self.labels, "rows": self.rows}
 
@@ -99,8 +112,16 @@ class StreamScores:
         """Restore what `state_dict` returned."""
         for name, total in self.totals.items():
             saved = state_dict["totals"][name]
-            total.confusion.copy_(saved["confusion"].view_as(total.confusion))
-            total.entropy = float(saved["entropy"])
+            if isinstance(total, ClassScore):
+                total.confusion.copy_(saved["confusion"].view_as(total.confusion))
+                total.entropy = float(saved["entropy"])
+            else:
+                total.total, total.count = float(saved["total"]), int(saved["count"])
             self.rolling[name].load_state_dict(state_dict["rolling"][name])
         self.steps, self.labels = int(state_dict["steps"]), int(state_dict["labels"])
         self.rows = [dict(row) for row in state_dict["rows"]]
+
+
+def _rounded(value: float, kind: Kind) -> float:
+    """Return six decimals of an accuracy, six digits of an error."""
+    return round(value, 6) if kind == "classes" else float(f"{value:.6g}")

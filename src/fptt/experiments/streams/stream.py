@@ -2,9 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,29 @@ from fptt.experiments.process.errors import UnreadableError, UnwritableError, Us
 from fptt.experiments.process.files import replace_text, replaced
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.process.signals import Interruption
-from fptt.experiments.streams.baselines import Baseline, LastLabel, MajorityClass, RiverSoftmax
-from fptt.experiments.streams.learner import gathered, make_learner, predict_and_learn
+from fptt.experiments.streams.baselines import BASELINES, RiverSoftmax
+from fptt.experiments.streams.learner import StreamLearner
 from fptt.experiments.streams.recordings import Recordings
-from fptt.experiments.streams.scores import ROLLING, StreamScores
-from fptt.experiments.tasks.hapt import Recording
+from fptt.experiments.streams.scores import METRICS, ROLLING, StreamScores
+from fptt.experiments.streams.source import Piece, Source
+from fptt.experiments.streams.table import STANDARD_INPUT, Table
 from fptt.experiments.training.checkpoints import Checkpoints, load_field
 from fptt.experiments.training.folder import RunFolder
 
 STEPS_A_ROW = 1000
 WARM_UP = 0.1
 """Part of the stream after which memory should not grow any more."""
+WARM_UP_STEPS = 20_000
+"""The same, where the length of the stream is not known."""
 CPU = torch.device("cpu")
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------
 
 
 class StreamFolder:
-    """Summary, rolling accuracies, plot, the learner as it was at the end, and until then checkpoints."""
+    """Summary, rolling metrics, plot, the learner as it was at the end, and until then checkpoints."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,11 +86,16 @@ class StreamFolder:
         replace_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
 
 
-BASELINE_COLORS = {"last_label": "tab:green", "majority_class": "tab:gray", "river_softmax": "tab:orange"}
+BASELINE_COLORS = {
+    "last_label": "tab:green",
+    "majority_class": "tab:gray",
+    "mean": "tab:gray",
+    "river_softmax": "tab:orange",
+}
 
 
-def draw_rolling(rows: Sequence[Mapping[str, Any]], config: StreamConfig, path: Path) -> None:
-    """Draw the rolling accuracies of a learner and its baselines against the steps of the stream."""
+def draw_rolling(rows: Sequence[Mapping[str, Any]], config: StreamConfig, metric: str, path: Path) -> None:
+    """Draw the rolling metric of a learner and its baselines against the steps of the stream."""
     from fptt.experiments.training.plots import COLORS, plt, save_figure  # seconds of loading, and only here
 
     figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
@@ -97,7 +104,8 @@ def draw_rolling(rows: Sequence[Mapping[str, Any]], config: StreamConfig, path: 
         label = config.method.upper() if name == "learner" else name.replace("_", " ")
         color = COLORS[config.method] if name == "learner" else BASELINE_COLORS[name]
         axis.plot(steps, [row[name] for row in rows], color=color, linewidth=1.2, alpha=0.85, label=label)
-    axis.set(xlabel="steps", ylabel=f"accuracy of the last {config.window:,} labeled steps", ylim=(0, 1.02))
+    axis.set(xlabel="steps", ylabel=f"{metric} of the last {config.window:,} labeled steps")
+    axis.set_ylim(0, 1.02 if metric == "accuracy" else None)
     axis.set_title(f"{config.task}, labels {config.delay} steps late, chunks of {config.chunk_length}")
     axis.grid(alpha=0.25)
     axis.legend()
@@ -108,95 +116,115 @@ def draw_rolling(rows: Sequence[Mapping[str, Any]], config: StreamConfig, path: 
 
 
 class Streaming:
-    """A learner and its baselines on their way through the recordings of a config.
+    """A learner and its baselines on their way through the stream of a config.
+
+    Args:
+        config: The stream and the learner.
+        folder: Where to write.
+        place: Where the stream begins: after a piece of an earlier process. None for its beginning.
+        next_rows: Standard input has only what comes after that place.
 
     Attributes:
-        num_recordings: Recordings completed.
-        start: The next step of the current recording.
-        given: The predictions of the baselines for all of that recording; empty before it.
+        pending: The predictions and targets of the steps that are not scored yet, fewer than a row's.
     """
 
-    def __init__(self, config: StreamConfig, folder: StreamFolder) -> None:
+    def __init__(
+        self,
+        config: StreamConfig,
+        folder: StreamFolder,
+        place: dict[str, Any] | None = None,
+        *,
+        next_rows: bool = False,
+    ) -> None:
+        _check_options(config)
         prepare_process(config.threads)
         self.config, self.folder = config, folder
-        self.recordings = Recordings(config.data, config.split, config.limit)
-        self.num_steps, self.digest = self.recordings.survey()
-        num_classes = self.recordings.num_classes
-        self.learner = make_learner(config, self.recordings.num_inputs, num_classes)
-        kinds: dict[str, type[Baseline]] = {"last_label": LastLabel, "majority_class": MajorityClass}
-        kinds |= {"river_softmax": RiverSoftmax} if config.baselines else {}
-        self.baselines = {name: kind(config.delay, num_classes) for name, kind in kinds.items()}
-        self.scores = StreamScores(["learner", *kinds], num_classes, config.window)
-        self.num_recordings = self.start = 0
-        self.given: dict[str, Tensor] = {}
+        self.source: Source = (
+            Recordings(config, place) if config.task == "hapt" else Table(config, place, next_rows=next_rows)
+        )
+        kind, num_outputs = self.source.kind, self.source.num_outputs
+        self.metric = METRICS[kind]
+        self.learner = StreamLearner(config, self.source)
+        kinds = dict(BASELINES[kind])
+        if config.baselines:
+            if kind == "regression":
+                raise UserError("baselines are of classes, got a regression.")
+            kinds["river_softmax"] = RiverSoftmax
+        self.baselines = {name: baseline(config.delay, num_outputs) for name, baseline in kinds.items()}
+        self.scores = StreamScores(["learner", *kinds], kind, num_outputs, config.window)
+        self.place = self.source.start
+        self.pending: list[dict[str, Tensor]] = []
         self.environment, self.clock, self.seconds = environment(CPU), Clock(CPU), 0.0
         self.interruption = Interruption()
         self.memory: MemoryMeter | None = None
         self.began_at = self.saved_at = 0
+        self.pieces: Generator[Piece, None, None] | None = None
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self, console: Console) -> None:
-        """Go through all recordings that are left."""
-        with closing(make_display(console)) as display, self.interruption:
-            for recording in islice(self._read(), self.num_recordings, None):
-                for _ in self._go_through(recording):
-                    display.show(self.scores.steps / self.num_steps, self._progress())
+        """Go through all that is left of the stream."""
+        progress = 0.0
+        with closing(make_display(console)) as display, self.interruption, closing(self._read()) as pieces:
+            for piece in pieces:
+                self._go_through(piece)
+                self.place, progress = piece.place, piece.progress
+                is_row = piece.is_last or sum(len(own["targets"]) for own in self.pending) >= STEPS_A_ROW
+                if is_row:
+                    self._score()
+                    display.show(progress, self._progress())
+                if is_row or self.interruption.is_asked:
                     self._save_if_due()
                     self._watch_memory()
-                self.num_recordings, self.start, self.given = self.num_recordings + 1, 0, {}
             display.epoch(1.0, self._progress())
         if self.memory is not None:
             self.memory.stop()
 
-    def _read(self) -> Iterator[Recording]:
-        """Read the recordings; if one cannot be read any more, save what was learned from those before."""
-        try:
-            yield from self.recordings
-        except UnreadableError:
-            self.save()
-            raise
+    def _read(self) -> Generator[Piece, None, None]:
+        """Read the pieces; if nothing can be read any more, or will not be, save what was learned from those before."""
+        with closing(self.pieces or self.source.pieces(self.config.chunk_length)) as pieces:
+            while True:
+                try:
+                    with self.interruption.waiting():
+                        piece = next(pieces, None)
+                except (UnreadableError, KeyboardInterrupt):
+                    self.save()
+                    raise
+                if piece is None:
+                    return
+                yield piece
 
-    def _go_through(self, recording: Recording) -> Iterator[None]:
-        """Answer and learn a recording, and count what is right; pause every thousand steps."""
-        self.given = self.given or self._predictions(recording)
-        outputs = predict_and_learn(self.learner, recording, self.config, self.start)
-        for piece in gathered(self._timed(outputs), STEPS_A_ROW):
-            part = slice(self.start, self.start + len(piece))
-            predictions = {"learner": piece, **{name: own[part] for name, own in self.given.items()}}
-            self.scores.add(predictions, recording.classes[part])
-            self.start = part.stop
-            yield
+    def _go_through(self, piece: Piece) -> None:
+        """Predict and learn a piece."""
+        given = {name: baseline.predictions(piece) for name, baseline in self.baselines.items()}
+        start = self.clock.now()
+        predictions = self.learner.step(piece)
+        self.seconds += self.clock.now() - start  # of the learner alone: those of the others are not its own
+        self.pending.append({"learner": predictions, **given, "targets": piece.targets})
 
-    def _predictions(self, recording: Recording) -> dict[str, Tensor]:
-        """Return the predictions of the baselines for all steps of a recording, (T,) each."""
-        classes = recording.classes.numpy()
-        predictions = {
-            name: baseline.predictions(recording.signal, classes) for name, baseline in self.baselines.items()
-        }
-        return {name: torch.from_numpy(own) for name, own in predictions.items()}
-
-    def _timed(self, outputs: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Add up the seconds of the learner alone: those of the baselines and of reading are not its own."""
-        while True:
-            start = self.clock.now()
-            output = next(outputs, None)
-            self.seconds += self.clock.now() - start
-            if output is None:
-                return
-            yield output
+    def _score(self) -> None:
+        """Count what is right of the steps that are not scored yet."""
+        if self.pending:
+            pending = {name: torch.cat([own[name] for own in self.pending]) for name in self.pending[0]}
+            targets = pending.pop("targets")
+            self.scores.add(pending, targets)
+            self.pending = []
 
     def _watch_memory(self) -> None:
         # a stream is endless: memory that still grows after the warm-up would end it some day
-        if self.memory is None and self.scores.steps - self.began_at >= WARM_UP * self.num_steps:
+        num_steps = self.source.num_steps
+        warm_up = WARM_UP_STEPS if num_steps is None else WARM_UP * num_steps
+        if self.memory is None and self.scores.steps - self.began_at >= warm_up:
             self.memory = MemoryMeter(CPU)
             self.memory.start()
 
     def _progress(self) -> str:
         scores = self.scores
         speed = scores.steps / max(self.seconds, 1e-9)
-        rolling = "  ".join(f"{name} {rolling.accuracy:.4f}" for name, rolling in scores.rolling.items())
-        return f"{scores.steps:,} steps  {speed:,.0f} steps/s  accuracy of the last {self.config.window:,}: {rolling}"
+        rolling = "  ".join(f"{name} {rolling.mean:.4g}" for name, rolling in scores.rolling.items())
+        return (
+            f"{scores.steps:,} steps  {speed:,.0f} steps/s  {self.metric} of the last {self.config.window:,}: {rolling}"
+        )
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -218,17 +246,17 @@ class Streaming:
             "command": "stream",
             "version": CHECKPOINT_VERSION,
             "config": self.config.to_dict(),
-            "data": self.digest,
             "learner": self.learner.state_dict(),
             "baselines": {name: baseline.state_dict() for name, baseline in self.baselines.items()},
             "scores": self.scores.state_dict(),
-            "place": {"recordings": self.num_recordings, "start": self.start, "given": self.given},
+            "place": self.place,
+            "pending": list(self.pending),
             "seconds": self.seconds,
             "random": RandomState.capture(CPU, include_others=True).state_dict(),
         }
 
     @classmethod
-    def of(cls, state: dict[str, Any], folder: StreamFolder) -> "Streaming":
+    def of(cls, state: dict[str, Any], folder: StreamFolder, *, next_rows: bool = False) -> "Streaming":
         """Return the stream whose `state_dict` this is, at its place.
 
         Raises:
@@ -240,9 +268,10 @@ class Streaming:
                 f"the checkpoint in {folder.path} must be of a stream, version {CHECKPOINT_VERSION}, got "
                 f"{state.get('command', 'a run of fptt train')}, version {state.get('version')!r}."
             )
-        streaming = cls(load_field(state, "config", lambda values: StreamConfig(**values)), folder)
-        if load_field(state, "data", str) != streaming.digest:
-            raise UserError(f"the labels in {streaming.config.data} are not those that the stream began with.")
+        config = load_field(state, "config", lambda values: StreamConfig(**values))
+        if next_rows and config.data != STANDARD_INPUT:
+            raise UserError(f"next_rows are those of standard input, got a stream of {config.data}.")
+        streaming = load_field(state, "place", lambda place: cls(config, folder, dict(place), next_rows=next_rows))
         streaming.load_state_dict(state)
         return streaming
 
@@ -252,25 +281,22 @@ class Streaming:
             load_field(state, "baselines", lambda saved, name=name, own=baseline: own.load_state_dict(saved[name]))
         load_field(state, "learner", self.learner.load_state_dict)
         load_field(state, "scores", self.scores.load_state_dict)
-        load_field(state, "place", self._load_place)
+        self.pending = load_field(state, "pending", lambda saved: [dict(own) for own in saved])
         self.seconds = load_field(state, "seconds", float)
         load_field(state, "random", lambda saved: RandomState.from_state_dict(saved, CPU).restore())
         self.began_at = self.saved_at = self.scores.steps
-
-    def _load_place(self, place: dict[str, Any]) -> None:
-        self.num_recordings, self.start = int(place["recordings"]), int(place["start"])
-        self.given = dict(place["given"])
-        if self.given and self.given.keys() != self.baselines.keys():
-            raise ValueError(f"there are predictions of {', '.join(self.given)}")
+        # last of all: what standard input has can be read once
+        self.pieces = load_field(state, "place", lambda _: self.source.pieces(self.config.chunk_length))
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def finish(self, status: str) -> dict[str, Any]:
-        """Write summary, rolling accuracies, plot and learner, and return the summary."""
+        """Write summary, rolling metrics, plot and learner, and return the summary."""
+        self._score()
         summary = self.summary(status)
-        self.folder.write(summary, self.scores.rows, self.learner.state_dict())
+        self.folder.write(summary, self.scores.rows, self.learner.learner.state_dict())
         if self.scores.rows:
-            draw_rolling(self.scores.rows, self.config, self.folder.plot_file)
+            draw_rolling(self.scores.rows, self.config, self.metric, self.folder.plot_file)
         if status == "finished":
             self.folder.checkpoints.remove()
         return summary
@@ -284,15 +310,15 @@ class Streaming:
             **metrics.pop("learner"),
             "baselines": metrics,
             "status": status,
-            "recordings": self.num_recordings,
+            **self.source.figures(self.place),
             "steps": scores.steps,
             "labeled_steps": scores.labels,
-            "updates": self.learner.method.updates,
+            "updates": self.learner.learner.method.updates,
             "seconds": round(self.seconds, 3),
             "seconds_clock": self.clock.kind,
             "steps_per_second": round(scores.steps / max(self.seconds, 1e-9), 1),
             **self._memory_growth(),
-            "num_parameters": sum(param.numel() for param in self.learner.method.model.parameters()),
+            "num_parameters": sum(param.numel() for param in self.learner.learner.method.model.parameters()),
             **self.environment,
         }
 
@@ -303,6 +329,24 @@ class Streaming:
         before, peak = self.memory.before, self.memory.peak
         growth = round(100 * (peak / before - 1), 2)
         return {"warm_memory_bytes": before, "peak_memory_bytes": peak, "memory_growth_percent": growth}
+
+
+OPTIONS = {
+    "hapt": ("split",),
+    "table": ("target", "inputs", "time", "missing", "kind", "max_classes"),
+}
+"""Options that only one task has."""
+
+
+def _check_options(config: StreamConfig) -> None:
+    """Raise UserError if an option, or a file, is of the other task."""
+    for task, names in OPTIONS.items():
+        for name in names:
+            if task != config.task and getattr(config, name) != getattr(StreamConfig, name):
+                raise UserError(f"{name} belongs to the task {task!r}, got it with the task {config.task!r}.")
+    data = config.data
+    if config.task == "hapt" and data is not None and (data == STANDARD_INPUT or Path(data).expanduser().is_file()):
+        raise UserError(f"data {data!r} is a table: give --task table with it.")
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -317,22 +361,27 @@ def stream(config: StreamConfig, folder: StreamFolder, console: Console, *, over
     Raises:
         UserError: If data or settings are not usable, or the learning diverges.
     """
+    streaming = Streaming(config, folder)
     with _hint_at_resuming(folder):
-        streaming = Streaming(config, folder)
         folder.create(overwrite=overwrite)
         streaming.save()
         return _to_the_end(streaming, console)
 
 
-def resume(folder: StreamFolder, console: Console) -> dict[str, Any]:
+def resume(folder: StreamFolder, console: Console, *, next_rows: bool = False) -> dict[str, Any]:
     """Resume the stream in a folder from its checkpoint, and return the summary; see `stream`.
+
+    Args:
+        folder: Where its checkpoints are.
+        console: Where to print.
+        next_rows: Standard input has the next rows alone, and not those again that were learned from.
 
     Raises:
         UserError: If there is no checkpoint, or it is damaged or of other data; see also `stream`.
     """
     with _hint_at_resuming(folder):
         streaming = folder.checkpoints.restore(
-            lambda state: Streaming.of(state, folder), lambda text: say(console, text)
+            lambda state: Streaming.of(state, folder, next_rows=next_rows), lambda text: say(console, text)
         )
         return _to_the_end(streaming, console)
 
@@ -356,9 +405,13 @@ def _to_the_end(streaming: Streaming, console: Console) -> dict[str, Any]:
     except KeyboardInterrupt:
         status = "interrupted"
         folder = streaming.folder
+        again = ""
+        if streaming.config.data == STANDARD_INPUT:
+            count = streaming.place["rows"]
+            again = f", and the same rows again; or with --next-rows those after the first {count:,}"
         say(
             console,
-            f"interrupted; completing {folder.path} (again to stop at once)\nto resume: {folder.resume_command}",
+            f"interrupted; completing {folder.path} (again to stop at once)\nto resume: {folder.resume_command}{again}",
         )
         raise
     except UnwritableError:

@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, from_numpy
 from torch.utils.data import TensorDataset
 
-from fptt.experiments.configs.config import Setting
+from fptt.experiments.configs.config import DataSetting, Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import PaddedSamples
 from fptt.experiments.tasks.loading import channel_statistics, spread
@@ -27,7 +28,9 @@ SHOWN_NAMES = 8
 
 
 def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
-    """Load a file or a folder of sequences.
+    """Load a file or a folder of sequences, or return what was loaded last, if it is the same.
+
+    The command line asks for T, for a first K, before the run asks for the data.
 
     What the data lack of validation and test, 15 % each, is taken from training at random, by a seed that all runs
     share: whole groups with `setting.group`, else as many of every class as training has. Inputs, and the targets of a
@@ -37,6 +40,26 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     Raises:
         UserError: If the data cannot be read, or are not such sequences.
     """
+    key = (*_files(setting), *(getattr(setting, field.name) for field in fields(DataSetting) if field.name != "data"))
+    if key not in _last:
+        task = _load(setting)
+        _last.clear()
+        _last[key] = task
+    return _last[key]
+
+
+_last: dict[tuple, Task] = {}
+
+
+def _files(setting: Setting) -> list[tuple[str, int, int]]:
+    """Return the files of the data with their sizes and times, by which a change is noticed."""
+    path = Path(setting.data or "").expanduser().resolve()
+    found = [path, *(sorted(path.iterdir()) if path.is_dir() and setting.data else [])]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.exists()]
+
+
+def _load(setting: Setting) -> Task:
+    """Load a file or a folder of sequences; see `load`."""
     parts = split(_read(setting), setting)
     kind = setting.kind or _kind(parts)
     per_step = any(part.has_step_targets for part in parts.values())

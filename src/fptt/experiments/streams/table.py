@@ -1,0 +1,414 @@
+"""Rows of a table, read one after another: of a CSV or Parquet file, or of standard input, which may have no end."""
+
+import csv
+import hashlib
+import math
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from datetime import UTC, date, datetime, time
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fptt.experiments.configs.config import StreamConfig
+from fptt.experiments.process.errors import UnreadableError, UserError, one_line
+from fptt.experiments.streams.source import Kind, Piece
+from fptt.experiments.tasks.scores import IGNORED
+
+STANDARD_INPUT = "-"
+SUFFIXES = (".csv", ".parquet")
+LOOKED_AT = 1000
+"""Rows at the beginning that tell whether the target is a class or a number."""
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+class Table:
+    """The rows of a table as a stream that is one recording: each is read when it is needed, and forgotten.
+
+    Classes are numbered as they come: what comes later is not known. A number that is missing among the inputs is a
+    gap; a target that is missing is no label.
+
+    Args:
+        config: Its data, columns, `missing`, kind and limit.
+        place: Where to begin: after a piece of an earlier process. None for the first row.
+        next_rows: The data have only what comes after that place, and not the rows before it again.
+
+    Raises:
+        UserError: If it cannot be read, has no rows, or lacks a column.
+    """
+
+    num_steps = None
+
+    def __init__(self, config: StreamConfig, place: dict[str, Any] | None = None, *, next_rows: bool = False) -> None:
+        if config.data is None:
+            raise UserError(
+                f"a table needs data: give --data FILE ({' or '.join(SUFFIXES)}), or - for rows of CSV from standard "
+                "input."
+            )
+        self.config, self.next_rows = config, next_rows
+        self.source = "standard input" if config.data == STANDARD_INPUT else repr(config.data)
+        self.opened: Rows | None = None
+        if place is None:
+            rows = _rows(config.data, self.source)
+            if config.data == STANDARD_INPUT:  # which comes once
+                place, looked_at = self._begun(rows)
+                self.opened = rows._replace(values=_continued(looked_at, rows.values))
+            else:
+                with closing(rows.values):
+                    place, _ = self._begun(rows)
+        self.start = place
+        self.kind: Kind = place["kind"]
+        self.num_inputs = len(place["columns"]["inputs"])
+        self.num_outputs = config.max_classes if self.kind == "classes" else 1
+        self.classes = () if self.kind == "classes" else None  # none is known from the start
+
+    def _begun(self, rows: "Rows") -> tuple[dict[str, Any], list[Sequence[Any]]]:
+        """Return the place before the first row, and the rows that were looked at to tell it."""
+        inputs, target, times = self._columns(rows.names)
+        looked_at = list(islice(rows.values, 1 if self.config.kind else LOOKED_AT))
+        if not looked_at:
+            raise UserError(f"data {self.source} must have rows, got none.")
+        where = rows.names.index(target)
+        kind = self.config.kind or self._kind([row[where] for row in looked_at if len(row) > where], target)
+        place = {
+            "rows": 0,
+            "digest": "",
+            "columns": {"inputs": inputs, "target": target, "time": times},
+            "kind": kind,
+            "labels": [],
+            "held": [math.nan] * len(inputs),
+            "time": -math.inf,
+            "gaps": 0,
+            "skipped": 0,
+            "steps": 0,
+        }
+        return place, looked_at
+
+    def figures(self, place: dict[str, Any]) -> dict[str, Any]:
+        """Return the numbers of rows and gaps, and the classes in the order in which they came."""
+        classes = {"classes": [str(label) for label in place["labels"]]} if self.kind == "classes" else {}
+        return {"rows": place["rows"], "gaps": place["gaps"], "skipped_rows": place["skipped"], **classes}
+
+    # -- columns -----------------------------------------------------------------------------------------------------
+
+    def _columns(self, names: list[str]) -> tuple[list[str], str, str | None]:
+        """Return the names of the inputs, of the target and of the time."""
+        config = self.config
+        target, times = config.target or "target", config.time or ("time" if "time" in names else None)
+        given = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
+        inputs = given or [name for name in names if name not in (target, times)]
+        self._check_columns(names, [*inputs, target, *([] if times is None else [times])])
+        if not inputs:
+            raise UserError(f"{self.source} must have a column of inputs beside {', '.join(map(repr, names))}.")
+        if target in inputs:
+            raise UserError(f"the target {target!r} of {self.source} must not be one of the inputs.")
+        return inputs, target, times
+
+    def _check_columns(self, names: list[str], needed: Iterable[str]) -> None:
+        for name in needed:
+            if names.count(name) != 1:
+                got = "two of them" if name in names else ", ".join(map(str, names)) or "none"
+                raise UserError(f"{self.source} must have the column {name!r}, got {got}.")
+
+    def _kind(self, targets: list[Any], column: str) -> Kind:
+        """Return what the first targets are: numbers with fractions, or classes."""
+        values = [value for value in targets if not _is_missing(value)]
+        if not values:
+            raise UserError(
+                f"{self.source} must have a value of {column!r} in one of its first {LOOKED_AT:,} rows, got none: say "
+                "by --kind whether they are classes or regression."
+            )
+        numbers = [number for number in map(_as_number, values) if number is not None and math.isfinite(number)]
+        # most of them: then what is not a number is a slip, and no class
+        is_measured = 2 * len(numbers) > len(values) and any(number % 1 for number in numbers)
+        return "regression" if is_measured else "classes"
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def pieces(self, length: int) -> Generator[Piece, None, None]:
+        """Return the pieces from `start` on; see `Source`."""
+        rows = self.opened or _rows(str(self.config.data), self.source)
+        with ExitStack() as stack:
+            stack.enter_context(closing(rows.values))
+            columns = self.start["columns"]
+            needed = [*columns["inputs"], columns["target"], *([columns["time"]] if columns["time"] else [])]
+            self._check_columns(rows.names, needed)
+            digest = self._digest(rows)
+            stack.pop_all()  # they are not read yet
+        return self._parsed(rows, digest, length)
+
+    def _digest(self, rows: "Rows") -> Any:
+        """Read the rows before `start`, and return their digest, to which those that follow are added."""
+        start, count, digest = self.start, 0, hashlib.sha256()
+        if self.next_rows:
+            digest.update(start["digest"].encode())  # other rows than those of the place: no replay of them fits
+        elif start["rows"]:
+            for row in islice(rows.values, start["rows"]):
+                digest.update(repr(row).encode())
+                count += 1
+            if digest.hexdigest() != start["digest"]:
+                raise UserError(
+                    f"the first {start['rows']:,} rows of {self.source} must be those that the stream began with, got "
+                    + (f"{count:,} rows." if count < start["rows"] else "others.")
+                )
+        return digest
+
+    def _parsed(self, rows: "Rows", digest: Any, length: int) -> Generator[Piece, None, None]:
+        """Yield the pieces of the rows that are left."""
+        number = 0 if self.next_rows else self.start["rows"]
+        place, limit = dict(self.start), self.config.limit
+        columns = place["columns"]
+        where = [rows.names.index(name) for name in columns["inputs"]]
+        target_at = rows.names.index(columns["target"])
+        time_at = None if columns["time"] is None else rows.names.index(columns["time"])
+        numbers = {label: count for count, label in enumerate(place["labels"])}
+        is_first, signal, targets, has_ended = place["steps"] == 0, [], [], False
+
+        def piece(*, is_last: bool) -> Piece:
+            kept = {**place, "digest": digest.hexdigest(), "labels": list(numbers), "held": list(place["held"])}
+            return Piece(
+                torch.tensor(signal, dtype=torch.float32).view(-1, self.num_inputs),
+                torch.tensor(targets, dtype=torch.float64 if self.kind == "regression" else torch.long),
+                list(numbers),
+                is_first,
+                is_last,
+                kept,
+                max(rows.progress(), place["steps"] / limit if limit else 0.0),
+            )
+
+        with closing(rows.values):
+            while limit is None or place["steps"] < limit:
+                row = next(rows.values, None)
+                if row is None:
+                    has_ended = True
+                    break
+                number += 1
+                digest.update(repr(row).encode())
+                place["rows"] += 1
+                if len(row) != len(rows.names):
+                    raise UnreadableError(
+                        f"{self.source} must have {len(rows.names)} values in every row, as in its first line, got "
+                        f"{len(row)} in row {number}."
+                    )
+                if time_at is not None:
+                    now = self._time(row[time_at], number)
+                    if now < place["time"]:
+                        raise UnreadableError(
+                            f"{self.source} must have rows in the order of {columns['time']!r}, got {row[time_at]!r} "
+                            f"after a later one in row {number}."
+                        )
+                    place["time"] = now
+                values = [self._number(row[at], number, rows.names[at]) for at in where]
+                gaps = [at for at, value in enumerate(values) if math.isnan(value)]
+                if gaps:
+                    place["gaps"] += len(gaps)
+                    if self.config.missing == "error":
+                        raise UnreadableError(
+                            f"{self.source} must hold numbers in column {columns['inputs'][gaps[0]]!r}, got none in "
+                            f"row {number}; gaps are taken by --missing hold or skip."
+                        )
+                    values = [place["held"][at] if at in gaps else value for at, value in enumerate(values)]
+                place["held"] = values
+                if gaps and (self.config.missing == "skip" or any(map(math.isnan, values))):  # nothing to hold yet
+                    place["skipped"] += 1
+                    continue
+                targets.append(self._target(row[target_at], number, numbers))
+                signal.append(values)
+                place["steps"] += 1
+                if len(signal) == length:
+                    yield piece(is_last=False)
+                    is_first, signal, targets = False, [], []
+            # of no steps, if a chunk was just full: the last labels are known only now
+            yield piece(is_last=True)
+            if has_ended and self.kind == "classes" and len(numbers) < 2:
+                raise UserError(
+                    f"{self.source} must hold at least two classes in column {columns['target']!r}, got "
+                    f"{', '.join(map(str, numbers)) or 'none'} alone in {place['rows']:,} rows."
+                )
+
+    def _number(self, value: Any, row: int, column: str) -> float:
+        """Return an input, NaN for a gap."""
+        number = math.nan if _is_missing(value) else _as_number(value)
+        if number is None or abs(number) > LARGEST:
+            raise UnreadableError(
+                f"{self.source} must hold numbers in column {column!r}, got {value!r:.60} in row {row}."
+            )
+        return number
+
+    def _time(self, value: Any, row: int) -> float:
+        """Return a number, or a date as seconds."""
+        number = None if _is_missing(value) else _as_number(value)
+        if number is None or not math.isfinite(number):
+            number = _seconds(value)
+        if number is None:
+            got = "none" if _is_missing(value) else f"{value!r:.60}"
+            raise UnreadableError(
+                f"{self.source} must hold numbers or dates as 2026-01-31 in column {self.start['columns']['time']!r}, "
+                f"got {got} in row {row}."
+            )
+        return number
+
+    def _target(self, value: Any, row: int, numbers: dict[Any, int]) -> float | int:
+        """Return a number, or the number of a class, which a new one is given."""
+        column = self.start["columns"]["target"]
+        if self.kind == "regression":
+            return self._number(value, row, column)
+        if _is_missing(value):
+            return IGNORED
+        label = _label(value)
+        if label is None:
+            raise UnreadableError(
+                f"{self.source} must hold classes, text or whole numbers, in column {column!r}, got {value!r:.60} in "
+                f"row {row}; numbers are of --kind regression."
+            )
+        if label not in numbers and len(numbers) == self.num_outputs:
+            raise UnreadableError(
+                f"{self.source} must hold at most {self.num_outputs} classes (--max-classes) in column {column!r}, got "
+                f"another, {value!r:.60}, in row {row}; numbers are of --kind regression."
+            )
+        return numbers.setdefault(label, len(numbers))
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _as_number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _label(value: Any) -> str | int | None:
+    """Return a class: a whole number, or text; None of a number with a fraction."""
+    number = None if isinstance(value, bool) else _as_number(value)
+    if number is None or not math.isfinite(number):
+        return str(value)
+    return None if number % 1 else int(number)
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a date, or its text in the form of ISO 8601, as seconds; without a zone it is in UTC."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time())
+    if not isinstance(moment, datetime):
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+class Rows(NamedTuple):
+    """The rows of a table, each read when it is asked for.
+
+    Attributes:
+        names: Of the columns.
+        values: The values of each row.
+        progress: Returns the part that has been read; 0 without a known end.
+    """
+
+    names: list[str]
+    values: Generator[Sequence[Any], None, None]
+    progress: Callable[[], float]
+
+
+def _rows(data: str, source: str) -> Rows:
+    """Open a table.
+
+    Raises:
+        UserError: If it is none.
+    """
+    path = Path(data).expanduser()
+    if data == STANDARD_INPUT:
+        return _csv_rows(nullcontext(sys.stdin.buffer), 0, source)
+    if not path.exists():
+        raise UserError(f"data {source} does not exist.")
+    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+        got = "a folder" if path.is_dir() else repr(path.suffix)
+        raise UserError(f"data {source} must be a file of the kinds {', '.join(SUFFIXES)}, or - for CSV, got {got}.")
+    size = path.stat().st_size
+    if not size:
+        raise UserError(f"data {source} is empty.")
+    if path.suffix.lower() == ".parquet":
+        return _parquet_rows(path, source)
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise UserError(f"data {source} cannot be read: {error.strerror}.") from error
+    return _csv_rows(opened, size, source)
+
+
+def _continued(first: Iterable[Sequence[Any]], values: Iterable[Sequence[Any]]) -> Generator[Sequence[Any], None, None]:
+    """Yield the first rows, which have been read already, and then those that follow."""
+    yield from first
+    yield from values
+
+
+def _csv_rows(opened: AbstractContextManager[Iterable[bytes]], size: int, source: str) -> Rows:
+    """Return the rows of CSV with a header; empty lines are none."""
+    num_bytes = number = 0
+
+    def texts(lines: Iterable[bytes]) -> Iterator[str]:
+        nonlocal num_bytes
+        for line in lines:
+            text = line.decode("utf-8" if num_bytes else "utf-8-sig")
+            num_bytes += len(line)
+            yield text
+
+    def values() -> Generator[list[str], None, None]:
+        nonlocal number
+        try:
+            with opened as lines:
+                for row in csv.reader(texts(lines)):
+                    if row:
+                        yield row
+                        number += 1  # the header is row 0
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            where = f"after row {number - 1}" if number > 1 else "at its beginning"
+            reason = "it is no text" if isinstance(error, UnicodeDecodeError) else one_line(error).rstrip(".")
+            raise UnreadableError(f"data {source} cannot be read {where}: {reason}.") from error
+
+    rows = values()
+    names = next(rows, None)  # an error ends it, and closes the file
+    if names is None:
+        raise UserError(f"data {source} must have a line with the names of its columns, got nothing.")
+    return Rows(names, rows, lambda: num_bytes / size if size else 0.0)
+
+
+def _parquet_rows(path: Path, source: str) -> Rows:
+    """Return the rows of a Parquet file, a thousand in memory at a time."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    number = 0
+
+    def values() -> Generator[tuple[Any, ...], None, None]:
+        nonlocal number
+        try:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    number += 1
+                    yield row
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UnreadableError(f"data {source} cannot be read after row {number}: {one_line(error)}.") from error
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"data {source} cannot be read: {one_line(error).rstrip('.')}.") from error
+    num_rows = max(file.metadata.num_rows, 1)
+    return Rows(list(file.schema_arrow.names), values(), lambda: number / num_rows)
