@@ -276,6 +276,21 @@ def test_a_model_runs_it_and_has_the_numbers_of_torch(cell: str, batch_first: bo
 
 
 @every_layer
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_read_out_of_the_last_step_only(cell: str, batch_first: bool) -> None:
+    model = models.CELLS[cell](3, 32, 5, num_layers=2, last_only=True, batch_first=batch_first)
+    inputs = torch.randn(4, 6, 3)
+    results = []
+    for expected in ("native", "torch"):
+        assert model.kernel_for(inputs) == expected
+        outputs, _ = model(inputs)
+        assert outputs.shape == ((4, 1, 5) if batch_first else (1, 6, 5))
+        results.append([outputs, *torch.autograd.grad(outputs.square().sum(), list(model.parameters()))])
+        model.rnn.register_forward_hook(lambda *_: None)
+    assert_close(results[0], results[1], 1e-5)
+
+
+@every_layer
 def test_dropout_between_layers(cell: str) -> None:
     model = models.CELLS[cell](3, 32, num_layers=2, dropout=0.999999)
     assert model.kernel_for(torch.zeros(2, 1, 3)) == "native"

@@ -105,7 +105,10 @@ class _Job(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("steps", "batch", "inputs", "hidden", "threads")),
         *((name, ctypes.c_void_p) for name in ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-        *((name, ctypes.c_void_p) for name in ("first_hidden", "first_memory", "outputs", "last_hidden", "last_memory")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("first_hidden", "first_memory", "outputs", "last_hidden", "last_memory")
+        ),
         *((name, ctypes.c_void_p) for name in ("saved", "to_outputs", "to_hidden", "to_memory")),
         *((f"from_{name}", ctypes.c_void_p) for name in ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh")),
         *((f"from_{name}", ctypes.c_void_p) for name in ("hidden", "memory")),
