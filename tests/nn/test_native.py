@@ -114,6 +114,20 @@ def test_autocast_rounds_the_factors_of_products_and_nothing_else(cell: str, as_
 
 
 @in_bfloat16
+@every_layer
+def test_gradients_of_weights_under_autocast_are_not_rounded(cell: str) -> None:
+    # many rows and steps, odd in number, so that the sum over them comes in parts that are filled up with zeros
+    case = Case(cell, (9, 37, 5, 34), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gradients = case.gradients(case.by_native())
+    gradients = dict(zip(("x", *"hc"[: len(case.state)], "weight_ih", "weight_hh"), gradients, strict=False))
+    for name in ("weight_ih", "weight_hh"):
+        assert not torch.equal(gradients[name], gradients[name].bfloat16().float())
+    # a mean of 333 products whose factors are rounded to 8 bits errs by less than one of them
+    assert_close(gradients.values(), case.gradients(case.by_torch())[: len(gradients)], 1.5e-2)
+
+
+@in_bfloat16
 def test_a_memory_under_autocast_is_not_rounded_step_by_step() -> None:
     case = Case("lstm", (300, 2, 1, 32), torch.float32)
     with torch.no_grad():
@@ -258,6 +272,21 @@ def test_a_model_runs_it_and_has_the_numbers_of_torch(cell: str, batch_first: bo
         loss = outputs.square().sum() + sum(tensor.sum() for tensor in flatten_state(state))
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
         model.rnn.register_forward_hook(lambda *_: None)  # who wants to see the layer's calls gets them
+    assert_close(results[0], results[1], 1e-5)
+
+
+@every_layer
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_read_out_of_the_last_step_only(cell: str, batch_first: bool) -> None:
+    model = models.CELLS[cell](3, 32, 5, num_layers=2, last_only=True, batch_first=batch_first)
+    inputs = torch.randn(4, 6, 3)
+    results = []
+    for expected in ("native", "torch"):
+        assert model.kernel_for(inputs) == expected
+        outputs, _ = model(inputs)
+        assert outputs.shape == ((4, 1, 5) if batch_first else (1, 6, 5))
+        results.append([outputs, *torch.autograd.grad(outputs.square().sum(), list(model.parameters()))])
+        model.rnn.register_forward_hook(lambda *_: None)
     assert_close(results[0], results[1], 1e-5)
 
 

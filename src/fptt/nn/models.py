@@ -94,8 +94,12 @@ class _Model(nn.Module):
         # time-major from here on, as the kernels want it
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         states = self._checked_states(inputs, states)
-        hidden, states = self._run_kernel(inputs, states)
-        outputs = self.readout(hidden[-1:] if self.last_only else hidden)
+        kernel = self._kernel_for(inputs)
+        hidden, states = self._run_kernel(kernel, inputs, states)
+        if self.last_only:
+            # the state is the same number, and its gradient not an output's with zeros for all other steps
+            hidden = states[0][-1:] if kernel == "native" else hidden[-1:]
+        outputs = self.readout(hidden)
         return outputs.transpose(0, 1) if self.batch_first else outputs, states
 
     def _zero_states(self, inputs: Tensor) -> list[Tensor]:
@@ -140,10 +144,10 @@ class _Model(nn.Module):
         may_replace = self.kernel == "fused" and not _has_hooks(self.rnn)
         return "native" if may_replace and suits_native(self.rnn, inputs) else "torch"
 
-    def _run_kernel(self, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _run_kernel(self, kernel: RunningKernel, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if self.kernel == "plain" or plain_is_wanted():
             return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
-        if self._kernel_for(inputs) == "native":
+        if kernel == "native":
             return run_whole(self.rnn, inputs, states)
         # torch.nn takes and returns a pair for an LSTM, else one tensor
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])

@@ -26,15 +26,17 @@ struct Job {
     int64_t steps, batch, inputs, hidden, threads;
     // (T, B, D), (G H, D), (G H, H), (G H), (G H), (B, H), (B, H)
     const void *x, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *first_hidden, *first_memory;
-    // (T, B, H), (T, B, H), (T, B, A H): outputs, memories of an LSTM, gates after their nonlinearities
-    void *outputs, *memories, *gates;
-    // backward: (T, B, H), (B, H), (B, H)
+    // (T, B, H), (B, H), (B, H): outputs, and the state after the last step
+    void *outputs, *last_hidden, *last_memory;
+    // what the backward pass wants to find, or null: (T, H / 16, B, S, 16) where vectors have 16 numbers, so that it lies in
+    // the order in which it is written and read
+    void *saved;
+    // backward: (T, B, H), (B, H), (B, H), or null
     const void *to_outputs, *to_hidden, *to_memory;
     // (T, B, D) or null, (G H, D), (G H, H), (G H), (G H), (B, H), (B, H)
     void *from_x, *from_weight_ih, *from_weight_hh, *from_bias_ih, *from_bias_hh, *from_hidden, *from_memory;
-    // with products in bfloat16, whose gradients of the weights are left to the caller: hidden states before each step
-    // (T, B, H), gradients of the sums (T, B, A H)
-    void *hidden_before, *from_gates;
+    // whether anybody wants the last two of them, to which the first step's product leads
+    int64_t wants_state;
 };
 
 namespace {
@@ -168,7 +170,35 @@ struct BFloat16Product {
         const __m256bh rounded = _mm512_cvtneps_pbh((__m512)vector);
         std::memcpy(to, &rounded, std::min<int64_t>(count, 16) * 2);
     }
+    // the numbers of two vectors side by side, as a sum over both takes them
+    static void store_pairs(Element *to, Floats even, Floats odd) {
+        const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)even));
+        const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd));
+        const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+        std::memcpy(to, &both, BYTES);
+    }
 };
+
+// Transpose 16 rows of 16 pairs: blocks of 1, 2, 4 and 8 change places across the diagonal.
+inline void transpose_pairs(uint16_t *to, const uint16_t *from) {
+    __m512i rows[16];
+    for (int row = 0; row < 16; ++row) rows[row] = _mm512_loadu_si512(from + row * 32);
+#pragma GCC unroll 4
+    for (int size = 1; size < 16; size *= 2) {
+        const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const Ints is_upper = (lane & size) != 0;  // 0 or -1
+        const __m512i upper = (__m512i)(lane + (is_upper & (16 - size)));  // from the other row: 16 and more
+        const __m512i lower = (__m512i)(lane + (is_upper & 16) + (~is_upper & size));
+#pragma GCC unroll 16
+        for (int row = 0; row < 16; ++row) {
+            if (row & size) continue;
+            const __m512i one = rows[row], other = rows[row + size];
+            rows[row] = _mm512_permutex2var_epi32(one, upper, other);
+            rows[row + size] = _mm512_permutex2var_epi32(one, lower, other);
+        }
+    }
+    for (int row = 0; row < 16; ++row) _mm512_storeu_si512(to + row * 32, rows[row]);
+}
 #else
 #define HAS_BFLOAT16 0
 #endif
@@ -263,18 +293,21 @@ template <class Function> inline void in_blocks(int64_t rows, Function function)
 
 // A cell has `sums` sums a unit, of products and biases: the first `gates` of them take part in the products with the
 // hidden state, the last `gates` in those with the input. `forward` turns them into what the backward pass wants to find
-// (the first `saved` of them), the output and the memory; `backward` turns those into the gradients of the sums.
+// (numbers of which there are `saved`), the output and the memory; `backward` turns those into the gradients of the
+// sums.
 
 struct LSTM {
-    static constexpr int sums = 4, gates = 4, saved = 4;
+    static constexpr int sums = 4, gates = 4, saved = 5;
     static constexpr bool has_memory = true;
     template <class V> static void forward(V *sum, V, V memory, V &output, V &next) {
+        sum[4] = memory;
         sum[0] = sigmoid(sum[0]), sum[1] = sigmoid(sum[1]), sum[2] = tanh(sum[2]), sum[3] = sigmoid(sum[3]);
         next = sum[1] * memory + sum[0] * sum[2];
         output = sum[3] * tanh(next);
     }
-    template <class V> static void backward(const V *saved, V, V, V before, V now, V to_output, V &to_memory, V &, V *to) {
-        const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], squashed = tanh(now);
+    template <class V> static void backward(const V *saved, V, V, V to_output, V &to_memory, V &, V *to) {
+        const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], before = saved[4];
+        const V now = f * before + i * g, squashed = tanh(now);
         const V inner = to_memory + to_output * o * (1 - squashed * squashed);
         to[0] = inner * g * i * (1 - i), to[1] = inner * before * f * (1 - f);
         to[2] = inner * i * (1 - g * g), to[3] = to_output * squashed * o * (1 - o);
@@ -290,7 +323,7 @@ struct GRU {
         sum[1] = sigmoid(sum[1]), sum[2] = sigmoid(sum[2]), sum[3] = tanh(sum[3] + sum[1] * sum[0]);
         output = sum[3] + sum[2] * (before - sum[3]);
     }
-    template <class V> static void backward(const V *saved, V before, V, V, V, V to_output, V &, V &direct, V *to) {
+    template <class V> static void backward(const V *saved, V before, V, V to_output, V &, V &direct, V *to) {
         const V from_hidden = saved[0], r = saved[1], z = saved[2], n = saved[3];
         to[3] = to_output * (1 - z) * (1 - n * n);
         to[2] = to_output * (before - n) * z * (1 - z);
@@ -304,7 +337,7 @@ struct RNN {
     static constexpr int sums = 1, gates = 1, saved = 0;
     static constexpr bool has_memory = false;
     template <class V> static void forward(V *sum, V, V, V &output, V &) { output = tanh(sum[0]); }
-    template <class V> static void backward(const V *, V, V output, V, V, V to_output, V &, V &, V *to) {
+    template <class V> static void backward(const V *, V, V output, V to_output, V &, V &, V *to) {
         to[0] = to_output * (1 - output * output);
     }
 };
@@ -366,6 +399,9 @@ template <class C, class P> struct Layer {
     const int64_t blocks = ceiling(H, chunk) / lanes;
     const int64_t hidden_depth = rounds ? ceiling(H, chunk) : H, input_depth = ceiling(D, P::depth);
     const bool tiles = rounds && may_use_tiles();
+    // of what is saved: numbers of a row and a block of units, of a block, of a step
+    static constexpr int64_t saved_row = C::saved * lanes;
+    const int64_t saved_block = B * saved_row, saved_step = blocks * saved_block;
     const int threads = static_cast<int>(std::max<int64_t>(1, std::min(job.threads, B)));
 
     template <class Type> static Type *at(void *pointer) { return static_cast<Type *>(pointer); }
@@ -448,26 +484,17 @@ template <class C, class P> struct Layer {
             if constexpr (rounds) {
                 round_rows(rounded_x, x, rows, D, input_depth);
                 hidden_rows = rounded[t % 2], input_rows = rounded_x;
-                if (job.hidden_before)
-                    for (int64_t row = 0; row < rows; ++row)
-                        std::memcpy(at<Element>(job.hidden_before) + (first + row) * H, hidden_rows + row * hidden_depth,
-                                    H * sizeof(Element));
             } else {
                 hidden_rows = before, input_rows = x;
             }
-            const Real *memory = nullptr;
-            Real *next_memory = nullptr;
-            if (C::has_memory) {
-                // without a backward pass the memory is one row of states, changed in place
-                memory = t ? at<Real>(job.memories) + (job.gates ? first - B : begin) * H
-                           : at<Real>(job.first_memory) + begin * H;
-                next_memory = at<Real>(job.memories) + (job.gates ? first : begin) * H;
-            }
+            Real *next_memory = at<Real>(job.last_memory) + begin * H;  // changed in place
+            const Real *memory = t ? next_memory : at<Real>(job.first_memory) + begin * H;
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t unit = block * lanes, count = std::clamp<int64_t>(H - unit, 0, lanes);
                 const Element *hidden_panel = from_hidden + block * hidden_depth * G * lanes;
                 const Element *input_panel = from_input + block * input_depth * G * lanes;
                 const Real *own_bias = bias + block * C::sums * lanes;
+                Real *saved = at<Real>(job.saved) + t * saved_step + block * saved_block + begin * saved_row;
                 alignas(64) Real products[rounds ? TILE * G * lanes : 1];
                 const auto work = [&](auto size, int64_t row, const Real *product) {
                     constexpr int R = size;
@@ -488,7 +515,7 @@ template <class C, class P> struct Layer {
                                 input_depth / P::depth);
 #pragma GCC unroll 8
                     for (int r = 0; r < R; ++r) {
-                        V sum[C::sums], output, now = {};
+                        V sum[C::sums + C::has_memory], output, now = {};
                         for (int n = 0; n < G; ++n) sum[n] = hidden[r][n];
                         if constexpr (first_input > 0) {
                             for (int n = 0; n < first_input; ++n) sum[G + n] = input[r][G - first_input + n];
@@ -498,11 +525,14 @@ template <class C, class P> struct Layer {
                         C::forward(sum, load(before + place, count), C::has_memory ? load(memory + place, count) : V{},
                                    output, now);
                         store(at<Real>(job.outputs) + first * H + place, output, count);
+                        __builtin_prefetch(at<Real>(job.outputs) + (first + B) * H + place, 0, 2);
                         if (C::has_memory) store(next_memory + place, now, count);
                         if constexpr (rounds) P::store_rounded(next + (row + r) * hidden_depth + unit, output, count);
-                        if (job.gates) {
-                            Real *gates = at<Real>(job.gates) + (first + row + r) * C::saved * H + unit;
-                            for (int n = 0; n < C::saved; ++n) store(gates + n * H, sum[n], count);
+                        if (job.saved) {
+                            Real *here = saved + (row + r) * saved_row;
+                            for (int n = 0; n < C::saved; ++n) store(here + n * lanes, sum[n], lanes);
+                            // the next step writes beside it: fetched now, a store does not have to wait
+                            for (int64_t n = 0; n < C::saved; ++n) __builtin_prefetch(here + saved_step + n * lanes, 0, 2);
                         }
                     }
                 };
@@ -522,6 +552,8 @@ template <class C, class P> struct Layer {
                 in_blocks(rows, [&](auto size, int64_t row) { work(size, row, nullptr); });
             }
         }
+        std::memcpy(at<Real>(job.last_hidden) + begin * H, at<Real>(job.outputs) + ((T - 1) * B + begin) * H,
+                    rows * H * sizeof(Real));
     }
 
     static void round_rows(Element *to, const Real *from, int64_t rows, int64_t length, int64_t stride) {
@@ -533,7 +565,7 @@ template <class C, class P> struct Layer {
     void backward() const {
         const int64_t columns = C::sums * blocks * lanes, vectors = ceiling(D, lanes) / lanes;
         const int64_t num_sums = C::sums * H * (is_narrow() ? 1 + D : 1);
-        const int64_t size_hh = rounds ? 0 : G * H * H, size_ih = rounds || is_narrow() ? 0 : G * H * D;
+        const int64_t size_hh = G * H * H, size_ih = is_narrow() ? 0 : G * H * D;
         shared.begin(Workspace::bytes<Element>(columns * blocks * lanes) +
                      Workspace::bytes<Element>(job.from_x ? columns * vectors * lanes : 0) +
                      Workspace::bytes<Real>(num_sums * threads) +
@@ -607,34 +639,56 @@ template <class C, class P> struct Layer {
         if (rows == 0) return;
         // The gradients of the sums stay here, block by block of units: of so many steps that their product with the
         // states is worth to fetch and store the gradient of the weights for.
-        const int64_t slots = rounds ? 1 : std::min(T, std::max<int64_t>(1, 64 / rows));
+        const int64_t slots = std::min(T, std::max<int64_t>(1, (rounds ? 256 : 64) / rows));
         const int64_t height = rounds ? ceiling(rows, TILE) : slots * rows;
-        own.begin(Workspace::bytes<Element>(C::sums * blocks * height * lanes));
-        Element *to_sums = own.take<Element>(C::sums * blocks * height * lanes);
+        // in bfloat16 that product sums over pairs of rows, which lie side by side in copies of both factors
+        const int64_t slot_pairs = ceiling(rows, P::depth) / P::depth, pairs = rounds ? ceiling(slots * slot_pairs, TILE) : 0;
+        const int64_t columns = C::sums * blocks, vectors = is_narrow() ? 0 : ceiling(D, lanes) / lanes;
+        own.begin(Workspace::bytes<Element>(columns * height * lanes) + Workspace::bytes<Element>(columns * pairs * chunk) +
+                  Workspace::bytes<Element>((blocks + vectors + 1) * pairs * chunk));
+        Element *to_sums = own.take<Element>(columns * height * lanes);
+        Element *to_pairs = own.take<Element>(columns * pairs * chunk);
+        Element *hidden_pairs = own.take<Element>((blocks + vectors + 1) * pairs * chunk);
+        Element *input_pairs = hidden_pairs + blocks * pairs * chunk, *transposed = input_pairs + vectors * pairs * chunk;
         Real *to_hidden = at<Real>(job.from_hidden) + begin * H, *to_memory = at<Real>(job.from_memory) + begin * H;
         copy_rows(to_hidden, job.to_hidden, begin, rows);
         if (C::has_memory) copy_rows(to_memory, job.to_memory, begin, rows);
         int64_t slot = 0;
         for (int64_t t = T - 1; t >= 0; --t) {
-            Element *to_step = to_sums + slot * rows * chunk;
-            through_cell(t, begin, rows, to_step, height, to_hidden, to_memory, sums);
-            multiply_back(to_hidden, H, to_step, height, weight_hh, rows);
+            Element *to_step = rounds ? to_sums : to_sums + slot * rows * chunk;
+            through_cell(t, begin, rows, to_step, height, to_pairs + slot * slot_pairs * chunk, pairs, to_hidden, to_memory,
+                         sums);
+            if (t > 0 || job.wants_state) multiply_back(to_hidden, H, to_step, height, weight_hh, rows);
             if (job.from_x) {
                 Real *to_x = at<Real>(job.from_x) + (t * B + begin) * D;
                 std::fill_n(to_x, rows * D, Real(0));
                 multiply_back(to_x, D, to_step + first_input * blocks * height * lanes, height, weight_ih, rows);
             }
-            if constexpr (!rounds) {
-                if (++slot < slots && t > 0) continue;
-                for (int64_t row = 0; row < G; ++row)
-                    add_products(from_hh + hidden_gate(row) * H * H, to_sums + row * blocks * height * lanes, height, slot,
-                                 rows, H, [&](int64_t back) { return state_before(t + slot - 1 - back) + begin * H; });
-                for (int64_t row = 0; row < G && !is_narrow(); ++row)
-                    add_products(from_ih + row * H * D, to_sums + (row + first_input) * blocks * height * lanes, height,
-                                 slot, rows, D,
-                                 [&](int64_t back) { return at<Real>(job.x) + ((t + slot - 1 - back) * B + begin) * D; });
-                slot = 0;
+            if constexpr (rounds) {
+                pack_pairs(hidden_pairs, pairs, slot * slot_pairs, state_before(t) + begin * H, rows, H);
+                if (!is_narrow())
+                    pack_pairs(input_pairs, pairs, slot * slot_pairs, at<Real>(job.x) + (t * B + begin) * D, rows, D);
             }
+            if (++slot < slots && t > 0) continue;
+            for (int64_t gate = 0; gate < G; ++gate) {
+                Real *to_hh = from_hh + hidden_gate(gate) * H * H, *to_ih = from_ih + gate * H * D;
+                const int64_t hidden_sum = gate * blocks, input_sum = (gate + first_input) * blocks;
+                if constexpr (rounds) {
+                    add_pairs(to_hh, to_pairs + hidden_sum * pairs * chunk, pairs, slot * slot_pairs, hidden_pairs, H,
+                              transposed);
+                    if (!is_narrow())
+                        add_pairs(to_ih, to_pairs + input_sum * pairs * chunk, pairs, slot * slot_pairs, input_pairs, D,
+                                  transposed);
+                } else {
+                    add_products(to_hh, to_sums + hidden_sum * height * lanes, height, slot, rows, H,
+                                 [&](int64_t back) { return state_before(t + slot - 1 - back) + begin * H; });
+                    if (!is_narrow())
+                        add_products(to_ih, to_sums + input_sum * height * lanes, height, slot, rows, D, [&](int64_t back) {
+                            return at<Real>(job.x) + ((t + slot - 1 - back) * B + begin) * D;
+                        });
+                }
+            }
+            slot = 0;
         }
     }
 
@@ -642,44 +696,43 @@ template <class C, class P> struct Layer {
         return t ? at<Real>(job.outputs) + (t - 1) * B * H : at<Real>(job.first_hidden);
     }
 
-    void through_cell(int64_t t, int64_t begin, int64_t rows, Element *to_sums, int64_t height, Real *to_hidden,
-                      Real *to_memory, Real *sums) const {
+    void through_cell(int64_t t, int64_t begin, int64_t rows, Element *to_sums, int64_t height, Element *to_pairs,
+                      int64_t pairs, Real *to_hidden, Real *to_memory, Real *sums) const {
         const int64_t first = t * B + begin;
-        const Real *outputs = at<Real>(job.outputs) + first * H, *to_outputs = at<Real>(job.to_outputs) + first * H;
-        const Real *before = state_before(t) + begin * H, *memory = nullptr, *memory_before = nullptr;
-        if (C::has_memory) {
-            memory = at<Real>(job.memories) + first * H;
-            memory_before = t ? memory - B * H : at<Real>(job.first_memory) + begin * H;
-        }
+        const Real *outputs = at<Real>(job.outputs) + first * H, *before = state_before(t) + begin * H;
+        const Real *to_outputs = job.to_outputs ? at<Real>(job.to_outputs) + first * H : nullptr;
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t unit = block * lanes, count = std::clamp<int64_t>(H - unit, 0, lanes);
+            const Real *saved_rows = at<Real>(job.saved) + t * saved_step + block * saved_block + begin * saved_row;
             V bias[C::sums] = {};
-            for (int64_t row = 0; row < rows; ++row) {
-                const int64_t place = row * H + unit;
-                const Real *gates = at<Real>(job.gates) + (first + row) * C::saved * H + unit;
-                V saved[C::saved + 1], to[C::sums], direct = {}, carried = {};
-                for (int n = 0; n < C::saved; ++n) saved[n] = load(gates + n * H, count);
-                if (C::has_memory) carried = load(to_memory + place, count);
-                const V to_output = load(to_outputs + place, count) + load(to_hidden + place, count);
-                C::backward(saved, load(before + place, count), load(outputs + place, count),
-                            C::has_memory ? load(memory_before + place, count) : V{},
-                            C::has_memory ? load(memory + place, count) : V{}, to_output, carried, direct, to);
-                if (C::has_memory) store(to_memory + place, carried, count);
-                store(to_hidden + place, direct, count);
-                for (int n = 0; n < C::sums; ++n) {
-                    bias[n] += to[n];
-                    const int64_t number = (n * blocks + block) * lanes;
-                    P::store_rounded(to_sums + (number / chunk * height + row) * chunk + number % chunk, to[n], lanes);
-                    if constexpr (rounds)
-                        P::store_rounded(at<Element>(job.from_gates) + ((first + row) * C::sums + n) * H + unit, to[n],
-                                         count);
+            for (int64_t row = 0; row < rows; row += P::depth) {
+                V both[2][C::sums] = {};
+                for (int64_t r = 0; r < std::min<int64_t>(P::depth, rows - row); ++r) {
+                    const int64_t place = (row + r) * H + unit;
+                    const Real *here = saved_rows + (row + r) * saved_row;
+                    V saved[C::saved + 1], *to = both[r], direct = {}, carried = {};
+                    for (int n = 0; n < C::saved; ++n) saved[n] = load(here + n * lanes);
+                    if (C::has_memory) carried = load(to_memory + place, count);
+                    V to_output = load(to_hidden + place, count);
+                    if (to_outputs) to_output += load(to_outputs + place, count);
+                    C::backward(saved, load(before + place, count), load(outputs + place, count), to_output, carried, direct, to);
+                    if (C::has_memory) store(to_memory + place, carried, count);
+                    store(to_hidden + place, direct, count);
+                    for (int n = 0; n < C::sums; ++n) {
+                        bias[n] += to[n];
+                        const int64_t number = (n * blocks + block) * lanes;
+                        P::store_rounded(to_sums + (number / chunk * height + row + r) * chunk + number % chunk, to[n], lanes);
+                    }
+                    if (is_narrow())
+                        for (int64_t d = 0; d < D; ++d)
+                            for (int n = 0; n < C::sums; ++n) {
+                                Real *sum = sums + ((1 + d) * C::sums + n) * H + unit;
+                                store(sum, load(sum, count) + to[n] * at<Real>(job.x)[(first + row + r) * D + d], count);
+                            }
                 }
-                if (is_narrow())
-                    for (int64_t d = 0; d < D; ++d)
-                        for (int n = 0; n < C::sums; ++n) {
-                            Real *sum = sums + ((1 + d) * C::sums + n) * H + unit;
-                            store(sum, load(sum, count) + to[n] * at<Real>(job.x)[(first + row) * D + d], count);
-                        }
+                if constexpr (rounds)
+                    for (int n = 0; n < C::sums; ++n)
+                        P::store_pairs(to_pairs + ((n * blocks + block) * pairs + row / 2) * chunk, both[0][n], both[1][n]);
             }
             for (int n = 0; n < C::sums; ++n) {
                 Real *sum = sums + n * H + unit;
@@ -738,10 +791,69 @@ template <class C, class P> struct Layer {
                     });
                 }
             };
-            if (vectors == 4) run(std::integral_constant<int, 4>());
-            else if (vectors == 3) run(std::integral_constant<int, 3>());
-            else if (vectors == 2) run(std::integral_constant<int, 2>());
-            else run(std::integral_constant<int, 1>());
+            with_vectors(vectors, run);
+        }
+    }
+
+    // Call for the vectors of a panel.
+    template <class Function> static void with_vectors(int64_t vectors, Function function) {
+        if (vectors == 4) function(std::integral_constant<int, 4>());
+        else if (vectors == 3) function(std::integral_constant<int, 3>());
+        else if (vectors == 2) function(std::integral_constant<int, 2>());
+        else function(std::integral_constant<int, 1>());
+    }
+
+    // Lay pairs of rows (rows, width) side by side, in panels of columns as `multiply` and the tiles read them.
+    void pack_pairs(Element *to, int64_t pairs, int64_t first, const Real *from, int64_t rows, int64_t width) const {
+        for (int64_t block = 0; block * lanes < width; block += panel) {
+            const int64_t vectors = std::min<int64_t>(panel, ceiling(width, lanes) / lanes - block);
+            for (int64_t row = 0; row < rows; row += 2)
+                for (int64_t n = 0; n < vectors; ++n) {
+                    const Real *even = from + row * width + (block + n) * lanes;
+                    const int64_t count = width - (block + n) * lanes;
+                    P::store_pairs(to + (block * pairs + (first + row / 2) * vectors + n) * chunk, load(even, count),
+                                   row + 1 < rows ? load(even + width, count) : V{});
+                }
+        }
+    }
+
+    // to (H, width) += of one gate, Σ over pairs of rows of the gradient of its sum times a row of (rows, width) factors
+    void add_pairs(Real *to, Element *to_pairs, int64_t pairs, int64_t used, Element *factors, int64_t width,
+                   Element *transposed) const {
+        const int64_t parts = ceiling(used, TILE) / TILE;
+        for (int64_t unit = 0; unit < H; unit += lanes) {
+            Element *gradients = to_pairs + unit / lanes * pairs * chunk;
+            std::fill_n(gradients + used * chunk, (parts * TILE - used) * chunk, Element(0));
+            for (int64_t part = 0; part < parts; ++part)
+                transpose_pairs(transposed + part * TILE * chunk, gradients + part * TILE * chunk);
+            for (int64_t block = 0; block * lanes < width; block += panel) {
+                const int64_t vectors = std::min<int64_t>(panel, ceiling(width, lanes) / lanes - block);
+                const auto run = [&](auto number) {
+                    constexpr int N = number;
+                    Element *columns = factors + block * pairs * chunk;
+                    // 0 times what lies there might be NaN
+                    if (unit == 0)
+                        std::fill_n(columns + used * N * chunk, (parts * TILE - used) * N * chunk, Element(0));
+                    alignas(64) Real products[TILE * N * lanes];
+#if HAS_TILES
+                    if (tiles) multiply_tiles<N>(products, transposed, chunk, TILE * chunk, columns, parts);
+#endif
+                    for (int64_t row = 0; row < TILE && !tiles; row += 4) {
+                        V sums[4][N] = {};
+                        for (int64_t part = 0; part < parts; ++part)
+                            multiply<P>(sums, transposed + (part * TILE + row) * chunk, chunk,
+                                        columns + part * TILE * N * chunk, TILE);
+                        std::memcpy(products + row * N * lanes, sums, sizeof(sums));
+                    }
+                    for (int64_t row = 0; row < std::min(TILE, H - unit); ++row)
+                        for (int n = 0; n < N; ++n) {
+                            Real *place = to + (unit + row) * width + (block + n) * lanes;
+                            const int64_t count = width - (block + n) * lanes;
+                            store(place, load(place, count) + load(products + (row * N + n) * lanes), count);
+                        }
+                };
+                with_vectors(vectors, run);
+            }
         }
     }
 

@@ -37,14 +37,11 @@ LARGEST_INPUTS = 512
 SHORTEST_COMPILED = 12
 """The time steps from which on a compiled step calls it instead of writing the steps out: a call costs half a dozen."""
 
-NUM_SUMS = {1: 1, 3: 4, 4: 4}
-"""Sums before the nonlinearities a unit has, by its gates: a GRU's n has two, which its r comes between."""
-
-NUM_SAVED = {1: 0, 3: 4, 4: 4}
+NUM_SAVED = {1: 0, 3: 4, 4: 5}
 """Numbers a unit and step that the backward pass wants to find, by the cell's gates."""
 
-NARROW = 4
-"""Inputs up to which the machine code adds up the gradient of their weights itself in bfloat16, too."""
+WIDEST_VECTOR = 32
+"""Units that the machine code takes at once, at most."""
 
 
 def suits_native(rnn: nn.RNNBase, inputs: Tensor) -> bool:
@@ -108,10 +105,14 @@ class _Job(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("steps", "batch", "inputs", "hidden", "threads")),
         *((name, ctypes.c_void_p) for name in ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-        *((name, ctypes.c_void_p) for name in ("first_hidden", "first_memory", "outputs", "memories", "gates")),
-        *((name, ctypes.c_void_p) for name in ("to_outputs", "to_hidden", "to_memory")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("first_hidden", "first_memory", "outputs", "last_hidden", "last_memory")
+        ),
+        *((name, ctypes.c_void_p) for name in ("saved", "to_outputs", "to_hidden", "to_memory")),
         *((f"from_{name}", ctypes.c_void_p) for name in ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-        *((name, ctypes.c_void_p) for name in ("from_hidden", "from_memory", "hidden_before", "from_gates")),
+        *((f"from_{name}", ctypes.c_void_p) for name in ("hidden", "memory")),
+        ("wants_state", ctypes.c_int64),
     )
 
 
@@ -154,11 +155,13 @@ def keep_freed_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def _run(num_gates: int, *, rounds: bool, is_forward: bool, x: Tensor, **tensors: Tensor | None) -> None:
+def _run(
+    num_gates: int, *, rounds: bool, is_forward: bool, x: Tensor, wants_state: bool = True, **tensors: Tensor | None
+) -> None:
     """Run a pass over tensors, each in the place of its name."""
     weight_hh = tensors["weight_hh"]
     assert weight_hh is not None
-    job = _Job(*x.shape, weight_hh.shape[-1], torch.get_num_threads(), x.data_ptr())
+    job = _Job(*x.shape, weight_hh.shape[-1], torch.get_num_threads(), x.data_ptr(), wants_state=wants_state)
     for name, tensor in tensors.items():
         setattr(job, name, None if tensor is None else tensor.data_ptr())
     kind = 2 if rounds else int(x.dtype == torch.float64)
@@ -176,17 +179,16 @@ def _forward(
     num_gates: int,
     rounds: bool,
     trains: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return outputs, the last hidden state and memory, and what the backward pass wants to find again.
 
-    These are the memories of all steps, the gates, and the hidden states before the steps in bfloat16; empty where
-    there are none. All are new: whoever holds them, no later call writes into them.
+    Empty where there is none. All are new: whoever holds them, no later call writes into them.
     """
     (steps, batch, _), size = inputs.shape, hidden.shape[-1]
     outputs = inputs.new_empty(steps, batch, size)
-    memories = _empty(inputs) if memory is None else inputs.new_empty(steps if trains else 1, batch, size)
-    gates = inputs.new_empty(steps, batch, NUM_SAVED[num_gates], size) if trains else _empty(inputs)
-    before = inputs.new_empty(steps, batch, size, dtype=torch.bfloat16) if trains and rounds else _empty(inputs)
+    last_hidden = torch.empty_like(hidden)
+    last_memory = _empty(inputs) if memory is None else torch.empty_like(memory)
+    saved = inputs.new_empty(_num_saved(steps, batch, size, num_gates)) if trains else _empty(inputs)
     _run(
         num_gates,
         rounds=rounds,
@@ -199,12 +201,16 @@ def _forward(
         first_hidden=hidden,
         first_memory=memory,
         outputs=outputs,
-        memories=memories,
-        gates=gates if trains else None,
-        hidden_before=before if trains and rounds else None,
+        last_hidden=last_hidden,
+        last_memory=last_memory,
+        saved=saved if trains else None,
     )
-    last_memory = _empty(inputs) if memory is None else memories[-1].clone()
-    return outputs, outputs[-1].clone(), last_memory, memories, gates, before
+    return outputs, last_hidden, last_memory, saved
+
+
+def _num_saved(steps: int, batch: int, size: int, num_gates: int) -> int:
+    """Return how many numbers the backward pass wants to find, in vectors that are filled up."""
+    return steps * batch * NUM_SAVED[num_gates] * -(-size // WIDEST_VECTOR) * WIDEST_VECTOR
 
 
 def _backward(
@@ -214,24 +220,22 @@ def _backward(
     hidden: Tensor,
     memory: Tensor | None,
     outputs: Tensor,
-    memories: Tensor,
-    gates: Tensor,
-    before: Tensor,
-    to_outputs: Tensor,
+    saved: Tensor,
+    to_outputs: Tensor | None,
     to_hidden: Tensor | None,
     to_memory: Tensor | None,
     num_gates: int,
     rounds: bool,
     wants_inputs: bool,
+    wants_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients with respect to inputs, weights, biases, hidden state and memory."""
-    (steps, batch, width), size, num_sums = inputs.shape, hidden.shape[-1], NUM_SUMS[num_gates]
-    from_gates = None
-    if rounds:
-        from_gates = inputs.new_empty(steps * batch, num_sums * size, dtype=torch.bfloat16)
+    """Return the gradients with respect to inputs, weights, biases, hidden state and memory.
+
+    Of the inputs nothing, and of the state nonsense, where they are not wanted.
+    """
     from_inputs = torch.empty_like(inputs) if wants_inputs else _empty(inputs)
     from_weight_ih, from_weight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
-    from_bias_ih, from_bias_hh = (inputs.new_empty(num_gates * size) for _ in range(2))
+    from_bias_ih, from_bias_hh = (inputs.new_empty(len(weight_hh)) for _ in range(2))
     from_hidden = torch.empty_like(hidden)
     from_memory = _empty(inputs) if memory is None else torch.empty_like(memory)
     _run(
@@ -244,8 +248,7 @@ def _backward(
         first_hidden=hidden,
         first_memory=memory,
         outputs=outputs,
-        memories=memories,
-        gates=gates,
+        saved=saved,
         to_outputs=to_outputs,
         to_hidden=to_hidden,
         to_memory=to_memory,
@@ -256,16 +259,8 @@ def _backward(
         from_bias_hh=from_bias_hh,
         from_hidden=from_hidden,
         from_memory=from_memory,
-        from_gates=from_gates,
+        wants_state=wants_state,
     )
-    if from_gates is not None:
-        # PyTorch's product of two bfloat16 matrices adds up in float32, and rounds once
-        first = (num_sums - num_gates) * size
-        product = from_gates[:, : num_gates * size].T @ before.view(-1, size)
-        # the first sum of a GRU is the hidden state's part of its last gate
-        from_weight_hh.copy_(torch.cat([product[first:], product[:first]]) if first else product)
-        if width > NARROW:
-            from_weight_ih.copy_(from_gates[:, first:].T @ inputs.view(-1, width).bfloat16())
     return from_inputs, from_weight_ih, from_weight_hh, from_bias_ih, from_bias_hh, from_hidden, from_memory
 
 
@@ -309,20 +304,18 @@ def _differentiate(backward: Any, ctx: Any, *towards: Tensor | None) -> tuple[Te
     if torch.is_grad_enabled():  # create_graph=True: the result would be a constant, without a word
         raise RuntimeError("fptt.nn's layers can be differentiated once with this kernel: use kernel='plain'.")
     saved = ctx.saved_tensors
-    memory, outputs = saved[4], saved[5]
+    memory = saved[4]
     # gradients may come expanded, as that of a sum does, or not at all
     to_outputs, to_hidden, to_memory = (None if to is None else to.contiguous() for to in towards[:3])
-    if to_outputs is None:
-        to_outputs = torch.zeros_like(outputs)
-    wants_inputs = ctx.needs_input_grad[0]
+    wants_inputs, wants_state = ctx.needs_input_grad[0], any(ctx.needs_input_grad[5:7])
     from_inputs, *from_weights, from_hidden, from_memory = backward(
-        *saved, to_outputs, to_hidden, to_memory, ctx.num_gates, ctx.rounds, wants_inputs
+        *saved, to_outputs, to_hidden, to_memory, ctx.num_gates, ctx.rounds, wants_inputs, wants_state
     )
     return (
         from_inputs if wants_inputs else None,
         *from_weights,
-        from_hidden,
-        None if memory is None else from_memory,
+        from_hidden if wants_state else None,
+        from_memory if wants_state and memory is not None else None,
         *(None, None, None),
     )
 
@@ -333,21 +326,19 @@ _layer_backward = torch.library.custom_op("fptt::native_layer_backward", _backwa
 
 @_layer.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, *_, hidden, memory, num_gates, rounds, trains = arguments
+    inputs, *_, hidden, memory, num_gates, _, trains = arguments
     (steps, batch, _), size = inputs.shape, hidden.shape[-1]
     return (
         inputs.new_empty(steps, batch, size),
         torch.empty_like(hidden),
         _empty(inputs) if memory is None else torch.empty_like(memory),
-        _empty(inputs) if memory is None else inputs.new_empty(steps if trains else 1, batch, size),
-        inputs.new_empty(steps, batch, NUM_SAVED[num_gates], size) if trains else _empty(inputs),
-        inputs.new_empty(steps, batch, size, dtype=torch.bfloat16) if trains and rounds else _empty(inputs),
+        inputs.new_empty(_num_saved(steps, batch, size, num_gates)) if trains else _empty(inputs),
     )
 
 
 @_layer_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, weight_ih, weight_hh, hidden, memory, *_, wants_inputs = arguments
+    inputs, weight_ih, weight_hh, hidden, memory, *_, wants_inputs, _ = arguments
     return (
         torch.empty_like(inputs) if wants_inputs else _empty(inputs),
         *(torch.empty_like(weight) for weight in (weight_ih, weight_hh)),

@@ -1,0 +1,34 @@
+"""Checks of values that several places share."""
+
+import pytest
+import torch
+
+from fptt._checks import are_finite
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("place", [(0, 0), (1, 6), (2, 3)])
+def test_one_bad_number_anywhere_is_seen(bad: float, place: tuple[int, int]) -> None:
+    tensors = [torch.randn(size, dtype=dtype) for size, dtype in ((5, torch.float32), (7, torch.float64), (9, None))]
+    assert are_finite([*tensors, torch.empty(0)])
+    tensors[place[0]][place[1]] = bad
+    assert not are_finite(tensors)
+
+
+def test_bad_numbers_of_both_signs_do_not_cancel() -> None:
+    assert not are_finite([torch.tensor([torch.inf, -torch.inf])])
+    assert not are_finite([torch.tensor([torch.inf]), torch.tensor([-torch.inf])])
+
+
+def test_finite_numbers_whose_sum_is_not_are_finite() -> None:
+    largest = torch.finfo(torch.float32).max
+    assert are_finite([torch.full((4,), largest)])
+    assert are_finite(
+        [torch.zeros(1), torch.tensor([1e300], dtype=torch.float64)]
+    )  # too large for the first one's type
+    assert not are_finite([torch.full((4,), largest), torch.tensor([torch.nan])])
+
+
+def test_no_numbers_are_finite() -> None:
+    assert are_finite([])
+    assert are_finite([torch.empty(0)])
