@@ -64,6 +64,9 @@ SMALL_IMAGES: dict[str, Any] = {
     "fan_in_init": True,
 }
 
+# An update every time step by the compiled engine, as sFPTT has it (Yin, Corradi & Bohté 2023); the rest is ours.
+SPIKING: dict[str, Any] = {"cell": "liquid-lif", "lr": 3e-3, "threads": 1}
+
 ADDING: dict[str, Any] = {
     "readout_sizes": (256,),
     "forget_bias": 1.0,
@@ -116,6 +119,14 @@ RECIPES: dict[str, Recipe] = {
         config=TrainConfig(task="digits", num_chunks=64, epochs=200, threads=1, **PER_STEP),
         minutes=2,
         result="accuracy 0.956 ± 0.017",
+    ),
+    "digits-rows-spiking": Recipe(
+        about="8 rows, K = 8: spiking neurons with liquid time constants, an update at every row",
+        config=TrainConfig(task="digits", by="row", hidden_size=64, num_chunks=8, epochs=40, **SPIKING),
+    ),
+    "digits-spiking": Recipe(
+        about="64 pixels, K = 8: spiking neurons with liquid time constants",
+        config=TrainConfig(task="digits", hidden_size=64, num_chunks=8, epochs=60, chrono_init=64, **SPIKING),
     ),
     "adding-200": Recipe(
         about="add two numbers in 200 steps",
@@ -174,6 +185,30 @@ RECIPES: dict[str, Recipe] = {
     "smnist-rows": Recipe(
         about="MNIST row by row, 28 steps",
         config=TrainConfig(task="mnist", by="row", num_chunks=4, batch_size=128, lr=1e-3, epochs=10),
+    ),
+    "smnist-rows-spiking": Recipe(
+        about="MNIST row by row, K = 28: spiking neurons, an update at every row, by the compiled engine",
+        config=TrainConfig(
+            task="mnist",
+            by="row",
+            num_chunks=28,
+            batch_size=128,
+            epochs=20,
+            engine="compiled",
+            **{**SPIKING, "lr": 1e-3},
+        ),
+    ),
+    "smnist-spiking": Recipe(
+        about="S-MNIST, K = 784: spiking neurons, an update at every pixel, for a GPU",
+        config=TrainConfig(
+            task="mnist",
+            num_chunks=784,
+            batch_size=128,
+            epochs=20,
+            engine="compiled",
+            chrono_init=784,
+            **{**SPIKING, "lr": 3e-4},
+        ),
     ),
     "smnist-per-step": Recipe(
         about="S-MNIST, K = 784: an update at every pixel, by the compiled engine",
@@ -277,6 +312,10 @@ RECIPES: dict[str, Recipe] = {
     "har": Recipe(
         about="activities from windows of sensors, 128 steps",
         config=TrainConfig(task="har", num_chunks=8, batch_size=64, lr=1e-3, epochs=30, forget_bias=1.0),
+    ),
+    "har-spiking": Recipe(
+        about="activities from windows of sensors, 128 steps: spiking neurons",
+        config=TrainConfig(task="har", num_chunks=16, batch_size=64, epochs=30, **{**SPIKING, "lr": 1e-3}),
     ),
     "hapt": Recipe(
         about="activities and transitions at every step of a recording",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # `fptt --help` lists the tasks, and waits for nothing else
     from fptt.experiments.tasks.task import Task
 
 TASKS: dict[str, str] = {
-    "digits": "8 × 8 digits of scikit-learn, pixel by pixel",
+    "digits": "8 × 8 digits of scikit-learn, pixel by pixel or row by row",
     "mnist": "MNIST pixel by pixel, permuted, or row by row",
     "cifar10": "CIFAR-10 pixel by pixel, 1,024 steps of three colors",
     "adding": "the adding problem: the sum of two marked numbers",
@@ -34,7 +34,7 @@ MODULES = {"ptb-word": "ptb", "ptb-char": "ptb"}
 OPTIONS: dict[str, tuple[str, ...]] = {
     "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt", "sequences"),
     "permuted": ("mnist",),
-    "by": ("mnist",),
+    "by": ("digits", "mnist"),
     "standardization": ("mnist", "cifar10"),
     "level": ("text",),
     "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt"),

@@ -17,6 +17,7 @@ from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder, locked
 from fptt.experiments.training.replicas import launch
 from fptt.experiments.training.run import Run
+from fptt.nn.spiking.surrogates import count_spikes
 
 SECONDS_BETWEEN_STATUS = 0.2
 
@@ -238,14 +239,19 @@ def _finish(run: Run, folder: RunFolder, status: str) -> dict[str, Any]:
         draw_curves(folder, run.config, task.metric)
     # with a moving average these are its weights, which the model itself then has for the test
     run.model.load_state_dict(run.best.weights)
-    summary = _summary(run, status, measure(run.model, task, task.test, device))
+    with count_spikes() as count:
+        test = measure(run.model, task, task.test, device)
+    summary = _summary(run, status, test, count.spikes / count.possible if count.possible else None)
     folder.write_summary(summary)
     if status == "finished":
         folder.checkpoints.remove()
     return summary
 
 
-def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) -> dict[str, Any]:
+def _summary(
+    run: Run, status: str, test: dict[str, float] | dict[str, None], firing_rate: float | None = None
+) -> dict[str, Any]:
+    """Return the figures of a run; `firing_rate` are the spikes of a unit a step in the test, padding included."""
     config, task, method, progress = run.config, run.task, run.method, run.progress
     is_fptt = config.method == "fptt"
     return {
@@ -268,6 +274,7 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         **{f"test_{name}": value for name, value in test.items()},
         f"validation_{task.metric}": run.best.metric,
         "chance": task.chance,
+        "firing_rate": firing_rate,
         "best_epoch": run.best.epoch,
         "status": status,
         "epochs": round(run.epochs, 4),
