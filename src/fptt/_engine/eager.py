@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -165,7 +166,8 @@ class EagerEngine:
             if "second time" in str(error) and holders:
                 raise RuntimeError(
                     f"the model keeps a state of its own, with its graph, in {', '.join(holders)}: pass the state in "
-                    "and return it, model(inputs, state) -> (outputs, state), so that it can be cut between chunks."
+                    "and return it, model(inputs, state) -> (outputs, state), so that it can be cut between chunks, or "
+                    "let fptt.integrations.stateful.Explicit do so; see docs/spiking.md."
                 ) from error
             raise
         return self.replicas.add_gradients_(loss.detach(), chunk.weight)
@@ -282,11 +284,12 @@ def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: boo
 def _modules_with_own_state(model: nn.Module) -> Iterator[str]:
     """Yield the modules that hold a tensor with a graph, as an attribute or a buffer, from one call to the next."""
     for name, module in model.named_modules():
-        for key, value in (*vars(module).items(), *module.named_buffers(recurse=False)):
-            try:
-                tensors = flatten_state(value)
-            except TypeError:  # not a nest of tensors
-                continue
+        for key, value in (*module.named_buffers(recurse=False), *vars(module).items()):
+            tensors: list[Tensor] = []
+            # entry by entry: a dict of a library may have numbers beside tensors
+            for entry in value.values() if isinstance(value, dict) else (value,):
+                with suppress(TypeError):  # not a nest of tensors
+                    tensors += flatten_state(entry)
             if any(tensor.grad_fn is not None for tensor in tensors):
                 yield f"{name or 'the model'} ({type(module).__name__}.{key})"
                 break
