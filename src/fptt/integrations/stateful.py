@@ -74,6 +74,13 @@ class _Found:
     plain: dict[_Place, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Findings:
+    """By whether the module trains: dropout may keep its mask then. An object, which the compiled engine looks past."""
+
+    by_mode: dict[bool, _Found] = field(default_factory=dict)
+
+
 class Explicit(nn.Module):
     """A module that keeps its state inside, as `(inputs, state) -> (outputs, state)`.
 
@@ -113,8 +120,7 @@ class Explicit(nn.Module):
     def __init__(self, module: nn.Module, *, each_step: bool = True, output: int | None = None) -> None:
         super().__init__()
         self.module, self.each_step, self.output = module, each_step, output
-        # by mode: dropout may keep its mask, in training
-        self._found: list[_Found | None] = [None, None]
+        self._findings = _Findings()
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Return outputs, (T, B, …), and the next state, a dict, for inputs (T, B, …); state None begins as it is."""
@@ -179,7 +185,7 @@ class Explicit(nn.Module):
         finally:
             for own in held:
                 own.put_back()
-        self._found[self.training] = found
+        self._findings.by_mode[self.training] = found
         return outputs, state
 
     def _go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, State]]:
@@ -221,12 +227,10 @@ class Explicit(nn.Module):
 
     def _known(self, inputs: Tensor) -> _Found:
         """Return what a forward pass changes; a copy of the adapter, or one in another mode, has to try."""
-        if self._found[self.training] is None:
+        if self.training not in self._findings.by_mode:
             with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
                 self._begin(inputs[:1])
-        found = self._found[self.training]
-        assert found is not None
-        return found
+        return self._findings.by_mode[self.training]
 
     def _run(self, inputs: Tensor) -> Tensor:
         if not self.each_step:
