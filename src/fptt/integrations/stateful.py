@@ -101,12 +101,13 @@ class Explicit(nn.Module):
         TypeError: On a call, if the module returns something else than a tensor.
 
     Examples:
+        >>> from fptt.integrations.stateful import Explicit
         >>> class Leaky(nn.Module):
         ...     v = 0.0
         ...     def forward(self, x):
         ...         self.v = 0.5 * self.v + x
         ...         return self.v
-        >>> model = fptt.integrations.stateful.Explicit(nn.Sequential(Leaky()))
+        >>> model = Explicit(nn.Sequential(Leaky()))
         >>> _, state = model(torch.ones(1, 2, 3))
         >>> outputs, state = model(torch.ones(2, 2, 3), state)
         >>> outputs[:, 0, 0].tolist(), list(state), model.module[0].v

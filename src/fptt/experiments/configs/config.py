@@ -63,7 +63,7 @@ class DataSetting(Checked):
     in the training split, or as they are, in [0, 1] (mnist, cifar10)."""
     length: Count | None = None
     """Time steps T: of a generated sequence (adding), the delay (copy), the largest n in training (anbn), a window of a
-    text or of a recording."""
+    text or of a recording; the bins of a word (shd)."""
     level: Literal["character", "word"] = "character"
     """Token of a text (text)."""
     id: Name | None = None

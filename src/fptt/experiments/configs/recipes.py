@@ -315,6 +315,10 @@ RECIPES: dict[str, Recipe] = {
         minutes=4,
         result="accuracy 0.892 (one seed)",
     ),
+    "shd": Recipe(
+        about="spoken digits as spikes, 100 steps, K = 20: spiking neurons with liquid time constants",
+        config=TrainConfig(task="shd", length=100, num_chunks=20, batch_size=128, epochs=30, **{**SPIKING, "lr": 1e-3}),
+    ),
     "sequences": Recipe(
         about="your own sequences: --data FILE; K is √T",
         config=TrainConfig(task="sequences", batch_size=32, forget_bias=1.0, fan_in_init=True),
