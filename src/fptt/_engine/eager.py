@@ -121,7 +121,7 @@ class EagerEngine:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
             output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
-            if self._is_bad(loss) and not self.replicas.shares_updates:
+            if not self.replicas.shares_updates and self._is_bad(loss):
                 return BadNumber(chunk.number, "loss", loss.item())
             states.append(state)
             outputs.append(output.detach())
@@ -131,7 +131,7 @@ class EagerEngine:
             mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
             total = self._take_gradient(mean, last, self.backward)
             # replicas that share updates stop at the same one: all judge the loss of all, none its own
-            if self._is_bad(total) and self.replicas.shares_updates:
+            if self.replicas.shares_updates and self._is_bad(total):
                 return BadNumber(last.number, "loss", total.item())
             if self.regularizer is not None:
                 # λ of this chunk of the sequence, if each has its own, as every device has in FedDyn
@@ -184,18 +184,19 @@ class EagerEngine:
             for earlier in window.chunks:
                 _, state = run_chunk(self.model, self.chunking, earlier, state)
             _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
-            is_bad = self._is_bad(loss) and not self.replicas.shares_updates
+            is_bad = not self.replicas.shares_updates and self._is_bad(loss)
             if not is_bad:
                 total = self._take_gradient(loss, chunk, Tensor.backward)
-                is_bad = self._is_bad(total) or self._is_bad(gradient_norm(self._params()))
+                is_bad = (self.replicas.shares_updates and self._is_bad(total)) or self._has_bad_gradient()
         if not is_bad:
             self.regularizer.update()
         elif not self.skips:  # the update stays, and W̄ and λ do not fit it
             self.regularizer.reset()
         return not is_bad
 
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.optimizer.param_groups for param in group["params"]]
+    def _has_bad_gradient(self) -> bool:
+        params = [param for group in self.optimizer.param_groups for param in group["params"]]
+        return self.check_finite and not torch.isfinite(gradient_norm(params))
 
 
 # -- running the model -------------------------------------------------------------------------------------------------
