@@ -60,10 +60,10 @@ class Memories(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._memories: dict[str, Any] = {"v": 0.0, "unused": None}
+        self._memories: dict[str, Any] = {"v": 0.0, "decay": 0.8, "unused": None}
 
     def forward(self, x: Tensor) -> Tensor:
-        s, self._memories["v"] = fire(0.8 * self._memories["v"] + x)
+        s, self._memories["v"] = fire(self._memories["decay"] * self._memories["v"] + x)
         return s
 
 
@@ -168,8 +168,11 @@ def test_training_is_that_with_the_state_passed(kind: type[nn.Module], method: A
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in (InPlace, Nest)]
+
+
 @pytest.mark.machine_code
-@KINDS
+@pytest.mark.parametrize("kind", [Attribute, Buffer, Memories, *SLOW])
 def test_both_engines_agree(kind: type[nn.Module]) -> None:
     _, model = make_pair(kind)
     methods = [make_method(copy.deepcopy(model), engine=engine) for engine in ("eager", "compiled")]
@@ -203,7 +206,7 @@ def test_the_module_is_put_back_after_an_error() -> None:
     model = Explicit(Fails())
     with pytest.raises(ArithmeticError, match=OWN_ERROR):
         model(torch.ones(1, B, D))
-    assert model.module._memories == {"v": 0.0, "unused": None}
+    assert model.module._memories == {"v": 0.0, "decay": 0.8, "unused": None}
     assert not hasattr(model.module, "extra")
 
 
@@ -215,6 +218,8 @@ def test_sequences_begin_with_what_the_module_holds() -> None:
     initial = model.initial_state(inputs)
     assert torch.equal(initial["_memories.v"], torch.full((B, D), 0.2, dtype=torch.float64))
     assert torch.equal(model(inputs, initial)[0], model(inputs)[0])
+    module._memories["v"] = 0.25
+    assert torch.equal(model.initial_state(inputs)["_memories.v"], torch.full((B, D), 0.25, dtype=torch.float64))
 
 
 def test_a_beginning_that_cannot_be_known_is_named() -> None:
