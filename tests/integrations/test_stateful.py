@@ -180,7 +180,7 @@ def test_both_engines_agree(kind: type[nn.Module]) -> None:
         batch = data()
         one, other = (method.train_batch(*batch) for method in methods)
         torch.testing.assert_close(one.chunk_losses, other.chunk_losses, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(one.state, other.state, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(one.state, other.state, rtol=1e-10, atol=1e-10)
 
 
 @KINDS
@@ -237,13 +237,15 @@ def test_a_beginning_that_cannot_be_known_is_named() -> None:
 
 
 def test_statistics_are_no_state_and_move_on() -> None:
-    model = Explicit(nn.Sequential(nn.BatchNorm1d(D, momentum=0.5), Memories()))
+    statistics = nn.BatchNorm1d(D, momentum=0.5)
+    model = Explicit(nn.Sequential(statistics, Memories()))
     inputs = torch.ones(1, B, D)
     _, state = model(inputs)
     assert list(state) == ["1._memories.v"]
     _, state = model(inputs, state)
     model.initial_state(inputs)  # which tries a step without a lasting effect
-    assert model.module[0].running_mean.tolist() == [0.75] * D
+    assert statistics.running_mean is not None
+    assert statistics.running_mean.tolist() == [0.75] * D
 
 
 def test_all_steps_at_once_and_one_of_two_outputs() -> None:

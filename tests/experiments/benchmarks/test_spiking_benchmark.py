@@ -10,6 +10,7 @@ import torch
 from fptt.experiments.benchmarks.spiking import TAU, SpikingBench, make_network, make_rows
 from fptt.experiments.commands.cli import run
 from fptt.nn import spiking
+from fptt.nn.spiking.neurons import LIFLayer
 
 QUICK = ["--sequence-length", "4", "--batch-size", "2", "--hidden-size", "3", "--repeats", "2", "--engines", "eager"]
 EAGER = ["bptt", "tbptt eager", "fptt eager", "fptt eager recomputed"]
@@ -28,7 +29,7 @@ def test_the_neurons_have_spikingjellys_time_constant() -> None:
     neurons = make_network(3).rnn
     assert isinstance(neurons, spiking.LIF)
     layer = neurons.layers[0]
-    assert isinstance(layer, spiking.neurons.LIFLayer)
+    assert isinstance(layer, LIFLayer)
     torch.testing.assert_close(layer.rate_logit.sigmoid(), torch.full((3,), 1 / TAU))
 
 

@@ -17,6 +17,7 @@ from fptt.experiments.training.build import SPIKING, SURROGATES, make_language_m
 from fptt.experiments.training.evaluation import evaluate_folder, in_precision_of
 from fptt.experiments.training.folder import RunFolder
 from fptt.nn import spiking
+from fptt.nn.spiking.neurons import LIFLayer
 
 QUICK = ["--by", "row", "--hidden-size", "8", "--epochs", "1", "--limit", "128", "--threads", "1"]
 
@@ -28,12 +29,14 @@ def test_a_config_builds_the_network_that_it_names(cell: Any, surrogate: Any) ->
         cell=cell, surrogate=surrogate, threshold=0.7, pool="mean", num_layers=2, hidden_size=40, chrono_init=30
     )
     model = make_recurrent(config, 3, 5, last_only=True)
+    assert isinstance(model, spiking.LIF)
     assert type(model) is SPIKING[cell]
     outputs, state = model(torch.randn(4, 2, 3))
     assert (outputs.shape, state.neurons.s.shape) == ((1, 2, 5), (2, 2, 40))
+    assert model.readout is not None
     assert model.readout.pool == "mean"
     for layer in model.layers:
-        assert isinstance(layer, spiking.neurons.LIFLayer)
+        assert isinstance(layer, LIFLayer)
         assert (layer.threshold, type(layer.surrogate)) == (0.7, SURROGATES[surrogate])
         # α = 1 − exp(−1/τ), τ log-uniform from 1 to 30 steps
         constants = -1 / torch.log1p(-layer.rate_logit.sigmoid())

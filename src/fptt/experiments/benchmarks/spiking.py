@@ -14,6 +14,7 @@ import fptt
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
 from fptt.experiments.process.machine import environment
 from fptt.nn import spiking
+from fptt.nn.spiking.neurons import LIFLayer
 
 INPUT_SIZE, NUM_CLASSES = 1, 10
 LR, ALPHA = 1e-3, 0.1
@@ -100,7 +101,8 @@ class SpikingBench:
         own = make_network(self.hidden_size)
         assert isinstance(own.rnn, spiking.LIF)
         layer = own.rnn.layers[0]
-        assert isinstance(layer, spiking.neurons.LIFLayer)
+        assert isinstance(layer, LIFLayer)
+        assert isinstance(own.readout, nn.Linear)
         network = nn.Sequential(layer.input, neuron.LIFNode(tau=TAU), own.readout)
         optimizer = torch.optim.Adam(network.parameters(), lr=LR)
         averages = online_learning.fptt_online_training_init_w_ra(optimizer)

@@ -94,7 +94,7 @@ def read_words(path: Path, num_steps: int) -> Words:
         UserError: If h5py is not installed, or the file is missing, no HDF5, lacks a field or has something else in it.
     """
     try:
-        import h5py
+        import h5py  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise UserError("the task shd needs h5py: pip install 'fptt[shd]'.") from error
     try:
@@ -135,7 +135,7 @@ def _field(file: Any, path: Path, name: str) -> np.ndarray:
     Raises:
         UserError: If there is nothing, or a folder.
     """
-    import h5py
+    import h5py  # pyright: ignore[reportMissingImports]
 
     found = file.get(name)
     if not isinstance(found, h5py.Dataset) or found.ndim != 1:

@@ -72,7 +72,7 @@ def make_spiking(config: TrainConfig, input_size: int, output_size: int, *, last
         UserError: If the config has options that are not for spiking neurons.
     """
     _check_unset(config, NOT_FOR_SPIKING, "is not for spiking neurons")
-    time_constants = {} if config.chrono_init is None else {"tau": (1.0, float(config.chrono_init))}
+    time_constants: dict[str, Any] = {} if config.chrono_init is None else {"tau": (1.0, float(config.chrono_init))}
     return SPIKING[config.cell](
         input_size,
         config.hidden_size,
