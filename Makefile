@@ -1,6 +1,7 @@
 # make train   the environment, then FPTT on real data         make test    the environment, then all fast tests
 # make check   format, lint, types, layers                     make faults  every planted fault must turn the tests red
-# make docs    the documentation as a site                     make setup   the environment alone
+# make docs    the documentation as a site, in site/            make setup   the environment alone
+# make build   the packages in dist/, checked
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,10 +28,13 @@ faults: $(STAMP)
 	@$(BIN)/python tests/faults.py
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --site-dir site
+	$(BIN)/python docs/build.py
 
 build: $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --group release
 	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 setup: $(STAMP)
 
@@ -38,7 +42,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "making the environment in .venv (a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,river,sklearn,development]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[experiments,river,sklearn]' --group development
 	@touch $@
 
 clean:

@@ -170,11 +170,16 @@ def _find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[
 def _have_steps(parts: list[Any]) -> list[bool]:
     """Return which chunks have something that counts, with one synchronization for all."""
     counted = [getattr(part, "counted", None) for part in parts]
-    distinct = {id(counts): counts.any() for counts in counted if counts is not None}  # often one for all chunks
-    if not distinct:
+    by_shape: dict[torch.Size, dict[int, Tensor]] = {}  # often one tensor for all chunks, nearly always one shape
+    for counts in counted:
+        if counts is not None:
+            by_shape.setdefault(counts.shape, {})[id(counts)] = counts
+    if not by_shape:
         return [True] * len(parts)
-    found = dict(zip(distinct, torch.stack(list(distinct.values())).tolist(), strict=True))
-    return [found.get(id(counts), True) for counts in counted]
+    # a few operations for all chunks, not one for each: on a GPU that would take longer than to learn them
+    found = torch.cat([torch.stack(list(alike.values())).flatten(1).any(1) for alike in by_shape.values()]).tolist()
+    have = dict(zip(itertools.chain(*by_shape.values()), found, strict=True))
+    return [counts is None or have[id(counts)] for counts in counted]
 
 
 def _check_tensors(**values: Any) -> None:

@@ -33,7 +33,7 @@ class DynamicRegularizer:
 
     The state lies beside the optimizer, keyed by parameter, and never in it. It begins at the first step, with W̄ = W
     and λ = 0, so that the first step is exactly the optimizer's own. With β = ½ the average is W minus λ/(2α), about
-    one recent step behind: it is not a long-run average.
+    one recent step ahead: it is not a long-run average.
 
     A *coupled* penalty adds ∇R to the gradient, as in the paper; an adaptive optimizer then rescales it, and on a
     plateau the penalty can outweigh the loss. A *decoupled* penalty is taken off the weights after the optimizer's own

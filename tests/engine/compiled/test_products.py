@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
@@ -46,6 +47,35 @@ def test_other_precisions_stay() -> None:
 def test_onednn_is_for_float32_on_the_processor_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
     assert traced((32, 48), (48, 40)) == {"aten.mm.default"}
+
+
+def test_thin_products_are_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "is_thin", lambda *_: True)
+    assert traced((31, 48), (48, 10)) == {"aten.unsqueeze.default", "aten.mul.Tensor", "aten.sum.dim_IntList"}
+    # a thin sum term by term
+    assert "aten.sum.dim_IntList" not in traced((31, 16), (16, 48))
+    assert not {"aten.mm.default", "aten.addmm.default"} & traced((10,), (31, 48), (48, 10))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "dtype", "thin"),
+    [
+        ((128, 256), (256, 16), torch.float32, True),
+        ((16, 256), (256, 128), torch.float64, True),
+        ((128, 16), (16, 256), torch.float32, True),
+        ((128, 256), (256, 17), torch.float32, False),
+        ((2**9, 2**9), (2**9, 16), torch.float32, True),
+        ((2**9 + 1, 2**10), (2**10, 16), torch.float32, False),
+        ((128, 256), (256, 10), torch.bfloat16, False),
+    ],
+)
+def test_products_are_thin_on_a_gpu_only(
+    left: tuple[int, int], right: tuple[int, int], dtype: torch.dtype, thin: bool
+) -> None:
+    with FakeTensorMode():
+        for device, expected in (("cuda", thin), ("cpu", False)):
+            tensors = [torch.empty(shape, dtype=dtype, device=device) for shape in (left, right)]
+            assert products.is_thin(*tensors) == expected
 
 
 def test_overlapping_rows_stay() -> None:

@@ -3,6 +3,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.colors import to_rgb
 from rich.console import Console
 
 from fptt.experiments.configs.config import TrainConfig
@@ -128,10 +129,11 @@ def test_every_control_has_a_line_of_its_own_in_the_plot(tmp_path: Path, monkeyp
     (axis,) = figures[0].axes
     lines = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines}
     assert {name: look for name, look in lines.items() if not name.startswith("_")} == {
-        "BPTT, 4 losses, batches of 16": ("tab:gray", "-"),
-        "TBPTT": ("tab:blue", "-"),
-        "TBPTT, lr × 0.5": ("tab:blue", "--"),
+        "BPTT, 4 losses, batches of 16": ("tab:gray", ":"),
+        "TBPTT": ("tab:blue", "--"),
+        "TBPTT, lr × 0.5": (to_rgb("tab:orange"), "--"),
         "FPTT": ("tab:red", "-"),
+        "chance": ("black", "--"),
     }
     plt.close(figures[0])
 

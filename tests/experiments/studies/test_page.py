@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,35 +64,36 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert "(figures/results-small.png)" in page
     head, *lines = table_of(page, "small")
     assert head == [
-        *("group", "method", "K", "engine", "form", "coupling", "α or γ", "test accuracy (seeds)", "test macro_f1"),
-        *("test cross_entropy", "epochs", "updates", "seconds", "published", "to published", "replicated"),
-        *("to replicated", "hardware", "torch", "commit"),
+        *("group", "method", "K", "test accuracy (seeds)", "test macro_f1", "test cross_entropy", "epochs", "updates"),
+        *("seconds", "published", "to published", "replicated", "to replicated"),
     ]
+    assert (
+        "\n\nAll rows: engine eager; form paper; coupling decoupled; α or γ 0.1; "
+        "hardware cpu (abacus); torch 2.9; commit 0123456.\n" in page
+    )
     plain = ["1.5000 ± 0.0000", "3.0"]
-    origin = ["cpu (abacus)", "2.9", "0123456"]
-    bptt, tbptt = (["1", "eager", "–", "–", "–"], ["4", "eager", "–", "–", "–"])
-    replicated = ["–", "–", "0.125"]
-    of_tbptt = ["TBPTT", *tbptt, "0.2500 ± 0.0000 (2)", "0.1250 ± 0.0000", *plain, "40", "2.0", *"––––", *origin]
+    of_tbptt = ["TBPTT", "4", "0.2500 ± 0.0000 (2)", "0.1250 ± 0.0000", *plain, "40", "2.0", *"––––"]
     of_fptt = [
-        *("FPTT", "4", "eager", "paper", "decoupled", "0.1", "0.6250 ± 0.1768 (2)", "0.3125 ± 0.0884", *plain),
-        *("40", "2.0", "0.75", "-0.1250", "0.5", "+0.1250", *origin),
+        *("FPTT", "4", "0.6250 ± 0.1768 (2)", "0.3125 ± 0.0884", *plain),
+        *("40", "2.0", "0.75", "-0.1250", "0.5", "+0.1250"),
     ]
+    replicated = ["–", "–", "0.125"]
     assert lines == [
         [
-            *("equal epochs", "BPTT", *bptt, "0.2500 ± 0.1768 (2)", "0.1250 ± 0.0884", *plain, "10", "2.0"),
-            *(*replicated, "+0.1250", *origin),
+            *("equal epochs", "BPTT", "1", "0.2500 ± 0.1768 (2)", "0.1250 ± 0.0884", *plain, "10", "2.0"),
+            *(*replicated, "+0.1250"),
         ],
         ["equal epochs", *of_tbptt],
         ["equal epochs", *of_fptt],
         [
-            *("equal updates", "BPTT", *bptt, "0.6250 ± 0.0000 (2)", "0.3125 ± 0.0000", *plain, "40", "2.0"),
-            *(*replicated, "+0.5000", *origin),
+            *("equal updates", "BPTT", "1", "0.6250 ± 0.0000 (2)", "0.3125 ± 0.0000", *plain, "40", "2.0"),
+            *(*replicated, "+0.5000"),
         ],
         ["equal updates", *of_tbptt],
         ["equal updates", *of_fptt],
         [
-            *("equal seconds", "BPTT", *bptt, "0.3750 ± 0.1768 (2)", "0.1875 ± 0.0884", *plain, "20", "2.0"),
-            *(*replicated, "+0.2500", *origin),
+            *("equal seconds", "BPTT", "1", "0.3750 ± 0.1768 (2)", "0.1875 ± 0.0884", *plain, "20", "2.0"),
+            *(*replicated, "+0.2500"),
         ],
         ["equal seconds", *of_fptt],
     ]
@@ -252,7 +254,26 @@ def test_settings_that_differ_are_not_mixed_and_their_difference_is_shown(tmp_pa
         ("–", "FPTT", "4", "lr 0.002, beta 0.75", "0.5000 (1)"),
         ("deep/er", "FPTT", "4", "lr 0.01, beta 0.5", "0.5000 (1)"),
     ]
-    assert [row["commit"] for row in rows] == ["0123456", "0123456", "–", "0123456"]
+    assert "; commit 0123456." in page  # of those that have one
+
+
+def test_columns_that_tell_nothing_apart_stand_below_the_table() -> None:
+    cells = [
+        ["group", "method", "engine", "form", "published", "commit"],
+        ["–", "BPTT", "eager", "–", "–", "aaa"],
+        ["–", "TBPTT", "eager", "–", "–", "bbb"],
+        ["–", "FPTT", "compiled", "paper", "–", "aaa"],
+        ["–", "FPTT", "compiled", "paper", "–", "bbb"],
+        ["–", "FPTT", "compiled", "paper", "–", "bbb"],
+    ]
+    assert page.told_apart(cells) == (
+        [["method", "engine"], ["BPTT", "eager"], ["TBPTT", "eager"], *[["FPTT", "compiled"]] * 3],
+        "All rows: form paper; commit aaa (rows 1, 3), bbb (rows 2, 4–5).",
+    )
+    assert page.told_apart([["method", "torch"], ["FPTT", "–"]]) == (
+        [["method"], ["FPTT"]],
+        "All rows: torch not known.",
+    )
 
 
 def test_the_settings_of_a_task_are_shown() -> None:
@@ -268,25 +289,96 @@ def test_the_settings_of_a_task_are_shown() -> None:
 def test_commits_are_short_and_changed_sources_stay_visible(tmp_path: Path) -> None:
     write_run(tmp_path / "small" / "run", SMALL, commit="fedcba9876543210-dirty")
     page = write_report(tmp_path, tmp_path, tmp_path, {}).read_text()
-    assert table_of(page, "small")[1][-1] == "fedcba9-dirty"
+    assert "; commit fedcba9-dirty.\n" in page
 
 
-def test_the_plot_shows_equal_epochs_and_equal_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Return the figures that would be saved."""
+    found: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: found.append(figure))
+    yield found
+    for figure in found:
+        plt.close(figure)
+
+
+def lines_of(axis: Any) -> dict[str, Any]:
+    """Return the lines of a panel that have a name, and the look of each."""
+    return {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+
+
+def test_the_plot_shows_equal_epochs_and_equal_updates(tmp_path: Path, figures: list[Any]) -> None:
     write_comparison(tmp_path / "small")
     write_run(tmp_path / "alone" / "run", SMALL)
-    figures: list[Any] = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
     write_report(tmp_path, tmp_path, tmp_path, {})
     alone, small = figures
-    assert [len(axis.lines) for axis in alone.axes] == [1, 1]
-    assert [len(axis.lines) for axis in small.axes] == [6, 6]
+    assert [list(lines_of(axis)) for axis in alone.axes] == [["FPTT", "chance"]] * 2
     epochs, updates = small.axes
+    assert list(lines_of(epochs)) == list(lines_of(updates)) == ["BPTT", "TBPTT", "FPTT", "chance"]
     assert (epochs.get_xlabel(), updates.get_xlabel()) == ("epochs", "updates")
-    assert epochs.lines[0].get_color() == "tab:gray"
+    assert lines_of(epochs)["BPTT"].get_color() == "tab:gray"
     assert [list(axis.lines[0].get_xdata()) for axis in (epochs, updates)] == [[1, 2, 3], [13, 26, 40]]
-    assert list(epochs.lines[0].get_ydata()) == [0.1, 0.2, 0.3]
-    for figure in figures:
-        plt.close(figure)
+    assert list(lines_of(updates)["BPTT"].get_xdata()) == [13, 26, 40]  # of two seeds with as many
+    assert set(lines_of(epochs)["chance"].get_ydata()) == {0.1}
+    assert all(tick == int(tick) for tick in epochs.get_xticks())
+    assert epochs.get_legend() is None  # it is beside the panels, not on the data
+    (legend,) = small.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["BPTT", "TBPTT", "FPTT", "chance"]
+
+
+def test_a_line_is_the_mean_over_seeds_in_a_band_from_the_lowest_to_the_highest(
+    tmp_path: Path, figures: list[Any]
+) -> None:
+    """The mean ends with the shortest seed; the rest of the others has no name."""
+    for seed, values in enumerate(((0.1, 0.5), (0.3, 0.6, 0.9), (0.2, 0.1))):
+        folder = write_run(tmp_path / "small" / f"fptt-seed-{seed}", TrainConfig.of(SMALL, seed=seed))
+        rows = [f"{i},{i},{i},{value}\n" for i, value in enumerate(values, 1)]
+        folder.metrics_file.write_text("".join(["epoch,updates,seconds,validation_accuracy\n", *rows]))
+    write_report(tmp_path, tmp_path, tmp_path, {})
+    axis = figures[0].axes[0]
+    assert lines_of(axis)["FPTT"].get_xydata().tolist() == [[1, pytest.approx(0.2)], [2, pytest.approx(0.4)]]
+    (band,) = axis.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices.tolist()} == {(1, 0.1), (1, 0.3), (2, 0.1), (2, 0.6)}
+    (rest,) = [line for line in axis.lines if line.get_label().startswith("_")]
+    assert rest.get_xydata().tolist() == [[2, 0.6], [3, 0.9]]
+
+
+def test_color_is_what_is_varied(tmp_path: Path, figures: list[Any]) -> None:
+    """A value of the field has one color, whatever the method, which has a style; what has no field, its own color."""
+    for alpha in (0.1, 0.2, 0.4):
+        write_run(tmp_path / "strength" / f"fptt-{alpha}", TrainConfig.of(SMALL, alpha=alpha))
+    write_run(tmp_path / "strength" / "tbptt", TrainConfig.of(SMALL, method="tbptt"))
+    for rate in (0.1, 0.2):
+        for method in ("tbptt", "fptt"):
+            write_run(tmp_path / "rate" / f"{method}-{rate}", TrainConfig.of(SMALL, lr=rate, method=method))
+    write_report(tmp_path, tmp_path, tmp_path, {})
+    rate, strength = (lines_of(figure.axes[0]) for figure in figures)
+    assert list(strength) == ["TBPTT", "FPTT, 0.1", "FPTT, 0.2", "FPTT, 0.4", "chance"]
+    assert strength["TBPTT"].get_color() == "tab:blue"
+    assert len({tuple(strength[f"FPTT, {alpha}"].get_color()) for alpha in (0.1, 0.2, 0.4)}) == 3
+    assert [rate[f"{method}, 0.1"].get_linestyle() for method in ("TBPTT", "FPTT")] == ["--", "-"]
+    assert rate["TBPTT, 0.1"].get_color() == rate["FPTT, 0.1"].get_color() != rate["FPTT, 0.2"].get_color()
+
+
+def test_many_settings_have_a_panel_a_field_with_what_differs_in_it_alone(tmp_path: Path, figures: list[Any]) -> None:
+    for chunks, alpha in [
+        (4, 0.1),
+        (4, 0.2),
+        (4, 0.3),
+        (4, 0.4),
+        (4, 0.5),
+        (2, 0.1),
+        (8, 0.1),
+        (16, 0.1),
+        (32, 0.1),
+        (8, 0.5),
+    ]:
+        write_run(tmp_path / "many" / f"{chunks}-{alpha}", TrainConfig.of(SMALL, num_chunks=chunks, alpha=alpha))
+    write_report(tmp_path, tmp_path, tmp_path, {})
+    of_chunks, of_alpha, *unused = figures[0].axes
+    assert (of_chunks.get_title(), of_alpha.get_title(), unused) == ("num_chunks", "alpha", [])
+    assert list(lines_of(of_chunks)) == ["FPTT, 2", "FPTT, 4", "FPTT, 8", "FPTT, 16", "FPTT, 32", "chance"]
+    assert list(lines_of(of_alpha)) == ["FPTT, 0.1", "FPTT, 0.2", "FPTT, 0.3", "FPTT, 0.4", "FPTT, 0.5", "chance"]
 
 
 def test_nothing_to_report_is_a_user_error(tmp_path: Path) -> None:
@@ -378,4 +470,4 @@ def test_infinite_and_undefined_losses_are_shown(tmp_path: Path) -> None:
     head, line = table_of(page.read_text(), "small")
     row = dict(zip(head, line, strict=True))
     names = ("test perplexity (seeds)", "test cross_entropy", "to published")
-    assert [row[name] for name in names] == ["inf (2)", "–", "+inf"]
+    assert [row.get(name) for name in names] == ["inf (2)", None, "+inf"]  # a column without values is not there

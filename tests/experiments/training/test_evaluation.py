@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def test_weights_that_cannot_be_evaluated_are_named(
     finally:
         trained.weights_file.write_bytes(content)
     assert evaluate_folder(trained.path)["test_accuracy"] == trained.read_summary()["test_accuracy"]
+
+
+def test_a_run_of_a_gpu_is_measured_where_there_is_none(
+    tmp_path: Path, trained: RunFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    folder = tmp_path / "run"
+    shutil.copytree(trained.path, folder)
+    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    assert "accelerator: cpu\n" in config
+    (folder / "config.yaml").write_text(config.replace("accelerator: cpu\n", "accelerator: cuda\n"), encoding="utf-8")
+    with caplog.at_level("INFO", logger="fptt"):
+        assert evaluate_folder(folder) == evaluate_folder(trained.path)
+    assert "Measured on the processor instead." in caplog.text
 
 
 def test_a_pipe_in_place_of_the_weights_is_refused(tmp_path: Path, trained: RunFolder) -> None:

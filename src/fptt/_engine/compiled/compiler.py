@@ -151,8 +151,12 @@ def _inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Compil
         kept.append(compile_fx_inner(*arguments, **settings))
         return kept[-1]
 
-    # eager's random numbers, so that dropout is the same in both engines; kernels called from C++, not from Python
-    options = {"fallback_random": True, "cpp_wrapper": examples[0].device.type == "cpu"}
+    on_cpu = examples[0].device.type == "cpu"
+    options = {
+        "fallback_random": True,  # eager's random numbers, so that dropout is the same in both engines
+        "cpp_wrapper": on_cpu,  # kernels called from C++, not from Python
+        "combo_kernels": not on_cpu,  # small kernels that do not need each other as one: launches are most of a step
+    }
     with functorch_config.patch(enable_autograd_cache=False):  # it would pass over `compile_inner`
         wrapped: Any = compile_fx(graph, list(examples), inner_compile=compile_inner, config_patches=options)
     # the machine code without PyTorch's wrapper, which costs 30 µs a call; checked against it before it is used

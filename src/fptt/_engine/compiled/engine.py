@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_leaves
 
 from fptt._batches.cut import Chunk, Chunking, Start, Window
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
-from fptt._engine.compiled.cuda_graph import CUDAGraph
+from fptt._engine.compiled.cuda_graph import RECORDED_ON, CUDAGraphs, SeriesResult
 from fptt._engine.compiled.denormals import flushed_denormals
-from fptt._engine.compiled.probe import Probe, check_first, constants, nest_key, probe
+from fptt._engine.compiled.probe import Key, Probe, check_first, constants, flatten_part, probe
 from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
@@ -31,7 +30,6 @@ from fptt.nn import GRU, LSTM, RNN
 from fptt.nn.models import plain_cells
 from fptt.nn.spiking import LIF
 
-Key = tuple[Any, ...]
 Item = TypeVar("Item")
 
 
@@ -157,7 +155,9 @@ class CompiledEngine:
             window = window._replace(state=self.risk.model.initial_state(chunks[0].inputs))
         self.optimizer.zero_grad()  # gradients stay inside the steps: old ones would only take memory
         device = chunks[0].inputs.device
-        self._alive = torch.ones((), dtype=torch.bool, device=device)
+        if self._alive.device != device:
+            self._alive = self._alive.to(device)
+        self._alive.fill_(True)  # in place: a recorded step knows it by its address
         dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
         # the context once a batch: it looks at every attribute of the model, which is too much for every chunk
         batch_size = self.risk.chunking.time_major(chunks[0].inputs).shape[1]
@@ -192,24 +192,34 @@ class CompiledEngine:
     def _advance(self, walk: "_Walk", key: Key) -> bool:
         """Run one compiled step as long as the chunks have it in common; return whether to go on."""
         entry, groups = self._entries[key], self.layout.groups_of(key)
-        start = walk.position
+        start, end = walk.position, walk.end_of_series(entry.next_nest)
         rows = self.layout.numbers(walk.makes_update[start:], walk.device)
         numbers = [rows[id(group)] for group in groups]
         # the arguments of every chunk begin with these; see `Arguments` for the order
         in_place = [*tree_leaves([[group.buffers for group in groups], self.layout.module_tensors(key)]), self._alive]
-        run = partial(entry.run, weight=walk.chunk.weight) if self.replicas.shares_updates else entry.run
-        while True:
-            own = [row[walk.position - start] for row in numbers]
+        weight = {"weight": walk.chunk.weight} if self.replicas.shares_updates else {}
+        run = entry.run
+        # all chunks at once where that is faster, and nothing has to be done between two of them
+        at_once = isinstance(run, CUDAGraphs) and not isinstance(self.replicas, DistributedReplicas)
+        while walk.position < end:
             # nothing here may wait for the device, or look at a number: that would be once a chunk
-            walk.take(run(*in_place, *own, *walk.flat_arguments()), entry.next_nest, groups)
+            series = [
+                [*(row[number - start] for row in numbers), *walk.own_arguments(number)]
+                for number in range(walk.position, end if at_once else walk.position + 1)
+            ]
+            if isinstance(run, CUDAGraphs):
+                result = run.run(in_place, series, walk.state_tensors)
+            else:
+                loss, norm, *states = run(*in_place, *series[0], *walk.state_tensors, **weight)
+                result = SeriesResult([loss], [norm], states)
+            walk.take(result, entry.next_nest, groups)
             if self.replicas.count_update():
                 if self._is_dead():
                     return False  # there is nothing to share
                 self.replicas.sync(self._trained())
             if self.replicas.shares_updates and self._is_dead():
                 return False  # as do all the others, at the same chunk
-            if not walk.goes_on_alike():
-                return True
+        return True
 
     def _trained(self) -> list[Tensor]:
         """Return weights, averages and duals as they lie in the buffers, and the running estimates of the loss."""
@@ -277,9 +287,9 @@ class CompiledEngine:
         else:
             run = compile_step(lambda *tensors: step(arguments.filled(tensors), part, state), flat, self.risk)
             check_first(run, flat, found)
-            if walk.device.type == "cuda":
-                # a step is some dozens of small kernels, whose launches take longer than they do
-                run = CUDAGraph(run, flat, num_resident=len(tree_leaves([buffers, module])))
+            if walk.device.type in RECORDED_ON:
+                own = [*numbers, *walk.own_arguments(walk.position)]
+                run = CUDAGraphs(run, own, num_states=len(flatten_state(step.next_state)))
         self._entries[key] = _Entry(run, _Nest(step.next_state))
         return None
 
@@ -314,7 +324,7 @@ class CompiledEngine:
 class _Entry(NamedTuple):
     """A compiled step, and the nest of its next state."""
 
-    run: Callable[..., Sequence[Tensor]]
+    run: Callable[..., Sequence[Tensor]] | CUDAGraphs
     next_nest: "_Nest"
 
 
@@ -373,16 +383,15 @@ class _Walk:
                 strict=True,
             )
             self.begins = [own if any(are_told) else [] for own, are_told in windows]
-        parts = [tree_flatten(chunk.part) for chunk in chunks]
+        parts = [flatten_part(chunk.part) for chunk in chunks]
         leaves = [own for own, _ in parts]
         self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
         self.rows = self._make_rows(leaves, max_norm, dtype)
         self._part_keys: list[Key] = []
-        for own, spec in parts:
-            key = nest_key(own, spec)
-            # the same object where it is the same key: `goes_on_alike` then need not look inside, chunk after chunk
+        for _, key in parts:
+            # the same object where it is the same key: `end_of_series` then need not look inside, chunk after chunk
             self._part_keys.append(self._part_keys[-1] if self._part_keys[-1:] == [key] else key)
-        self._nest = self._nest_before = _Nest(window.state)
+        self._nest = _Nest(window.state)
         # before the window, from which the next step begins, and after the chunk before it
         self.state_tensors = [tensor.contiguous() for tensor in flatten_state(window.state)]
         self.last_tensors = self.state_tensors
@@ -433,26 +442,29 @@ class _Walk:
         begins = len(self.begins[self.position])
         return (shapes, inputs.dtype, inputs.device, begins, part, self._nest.key, self.context)
 
-    def goes_on_alike(self) -> bool:
-        """Return whether there is a next chunk with the step of the chunk before: cheaper than to compare keys."""
-        now, before = self.position, self.position - 1
-        return (
-            not self.is_over
-            and self.shapes[now] == self.shapes[before]
-            and len(self.begins[now]) == len(self.begins[before])
-            and self._part_keys[now] is self._part_keys[before]
-            and self._nest.key == self._nest_before.key
-        )
+    def end_of_series(self, next_nest: _Nest) -> int:
+        """Return the first chunk from the next one on that has another step, given the nest after the next one."""
+        now, end = self.position, self.position + 1
+        if next_nest.key != self._nest.key:
+            return end
+        # cheaper than to compare keys
+        while (
+            end < len(self.chunks)
+            and self.shapes[end] == self.shapes[now]
+            and len(self.begins[end]) == len(self.begins[now])
+            and self._part_keys[end] is self._part_keys[now]
+        ):
+            end += 1
+        return end
 
     def arguments(self) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Return the next chunk's own among the `Arguments` of a step: row, inputs, begins, part and state."""
         now = self.position
         return self.rows[now], self.inputs[now], self.begins[now], self.tensors[now], self.state_tensors
 
-    def flat_arguments(self) -> list[Tensor]:
-        """Return them one after the other."""
-        row, inputs, begins, part, state = self.arguments()
-        return [row, *inputs, *begins, *part, *state]
+    def own_arguments(self, number: int) -> list[Tensor]:
+        """Return the arguments of a chunk but for the state, one after the other."""
+        return [self.rows[number], *self.inputs[number], *self.begins[number], *self.tensors[number]]
 
     def state(self) -> State:
         """Return the state now, as a nest."""
@@ -464,19 +476,20 @@ class _Walk:
         chunks = tuple(self.spanned[max(end - self.horizon + 1, 0) : end])
         return Window(chunks, self._nest.filled(self.state_tensors))
 
-    def take(self, outputs: Sequence[Tensor], nest: _Nest, groups: list[FlatGroup]) -> None:
-        """Take in what the step of a chunk has returned, and go on to the next."""
-        loss, norm, *states = outputs
+    def take(self, result: SeriesResult, nest: _Nest, groups: list[FlatGroup]) -> None:
+        """Take in what the steps of one or more chunks have returned, and go on to the chunk after them."""
+        states = result.states
         self.last_tensors = states[-nest.size :] if nest.size else []
         self.state_tensors = states[: nest.size]  # the same, with a horizon of 1
-        self.losses.append(loss)
-        self.norms.append(norm)
-        self._nest_before, self._nest = self._nest, nest
-        updated = groups if self.chunk.has_steps else []  # the step itself has left the others as they were
-        for group in updated:
-            group.num_steps += 1
-        self.stepped.append(updated)
-        self.position += 1
+        self.losses += result.losses
+        self.norms += result.norms
+        self._nest = nest
+        for _ in result.losses:
+            updated = groups if self.chunk.has_steps else []  # the step itself has left the others as they were
+            for group in updated:
+                group.num_steps += 1
+            self.stepped.append(updated)
+            self.position += 1
 
     def first_bad(self) -> int:
         """Return the position of the first chunk with NaN or Inf."""

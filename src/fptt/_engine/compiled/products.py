@@ -1,7 +1,8 @@
 """The matrix products of a compiled step, each by the way that is fastest for its shape."""
 
+import functools
+import math
 import platform
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from torch import Tensor
 
 SMALLEST_SIDE = 32
 """The sides of a product from which on oneDNN is faster, where it is at all."""
+
+THIN_SIDE = 16
+"""The side of a product up to which a GPU sums it up itself: cuBLAS took 30 to 50 µs for the ten classes of a read-out,
+(128, 128) × (128, 10), whose products are fused with what follows and take 2 (H100)."""
+
+MOST_PRODUCTS = 2**22
+"""The products of numbers up to which it does: for more, cuBLAS has enough to do at once."""
 
 
 @torch.library.custom_op("fptt::onednn_product", mutates_args=())
@@ -29,6 +37,8 @@ def _mm(left: Tensor, right: Tensor) -> Tensor:
         return left * right  # an outer product: the compiler fuses it with what follows, and no product is stored
     if _suits_onednn(left, right):
         return torch.ops.fptt.onednn_product(left, right.T)
+    if is_thin(left, right):
+        return sum_products(left, right)
     return NotImplemented
 
 
@@ -37,11 +47,28 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha:
     if beta == alpha == 1 and _suits_onednn(left, right):
         # apart from the product, so that the bias is not copied under it
         return torch.ops.fptt.onednn_product(left, right.T) + bias
+    if beta == alpha == 1 and is_thin(left, right):
+        return sum_products(left, right) + bias
     return NotImplemented
 
 
 DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.mm.default: _mm, torch.ops.aten.addmm.default: _addmm}
 """What becomes of products while a step is traced."""
+
+
+def is_thin(left: Tensor, right: Tensor) -> bool:
+    """Return whether a product on a GPU is too thin for cuBLAS; half precision keeps the sums of its own kernels."""
+    sides = (*left.shape, right.shape[1])
+    is_exact = left.dtype == right.dtype and left.dtype in {torch.float32, torch.float64}
+    return left.is_cuda and is_exact and min(sides) <= THIN_SIDE and math.prod(sides) <= MOST_PRODUCTS
+
+
+def sum_products(left: Tensor, right: Tensor) -> Tensor:
+    """Return (M, K) × (K, N), written so that the compiler makes one loop of it and of its neighbors."""
+    if left.shape[1] <= THIN_SIDE:  # term by term, not as a reduction, which would be a kernel of its own
+        terms = zip(left.unbind(1), right.unbind(0), strict=True)
+        return functools.reduce(torch.add, (column.unsqueeze(1) * row for column, row in terms))
+    return (left.unsqueeze(2) * right.unsqueeze(0)).sum(1)
 
 
 def _suits_onednn(left: Tensor, right: Tensor) -> bool:
@@ -64,7 +91,7 @@ def _can_be_lowered() -> bool:
     return torch.backends.mkldnn.is_available() and torch.__version__ >= "2.13"  # no comparison of texts: TorchVersion
 
 
-@cache
+@functools.cache
 def onednn_is_faster() -> bool:
     """Return whether oneDNN multiplies faster than what is behind `torch.mm`.
 
@@ -79,7 +106,7 @@ def _is_intel() -> bool:
     return "GenuineIntel" in (info.read_text(encoding="utf-8") if info.exists() else platform.processor())
 
 
-@cache
+@functools.cache
 def register_lowering() -> None:
     """Teach Inductor, once, to call oneDNN for `fptt::onednn_product`.
 

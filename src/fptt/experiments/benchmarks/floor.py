@@ -8,7 +8,8 @@ A chunk of L steps has, at batch size B, width H and G gates, in the recurrent l
 
 and the products of the read-out at its last step, forward and backward, in the order in which `fptt.nn` multiplies
 them: the two weight matrices first where that is cheaper, which depends on B. The input is one number wide, and
-products with vectors (inputs, biases) do not count, nor does anything that is done element by element.
+products with vectors (inputs, biases) do not count, nor does anything that is done element by element; on a GPU that
+goes for the read-out's products with a side of ten classes too, which a compiled step sums up inside other kernels.
 
 An update reads and writes whole copies of the parameters, four bytes each: it reads weights, gradients and Adam's two
 moments, FPTT also averages and duals, and writes all of these but the gradients. `fptt` thus moves 11 copies, `tbptt`
@@ -18,7 +19,8 @@ Products are those of the workload's precision, float32 or bfloat16 with results
 belongs to an update are float32 in both.
 
 Both are measured in the same process and the same rounds as what is compared with them, and medians are taken; of the
-ways to multiply, `torch.mm` and oneDNN's, the faster one counts. BPTT has the floor of one chunk of T steps.
+ways to multiply, `torch.mm` and oneDNN's, the faster one counts. On a GPU a loop of them is recorded, so that no launch
+counts. BPTT has the floor of one chunk of T steps.
 """
 
 from collections import Counter
@@ -29,6 +31,7 @@ from typing import NamedTuple
 import torch
 
 from fptt import chunk_lengths
+from fptt._engine.compiled.products import THIN_SIDE
 from fptt.experiments.benchmarks.grid import HIDDEN_SIZE, NUM_CLASSES, NUM_GATES, READOUT_SIZE, Spec, Workload
 from fptt.experiments.benchmarks.timing import Stopwatch
 
@@ -111,7 +114,11 @@ class Floor:
         self, workload: Workload, num_chunks: Iterable[int], num_parameters: int, stopwatch: Stopwatch
     ) -> None:
         self.workload, self.num_parameters, self.stopwatch = workload, num_parameters, stopwatch
-        self.products = {count: sequence_products(workload, count) for count in num_chunks}
+        smallest = THIN_SIDE + 1 if stopwatch.device.type == "cuda" else 0
+        self.products = {
+            count: {key: times for key, times in sequence_products(workload, count).items() if min(key) >= smallest}
+            for count in num_chunks
+        }
         device, dtype = stopwatch.device, getattr(torch, workload.precision)
         self.samples = {
             product: [_Sample(multiply, stopwatch) for multiply in _multiplications(product, device, dtype)]
@@ -148,14 +155,24 @@ class _Sample:
         self.seconds: list[float] = []
         function()  # the first call sets up more than it computes
         self.num_calls = max(1, min(MAX_CALLS, round(SAMPLE_SECONDS / max(stopwatch.seconds(function), 1e-9))))
+        self.loop = self._recorded() if stopwatch.device.type == "cuda" else self._loop
 
     def take(self) -> float:
-        self.seconds.append(self.stopwatch.seconds(self._loop) / self.num_calls)
+        self.seconds.append(self.stopwatch.seconds(self.loop) / self.num_calls)
         return self.seconds[-1]
 
     def _loop(self) -> None:
         for _ in range(self.num_calls):
             self.function()
+
+    def _recorded(self) -> Callable[[], None]:
+        """Return the loop as one CUDA graph: launched one by one, small products would take as long as a launch."""
+        with torch.cuda.device(self.stopwatch.device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._loop()
+        graph.replay()
+        return graph.replay
 
     def median(self) -> float:
         return median(self.seconds)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from rich.console import Console
 
+from fptt.experiments.benchmarks.convergence import slope
 from fptt.experiments.process.console import say
 from fptt.experiments.process.files import replace_text
 from fptt.experiments.studies.tables import console_table, markdown_table
@@ -20,6 +21,15 @@ Report = Mapping[str, Any]
 SPEED_HEADS = ("method", "engine", "kernel", "K", "seconds", "floor", "× floor", "× BPTT", "× literal")
 MEMORY_HEADS = ("method", "T", "peak", "above the start", "updates", "seconds")
 
+CONVERGENCE_HEADS = ("method", "updates", "average", "its slope", "cut", "by BPTT", "from the answer")
+
+CONVERGENCE_COLORS = {
+    "SGD on the mean": COLORS["bptt"],
+    "TBPTT": COLORS["tbptt"],
+    "FPTT paper": COLORS["fptt"],
+    "FPTT released": "tab:orange",
+    "FPTT paper, recomputed": "tab:purple",
+}
 LITERAL_COLOR = "tab:orange"
 FLOOR_COLOR = "black"
 STYLES = {"eager": "-", "compiled": "--", None: "-"}
@@ -203,7 +213,7 @@ def _draw_lines(axis: Axes, rows: Sequence[Row], x: str) -> None:
 
 
 def _draw_line(axis: Axes, rows: Sequence[Row], x: str, y: str, **style: Any) -> None:
-    axis.plot([row[x] for row in rows], [row[y] for row in rows], linewidth=1.2, alpha=0.85, **style)
+    axis.plot([row[x] for row in rows], [row[y] for row in rows], **{"linewidth": 1.2, "alpha": 0.85, **style})
 
 
 def _distinct(rows: Sequence[Row], *names: str) -> list[tuple[Any, ...]]:
@@ -317,5 +327,79 @@ def draw_memory(report: Report, path: Path) -> None:
             )
     axis.set(xlabel="T, time steps", ylabel="memory, MiB", xscale="log", yscale="log")
     axis.grid(alpha=0.25, which="both")
-    axis.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     save_figure(figure, path)
+
+
+# -- convergence -------------------------------------------------------------------------------------------------------
+
+
+def save_convergence(report: Report, out: Path) -> Path:
+    """Write report, tables and plot; return the plot."""
+    replace_text(out / "convergence.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    replace_text(out / "convergence.md", convergence_markdown(report))
+    plot = out / "convergence.png"
+    draw_convergence(report, plot)
+    return plot
+
+
+def show_convergence(report: Report, console: Console) -> None:
+    """Print a table for each problem."""
+    for problem, rows in _by_problem(report["rows"]):
+        cells = [CONVERGENCE_HEADS, *convergence_cells(rows)]
+        console.print(console_table(cells, f"{problem}: after {rows[-1]['passes']:,} passes", num_left=1))
+
+
+def convergence_markdown(report: Report) -> str:
+    """Return a table for each problem in Markdown."""
+    where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    lines = ["# Gradients along the way and at the weights", "", f"{where}; seed {report['settings']['seed']}."]
+    for problem, rows in _by_problem(report["rows"]):
+        table = markdown_table([CONVERGENCE_HEADS, *convergence_cells(rows)], num_left=1)
+        lines += ["", f"## {problem}, after {rows[-1]['passes']:,} passes", "", table.rstrip("\n")]
+    return "\n".join(lines) + "\n"
+
+
+def convergence_cells(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield the text of the last row of each method, in the order of `CONVERGENCE_HEADS`."""
+    for (method,) in _distinct(rows, "method"):
+        own = [row for row in rows if row["method"] == method]
+        last = own[-1]
+        norms = [f"{last[name]:.2e}" for name in ("average_norm", "cut_norm", "gradient_norm")]
+        distance = "–" if last["distance"] is None else f"{last['distance']:.2e}"
+        yield [method, f"{last['updates']:,}", norms[0], f"{slope(own, 'average_norm'):.2f}", *norms[1:], distance]
+
+
+def draw_convergence(report: Report, path: Path) -> None:
+    """Draw a line of panels for each problem: the average of the gradients, and the two gradients at the weights."""
+    problems = list(_by_problem(report["rows"]))
+    figure, axes = plt.subplots(len(problems), 3, figsize=(11.5, 3.3 * len(problems)), layout="constrained")
+    panels = {
+        "average_norm": "average of the gradients so far",
+        "cut_norm": "at the weights, chunks cut",
+        "gradient_norm": "at the weights, by BPTT",
+    }
+    for line, (problem, rows) in zip(axes, problems, strict=True):
+        for axis, (name, title) in zip(line, panels.items(), strict=True):
+            for number, (method,) in enumerate(_distinct(rows, "method")):
+                own = [row for row in rows if row["method"] == method]
+                style = "--" if "falling" in method else "-"
+                color = CONVERGENCE_COLORS[method.split(", falling")[0]]
+                # a line above another of the same numbers would hide it
+                width = 2.4 - 0.25 * number
+                _draw_line(axis, own, "passes", name, color=color, linestyle=style, label=method, linewidth=width)
+            if name == "average_norm":
+                first = rows[0][name]
+                passes = [passes for (passes,) in _distinct(rows, "passes")]
+                axis.plot(passes, [first / done for done in passes], color="black", linestyle=":", label="1/N")
+            axis.set(xscale="log", yscale="log", title=f"{problem}: {title}", xlabel="passes, N")
+            axis.title.set_fontsize("small")
+            axis.grid(alpha=0.25)
+        line[0].set_ylabel("norm of the gradient")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    save_figure(figure, path)
+
+
+def _by_problem(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    for (problem,) in _distinct(rows, "problem"):
+        yield problem, [row for row in rows if row["problem"] == problem]

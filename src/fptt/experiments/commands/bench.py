@@ -1,4 +1,4 @@
-"""The commands `fptt bench speed`, `fptt bench spiking` and `fptt bench memory`."""
+"""The commands `fptt bench speed`, `spiking`, `memory` and `convergence`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,19 @@ from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 
 OVERVIEW = """\
-fptt bench: what the methods cost on this machine
+fptt bench: what the methods cost on this machine, and where they converge to
 
-  fptt bench speed     seconds of a batch: BPTT, TBPTT, FPTT, eager and compiled, beside a literal loop and a floor
-  fptt bench spiking   seconds of a batch of a spiking network, an update a step, beside SpikingJelly's FPTT
-  fptt bench memory    peak memory for sequences of up to a million steps, FPTT streaming beside BPTT
+  fptt bench speed          seconds of a batch: BPTT, TBPTT, FPTT, eager and compiled, beside a literal loop and a floor
+  fptt bench spiking        seconds of a batch of a spiking network, an update a step, beside SpikingJelly's FPTT
+  fptt bench memory         peak memory for sequences of up to a million steps, FPTT streaming beside BPTT
+  fptt bench convergence    gradients along the way and at the weights, on two problems in float64
 
 more: fptt bench COMMAND --help
 
 first steps:
   fptt bench speed --quick
   fptt bench memory --quick
+  fptt bench convergence --quick
 """
 
 QUICK_COMPILED_STEPS, COMPILED_STEPS = 8, 32
@@ -238,7 +240,53 @@ class Memory:
         say(console, f"rows: {self.out / 'memory.json'}\nplot: {plot}")
 
 
-BENCHMARKS: dict[str, type[Speed | Spiking | Memory]] = {"speed": Speed, "spiking": Spiking, "memory": Memory}
+@dataclass(frozen=True, kw_only=True)
+class Convergence:
+    """Measure what becomes of the gradients of each method.
+
+    One batch is learned again and again by plain gradient descent in float64: a linear regression, whose minimizer is
+    known exactly, and an LSTM of eight units that has to remember for longer than a chunk. The theory of FPTT promises
+    that the average of all gradients along the way vanishes, and it does, for TBPTT too. Beside it stands what the
+    theory does not promise: the gradient of the mean loss at the weights, of chunks that are cut and by BPTT.
+
+    fptt bench convergence --quick           100 passes
+
+    fptt bench convergence --out benchmarks  the figure of the documentation
+    """
+
+    quick: bool = False
+    """100 passes over the batch, unless --passes says otherwise."""
+    passes: int | None = None
+    """N, at least 10; 1,000 by default."""
+    out: Path = Path("out/bench")
+    """Folder for convergence.json, convergence.md and convergence.png."""
+    seed: int = 0
+    """Seed of weights and data."""
+
+    def __call__(self, console: Console) -> None:
+        """Measure, print and write."""
+        passes = self.passes if self.passes is not None else (100 if self.quick else 1000)
+        if passes < 10:
+            raise UserError(f"passes must be at least 10, got {passes}.")
+        from fptt.experiments.process.machine import prepare_process
+
+        prepare_process(1)
+        from fptt.experiments.benchmarks.convergence import ConvergenceBench
+        from fptt.experiments.benchmarks.reports import save_convergence, show_convergence
+
+        _make_folder(self.out)
+        report = ConvergenceBench(passes, seed=self.seed).run(console)
+        show_convergence(report, console)
+        plot = save_convergence(report, self.out)
+        say(console, f"rows: {self.out / 'convergence.json'}\nplot: {plot}")
+
+
+BENCHMARKS: dict[str, type[Speed | Spiking | Memory | Convergence]] = {
+    "speed": Speed,
+    "spiking": Spiking,
+    "memory": Memory,
+    "convergence": Convergence,
+}
 
 
 def parse(_: str, arguments: Sequence[str]) -> Callable[[Console], None]:

@@ -11,7 +11,7 @@ from fptt import LostProcessError, __version__
 from fptt.experiments.process.console import OutputConsole, logging_to, say
 from fptt.experiments.process.errors import ReportedError, UserError
 from fptt.experiments.process.rank import is_leader, is_left_alone, process_number
-from fptt.experiments.process.signals import INTERRUPTED
+from fptt.experiments.process.signals import INTERRUPTED, SIGNALS
 from fptt.experiments.tasks.registry import TASKS
 
 _TASK_LINES = "\n".join(f"  {name:<10} {about}" for name, about in TASKS.items())
@@ -62,7 +62,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: 0, 2 for a user error, 130 after Ctrl-C."""
     console, errors = OutputConsole(quiet=not is_leader()), OutputConsole(stderr=True)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end a run in good order
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)  # all of them end a run in good order
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             say(console, OVERVIEW)

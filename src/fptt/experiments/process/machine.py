@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,9 @@ from typing import Any
 import torch
 
 from fptt.experiments.process.errors import UserError
+
+if sys.platform != "win32":
+    import resource
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -96,9 +98,7 @@ class MemoryMeter:
     def _peak(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        # kibibytes on Linux, bytes on macOS
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return _status_bytes("VmHWM") or (largest if sys.platform == "darwin" else largest * 1024)
+        return _status_bytes("VmHWM") or _largest_size()
 
 
 RESET_PEAK = Path("/proc/self/clear_refs")  # writing 5 resets VmHWM, Linux ≥ 4.0
@@ -109,6 +109,14 @@ def _status_bytes(name: str) -> int:
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), 0)
+
+
+def _largest_size() -> int:
+    """Return the largest size that this process ever had, in bytes; 0 where the system does not say, as on Windows."""
+    if sys.platform == "win32":
+        return 0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # bytes on macOS, else kibibytes
 
 
 def describe(device: torch.device) -> str:

@@ -1,11 +1,17 @@
 """Signals: Ctrl-C and SIGTERM, handled where a run can stop without losing anything."""
 
 import signal
+import sys
 import threading
 from types import TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+if sys.platform == "win32":  # where no other signal reaches a process group of its own
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
+    ASK_TO_END = signal.CTRL_BREAK_EVENT
+else:
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    ASK_TO_END = signal.SIGINT
 INTERRUPTED = 130
 """The exit code of a command that was interrupted, 128 + SIGINT as in shells."""
 

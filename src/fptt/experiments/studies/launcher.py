@@ -4,23 +4,28 @@ Finished runs are not repeated, interrupted ones are resumed.
 """
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.process.signals import INTERRUPTED
+from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
 from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.training.folder import RunFolder
+
+# Ctrl-C in the terminal is for this process alone, which asks each of the others to end
+if sys.platform == "win32":
+    OWN_GROUP: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    OWN_GROUP: dict[str, Any] = {"process_group": 0}
 
 
 def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 1, *, overwrite: bool = False) -> None:
@@ -76,16 +81,14 @@ class _Children:
         self.environment = environment
         self.is_stopping = False
         self._lock = threading.Lock()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[Any]] = []
 
     def run(self, command: Sequence[str], log: IO[str]) -> int:
         """Run a command to its end and return its exit code."""
         with self._lock:
             if self.is_stopping:
                 return INTERRUPTED
-            process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, process_group=0
-            )
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, **OWN_GROUP)
             self._processes.append(process)
         return process.wait()
 
@@ -95,7 +98,7 @@ class _Children:
             if not self.is_stopping:  # a second SIGINT would end a run before its checkpoint
                 self.is_stopping = True
                 for process in self._processes:
-                    process.send_signal(signal.SIGINT)  # does nothing to one that has ended
+                    process.send_signal(ASK_TO_END)  # does nothing to one that has ended
 
 
 def _is_finished(path: Path, config: TrainConfig, console: Console, overwrite: bool) -> bool:

@@ -1,8 +1,9 @@
 """The page of results, made from all finished runs below a folder: `fptt report`."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from statistics import mode
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from fptt.experiments.studies.differences import (
 )
 from fptt.experiments.studies.finished_run import HARMLESS, METHODS, UNUSED, FinishedRun, read_run
 from fptt.experiments.studies.labels import chunk_losses
+from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
+from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
 from fptt.experiments.studies.plots import Panel, draw_runs
 from fptt.experiments.studies.references import Reference, References
 from fptt.experiments.studies.tables import (
@@ -84,10 +87,17 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
             num_runs=num_runs, num_experiments=len(found.experiments), explanation=fill(EXPLANATION, 120)
         )
     ]
+    rows = {name: make_rows(name, runs, references) for name, runs in sorted(found.experiments.items())}
+    if of_paper := paper_rows(rows, references):
+        picture = out / "figures" / "results.png"
+        draw_paper(of_paper, picture)
+        parts.append(f"## The tasks of the paper\n\n{fill(PAPER_EXPLANATION, 120)}\n")
+        parts.append(markdown_table(paper_cells(of_paper), num_left=1))
+        parts.append(f"![What was reached, and what was published](figures/{picture.name})\n")
     for name, runs in sorted(found.experiments.items()):
         plot = out / "figures" / f"results-{name}.png"
         draw_runs(panels(runs), runs[0].metric, plot, name)
-        parts += section(name, runs, command_text(name, commands), references)
+        parts += section(name, runs, rows[name], command_text(name, commands), references)
         parts.append(f"![Validation {runs[0].metric} of {name}](figures/{plot.name})\n")
     parts.append("## Left out\n")
     parts.append("\n".join(f"* `{path}`: {reason}" for path, reason in found.left_out.items()) or "Nothing.")
@@ -151,7 +161,9 @@ def command_text(name: str, commands: Path) -> str | None:
 # -- an experiment ---------------------------------------------------------------------------------------------------
 
 
-def section(name: str, runs: Sequence[FinishedRun], command: str | None, references: References) -> Iterator[str]:
+def section(
+    name: str, runs: Sequence[FinishedRun], rows: Sequence[Row], command: str | None, references: References
+) -> Iterator[str]:
     """Yield the parts of the section of an experiment: settings, command, table, sources."""
     metric = runs[0].metric
     # the settings of one run stand for all: of the reference with a budget of epochs, if there is one
@@ -159,8 +171,9 @@ def section(name: str, runs: Sequence[FinishedRun], command: str | None, referen
     yield f"## {name}\n"
     yield f"{settings_line(example.config)} {metric.capitalize()}: {direction(metric)} is better.\n"
     yield "Command: no command file.\n" if command is None else f"```bash\n{command}\n```\n"
-    rows = make_rows(name, runs, references)
-    yield markdown_table(result_cells(rows, metric, other_metrics(runs)))
+    cells, common = told_apart(result_cells(rows, metric, other_metrics(runs)))
+    yield markdown_table(cells)
+    yield f"{common}\n"
     yield from difference_parts(rows, metric)
     methods = {(name, run.config.method) for run in runs}
     for source in dict.fromkeys(reference.source for key, reference in references.items() if key in methods):
@@ -275,6 +288,44 @@ def result_cells(rows: Sequence[Row], metric: str, others: Sequence[str]) -> Cel
     return [heads, *lines]
 
 
+ORIGIN = ("hardware", "torch", "commit")
+"""Columns that stand below a table, whatever is in them."""
+
+SETTINGS = ("group", "engine", "form", "coupling", "α or γ")
+"""Columns that stand below a table in which all rows have the same; BPTT and TBPTT have no form, coupling and α."""
+
+
+def told_apart(cells: Cells) -> tuple[Cells, str]:
+    """Return a table of results with the columns that tell its rows apart, and a line with what the others say.
+
+    A column in which no row has a value is left out.
+    """
+    kept, notes = [], []
+    for head, *values in zip(*cells, strict=True):
+        found = list(dict.fromkeys(value for value in values if value != NONE))
+        is_common = len(found) == 1 and (head != "group" or NONE not in values)  # rows without a group are another one
+        if head in ORIGIN or (head in SETTINGS and is_common):
+            rows = {one: [number for number, value in enumerate(values, 1) if value == one] for one in found}
+            # which rows, where the origins differ
+            texts = [one if len(found) == 1 else f"{one} ({_row_numbers(rows[one])})" for one in found]
+            notes.append(f"{head} {', '.join(texts) or 'not known'}")
+        elif found:
+            kept.append([head, *values])
+    return [list(line) for line in zip(*kept, strict=True)], f"All rows: {'; '.join(notes)}."
+
+
+def _row_numbers(numbers: Sequence[int]) -> str:
+    """Return the numbers of rows in words, e.g. `rows 1–3, 5`."""
+    runs: list[list[int]] = []
+    for row in numbers:
+        if runs and row == runs[-1][-1] + 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return f"{'row' if len(numbers) == 1 else 'rows'} {text}"
+
+
 def _short_commit(commit: str) -> str:
     """Return the first seven digits of a commit, and whether the source was changed since; – outside a checkout."""
     if commit == "None":
@@ -283,16 +334,57 @@ def _short_commit(commit: str) -> str:
     return digits[:7] + (f"-{changed}" if changed else "")
 
 
+MANY_LINES = 9
+"""Settings beyond which a plot has a panel a field instead of a line each."""
+
+
 def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
-    """Return the runs to draw against epochs and updates: of a comparison those at equal ones, otherwise all."""
+    """Return the runs to draw against epochs and updates: of a comparison those at equal ones, otherwise all.
+
+    Many settings have a panel for each field instead, with those settings that differ in it alone from the usual one.
+    """
     groups = {run.group for run in runs}
-    if "equal-epochs" not in groups:
-        return [Panel("epoch", "epochs", runs), Panel("updates", "updates", runs)]
-    everything = [*runs, *stand_ins(runs, groups)]
-    at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
-    chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
+    if "equal-epochs" in groups:
+        everything = [*runs, *stand_ins(runs, groups)]
+        at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
+        chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
+    else:
+        chosen = [runs, runs]
     base = min(chosen[0], key=lambda run: METHODS.index(run.config.method)).setting
+    if "equal-epochs" not in groups and (fields_varied := [*varied_fields(runs), *_varied_columns(runs)]):
+        settings = [run.setting for run in runs if run.config.method == base.method]
+        usual = {name: mode(getattr(setting, name) for setting in settings) for name in fields_varied}
+        base = replace(base, **usual)
+        if len({run.setting for run in runs}) > MANY_LINES:
+            return [
+                Panel("epoch", "epochs", _differing_in(name, runs, usual), name, base, varied=name)
+                for name in fields_varied
+            ]
+        if len(fields_varied) == 1:
+            (name,) = fields_varied
+            return [Panel(*axis, runs, "", base, varied=name) for axis in (("epoch", "epochs"), ("updates", "updates"))]
     return [
         Panel("epoch", "epochs", chosen[0], base=base),
         Panel("updates", "updates", chosen[1], base=base),
+    ]
+
+
+def _varied_columns(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return those of the fields with a column of their own in the table that differ among the runs."""
+    return [
+        name
+        for name in ("num_chunks", "engine", *PARAMETERS)
+        if len({getattr(run.setting, name) for run in runs if name not in UNUSED[run.config.method]}) > 1
+    ]
+
+
+def _differing_in(name: str, runs: Sequence[FinishedRun], usual: Mapping[str, Any]) -> list[FinishedRun]:
+    """Return the runs that have the usual values in all fields but one, as far as their methods have them."""
+    others = [(field, value) for field, value in usual.items() if field != name]
+    return [
+        run
+        for run in runs
+        if all(
+            getattr(run.setting, field) == value for field, value in others if field not in UNUSED[run.config.method]
+        )
     ]

@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TABLEAU_COLORS, to_rgb
+from matplotlib.ticker import MaxNLocator
 
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.studies.finished_run import FinishedRun
+from fptt.experiments.studies.finished_run import UNUSED, FinishedRun
 from fptt.experiments.studies.labels import what_differs
 from fptt.experiments.studies.tables import Row
-from fptt.experiments.training.plots import COLORS, save_figure
+from fptt.experiments.training.plots import COLORS, draw_chance, save_figure
+
+TAB10 = tuple(map(to_rgb, TABLEAU_COLORS))
 
 LOGARITHMIC = ("num_chunks", "alpha", "lr")
 
-STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 4)))
-"""Of the lines of one method's settings."""
-
-
-FEW_LINES = 4
-"""Names that a legend inside a panel has room for."""
+STYLES = {"fptt": "-", "tbptt": "--", "bptt": ":"}
+"""Of the lines of the methods, where color is something else."""
 
 
 class Panel(NamedTuple):
@@ -31,6 +32,7 @@ class Panel(NamedTuple):
         column: `epoch`, `updates` or `seconds`.
         label: Of the axis.
         base: The setting from which the others differ in what tells them apart; None to show them as one.
+        varied: The field whose values have the colors; None for colors of the methods, and of what differs from them.
     """
 
     column: str
@@ -38,51 +40,108 @@ class Panel(NamedTuple):
     runs: Sequence[FinishedRun]
     title: str = ""
     base: TrainConfig | None = None
+    varied: str | None = None
+
+    def name(self, run: FinishedRun) -> str:
+        """Return the name of a run's line, the same for all seeds."""
+        config = run.setting
+        if self.varied is not None:
+            value = _value(run, self.varied)
+            return config.method.upper() + ("" if value is None else f", {value}")
+        words = [f"{config.bptt_losses} losses"] if config.method == "bptt" and config.bptt_losses > 1 else []
+        words += [] if self.base is None else what_differs(config, self.base)
+        return ", ".join([config.method.upper(), *words])
 
 
 def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | None = None) -> None:
-    """Draw the validation metric of runs, a thin line a run, a color a method, a style a setting of it."""
-    size = (max(4.3 * len(panels), 6.4), 3.8)
-    figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
-    names = {(run.config.method, _name(run, panel.base)) for panel in panels for run in panel.runs}
-    # the same in all panels; a method itself comes before what differs from it
-    styles = {
-        method: dict(zip(sorted(n for m, n in names if m == method), cycle(STYLES), strict=False)) for method in COLORS
-    }
-    for axis, panel in zip(grid[0], panels, strict=True):
-        labels = set()
-        for run in sorted(panel.runs, key=lambda run: list(COLORS).index(run.config.method)):
-            method, label = run.config.method, _name(run, panel.base)
-            xs, ys = ([row[name] for row in run.metrics] for name in (panel.column, f"validation_{metric}"))
-            axis.plot(
-                xs,
-                ys,
-                linestyle=styles[method][label],
-                color=COLORS[method],
-                linewidth=0.8,
-                alpha=0.8,
-                marker="." if len(xs) < 3 else None,  # a line of one point is invisible
-                label=None if label in labels else label,
-            )
-            labels.add(label)
+    """Draw the validation metric of runs: a line for the mean of all seeds, in a band from the lowest to the highest.
+
+    Color is what is varied: the method; in a method with several settings, the setting; in a panel of a field, its
+    value, with a style for each method. Where seeds have lines of unequal lengths, the mean ends with the shortest, and
+    the rest of the others is thin.
+    """
+    num_columns = min(len(panels), 3)
+    num_lines = -(-len(panels) // num_columns)
+    size = (max(4.3 * num_columns, 6.4) + 1.6, 3.6 * num_lines)
+    figure, grid = plt.subplots(num_lines, num_columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    axes = list(grid.flat)
+    tasks = {run.config.task for panel in panels for run in panel.runs}
+    shared = _looks_of_settings(panels)
+    for axis, panel in zip(axes, panels, strict=False):
+        looks = shared if panel.varied is None else _looks_of_values(panel, panel.varied)
+        for name, (color, style) in looks.items():
+            if runs := [run for run in panel.runs if panel.name(run) == name]:
+                _draw_seeds(axis, runs, panel.column, f"validation_{metric}", label=name, color=color, linestyle=style)
         axis.set(xlabel=panel.label, title=panel.title)
         _style(axis, metric)
-    grid[0][0].set_ylabel(f"validation {metric}")
-    if len(names) <= FEW_LINES:
-        grid[0][-1].legend(fontsize="small")
-    else:
-        figure.legend(*grid[0][-1].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
+        if panel.column == "epoch":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(tasks) == 1:
+            draw_chance(axis, next(iter(tasks)), metric)
+        if panel.varied is not None:
+            axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for line in grid:
+        line[0].set_ylabel(f"validation {metric}")
+    if any(panel.varied is None for panel in panels):
+        entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(entries.values(), entries, fontsize="small", loc="outside right upper", frameon=False)
     if title is not None:
         figure.suptitle(title)
     save_figure(figure, path)
 
 
-def _name(run: FinishedRun, base: TrainConfig | None) -> str:
-    """Return the name of a run's line."""
-    config = run.setting
-    words = [f"{config.bptt_losses} losses"] if config.method == "bptt" and config.bptt_losses > 1 else []
-    words += [] if base is None else what_differs(config, base)
-    return ", ".join([config.method.upper(), *words])
+def _looks_of_settings(panels: Sequence[Panel]) -> dict[str, tuple[Any, str]]:
+    """Return color and style of the lines of all panels, by name: the first of a method has the method's color."""
+    methods = {panel.name(run): run.config.method for panel in panels for run in panel.runs}
+    # a method itself comes before what differs from it
+    names = sorted(methods, key=lambda name: (list(COLORS).index(methods[name]), name))
+    has_settings = len(set(methods.values())) < len(names)
+    others = cycle(color for color in TAB10 if color not in map(to_rgb, COLORS.values()))
+    looks, seen = {}, set()
+    for name in names:
+        color = next(others) if methods[name] in seen else COLORS[methods[name]]
+        looks[name] = (color, STYLES[methods[name]] if has_settings else "-")
+        seen.add(methods[name])
+    return looks
+
+
+def _looks_of_values(panel: Panel, field: str) -> dict[str, tuple[Any, str]]:
+    """Return color and style of the lines of a panel, by name: a color a value of the field, a style a method."""
+    values = {run.setting: _value(run, field) for run in panel.runs}
+    own = list(dict.fromkeys(value for value in values.values() if value is not None))
+    numbers = sorted(value for value in own if isinstance(value, int | float))
+    ordered = [*numbers, *sorted(value for value in own if value not in numbers)]
+    # numbers have an order, and so have their colors
+    several = plt.get_cmap("viridis")([0.9 * place / max(len(ordered) - 1, 1) for place in range(len(ordered))])
+    colors = dict(zip(ordered, several if len(numbers) > 2 else TAB10, strict=False))
+    order = [None, *ordered]
+    runs = sorted(panel.runs, key=lambda run: (list(COLORS).index(run.config.method), order.index(_value(run, field))))
+    return {
+        panel.name(run): (colors.get(_value(run, field), COLORS[run.config.method]), STYLES[run.config.method])
+        for run in runs
+    }
+
+
+def _value(run: FinishedRun, field: str) -> Any:
+    """Return a run's value of a field; None where it makes no difference to its method."""
+    return None if field in UNUSED[run.config.method] else getattr(run.setting, field)
+
+
+def _draw_seeds(axis: Axes, runs: Sequence[FinishedRun], column: str, key: str, **look: Any) -> None:
+    """Draw the mean of runs and the band that they fill; see `draw_runs`."""
+    length = min(len(run.metrics) for run in runs)
+    xs = np.mean([[row[column] for row in run.metrics[:length]] for run in runs], axis=0)
+    ys = np.array([[row[key] for row in run.metrics[:length]] for run in runs])
+    with np.errstate(invalid="ignore"):  # a diverged seed
+        axis.plot(xs, ys.mean(axis=0), linewidth=1.3, marker="." if length < 3 else None, **look)
+    if len(runs) > 1:
+        axis.fill_between(xs, ys.min(axis=0), ys.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
+    for run in runs:
+        if rest := run.metrics[length:]:
+            rest = [run.metrics[length - 1], *rest]
+            axis.plot([r[column] for r in rest], [r[key] for r in rest], color=look["color"], linewidth=0.6, alpha=0.6)
 
 
 def draw_ablation(

@@ -29,6 +29,14 @@ TASKS: dict[str, str] = {
 }
 """The tasks; the module of each has a function `load(setting, seed) -> Task`."""
 
+CHANCE = {
+    **{(task, "accuracy"): 1 / 10 for task in ("digits", "mnist", "cifar10")},
+    ("har", "accuracy"): 1 / 6,
+    ("copy", "accuracy"): 1 / 8,  # one of eight symbols
+    ("adding", "mse"): 1 / 6,  # the variance of the sum of two numbers from [0, 1]
+}
+"""What a guess that knows nothing of the inputs reaches, by task and metric."""
+
 MODULES = {"ptb-word": "ptb", "ptb-char": "ptb"}
 """Modules that do not have the name of their task."""
 

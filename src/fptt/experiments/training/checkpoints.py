@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -145,7 +146,7 @@ def _number(path: Path) -> int:
 
 def _sync_folder(folder: Path) -> None:
     """Make the new name durable, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
+    if sys.platform != "win32":  # which cannot open a folder
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:
             os.fsync(descriptor)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import fptt
+from fptt._announce import announce
 from fptt._sequence import State
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import prepare_process
@@ -106,12 +107,21 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     check_interface(folder.read_interface(), task)
     model = make_model(config, task)
     load_weights(model, weights, folder)
-    fabric = make_fabric(config.accelerator)
-    score = score_of(model.to(fabric.device), task, task.test, fabric.device)
+    device = available_device(config.accelerator)
+    score = score_of(model.to(device), task, task.test, device)
     named: dict[str, Any] = {f"test_{name}": value for name, value in score.metrics().items()}
     if task.class_names is not None and isinstance(score, ClassScore):
         named["test_recall"] = dict(zip(map(str, task.class_names), score.recalls(), strict=True))
     return {"task": task.name, "weights": "averages" if averages else "weights", **named}
+
+
+def available_device(accelerator: str) -> torch.device:
+    """Return the device of a run, or the processor where there is none: a run of a GPU is measured anywhere."""
+    try:
+        return make_fabric(accelerator).device
+    except UserError as error:
+        announce(f"{error} Measured on the processor instead.")
+        return torch.device("cpu")
 
 
 def load_weights(model: nn.Module, weights: Weights, folder: RunFolder) -> None:

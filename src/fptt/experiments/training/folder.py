@@ -1,9 +1,9 @@
 """The folder of one run: the only place that knows its file names."""
 
 import csv
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
@@ -20,6 +20,11 @@ from fptt.experiments.process.errors import UnreadableFileError, UserError, one_
 from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, writing
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training.checkpoints import Checkpoints
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 Weights = dict[str, Tensor]
 
@@ -244,9 +249,9 @@ def locked(folder: Path) -> Iterator[None]:
 def _locked_file(path: Path) -> int:
     """Return a descriptor of the lock file that holds its lock."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             # between open and flock the holder before may have removed the file: then this lock is of no path
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -260,3 +265,19 @@ def _locked_file(path: Path) -> int:
         except OSError:
             return descriptor  # a file system without locks: two processes are the lesser evil
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file for this process.
+
+    Raises:
+        BlockingIOError: If another process holds its lock.
+        OSError: If the file system has no locks.
+    """
+    if sys.platform == "win32":
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(str(error)) from None
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

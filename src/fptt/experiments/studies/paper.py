@@ -1,0 +1,250 @@
+"""The table and the figure of the paper's tasks: what was published, replicated and reached here, side by side."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.studies.differences import matched_pairs, paired_difference
+from fptt.experiments.studies.references import Reference, References
+from fptt.experiments.studies.tables import NONE, Cells, Row, number
+from fptt.experiments.training.plots import COLORS, save_figure
+
+EXPLANATION = (
+    "Of each task the longest training here that has a control, beside TBPTT and BPTT with the same settings and "
+    "epochs (in brackets the seeds). Published and replicated: see the sections of the experiments. Differences are "
+    "paired by seed, with 95 % intervals where there are two seeds. †: inputs in [0, 1], not standardized as in the "
+    "published settings; these runs are being made anew."
+)
+
+HEADS = (
+    "task",
+    "published: BPTT",
+    "FPTT",
+    "replicated: TBPTT",
+    "FPTT",
+    "here: BPTT",
+    "TBPTT",
+    "FPTT",
+    "FPTT − TBPTT",
+    "FPTT − BPTT",
+    "K",
+    "epochs",
+    "updates of FPTT, TBPTT; BPTT",
+    "experiment",
+)
+
+
+class PaperTask(NamedTuple):
+    """A task of the paper.
+
+    Attributes:
+        name: In words.
+        metric: In words, with its unit.
+        is_task: Whether a run is of this task.
+        recipe: The one with its published setting, which the results of others belong to; None where there are none.
+        scale: What a metric is multiplied by for the table: 100 for percent.
+    """
+
+    name: str
+    metric: str
+    is_task: Callable[[TrainConfig], bool]
+    recipe: str | None
+    scale: float = 1.0
+
+
+class PaperRow(NamedTuple):
+    """What was reached on a task of the paper.
+
+    Attributes:
+        task: Which.
+        experiment: The folder below the results.
+        ours: The row of each method that has one.
+        others: Results of others, by method.
+    """
+
+    task: PaperTask
+    experiment: str
+    ours: Mapping[str, Row]
+    others: Mapping[str, Reference]
+
+
+def _mnist(*, permuted: bool) -> Callable[[TrainConfig], bool]:
+    def is_task(config: TrainConfig) -> bool:
+        return (config.task, config.by, config.permuted) == ("mnist", "pixel", permuted) and config.num_chunks < 784
+
+    return is_task
+
+
+def _is_per_step(config: TrainConfig) -> bool:
+    whole = (config.task, config.by, config.permuted) == ("mnist", "pixel", False)
+    return whole and config.num_chunks == 784
+
+
+def _adding(length: int) -> Callable[[TrainConfig], bool]:
+    return lambda config: config.task == "adding" and config.length == length
+
+
+def _of_length(task: str, length: int) -> Callable[[TrainConfig], bool]:
+    return lambda config: config.task == task and config.length == length
+
+
+PAPER_TASKS = (
+    PaperTask("S-MNIST", "accuracy, %", _mnist(permuted=False), "smnist", 100),
+    PaperTask("S-MNIST, K = T", "accuracy, %", _is_per_step, "smnist-per-step", 100),
+    PaperTask("permuted S-MNIST", "accuracy, %", _mnist(permuted=True), "psmnist", 100),
+    PaperTask("sequential CIFAR-10", "accuracy, %", lambda config: config.task == "cifar10", "cifar10", 100),
+    PaperTask("PTB, words, T = 300", "perplexity", _of_length("ptb-word", 300), "ptb-300"),
+    PaperTask("PTB, characters, T = 150", "bits per character", _of_length("ptb-char", 150), None),
+    *(PaperTask(f"adding, T = {length:,}", "mean squared error", _adding(length), None) for length in (200, 500, 1000)),
+)
+
+
+def paper_rows(experiments: Mapping[str, Sequence[Row]], references: References) -> list[PaperRow]:
+    """Return a row for each task of the paper of which there are runs.
+
+    Args:
+        experiments: By name, the rows of each, as the page of results has them.
+        references: Results of others.
+    """
+    found = (_longest(task, experiments, references) for task in PAPER_TASKS)
+    return [row for row in found if row is not None]
+
+
+def _longest(task: PaperTask, experiments: Mapping[str, Sequence[Row]], references: References) -> PaperRow | None:
+    """Return the experiment whose FPTT has made the most updates on a task, with its controls."""
+    candidates: list[tuple[Any, str, dict[str, Row]]] = []
+    for name, rows in experiments.items():
+        chosen = [row for row in rows if row["group"] in {"", "equal-epochs"} and task.is_task(row["config"])]
+        for row in chosen:
+            if row["method"] == "fptt":
+                controls = {theirs["method"]: theirs for ours, theirs in matched_pairs(chosen) if ours is row}
+                # inputs as published before others, those with a control before others, then the most updates
+                rank = (row["config"].standardization != "none", "tbptt" in controls, row["updates"])
+                candidates.append((rank, name, {"fptt": row, **controls}))
+    if not candidates:
+        return None
+    _, name, ours = max(candidates, key=lambda candidate: candidate[0])
+    others = {method: references.get((task.recipe or "", method)) for method in ("bptt", "tbptt", "fptt")}
+    return PaperRow(task, name, ours, {method: own for method, own in others.items() if own is not None})
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def paper_cells(rows: Sequence[PaperRow]) -> Cells:
+    """Return the table, the heads first."""
+    return [HEADS, *map(_cells, rows)]
+
+
+def _cells(row: PaperRow) -> list[str]:
+    scale, fptt = row.task.scale, row.ours["fptt"]
+    none = Reference(None, None, "")
+    published = [row.others.get(method, none).published for method in ("bptt", "fptt")]
+    replicated = [row.others.get(method, none).replicated for method in ("tbptt", "fptt")]
+    mark = " †" if fptt["config"].standardization == "none" else ""
+    updates = [f"{row.ours[method]['updates']:,.0f}" if method in row.ours else NONE for method in ("fptt", "bptt")]
+    return [
+        f"{row.task.name} ({row.task.metric}){mark}",
+        *(NONE if value is None else f"{value * scale:.6g}" for value in (*published, *replicated)),
+        *(_reached(row, method) for method in ("bptt", "tbptt", "fptt")),
+        *(_difference(row, method) for method in ("tbptt", "bptt")),
+        str(fptt["num_chunks"]),
+        f"{fptt['epochs']:g}",
+        "; ".join(updates),
+        f"[{row.experiment}](#{row.experiment})",
+    ]
+
+
+def _digits(row: PaperRow) -> str:
+    """Return the format of a task's numbers: two digits where they are above 10, four otherwise."""
+    return ".2f" if max(abs(_mean(own)) for own in row.ours.values()) * row.task.scale >= 10 else ".4f"
+
+
+def _mean(row: Row) -> float:
+    return sum(row["tests"].values()) / len(row["tests"])
+
+
+def _reached(row: PaperRow, method: str) -> str:
+    if method not in row.ours:
+        return NONE
+    own, form = row.ours[method], _digits(row)
+    (sd,) = (value for name, value in own.items() if name == f"test_{_metric(own)}_sd")
+    spread = "" if own["num_seeds"] == 1 else f" ± {number(sd * row.task.scale, form)}"
+    return f"{number(_mean(own) * row.task.scale, form)}{spread} ({own['num_seeds']})"
+
+
+def _metric(row: Row) -> str:
+    """Return the name of a row's metric, whose columns stand before those of the other metrics."""
+    return next(name for name in row if name.startswith("test_") and name.endswith("_mean"))[5:-5]
+
+
+def _difference(row: PaperRow, method: str) -> str:
+    if method not in row.ours:
+        return NONE
+    found, form = paired_difference(row.ours["fptt"]["tests"], row.ours[method]["tests"]), f"+{_digits(row)}"
+    text = number(found.mean * row.task.scale, form)
+    if found.interval is None:
+        return text
+    low, high = (number(end * row.task.scale, form) for end in found.interval)
+    return f"{text} [{low}, {high}]"
+
+
+# -- the figure --------------------------------------------------------------------------------------------------------
+
+PANELS = {"accuracy, %": "linear", "perplexity": "linear", "bits per character": "linear", "mean squared error": "log"}
+"""The scale of the axis of each metric."""
+
+CHANCE_OF_ADDING = 1 / 6
+"""The error of who always says 1, the mean of the sum of two uniform numbers."""
+
+
+def draw_paper(rows: Sequence[PaperRow], path: Path) -> None:
+    """Draw a panel a metric: a line for each task, on it what was reached here, dots, and published, diamonds."""
+    panels = [(metric, own) for metric in PANELS if (own := [row for row in rows if row.task.metric == metric])]
+    heights = [len(own) for _, own in panels]
+    figure, axes = plt.subplots(
+        len(panels),
+        1,
+        figsize=(8.5, 0.9 * len(panels) + 0.42 * sum(heights)),
+        height_ratios=[height + 0.6 for height in heights],
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, (metric, own) in zip(axes[:, 0], panels, strict=True):
+        _draw_panel(axis, metric, own)
+    handles: dict[str, Any] = {}
+    for axis in axes[:, 0]:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
+    save_figure(figure, path)
+
+
+def _draw_panel(axis: Axes, metric: str, rows: Sequence[PaperRow]) -> None:
+    for place, row in enumerate(reversed(rows)):
+        values = [*_points(row)]
+        axis.plot([min(v for *_, v in values), max(v for *_, v in values)], [place, place], color="0.85", zorder=0)
+        for kind, method, value in values:
+            style = {"marker": "o", "color": COLORS[method]} if kind == "here" else {"marker": "D"}
+            if kind != "here":
+                style |= {"markerfacecolor": "none", "markeredgecolor": COLORS[method]}
+            axis.plot([value], [place], linestyle="", label=f"{method.upper()}, {kind}", **style)
+    axis.set_yticks(range(len(rows)), [row.task.name for row in reversed(rows)])
+    axis.set(xscale=PANELS[metric], ylim=(-0.6, len(rows) - 0.4))
+    better = "right" if metric == "accuracy, %" else "left"
+    axis.set_xlabel(f"{metric}: {better} is better", fontsize="small")
+    if metric == "mean squared error":
+        axis.axvline(CHANCE_OF_ADDING, color="black", linestyle=":", label="chance")
+    axis.grid(alpha=0.25, axis="x")
+
+
+def _points(row: PaperRow) -> Iterator[tuple[str, str, float]]:
+    for method, own in row.ours.items():
+        yield "here", method, _mean(own) * row.task.scale
+    for method, reference in row.others.items():
+        if reference.published is not None:
+            yield "published", method, reference.published * row.task.scale
