@@ -123,6 +123,8 @@ RECIPES: dict[str, Recipe] = {
     "digits-rows-spiking": Recipe(
         about="8 rows, K = 8: spiking neurons with liquid time constants, an update at every row",
         config=TrainConfig(task="digits", by="row", hidden_size=64, num_chunks=8, epochs=40, **SPIKING),
+        minutes=0.5,
+        result="accuracy 0.941 ± 0.018",
     ),
     "digits-spiking": Recipe(
         about="64 pixels, K = 8: spiking neurons with liquid time constants",
