@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import fptt
-from fptt._sequence import flatten_state, map_state, refill_state
+from fptt._sequence import copied_nest, flatten_state, map_state, refill_state
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 784, 1000])
@@ -170,3 +170,11 @@ def test_what_is_no_nest_of_tensors_is_named(state: Any) -> None:
         flatten_state(state)
     with pytest.raises(TypeError, match="state must be a nest of tensors"):
         fptt.detach_state(state)
+
+
+def test_a_copied_nest_is_one_that_can_be_written_into() -> None:
+    inner = [ONE]
+    copied = copied_nest((TWO, inner))
+    assert copied[0] is TWO
+    copied[1][0] = TWO
+    assert inner[0] is ONE

@@ -35,7 +35,7 @@ COMMANDS = (
     "report",
     "bench",
 )
-HELP = ((), *((name,) for name in COMMANDS), ("bench", "speed"), ("bench", "memory"))
+HELP = ((), *((name,) for name in COMMANDS), ("bench", "speed"), ("bench", "spiking"), ("bench", "memory"))
 
 
 def check(name: str, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -120,7 +121,7 @@ class EagerEngine:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
             output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
-            if self._is_bad(loss) and not self.replicas.shares_updates:
+            if not self.replicas.shares_updates and self._is_bad(loss):
                 return BadNumber(chunk.number, "loss", loss.item())
             states.append(state)
             outputs.append(output.detach())
@@ -130,7 +131,7 @@ class EagerEngine:
             mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
             total = self._take_gradient(mean, last, self.backward)
             # replicas that share updates stop at the same one: all judge the loss of all, none its own
-            if self._is_bad(total) and self.replicas.shares_updates:
+            if self.replicas.shares_updates and self._is_bad(total):
                 return BadNumber(last.number, "loss", total.item())
             if self.regularizer is not None:
                 # λ of this chunk of the sequence, if each has its own, as every device has in FedDyn
@@ -165,7 +166,8 @@ class EagerEngine:
             if "second time" in str(error) and holders:
                 raise RuntimeError(
                     f"the model keeps a state of its own, with its graph, in {', '.join(holders)}: pass the state in "
-                    "and return it, model(inputs, state) -> (outputs, state), so that it can be cut between chunks."
+                    "and return it, model(inputs, state) -> (outputs, state), so that it can be cut between chunks, or "
+                    "let fptt.integrations.stateful.Explicit do so; see docs/spiking.md."
                 ) from error
             raise
         return self.replicas.add_gradients_(loss.detach(), chunk.weight)
@@ -182,18 +184,19 @@ class EagerEngine:
             for earlier in window.chunks:
                 _, state = run_chunk(self.model, self.chunking, earlier, state)
             _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
-            is_bad = self._is_bad(loss) and not self.replicas.shares_updates
+            is_bad = not self.replicas.shares_updates and self._is_bad(loss)
             if not is_bad:
                 total = self._take_gradient(loss, chunk, Tensor.backward)
-                is_bad = self._is_bad(total) or self._is_bad(gradient_norm(self._params()))
+                is_bad = (self.replicas.shares_updates and self._is_bad(total)) or self._has_bad_gradient()
         if not is_bad:
             self.regularizer.update()
         elif not self.skips:  # the update stays, and W̄ and λ do not fit it
             self.regularizer.reset()
         return not is_bad
 
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.optimizer.param_groups for param in group["params"]]
+    def _has_bad_gradient(self) -> bool:
+        params = [param for group in self.optimizer.param_groups for param in group["params"]]
+        return self.check_finite and not torch.isfinite(gradient_norm(params))
 
 
 # -- running the model -------------------------------------------------------------------------------------------------
@@ -282,11 +285,12 @@ def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: boo
 def _modules_with_own_state(model: nn.Module) -> Iterator[str]:
     """Yield the modules that hold a tensor with a graph, as an attribute or a buffer, from one call to the next."""
     for name, module in model.named_modules():
-        for key, value in (*vars(module).items(), *module.named_buffers(recurse=False)):
-            try:
-                tensors = flatten_state(value)
-            except TypeError:  # not a nest of tensors
-                continue
+        for key, value in (*module.named_buffers(recurse=False), *vars(module).items()):
+            tensors: list[Tensor] = []
+            # entry by entry: a dict of a library may have numbers beside tensors
+            for entry in value.values() if isinstance(value, dict) else (value,):
+                with suppress(TypeError):  # not a nest of tensors
+                    tensors += flatten_state(entry)
             if any(tensor.grad_fn is not None for tensor in tensors):
                 yield f"{name or 'the model'} ({type(module).__name__}.{key})"
                 break

@@ -129,11 +129,16 @@ class StepHooks:
             raise BadWeightsError("a weight is NaN or Inf after the step.")
 
 
+@torch.no_grad()
 def gradient_norm(params: list[Tensor]) -> Tensor:
     """Return the norm of all gradients together, a scalar."""
     gradients = [param.grad for param in params if param.grad is not None]
     # coalesced: the rows of a token that occurs twice are one row of the gradient
-    return torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+    gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    if len({(gradient.device, gradient.dtype) for gradient in gradients}) == 1:
+        # the operations of get_total_norm, without its sorting of tensors, which takes as long as they do
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def _running_hooks(optimizer: Optimizer) -> Optimizer:

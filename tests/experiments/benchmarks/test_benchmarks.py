@@ -226,7 +226,7 @@ def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dance"], "unknown benchmark 'dance'; there are speed, memory"),
+        (["dance"], "unknown benchmark 'dance'; there are speed, spiking, memory"),
         (["speed", "--num-chunks", "0"], "num_chunks must be positive whole numbers, got '0'"),
         (["speed", "--num-chunks", "10,many"], "num_chunks must be positive whole numbers, got 'many'"),
         (["speed", "--num-chunks", "785"], "num_chunks must be at most the sequence length 784, got 785"),
@@ -236,6 +236,8 @@ def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.Captu
         (["speed", "--batch-sizes", "1,1"], "batch_sizes must not repeat, got 1,1"),
         (["speed", "--repeats", "0"], "repeats must be positive, got 0"),
         (["speed", "--threads", "0"], "threads must be positive, got 0"),
+        (["spiking", "--engines", "steam"], "engines must be one of eager, compiled, got 'steam'"),
+        (["spiking", "--hidden-size", "0"], "hidden_size must be positive, got 0"),
         (["memory", "--sequence-lengths", "1e3"], "sequence_lengths must be positive whole numbers, got '1e3'"),
         (["memory", "--chunk-length", "0"], "chunk_length must be positive, got 0"),
         (["memory", "--limit-gib", "0"], "limit_gib must be positive, got 0"),
@@ -276,7 +278,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fptt bench speed --quick" in overview
     assert run(["bench", "--help"]) == 0
     assert capsys.readouterr().out == overview
-    for command, text in (("speed", "--batch-sizes"), ("memory", "--limit-gib")):
+    for command, text in (("speed", "--batch-sizes"), ("spiking", "--hidden-size"), ("memory", "--limit-gib")):
         with pytest.raises(SystemExit) as stop:
             run(["bench", command, "--help"])
         assert stop.value.code == 0

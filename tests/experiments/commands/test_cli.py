@@ -238,7 +238,19 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["train", "--dropout", "1"], "dropout must be less than 1, got 1"),
         (["train", "--dropout", "0.5"], "dropout is for language models only, got 0.5 with digits"),
         (["train", "--seed", "2147483648"], "seed must be less than 2,147,483,648, got 2147483648"),
-        (["train", "--by", "row"], "by belongs to the task 'mnist', got it with the task 'digits'"),
+        (
+            ["train", "--task", "adding", "--by", "row"],
+            "by belongs to the tasks 'digits', 'mnist', got it with the task",
+        ),
+        (
+            ["train", "--threshold", "1"],
+            "threshold is for the cells lif, alif, liquid-lif only, got 1.0 with the cell lstm",
+        ),
+        (
+            ["train", "--cell", "lif", "--forget-bias", "1"],
+            "forget_bias is not for spiking neurons, got 1.0 with the cell",
+        ),
+        (["train", "--task", "ptb-word", "--cell", "alif", "--data", "text"], "text"),
         (["train", "--recipe", "smnist", "--task", "digits"], "recipe smnist is of the task mnist, got task digits"),
         (["train", "--recipe", "soup"], "unknown recipe 'soup'; there are digits, digits-per-step"),
         (["train", "--lr-factor", "1"], "lr_factor must be less than 1, got 1"),

@@ -74,7 +74,8 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
         if attribute is not None:
             raise CompilationError(
                 f"engine='compiled' cannot follow {attribute}, which the forward pass changes: return it in the state, "
-                f"or register it as a buffer and change it in place. {EAGER_INSTEAD}"
+                "as fptt.integrations.stateful.Explicit does (see docs/spiking.md), or register it as a buffer and "
+                f"change it in place. {EAGER_INSTEAD}"
             )
         moving = frozenset(name for name, (tensor, original) in originals.items() if not _same(tensor, original))
     # torch's own may be drawn, for dropout: the trace keeps the drawing. Python's and NumPy's would be constants

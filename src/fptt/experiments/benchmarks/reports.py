@@ -221,6 +221,41 @@ def _distinct(rows: Sequence[Row], *names: str) -> list[tuple[Any, ...]]:
     return list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
 
 
+# -- spiking networks --------------------------------------------------------------------------------------------------
+
+
+def spiking_cells(report: Report) -> list[tuple[str, ...]]:
+    """Return heads and rows of the table."""
+    rows = report["rows"]
+    heads = ("method", "ms a batch", "from", "to", f"× faster than {rows[0]['base']}")
+    figures = [
+        (
+            *(f"{1000 * row[name]:.1f}" for name in ("seconds", "seconds_min", "seconds_max")),
+            f"{row['times_faster']:.2f}",
+        )
+        for row in rows
+    ]
+    return [heads, *((row["name"], *own) for row, own in zip(rows, figures, strict=True))]
+
+
+def save_spiking(report: Report, out: Path) -> None:
+    """Write report and table."""
+    replace_text(out / "spiking.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    settings = report["settings"]
+    about = f"T = {settings['sequence_length']}, batch {settings['batch_size']}, {settings['hidden_size']} LIF neurons"
+    lines = ["# A spiking network, an update a step", "", f"{about}; {where}; {settings['repeats']} rounds.", ""]
+    lines += [markdown_table(spiking_cells(report), num_left=1), *(f"* {note}" for note in report["notes"])]
+    replace_text(out / "spiking.md", "\n".join(lines) + "\n")
+
+
+def show_spiking(report: Report, console: Console) -> None:
+    """Print table and notes."""
+    console.print(console_table(spiking_cells(report), "a spiking network, an update a step", num_left=1))
+    for note in report["notes"]:
+        say(console, f"note: {note}")
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 

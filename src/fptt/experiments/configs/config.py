@@ -57,13 +57,13 @@ class DataSetting(Checked):
     permuted: bool = False
     """Read the pixels in one fixed random order (mnist)."""
     by: Literal["pixel", "row"] = "pixel"
-    """Time step of an image (mnist)."""
+    """Time step of an image (digits, mnist)."""
     standardization: Literal["published", "data", "none"] = "published"
     """Inputs of images, (x - mean) / deviation: with the constants of the published settings, with those of each color
     in the training split, or as they are, in [0, 1] (mnist, cifar10)."""
     length: Count | None = None
     """Time steps T: of a generated sequence (adding), the delay (copy), the largest n in training (anbn), a window of a
-    text or of a recording."""
+    text or of a recording; the bins of a word (shd)."""
     level: Literal["character", "word"] = "character"
     """Token of a text (text)."""
     id: Name | None = None
@@ -89,12 +89,18 @@ class DataSetting(Checked):
 class ModelSetting(Checked):
     """Recurrent network, dropouts, initial weights."""
 
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"
-    """Recurrent layer."""
+    cell: Literal["lstm", "gru", "rnn", "lif", "alif", "liquid-lif"] = "lstm"
+    """Recurrent layer; lif, alif and liquid-lif are spiking neurons."""
     hidden_size: Width = 128
     """Width of the recurrent state."""
     num_layers: Depth = 1
     """Recurrent layers."""
+    surrogate: Literal["multi-gaussian", "fast-sigmoid", "arctan", "sigmoid"] = "multi-gaussian"
+    """Derivative in place of that of a spike (spiking neurons)."""
+    threshold: Positive = 0.1
+    """Potential above which a neuron spikes, before any adaptation (spiking neurons)."""
+    pool: Literal["last", "mean", "max"] = "last"
+    """Outputs at a step: the potentials of the read-out, or their mean or maximum so far (spiking neurons)."""
     readout_sizes: Widths = ()
     """Widths of hidden layers between state and output."""
     readout_activation: Literal["linear", "relu"] = "linear"
@@ -116,7 +122,8 @@ class ModelSetting(Checked):
     forget_bias: Number = 0.0
     """Added to the LSTM's initial forget bias: at first it keeps σ(forget_bias) of its memory a step."""
     chrono_init: Count | None = None
-    """Longest dependency in steps, for chrono initialization: the units of LSTM or GRU start with memories up to it."""
+    """Longest dependency in steps, for chrono initialization: the units of LSTM or GRU start with memories up to it,
+    spiking neurons with time constants up to it."""
     fan_in_init: bool = False
     """Draw the input weights from ±1/√(input size), not ±1/√(hidden size): larger where inputs are few."""
 

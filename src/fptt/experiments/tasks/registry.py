@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # `fptt --help` lists the tasks, and waits for nothing else
     from fptt.experiments.tasks.task import Task
 
 TASKS: dict[str, str] = {
-    "digits": "8 × 8 digits of scikit-learn, pixel by pixel",
+    "digits": "8 × 8 digits of scikit-learn, pixel by pixel or row by row",
     "mnist": "MNIST pixel by pixel, permuted, or row by row",
     "cifar10": "CIFAR-10 pixel by pixel, 1,024 steps of three colors",
     "adding": "the adding problem: the sum of two marked numbers",
@@ -24,6 +24,7 @@ TASKS: dict[str, str] = {
     "text": "any text file or data set, the next character or word",
     "har": "human activity from windows of smartphone sensors",
     "hapt": "activities and transitions, a label for every step of a recording",
+    "shd": "spoken digits as spikes of a cochlea (Spiking Heidelberg Digits): --data FOLDER with shd_*.h5",
     "sequences": "your own sequences: --data FILE, an .npz, CSV or Parquet file, or a folder",
 }
 """The tasks; the module of each has a function `load(setting, seed) -> Task`."""
@@ -40,12 +41,12 @@ MODULES = {"ptb-word": "ptb", "ptb-char": "ptb"}
 """Modules that do not have the name of their task."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt", "sequences"),
+    "data": ("mnist", "cifar10", "ptb-word", "ptb-char", "text", "har", "hapt", "shd", "sequences"),
     "permuted": ("mnist",),
-    "by": ("mnist",),
+    "by": ("digits", "mnist"),
     "standardization": ("mnist", "cifar10"),
     "level": ("text",),
-    "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt"),
+    "length": ("adding", "copy", "anbn", "ptb-word", "ptb-char", "text", "hapt", "shd"),
     **dict.fromkeys(("id", "time", "inputs", "target", "group", "kind", "split_seed"), ("sequences",)),
 }
 """Options that some tasks alone understand."""

@@ -1,6 +1,7 @@
 """The parts of a run, built from its config: device, model, optimizer, loss, method."""
 
 import logging
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import check_devices
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.language_model import LanguageModel
+from fptt.nn import spiking
 from fptt.nn.models import CELLS, plain_cells
 
 
@@ -32,9 +34,12 @@ def make_recurrent(config: TrainConfig, input_size: int, output_size: int, *, la
     """Return the model of a config for inputs of numbers, freshly initialized.
 
     Raises:
-        UserError: If the config has options that are for language models only.
+        UserError: If the config has options that are for language models or spiking neurons only.
     """
     _check_language_only(config)
+    if config.cell in SPIKING:
+        return make_spiking(config, input_size, output_size, last_only=last_only)
+    _check_unset(config, SPIKING_ONLY, f"is for the cells {', '.join(SPIKING)} only")
     return CELLS[config.cell](
         input_size,
         config.hidden_size,
@@ -49,6 +54,45 @@ def make_recurrent(config: TrainConfig, input_size: int, output_size: int, *, la
     )
 
 
+SPIKING: dict[str, type[spiking.LIF]] = {"lif": spiking.LIF, "alif": spiking.ALIF, "liquid-lif": spiking.LiquidLIF}
+SURROGATES: dict[str, type[spiking.Surrogate]] = {
+    "multi-gaussian": spiking.MultiGaussian,
+    "fast-sigmoid": spiking.FastSigmoid,
+    "arctan": spiking.ArcTan,
+    "sigmoid": spiking.Sigmoid,
+}
+SPIKING_ONLY = ("surrogate", "threshold", "pool")
+NOT_FOR_SPIKING = ("readout_sizes", "readout_activation", "forget_bias", "fan_in_init")
+
+
+def make_spiking(config: TrainConfig, input_size: int, output_size: int, *, last_only: bool) -> spiking.LIF:
+    """Return the spiking network of a config, freshly initialized.
+
+    Raises:
+        UserError: If the config has options that are not for spiking neurons.
+    """
+    _check_unset(config, NOT_FOR_SPIKING, "is not for spiking neurons")
+    time_constants: dict[str, Any] = {} if config.chrono_init is None else {"tau": (1.0, float(config.chrono_init))}
+    return SPIKING[config.cell](
+        input_size,
+        config.hidden_size,
+        output_size,
+        num_layers=config.num_layers,
+        threshold=config.threshold,
+        surrogate=SURROGATES[config.surrogate](),
+        pool=config.pool,
+        last_only=last_only,
+        **time_constants,
+    )
+
+
+def _check_unset(config: TrainConfig, names: Iterable[str], expectation: str) -> None:
+    """Raise UserError if one of these options does not have its default."""
+    for name in names:
+        if getattr(config, name) != getattr(Setting, name):
+            raise UserError(f"{name} {expectation}, got {getattr(config, name)} with the cell {config.cell}.")
+
+
 def _has_short_chunks(config: TrainConfig, task: Task) -> bool:
     """Return whether the last chunk of a sequence is shorter than the others, which staggered lanes pad with a mask."""
     length = task.training_length()
@@ -57,7 +101,7 @@ def _has_short_chunks(config: TrainConfig, task: Task) -> bool:
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
 LANGUAGE_ONLY = ("embedding_size", "tied", *DROPOUTS)
-NOT_FOR_LANGUAGE = ("readout_sizes", "readout_activation", "forget_bias", "chrono_init", "fan_in_init")
+NOT_FOR_LANGUAGE = ("readout_sizes", "readout_activation", "forget_bias", "chrono_init", "fan_in_init", *SPIKING_ONLY)
 
 
 def make_language_model(config: TrainConfig, num_tokens: int) -> LanguageModel:
@@ -69,6 +113,8 @@ def make_language_model(config: TrainConfig, num_tokens: int) -> LanguageModel:
     for name in NOT_FOR_LANGUAGE:
         if getattr(config, name) != getattr(Setting, name):
             raise UserError(f"{name} is not for language models, got {getattr(config, name)} with {config.task}.")
+    if config.cell not in CELLS:
+        raise UserError(f"cell must be {', '.join(CELLS)} with the language model of {config.task}, got {config.cell}.")
     names = ("embedding_size", "hidden_size", "num_layers", "cell", "tied", *DROPOUTS)
     return LanguageModel(num_tokens=num_tokens, **{name: getattr(config, name) for name in names})
 

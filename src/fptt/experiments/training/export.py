@@ -20,7 +20,8 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.files import replaced
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training.loaded_run import LoadedRun
-from fptt.nn.models import plain_cells
+from fptt.nn.models import CELLS, plain_cells
+from fptt.nn.spiking import LIF
 
 NUM_STEPS, BATCH_SIZE = 20, 3
 """Of the random sequences on which an exported step is compared with the model."""
@@ -82,11 +83,13 @@ def export_step(run: LoadedRun, path: Path, to: Literal["pt2", "onnx"] = "pt2") 
         to: Its format: `pt2`, of `torch.export`, or `onnx`.
 
     Raises:
-        UserError: If the run is of a text, a library is missing, the file cannot be written, or the program returns
-            something else than the model.
+        UserError: If the run is of a text or of spiking neurons, a library is missing, the file cannot be written, or the
+            program returns something else than the model.
     """
     if run.vocabulary is not None:
         raise UserError(f"export is for inputs of numbers, got a run of a text, {run.config.task}.")
+    if isinstance(run.model, LIF):
+        raise UserError(f"export is for the cells {', '.join(CELLS)}, got a run of {run.config.cell}.")
     own, dtype = run.interface, next(run.model.parameters()).dtype
     inputs = torch.zeros(2, own.input_size, dtype=dtype)  # a batch of one would be taken for a constant
     state, structure = tree_flatten(run.model.initial_state(inputs.unsqueeze(0)))  # pyright: ignore[reportCallIssue]

@@ -20,6 +20,7 @@ from fptt.experiments.training.folder import RunFolder, locked
 from fptt.experiments.training.loggers import Log, make_log
 from fptt.experiments.training.replicas import launch
 from fptt.experiments.training.run import Run
+from fptt.nn.spiking.surrogates import count_spikes
 
 SECONDS_BETWEEN_STATUS = 0.2
 
@@ -251,11 +252,13 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
         draw_curves(folder, run.config, task.metric)
     # with a moving average these are its weights, which the model itself then has for the test
     run.model.load_state_dict(run.best.weights)
-    summary = _summary(run, status, measure(run.model, task, task.test, device))
+    with count_spikes() as count:
+        test = measure(run.model, task, task.test, device)
+    summary = _summary(run, status, test, count.spikes / count.possible if count.possible else None)
     folder.write_summary(summary)
-    test = {name: value for name, value in summary.items() if name.startswith("test_")}
-    folder.write_weights(run.best.weights, run.best.averages, {**_about(run), **test})
-    log.add(test, step=run.method.updates)
+    figures = {name: value for name, value in summary.items() if name.startswith("test_")}
+    folder.write_weights(run.best.weights, run.best.averages, {**_about(run), **figures})
+    log.add(figures, step=run.method.updates)
     log.close(status)
     folder.write_card(model_card(run.config, summary, task.interface, task.about))
     if status == "finished":
@@ -271,7 +274,10 @@ def _about(run: Run) -> dict[str, Any]:
     return {**about, "epoch": run.best.epoch, metric: run.best.metric}
 
 
-def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) -> dict[str, Any]:
+def _summary(
+    run: Run, status: str, test: dict[str, float] | dict[str, None], firing_rate: float | None = None
+) -> dict[str, Any]:
+    """Return the figures of a run; `firing_rate` are the spikes of a unit a step in the test, padding included."""
     config, task, method, progress = run.config, run.task, run.method, run.progress
     is_fptt = config.method == "fptt"
     return {
@@ -294,6 +300,7 @@ def _summary(run: Run, status: str, test: dict[str, float] | dict[str, None]) ->
         **{f"test_{name}": value for name, value in test.items()},
         f"validation_{task.metric}": run.best.metric,
         "chance": task.chance,
+        "firing_rate": firing_rate,
         "best_epoch": run.best.epoch,
         "status": status,
         "epochs": round(run.epochs, 4),

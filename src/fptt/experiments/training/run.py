@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import fptt
 from fptt._random import RandomState
+from fptt._sequence import flatten_state, refill_state
 from fptt.experiments.configs.config import TrainConfig, is_config_of
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
@@ -226,7 +226,7 @@ class Run:
             "average": None if self.average is None else self.average.state_dict(),
             "batches": self.batches.state_dict(),
             # without its structure, such as a NamedTuple, which `weights_only` would refuse; the model knows it
-            "state": None if self.state is None else tree_flatten(self.state)[0],
+            "state": None if self.state is None else flatten_state(self.state),
             "schedule": self.schedule.state_dict(),
             "best": asdict(self.best),
             "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
@@ -292,10 +292,10 @@ class Run:
         if isinstance(self.batches, StaggeredBatches):
             inputs = inputs[:, :1].expand(-1, self.batches.num_lanes, *[-1] * (inputs.dim() - 2))
         inputs = self.replicas.part(fptt.Batch(inputs, inputs), per_step=True).inputs
-        own, structure = tree_flatten(self._first_state(inputs))
-        if [saved.shape for saved in tensors] != [like.shape for like in own]:
+        own = self._first_state(inputs)
+        if [saved.shape for saved in tensors] != [like.shape for like in flatten_state(own)]:
             raise ValueError(f"its tensors have the shapes {[tuple(saved.shape) for saved in tensors]}")
-        return tree_unflatten([saved.to(like) for saved, like in zip(tensors, own, strict=True)], structure)
+        return refill_state(own, tensors)
 
     def _checked_best(self, saved: dict[str, Any]) -> Best:
         best, own = Best(**saved), _described(self.model.state_dict())

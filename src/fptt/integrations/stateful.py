@@ -1,0 +1,321 @@
+"""Modules that keep their recurrent state inside, as modules that are given a state and return it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fptt._random import RandomState
+from fptt._sequence import State, flatten_state, map_state
+
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has: its parameters, buffers, submodules and hooks, and whether it trains."""
+BUFFERS = "_buffers"
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+class _Place(NamedTuple):
+    """Where a module keeps a value: in an attribute, a buffer, or an entry of a dict that is an attribute.
+
+    Attributes:
+        owner: Name of the submodule; empty for the module itself.
+        holder: Name of the dict, `_buffers` for buffers; empty for attributes.
+        key: Name of the attribute, buffer or entry.
+    """
+
+    owner: str
+    holder: str
+    key: str
+
+    def __str__(self) -> str:
+        return ".".join(part for part in self if part and part != BUFFERS)
+
+    def container(self, module: nn.Module) -> dict[str, Any]:
+        """Return the dict that has the value."""
+        attributes = vars(module.get_submodule(self.owner))
+        return attributes[self.holder] if self.holder else attributes
+
+
+class _Held(NamedTuple):
+    """The attributes of a submodule, its buffers, or a dict that is an attribute, and what was in it."""
+
+    owner: str
+    holder: str
+    container: dict[str, Any]
+    before: dict[str, Any]
+
+    def values(self) -> Iterator[tuple[_Place, Any]]:
+        """Yield what is in it now."""
+        for key in _keys(self.holder, self.container):
+            yield _Place(self.owner, self.holder, key), self.container[key]
+
+    def put_back(self) -> None:
+        """Make it what it was."""
+        for key in set(_keys(self.holder, self.container)) - self.before.keys():
+            del self.container[key]
+        self.container.update(self.before)
+
+
+@dataclass
+class _Found:
+    """What the forward pass of a module changes.
+
+    Attributes:
+        state: Places of tensors, by their names.
+        in_place: Names of those that are changed in place.
+        plain: Values that are no tensors, as they are after the first pass, such as a flag that there is a state.
+    """
+
+    state: dict[str, _Place] = field(default_factory=dict)
+    in_place: set[str] = field(default_factory=set)
+    plain: dict[_Place, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Findings:
+    """By whether the module trains: dropout may keep its mask then. An object, which the compiled engine looks past."""
+
+    by_mode: dict[bool, _Found] = field(default_factory=dict)
+
+
+class Explicit(nn.Module):
+    """A module that keeps its state inside, as `(inputs, state) -> (outputs, state)`.
+
+    For networks of SpikingJelly, of snnTorch with `init_hidden=True`, and of your own: of no library in particular. The
+    state is whatever tensors a forward pass puts in the place of attributes, buffers and entries of dicts, or changes
+    there in place, by their names. Each call puts the given state in, runs the module, takes the new state out, and
+    puts back what was there. So a sequence begins, with state None, as the module stands: give it fresh, or reset.
+    Parameters, statistics that are changed in place (`nn.BatchNorm1d`) and constants are left alone.
+
+    Args:
+        module: Called with the inputs alone. Not copied: its weights are those of the adapter.
+        each_step: Whether it takes one step, (B, …), and is called for each; or else all of them, (T, B, …).
+        output: Which of its outputs, where it returns a tuple of them.
+
+    Raises:
+        ValueError: On a call, if a state is none of this module; if the module changes a number or another object at
+            every step, or a buffer in place with a graph, which no state can carry. The message names it.
+        TypeError: On a call, if the module returns something else than a tensor.
+
+    Examples:
+        >>> from fptt.integrations.stateful import Explicit
+        >>> class Leaky(nn.Module):
+        ...     v = 0.0
+        ...     def forward(self, x):
+        ...         self.v = 0.5 * self.v + x
+        ...         return self.v
+        >>> model = Explicit(nn.Sequential(Leaky()))
+        >>> _, state = model(torch.ones(1, 2, 3))
+        >>> outputs, state = model(torch.ones(2, 2, 3), state)
+        >>> outputs[:, 0, 0].tolist(), list(state), model.module[0].v
+        ([1.5, 1.75], ['0.v'], 0.0)
+    """
+
+    batch_first = False
+    state_batch_dim = 0
+    """Modules of one step have the batch first."""
+
+    def __init__(self, module: nn.Module, *, each_step: bool = True, output: int | None = None) -> None:
+        super().__init__()
+        self.module, self.each_step, self.output = module, each_step, output
+        self._findings = _Findings()
+
+    def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Return outputs, (T, B, …), and the next state, a dict, for inputs (T, B, …); state None begins as it is."""
+        return self._begin(inputs) if state is None else self._go_on(inputs, state)
+
+    @torch.no_grad()
+    def initial_state(self, inputs: Tensor) -> State:
+        """Return the state that None stands for, as tensors of the shapes that states for these inputs have.
+
+        Numbers and smaller tensors are spread over the batch. What begins with nothing, None or a tensor without
+        entries, begins with zeros, which is checked by running a step both ways.
+
+        Raises:
+            ValueError: If something begins with nothing and not with zeros.
+        """
+        random, first = RandomState.capture(inputs.device), inputs[:1]
+        with random.replay(), self._kept_buffers():
+            outputs, after = self._begin(first)
+        state, unknown = {}, []
+        for name, place in self._known(first).state.items():
+            now = place.container(self.module).get(place.key)
+            state[name] = map_state(torch.zeros_like, after[name]) if _is_nothing(now) else _spread(now, after[name])
+            unknown += [name] if _is_nothing(now) else []
+        if unknown:
+            with random.replay(), self._kept_buffers():
+                others, also = self._go_on(first, state)
+            pairs = zip([outputs, *flatten_state(after)], [others, *flatten_state(also)], strict=True)
+            if not all(torch.allclose(one, other, equal_nan=True) for one, other in pairs):
+                raise ValueError(
+                    f"{', '.join(unknown)} of the {type(self.module).__name__} must begin with zeros, or with what the "
+                    "module holds beforehand as a number or tensor, got something else that it makes by itself."
+                )
+        return state
+
+    def _begin(self, inputs: Tensor) -> tuple[Tensor, dict[str, State]]:
+        """Run from what the module holds, find out what that changes, and put it back."""
+        held = list(_held(self.module))
+        found, state, installed = _Found(), {}, {}
+        try:
+            for own in held:
+                for place, value in own.values():
+                    # a copy, so that a change in place leaves the original as it is
+                    if isinstance(value, Tensor) and place.holder != BUFFERS:
+                        own.container[place.key] = value.clone()
+                    elif type(value) is list:
+                        own.container[place.key] = list(value)
+                    put = own.container[place.key]
+                    installed[place] = put, _contents(put)
+            outputs = self._run(inputs)
+            for place, value in (pair for own in held for pair in own.values()):
+                old, contents = installed.get(place, (None, None))
+                if value is old and _contents(value) == contents:
+                    continue
+                name = str(place)
+                if value is old and place.holder == BUFFERS:
+                    _check_statistics(name, value)
+                elif _is_nest(value):
+                    found.state[name], state[name] = place, value
+                    found.in_place |= {name} if value is old else set()
+                elif not _is_equal(value, old):
+                    found.plain[place] = value
+        finally:
+            for own in held:
+                own.put_back()
+        self._findings.by_mode[self.training] = found
+        return outputs, state
+
+    def _go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, State]]:
+        """Run from a given state, and put back what was there."""
+        found = self._known(inputs)
+        if not isinstance(state, dict) or state.keys() != found.state.keys():
+            kept = ", ".join(found.state) or "nothing"
+            got = f"one of {', '.join(state) or 'nothing'}" if isinstance(state, dict) else f"a {type(state).__name__}"
+            raise ValueError(f"state must be a dict of {kept}, as the {type(self.module).__name__} keeps, got {got}.")
+        before: list[tuple[dict[str, Any], str, Any]] = []
+
+        def put(place: _Place, value: Any) -> None:
+            container = place.container(self.module)
+            before.append((container, place.key, container.get(place.key, _ABSENT)))
+            container[place.key] = value
+
+        try:
+            for place, value in found.plain.items():
+                put(place, value)
+            for name, place in found.state.items():
+                # a nest of its own: the module may write into it
+                put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
+            outputs = self._run(inputs)
+            after = {name: place.container(self.module).get(place.key) for name, place in found.state.items()}
+            for place, value in found.plain.items():
+                now = place.container(self.module).get(place.key)
+                if not _is_equal(now, value):
+                    raise ValueError(
+                        f"{place} of the {type(self.module).__name__} must stay as it is after the first step, for a "
+                        f"state has tensors only, got {now!r} after {value!r}."
+                    )
+        finally:
+            for container, key, value in reversed(before):
+                if value is _ABSENT:
+                    container.pop(key, None)
+                else:
+                    container[key] = value
+        return outputs, after
+
+    def _known(self, inputs: Tensor) -> _Found:
+        """Return what a forward pass changes; a copy of the adapter, or one in another mode, has to try."""
+        if self.training not in self._findings.by_mode:
+            with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
+                self._begin(inputs[:1])
+        return self._findings.by_mode[self.training]
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        if not self.each_step:
+            return self._taken(self.module(inputs))
+        return torch.stack([self._taken(self.module(step)) for step in inputs])
+
+    def _taken(self, outputs: Any) -> Tensor:
+        """Return the output that was asked for.
+
+        Raises:
+            TypeError: If it is no tensor.
+        """
+        taken = outputs[self.output] if self.output is not None and isinstance(outputs, tuple | list) else outputs
+        if not isinstance(taken, Tensor):
+            hint = ": say by `output` which of its outputs" if isinstance(taken, tuple | list) else ""
+            raise TypeError(f"module must return a tensor, got a {type(taken).__name__}{hint}.")
+        return taken
+
+    @contextmanager
+    def _kept_buffers(self) -> Iterator[None]:
+        """Give buffers the values back that they had."""
+        copies = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        try:
+            yield
+        finally:
+            for buffer, values in copies:
+                buffer.copy_(values)
+
+
+_ABSENT: Any = object()
+
+
+def _held(module: nn.Module) -> Iterator[_Held]:
+    """Yield everything that a module and its submodules hold beside parameters."""
+    for owner, submodule in module.named_modules():
+        attributes = vars(submodule)
+        holders = {"": attributes, BUFFERS: attributes[BUFFERS]}
+        holders |= {key: attributes[key] for key in _keys("", attributes) if type(attributes[key]) is dict}
+        for holder, container in holders.items():
+            yield _Held(owner, holder, container, {key: container[key] for key in _keys(holder, container)})
+
+
+def _keys(holder: str, container: dict[str, Any]) -> list[str]:
+    return [key for key in container if holder or key not in OF_TORCH]
+
+
+def _contents(value: Any) -> Any:
+    """Return what tells that a tensor or a list was changed in place."""
+    if isinstance(value, Tensor):
+        return None if value.is_inference() else value._version
+    return [id(entry) for entry in value] if type(value) is list else None
+
+
+def _is_nest(value: Any) -> bool:
+    """Return whether a value is a tensor, or a nest that has some and nothing else."""
+    try:
+        return bool(flatten_state(value))
+    except TypeError:
+        return False
+
+
+def _is_equal(value: Any, other: Any) -> bool:
+    """Return whether two values are the same object, or equal numbers or texts, or tuples of such."""
+    if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
+        return all(map(_is_equal, value, other))
+    return value is other or (isinstance(value, PLAIN) and type(value) is type(other) and value == other)
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value is _ABSENT or (isinstance(value, Tensor) and not value.numel())
+
+
+def _spread(value: Any, like: State) -> State:
+    """Return a number, or a nest of tensors, in the shapes and types of a nest."""
+    if isinstance(value, PLAIN):
+        return map_state(lambda tensor: torch.full_like(tensor, value), like)  # pyright: ignore[reportArgumentType]
+    own = iter(flatten_state(value))
+    return map_state(lambda tensor: next(own).to(tensor).expand_as(tensor).clone(), like)
+
+
+def _check_statistics(name: str, buffer: Tensor) -> None:
+    """Raise ValueError if a buffer that was changed in place is no statistic but has a graph."""
+    if buffer.grad_fn is not None:
+        raise ValueError(
+            f"{name} must be no buffer that is changed in place with a graph, which cannot be put back: "
+            "assign another tensor to it instead, got one."
+        )

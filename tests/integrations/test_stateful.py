@@ -1,0 +1,430 @@
+"""Modules that keep their state inside: own ones that behave as those of the libraries do, and the libraries' own."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fptt
+from fptt.integrations.stateful import Explicit
+from fptt.nn.spiking import Sigmoid, spike
+
+T, B, D, H, C, K = 12, 4, 3, 6, 5, 4
+OWN_ERROR = "the one that the test raises"
+
+
+def fire(v: Tensor) -> tuple[Tensor, Tensor]:
+    s = spike(v - 0.3, Sigmoid())
+    return s, v - 0.3 * s
+
+
+class Attribute(nn.Module):
+    """An attribute that is a number before the first step, with a flag, as neurons of many programs."""
+
+    v: Any = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_begun = False
+        self.decay = torch.tensor(0.8, dtype=torch.float64)  # a constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.v if self.is_begun else 0.0
+        s, self.v = fire(self.decay.to(x) * before + x)
+        self.is_begun = True
+        return s
+
+
+class Buffer(nn.Module):
+    """A buffer without entries before the first step, as in snnTorch."""
+
+    mem: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mem", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mem.shape != x.shape:
+            self.mem = torch.zeros_like(x)
+        s, self.mem = fire(0.8 * self.mem + x)
+        return s
+
+
+class Memories(nn.Module):
+    """A dict of memories with a number before the first step, as in SpikingJelly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memories: dict[str, Any] = {"v": 0.0, "decay": 0.8, "unused": None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        s, self._memories["v"] = fire(self._memories["decay"] * self._memories["v"] + x)
+        return s
+
+
+class InPlace(nn.Module):
+    """A tensor that is changed in place; it is there from the beginning, for one batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = torch.zeros(B, H, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s, v = fire(0.8 * self.v + x)
+        self.v.copy_(v)
+        return s
+
+
+class Nest(nn.Module):
+    """A list of a pair, which does not exist before the first step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "memory"):
+            self.memory = [(torch.zeros_like(x), torch.zeros_like(x))]
+        s, v = fire(0.8 * self.memory[0][1] + x)
+        self.memory[0] = (s, v)
+        return s
+
+
+class Reference(nn.Module):
+    """The same neurons with their state passed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(D, H), nn.Linear(H, C)])
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        v, outputs = inputs.new_zeros(inputs.shape[1], H) if state is None else state, []
+        for x in inputs:
+            s, v = fire(0.8 * v + self.layers[0](x))
+            outputs.append(self.layers[1](s))
+        return torch.stack(outputs), v
+
+
+KINDS = pytest.mark.parametrize("kind", [Attribute, Buffer, Memories, InPlace, Nest])
+NAMES = {Attribute: "1.v", Buffer: "1.mem", Memories: "1._memories.v", InPlace: "1.v", Nest: "1.memory"}
+
+
+def make_pair(kind: type[nn.Module]) -> tuple[Reference, Explicit]:
+    """Return the reference, and the adapter around a net with the same weights."""
+    reference = Reference().double()
+    return reference, Explicit(nn.Sequential(reference.layers[0], kind(), reference.layers[1]))
+
+
+def held(module: nn.Module) -> list[tuple[int, Any]]:
+    """Return everything in a module but parameters, by object and, of tensors, value."""
+    found: list[Any] = []
+    for own in module.modules():
+        for values in (vars(own), vars(own)["_buffers"], vars(own).get("_memories", {})):
+            found += [
+                (key, id(value), copy.deepcopy(value) if isinstance(value, Tensor) else None)
+                for key, value in values.items()
+                if not key.startswith("_")
+            ]
+    return found
+
+
+def data() -> tuple[Tensor, Tensor]:
+    return torch.randn(T, B, D, dtype=torch.float64), torch.randint(C, (B,))
+
+
+def make_method(model: nn.Module, kind: Any = fptt.FPTT, **options: Any) -> fptt.Method:
+    loss = fptt.TerminalLoss(functional.cross_entropy, divergence="uniform")
+    return kind(model, torch.optim.Adam(model.parameters(), lr=0.01), loss, num_chunks=K, **options)
+
+
+@KINDS
+def test_the_state_that_was_inside_goes_in_and_comes_out(kind: type[nn.Module]) -> None:
+    reference, model = make_pair(kind)
+    inputs, _ = data()
+    before = held(model.module)
+    expected, _ = reference(inputs)
+    outputs, state = model(inputs[:5])
+    kept = copy.deepcopy(fptt.detach_state(state))
+    rest, after = model(inputs[5:], state)
+    assert torch.equal(torch.cat([outputs, rest]), expected)
+    assert list(state) == list(after) == [NAMES[kind]]
+    # the given state is as it was, and so is the module
+    torch.testing.assert_close(fptt.detach_state(state), kept, rtol=0, atol=0)
+    assert str(held(model.module)) == str(before)
+
+
+@KINDS
+@pytest.mark.parametrize("method", [fptt.FPTT, fptt.TBPTT, fptt.BPTT])
+def test_training_is_that_with_the_state_passed(kind: type[nn.Module], method: Any) -> None:
+    reference, model = make_pair(kind)
+    reference = copy.deepcopy(reference)
+    methods = [make_method(each, method) for each in (reference, model)]
+    for _ in range(2):
+        batch = data()
+        results = [each.train_batch(*batch) for each in methods]
+        torch.testing.assert_close(results[0].chunk_losses, results[1].chunk_losses, rtol=1e-12, atol=1e-12)
+    for one, other in zip(reference.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in (InPlace, Nest)]
+
+
+@pytest.mark.machine_code
+@pytest.mark.parametrize("kind", [Attribute, Buffer, Memories, *SLOW])
+def test_both_engines_agree(kind: type[nn.Module]) -> None:
+    _, model = make_pair(kind)
+    methods = [make_method(copy.deepcopy(model), engine=engine) for engine in ("eager", "compiled")]
+    for _ in range(2):
+        batch = data()
+        one, other = (method.train_batch(*batch) for method in methods)
+        torch.testing.assert_close(one.chunk_losses, other.chunk_losses, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(one.state, other.state, rtol=1e-10, atol=1e-10)
+
+
+@KINDS
+def test_single_lanes_begin_again(kind: type[nn.Module]) -> None:
+    reference, model = make_pair(kind)
+    inputs, _ = data()
+    labels, is_first = torch.randint(C, (T, B)), torch.zeros(T, B, dtype=torch.bool)
+    is_first[5, 1] = is_first[6, 2] = True
+    results = []
+    for each in (copy.deepcopy(reference), model):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        method = fptt.TBPTT(each, optimizer, fptt.SequenceLoss(functional.cross_entropy), num_chunks=K)
+        results.append(method.train_batch(inputs, labels, is_first=is_first))
+    assert torch.equal(results[0].chunk_losses, results[1].chunk_losses)
+
+
+def test_the_module_is_put_back_after_an_error() -> None:
+    class Fails(Memories):
+        def forward(self, x: Tensor) -> Tensor:
+            self.extra = super().forward(x)
+            raise ArithmeticError(OWN_ERROR)
+
+    model = Explicit(Fails())
+    with pytest.raises(ArithmeticError, match=OWN_ERROR):
+        model(torch.ones(1, B, D))
+    assert model.module._memories == {"v": 0.0, "decay": 0.8, "unused": None}
+    assert not hasattr(model.module, "extra")
+
+
+def test_sequences_begin_with_what_the_module_holds() -> None:
+    module = Memories()
+    module._memories["v"] = torch.full((D,), 0.2, dtype=torch.float64)
+    model = Explicit(module)
+    inputs = torch.randn(3, B, D, dtype=torch.float64)
+    initial = model.initial_state(inputs)
+    assert torch.equal(initial["_memories.v"], torch.full((B, D), 0.2, dtype=torch.float64))
+    assert torch.equal(model(inputs, initial)[0], model(inputs)[0])
+    module._memories["v"] = 0.25
+    assert torch.equal(model.initial_state(inputs)["_memories.v"], torch.full((B, D), 0.25, dtype=torch.float64))
+
+
+def test_a_beginning_that_cannot_be_known_is_named() -> None:
+    class BeginsWithOnes(nn.Module):
+        v: Any = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.v = (torch.ones_like(x) if self.v is None else self.v) + x
+            return self.v
+
+    model = Explicit(nn.Sequential(BeginsWithOnes()))
+    assert model(torch.zeros(2, B, D))[0].eq(1).all()
+    with pytest.raises(ValueError, match=r"0\.v of the Sequential must begin with zeros"):
+        model.initial_state(torch.zeros(2, B, D))
+
+
+def test_statistics_are_no_state_and_move_on() -> None:
+    statistics = nn.BatchNorm1d(D, momentum=0.5)
+    model = Explicit(nn.Sequential(statistics, Memories()))
+    inputs = torch.ones(1, B, D)
+    _, state = model(inputs)
+    assert list(state) == ["1._memories.v"]
+    _, state = model(inputs, state)
+    model.initial_state(inputs)  # which tries a step without a lasting effect
+    assert statistics.running_mean is not None
+    assert statistics.running_mean.tolist() == [0.75] * D
+
+
+def test_all_steps_at_once_and_one_of_two_outputs() -> None:
+    class Layer(nn.Module):
+        h: Any = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(D, H)
+
+        def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            outputs, self.h = self.rnn(inputs, self.h)
+            return -outputs, outputs
+
+    layer, inputs = Layer(), torch.randn(T, B, D)
+    expected, final = layer.rnn(inputs)
+    model = Explicit(layer, each_step=False, output=1)
+    first, state = model(inputs[:5])
+    second, state = model(inputs[5:], state)
+    torch.testing.assert_close(torch.cat([first, second]), expected)
+    torch.testing.assert_close(state["h"], final)
+
+
+def test_a_copy_goes_on_from_a_given_state() -> None:
+    _, model = make_pair(Attribute)
+    inputs, _ = data()
+    expected, state = model(inputs)
+    fresh = Explicit(copy.deepcopy(model.module))  # as after loading weights: it has not run
+    assert torch.equal(fresh(inputs, state)[0], model(inputs, state)[0])
+    assert torch.equal(fresh(inputs)[0], expected)
+
+
+def test_the_gradient_is_right() -> None:
+    _, model = make_pair(Memories)
+    report = fptt.check_gradient(model, *data(), fptt.TerminalLoss(functional.cross_entropy), num_chunks=K)
+    assert report.passed
+    assert report.spike_rate is not None
+    assert report.spike_rate > 0.05
+
+
+# -- what does not fit is named ----------------------------------------------------------------------------------------
+
+
+class Counts(Memories):
+    steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return super().forward(x) * self.steps
+
+
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.machine_code)])
+def test_a_number_that_goes_on_is_named(engine: str) -> None:
+    model = Explicit(nn.Sequential(nn.Linear(D, C), Counts()).double())
+    with pytest.raises(
+        ValueError, match=r"1\.steps of the Sequential must stay as it is after the first step.*got 6 after 3"
+    ):
+        make_method(model, engine=engine).train_batch(*data())
+
+
+def test_a_buffer_that_is_changed_in_place_with_a_graph_is_named() -> None:
+    class Overwrites(nn.Module):
+        v: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("v", torch.zeros(B, C))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.v.copy_(0.5 * self.v + x)
+            return self.v
+
+    model = Explicit(nn.Sequential(nn.Linear(D, C), Overwrites()))
+    with pytest.raises(ValueError, match=r"1\.v must be no buffer that is changed in place with a graph"):
+        model(torch.ones(2, B, D))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (torch.zeros(B, H), "got a Tensor"),
+        ({}, "got one of nothing"),
+        ({"v": torch.zeros(B, H)}, "got one of v"),
+    ],
+)
+def test_a_wrong_state_is_named(state: Any, message: str) -> None:
+    _, model = make_pair(Memories)
+    with pytest.raises(ValueError, match=rf"state must be a dict of 1\._memories\.v, .*{message}"):
+        model(data()[0], state)
+
+
+def test_a_state_of_another_width_is_named_by_the_method() -> None:
+    _, model = make_pair(Memories)
+    with pytest.raises(ValueError, match="state must fit the model, got tensors of shapes"):
+        make_method(model).train_batch(*data(), {"1._memories.v": torch.zeros(B, H + 1, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize(("output", "hint"), [(None, ": say by `output`"), (1, "")])
+def test_outputs_that_are_no_tensor_are_named(output: int | None, hint: str) -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x, {}
+
+    with pytest.raises(TypeError, match=f"module must return a tensor, got a .*{hint}"):
+        Explicit(Several(), output=output)(torch.ones(2, B, D))
+
+
+@KINDS
+def test_the_same_module_without_the_adapter_is_named(kind: type[nn.Module]) -> None:
+    class Unasked(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            return torch.stack([self.net(x) for x in inputs]), state
+
+    method = make_method(Unasked(make_pair(kind)[1].module))
+    owner = rf"net\.1 \({kind.__name__}\.{NAMES[kind].split('.')[1]}\)"
+    with pytest.raises(RuntimeError, match=rf"keeps a state of its own.* in {owner}.*Explicit.*docs/spiking\.md"):
+        method.train_batch(*data())
+
+
+# -- the libraries' own ------------------------------------------------------------------------------------------------
+
+
+def snntorch_net() -> nn.Module:
+    snntorch = pytest.importorskip("snntorch")
+    options = {"beta": 0.8, "threshold": 0.3, "init_hidden": True}
+    return nn.Sequential(
+        nn.Linear(D, H),
+        snntorch.Leaky(**options),
+        nn.Linear(H, C),
+        snntorch.RLeaky(V=0.5, learn_recurrent=False, all_to_all=False, **options),
+    )
+
+
+def spikingjelly_net() -> nn.Module:
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    return nn.Sequential(
+        nn.Linear(D, H), neuron.LIFNode(v_threshold=0.3), nn.Linear(H, C), neuron.ParametricLIFNode(v_threshold=0.3)
+    )
+
+
+LIBRARIES = pytest.mark.parametrize("make", [snntorch_net, spikingjelly_net])
+
+
+@LIBRARIES
+def test_a_net_of_a_library_runs_as_by_itself(make: Callable[[], nn.Module]) -> None:
+    net, inputs = make(), torch.randn(T, B, D)
+    own = copy.deepcopy(net)
+    expected = torch.stack([own(x) for x in inputs])
+    assert 0 < expected.mean().item() < 1
+    model = Explicit(net)
+    state, outputs = None, []
+    for (chunk,) in fptt.split_sequence(inputs, num_chunks=K):
+        output, state = model(chunk, state)
+        outputs.append(output)
+    assert torch.equal(torch.cat(outputs), expected)
+    assert torch.equal(model(inputs, model.initial_state(inputs))[0], expected)
+
+
+@LIBRARIES
+@pytest.mark.parametrize("method", [fptt.FPTT, fptt.TBPTT, fptt.BPTT])
+def test_a_net_of_a_library_trains(make: Callable[[], nn.Module], method: Any) -> None:
+    model = Explicit(make())
+    before = copy.deepcopy(model.state_dict())
+    inputs, labels = data()
+    result = make_method(model, method).train_batch(inputs.float(), labels)
+    assert result.loss.isfinite()
+    assert any(not torch.equal(before[name], own) for name, own in model.state_dict().items())
+
+
+@LIBRARIES
+@pytest.mark.slow
+@pytest.mark.machine_code
+def test_both_engines_agree_on_a_net_of_a_library(make: Callable[[], nn.Module]) -> None:
+    model = Explicit(make())
+    methods = [make_method(copy.deepcopy(model), engine=engine) for engine in ("eager", "compiled")]
+    inputs, labels = data()
+    one, other = (method.train_batch(inputs.float(), labels) for method in methods)
+    torch.testing.assert_close(one.chunk_losses, other.chunk_losses, rtol=1e-5, atol=1e-5)
