@@ -64,8 +64,8 @@ def test_har_is_windows_of_nine_signals(tmp_path: Path) -> None:
     assert test.found.startswith("5 windows of 2 persons")
     rows = load_dataset(str(tmp_path / "out"))["train"].with_format("numpy")  # pyright: ignore
     np.testing.assert_array_equal(rows["inertial"], signals.transpose(1, 2, 0).astype(np.float32))
-    assert rows["label"][:].tolist() == [0, 5, 2, 2, 1]
-    assert rows["subject"][:].tolist() == PERSONS["train"]
+    assert list(rows["label"]) == [0, 5, 2, 2, 1]
+    assert list(rows["subject"]) == PERSONS["train"]
     task = load_task(Setting(task="har", data=str(tmp_path / "out")), 0)
     assert (len(task.train), len(task.validation), len(task.test)) == (2, 3, 5)  # pyright: ignore
 

@@ -83,8 +83,8 @@ def export_step(run: LoadedRun, path: Path, to: Literal["pt2", "onnx"] = "pt2") 
         to: Its format: `pt2`, of `torch.export`, or `onnx`.
 
     Raises:
-        UserError: If the run is of a text or of spiking neurons, a library is missing, the file cannot be written, or the
-            program returns something else than the model.
+        UserError: If the run is of a text or of spiking neurons, a library is missing, the file cannot be written, or
+            the program returns something else than the model.
     """
     if run.vocabulary is not None:
         raise UserError(f"export is for inputs of numbers, got a run of a text, {run.config.task}.")
