@@ -34,7 +34,7 @@ def write_command_line(page: Path) -> None:
     parts = ["# Command line", "`fptt` needs `pip install 'fptt[experiments]'`.", f"```text\n{overview}\n```"]
     for name in re.findall(r"^  fptt (\w+)   ", overview, re.M):
         parts += [f"## fptt {name}", f"```text\n{help_of([name])}\n```"]
-        for subcommand in ("speed", "memory") if name == "bench" else ():
+        for subcommand in ("speed", "spiking", "memory", "convergence") if name == "bench" else ():
             parts += [f"### fptt bench {subcommand}", f"```text\n{help_of([name, subcommand])}\n```"]
     page.parent.mkdir(exist_ok=True)
     page.write_text("\n\n".join([*parts, ""]), encoding="utf-8")

@@ -35,7 +35,14 @@ COMMANDS = (
     "report",
     "bench",
 )
-HELP = ((), *((name,) for name in COMMANDS), ("bench", "speed"), ("bench", "spiking"), ("bench", "memory"))
+HELP = (
+    (),
+    *((name,) for name in COMMANDS),
+    ("bench", "speed"),
+    ("bench", "spiking"),
+    ("bench", "memory"),
+    ("bench", "convergence"),
+)
 
 
 def check(name: str, text: str) -> None:

@@ -177,7 +177,9 @@ def _have_steps(parts: list[Any]) -> list[bool]:
     if not by_shape:
         return [True] * len(parts)
     # a few operations for all chunks, not one for each: on a GPU that would take longer than to learn them
-    found = torch.cat([torch.stack(list(alike.values())).flatten(1).any(1) for alike in by_shape.values()]).tolist()
+    found = torch.cat(
+        [torch.stack(list(alike.values())).unsqueeze(-1).flatten(1).any(1) for alike in by_shape.values()]
+    ).tolist()
     have = dict(zip(itertools.chain(*by_shape.values()), found, strict=True))
     return [counts is None or have[id(counts)] for counts in counted]
 

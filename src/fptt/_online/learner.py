@@ -189,10 +189,13 @@ class OnlineLearner:
     def _advance(self, rows: Tensor, labels: list[Any]) -> None:
         if self._forward.num_outputs is None:
             self._predict(rows)  # shows how many outputs the model has, thus which labels it can learn
-        num_labels = self._targets.num_labels  # a prediction is one of those known before this call
         # All of them before anything changes: a label that is refused must not leave half of a call behind.
-        targets = [None if y is None else self._encode(y) for y in labels]
+        targets, known = [], []
+        for y in labels:
+            known.append(self._targets.num_labels)
+            targets.append(None if y is None else self._encode(y))
         while targets:
+            num_labels = known[0]  # a prediction is one of those known before its chunk
             count = self._trainer.num_free  # no update can come in between, so that one run of inference serves all
             part, moments = self._standardized(rows[:count])
             if self._score is not None or self.max_delay or len(part) < count:
@@ -206,7 +209,7 @@ class OnlineLearner:
             self.steps += len(part)
             self.labels += len(part) - targets[:count].count(None)
             self._trainer.enter(part, targets[:count])
-            rows, labels, targets = rows[count:], labels[count:], targets[count:]
+            rows, labels, targets, known = rows[count:], labels[count:], targets[count:], known[count:]
 
     def _encode(self, y: Any) -> Any:
         return self._targets.encode(y, self._forward.num_outputs or 0)

@@ -31,7 +31,8 @@ class RunningScore:
 
     def label(self, delay: int, y: Any) -> None:
         """Take in the label of the step so many steps ago, the last one being 1 step ago."""
-        self.errors.append(self.targets.error(self._predictions[-delay], y))
+        if delay <= len(self._predictions):  # else a step from before a state without predictions was loaded
+            self.errors.append(self.targets.error(self._predictions[-delay], y))
 
     @property
     def error(self) -> float | None:

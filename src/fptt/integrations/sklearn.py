@@ -39,8 +39,12 @@ Cell = Literal["lstm", "gru", "rnn"]
 
 def _is_ragged(X: Any) -> bool:  # noqa: N803
     """Return whether X is a list, or an array of objects, of sequences with lengths of their own."""
-    is_list = isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1)
-    return is_list and all(map(_has_steps, X)) and len({len(own) for own in X}) > 1
+    return _is_list(X) and all(map(_has_steps, X)) and len({len(own) for own in X}) > 1
+
+
+def _is_list(X: Any) -> bool:  # noqa: N803
+    """Return whether X is a list, or an array of objects."""
+    return isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1)
 
 
 def _has_steps(own: Any) -> bool:
@@ -296,7 +300,9 @@ class SequenceNet(NeuralNet, ABC):
         steps = sequences.reshape(-1, self.input_size_).astype(np.float64)
         deviation = np.nanstd(steps, 0)
         self.mean_ = np.nanmean(steps, 0)
-        self.deviation_ = np.where(deviation > 0, deviation, 1.0)
+        # the mean of equal numbers has a rounding error, which is no deviation
+        rounding = len(steps) * np.finfo(np.float64).eps * np.abs(self.mean_)
+        self.deviation_ = np.where(deviation > rounding, deviation, 1.0)
 
     def _scaled(self, sequences: NDArray[Any]) -> NDArray[Any]:
         """Return sequences as the model sees them, in their own dtype."""
@@ -375,7 +381,7 @@ class SequenceNet(NeuralNet, ABC):
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Return the outputs, probabilities of the classifier: (N, C), (N, T, C), or a list of (T_i, C) of a list."""
         outputs = super().predict_proba(X)
-        if not self.per_step or not isinstance(X, list | tuple):
+        if not self.per_step or not _is_list(X):
             return outputs
         return [own[:length] for own, length in zip(outputs, map(len, X), strict=True)]
 
@@ -419,7 +425,7 @@ class SequenceNet(NeuralNet, ABC):
         """Return (N, T) or (N, T, D); ragged sequences are padded by NaN."""
         if _is_ragged(X):
             return _from_list(X)
-        sequences = check_array(X, dtype=FLOATS, allow_nd=True, input_name="X")
+        sequences = check_array(list(X) if _is_list(X) else X, dtype=FLOATS, allow_nd=True, input_name="X")
         if sequences.ndim > 3:
             raise ValueError(f"X must have shape (N, T) or (N, T, D), got {sequences.shape}.")
         return sequences

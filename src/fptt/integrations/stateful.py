@@ -31,7 +31,7 @@ class _Place(NamedTuple):
     key: str
 
     def __str__(self) -> str:
-        return ".".join(part for part in self if part and part != BUFFERS)
+        return ".".join(str(part) for part in self if part not in {"", BUFFERS})
 
     def container(self, module: nn.Module) -> dict[str, Any]:
         """Return the dict that has the value."""
@@ -137,7 +137,8 @@ class Explicit(nn.Module):
         Raises:
             ValueError: If something begins with nothing and not with zeros.
         """
-        random, first = RandomState.capture(inputs.device), inputs[:1]
+        # two steps: some states, such as a trace of the step before, begin with the second
+        random, first = RandomState.capture(inputs.device), inputs[:1].expand(2, *inputs.shape[1:])
         with random.replay(), self._kept_buffers():
             outputs, after = self._begin(first)
         state, unknown = {}, []
@@ -167,7 +168,8 @@ class Explicit(nn.Module):
                     if isinstance(value, Tensor) and place.holder != BUFFERS:
                         own.container[place.key] = value.clone()
                     elif type(value) is list:
-                        own.container[place.key] = list(value)
+                        copies = [entry.clone() if isinstance(entry, Tensor) else entry for entry in value]
+                        own.container[place.key] = copies
                     put = own.container[place.key]
                     installed[place] = put, _contents(put)
             outputs = self._run(inputs)
@@ -181,7 +183,7 @@ class Explicit(nn.Module):
                 elif _is_nest(value):
                     found.state[name], state[name] = place, value
                     found.in_place |= {name} if value is old else set()
-                elif not _is_equal(value, old):
+                elif value is old or not _is_equal(value, old):  # the same list has other entries
                     found.plain[place] = value
         finally:
             for own in held:
@@ -205,7 +207,7 @@ class Explicit(nn.Module):
 
         try:
             for place, value in found.plain.items():
-                put(place, value)
+                put(place, list(value) if type(value) is list else value)
             for name, place in found.state.items():
                 # a nest of its own: the module may write into it
                 put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
@@ -230,7 +232,7 @@ class Explicit(nn.Module):
         """Return what a forward pass changes; a copy of the adapter, or one in another mode, has to try."""
         if self.training not in self._findings.by_mode:
             with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
-                self._begin(inputs[:1])
+                self._begin(inputs[:1].expand(2, *inputs.shape[1:]))
         return self._findings.by_mode[self.training]
 
     def _run(self, inputs: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ class Explicit(nn.Module):
             yield
         finally:
             for buffer, values in copies:
-                buffer.copy_(values)
+                buffer.data.copy_(values)  # as it was: a graph that has saved it does not mind
 
 
 _ABSENT: Any = object()
@@ -282,7 +284,7 @@ def _contents(value: Any) -> Any:
     """Return what tells that a tensor or a list was changed in place."""
     if isinstance(value, Tensor):
         return None if value.is_inference() else value._version
-    return [id(entry) for entry in value] if type(value) is list else None
+    return [(id(entry), _contents(entry)) for entry in value] if type(value) is list else None
 
 
 def _is_nest(value: Any) -> bool:
@@ -295,7 +297,7 @@ def _is_nest(value: Any) -> bool:
 
 def _is_equal(value: Any, other: Any) -> bool:
     """Return whether two values are the same object, or equal numbers or texts, or tuples of such."""
-    if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
+    if isinstance(value, tuple | list) and type(value) is type(other) and len(value) == len(other):
         return all(map(_is_equal, value, other))
     return value is other or (isinstance(value, PLAIN) and type(value) is type(other) and value == other)
 

@@ -225,7 +225,7 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dance"], "unknown command 'dance'; there are train, evaluate, predict, export, sample"),
+        (["dance"], "unknown command 'dance'; there are train, evaluate, predict, export, push, pull, sample"),
         (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, adding, copy"),
         (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
         (["compare", "--controls", "rate=2"], "a rate of controls must be a part of the learning rate, in (0, 1), got"),

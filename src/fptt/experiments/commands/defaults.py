@@ -119,6 +119,7 @@ def starting_setting(arguments: Sequence[str]) -> Setting:
 class _Resumption:
     resume: bool = False
     out: Path | None = None
+    logger: str = "csv"  # where to log is not a setting of the run: one that goes on may have another
 
 
 def check_resumption(arguments: Sequence[str]) -> None:

@@ -156,6 +156,8 @@ class Export:
         """Export, and print where the program is."""
         out = self.out or self.folder / f"model.{self.to}"
         check_folder(out)
+        if out.suffix != f".{self.to}":
+            raise UserError(f"out must be a .{self.to} file, as --to {self.to} writes it, got {str(out)!r}.")
         from fptt.experiments.training.export import export_step
         from fptt.experiments.training.loaded_run import LoadedRun
 

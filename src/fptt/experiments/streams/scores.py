@@ -14,6 +14,9 @@ from fptt.experiments.tasks.scores import ClassScore, RegressionScore
 ROLLING = "rolling.csv"
 """The file of the rolling metrics, which only the folder of a stream has."""
 
+MAX_ROWS = 20_000
+"""Rows of rolling metrics that are kept."""
+
 METRICS: dict[Kind, str] = {"classes": "accuracy", "regression": "mse"}
 """The metric that is followed, by what the targets are."""
 
@@ -93,6 +96,8 @@ class StreamScores:
                 total.add(own[:, None], targets[:, None])
                 self.rolling[name].add((own - targets).square().sum().item(), count)
         means = {name: _rounded(rolling.mean, self.kind) for name, rolling in self.rolling.items()}
+        if len(self.rows) >= MAX_ROWS:  # a stream is endless: the older half gets coarser
+            self.rows = self.rows[1::2]
         self.rows.append({"step": self.steps, **means})
 
     def metrics(self) -> dict[str, dict[str, float]]:

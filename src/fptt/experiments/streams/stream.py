@@ -361,6 +361,8 @@ def stream(config: StreamConfig, folder: StreamFolder, console: Console, *, over
     Raises:
         UserError: If data or settings are not usable, or the learning diverges.
     """
+    if not overwrite:  # before the first rows are read, which standard input would not give again
+        RunFolder(folder.path).check_free()
     streaming = Streaming(config, folder)
     with _hint_at_resuming(folder):
         folder.create(overwrite=overwrite)

@@ -278,7 +278,8 @@ class Table:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    number = None if value is None else _as_number(value)  # also of the text "nan", which other programs write
+    return value is None or value == "" or (number is not None and math.isnan(number))
 
 
 def _as_number(value: Any) -> float | None:
@@ -399,10 +400,11 @@ def _parquet_rows(path: Path, source: str) -> Rows:
     def values() -> Generator[tuple[Any, ...], None, None]:
         nonlocal number
         try:
-            for batch in file.iter_batches(batch_size=1000):
-                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    number += 1
-                    yield row
+            with file:
+                for batch in file.iter_batches(batch_size=1000):
+                    for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                        number += 1
+                        yield row
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UnreadableError(f"data {source} cannot be read after row {number}: {one_line(error)}.") from error
 

@@ -195,9 +195,13 @@ def hapt(archive: Archive) -> list[Part]:
         raise UserError(f"archive {str(archive.path)!r} must have files 'RawData/acc_exp…_user….txt', got none.")
     for file in files:
         experiment, subject = _numbers_in(file)
-        signal = np.concatenate(
-            [archive.numbers(file, 3), archive.numbers(file.replace("acc_exp", "gyro_exp"), 3)], axis=1
-        )
+        acc, gyro = (archive.numbers(name, 3) for name in (file, file.replace("acc_exp", "gyro_exp")))
+        if len(acc) != len(gyro):
+            raise UserError(
+                f"archive {str(archive.path)!r} must have as many steps in {file!r} as in its gyro_exp file, got "
+                f"{len(acc)} and {len(gyro)}."
+            )
+        signal = np.concatenate([acc, gyro], axis=1)
         steps = np.zeros(len(signal), dtype=np.int8)
         for _, _, activity, first, last in labels[labels[:, 0] == experiment]:
             if not (1 <= activity <= 12 and 1 <= first <= last <= len(signal)):

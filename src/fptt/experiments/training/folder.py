@@ -21,6 +21,9 @@ from fptt.experiments.process.files import read_csv, read_json, read_text, repla
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training.checkpoints import Checkpoints
 
+PROGRAMS = ("model.pt2", "model.onnx")
+"""What `fptt export` leaves in a run folder."""
+
 if sys.platform == "win32":
     import msvcrt
 else:
@@ -64,7 +67,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in self.files():
+            for file in (*self.files(), *(self.path / name for name in PROGRAMS)):
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
             replace_text(self.config_file, config.to_yaml())
@@ -114,9 +117,10 @@ class RunFolder:
         replace_text(self.card_file, text)
 
     def write_weights(self, weights: Weights, averages: Weights, about: Mapping[str, Any] | None = None) -> None:
-        """Write the weights W and, if there are any, the averages W̄, with values about them as metadata."""
-        values = {} if about is None else about
-        metadata = {"format": "pt", **{name: str(value) for name, value in values.items() if value is not None}}
+        """Write the weights W and, if there are any, the averages W̄, with values about them as JSON in the metadata."""
+        values = {name: value for name, value in (about or {}).items() if value is not None}
+        # a single entry: safetensors writes several in no fixed order, and the same run must leave the same bytes
+        metadata = {"fptt": json.dumps(values, ensure_ascii=False)}
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
                 with replaced(file) as temporary:

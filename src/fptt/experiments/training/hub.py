@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.training.folder import RunFolder
-
-PROGRAMS = ("model.pt2", "model.onnx")
-"""What `fptt export` leaves in a run folder."""
+from fptt.experiments.training.folder import PROGRAMS, RunFolder
 
 
 def push(path: Path, name: str, *, private: bool = False, revision: str | None = None) -> str:
@@ -42,6 +39,8 @@ def push(path: Path, name: str, *, private: bool = False, revision: str | None =
         operations = [hub.CommitOperationAdd(file.name, content) for file, content in contents.items()]
         api = hub.HfApi()
         address = api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
         summary = f"{config.method.upper()} on {config.task}, seed {config.seed}"
         api.create_commit(name, operations, commit_message=summary, revision=revision)
     return str(address)

@@ -70,7 +70,7 @@ def make_log(names: Sequence[str], config: TrainConfig, folder: Path, *, start: 
         if "tensorboard" in names:
             kind = import_module("lightning_fabric.loggers").TensorBoardLogger
             # readers drop what an interrupted run had logged after its checkpoint
-            loggers.append(kind(folder, name="tensorboard", version="", purge_step=start + 1 if start else None))
+            loggers.append(kind(folder, name="tensorboard", version="", purge_step=start + 1))
         if "wandb" in names:
             kind = import_module("lightning.pytorch.loggers").WandbLogger
             loggers.append(kind(project="fptt", name=folder.name, save_dir=folder, version=_wandb_id(folder)))

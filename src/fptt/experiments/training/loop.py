@@ -102,6 +102,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
                     _roll_back(run, folder, console, error)
         _save(run, folder)  # with the last validation, so that a run interrupted in its test need not train again
     except (UnwritableError, fptt.LostProcessError):
+        log.close("failed")
         raise  # the folder cannot be completed, or what was trained since the last checkpoint is not whole
     except KeyboardInterrupt:
         if run.method.updates:
@@ -239,6 +240,7 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
     Does nothing in processes that do not lead, and without a single update, when there is nothing to keep.
     """
     if not run.replicas.is_leader or not run.method.updates:
+        log.close(status)
         return {}
     on_event("finish", run)
     task, device = run.task, run.fabric.device
