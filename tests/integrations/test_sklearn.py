@@ -442,3 +442,26 @@ def test_validation_of_steps_is_that_of_real_steps() -> None:
     ]
     # one batch of validation, so that its mean is that of all steps
     assert net.history[-1, "valid_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
+
+
+def test_a_constant_is_not_divided_by_its_rounding_error() -> None:
+    constant = np.concatenate([WIDE, np.full_like(WIDE, 37.3)], -1)
+    net = classifier().fit(constant, Y)
+    assert net.deviation_[-1] == 1
+    moved = constant + np.array([*[0.0] * WIDE.shape[-1], *[1e-9] * WIDE.shape[-1]])
+    np.testing.assert_allclose(net.predict_proba(moved), net.predict_proba(constant), atol=1e-6)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_an_array_of_sequences_is_a_list_of_them(*, per_step: bool) -> None:
+    generator = np.random.default_rng(0)
+    ragged = [generator.normal(size=(length, 2)) for length in (6, 9, 9, 7)]
+    y = [np.arange(len(own)) % 2 for own in ragged] if per_step else [0, 1, 0, 1]
+    objects = np.empty(len(ragged), dtype=object)
+    objects[:] = ragged
+    net = classifier(per_step=per_step).fit(objects, y)
+    for chosen in (slice(None), slice(1, 3), slice(1)):
+        found, expected = net.predict(objects[chosen]), net.predict(ragged[chosen])
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -428,3 +428,69 @@ def test_both_engines_agree_on_a_net_of_a_library(make: Callable[[], nn.Module])
     inputs, labels = data()
     one, other = (method.train_batch(inputs.float(), labels) for method in methods)
     torch.testing.assert_close(one.chunk_losses, other.chunk_losses, rtol=1e-5, atol=1e-5)
+
+
+class Trace(nn.Module):
+    """A state that begins with the second step, and one in a dict whose keys are numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: Any = None
+        self.traces: dict[int, Any] = {0: 0.0, 1: 0.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before is not None:
+            self.traces[1] = 0.5 * self.traces[1] + self.before
+        self.before = x
+        return x + self.traces[1]
+
+
+def test_a_state_that_begins_with_the_second_step_is_carried() -> None:
+    explicit = Explicit(Trace())
+    inputs = torch.ones(4, 1, 1)
+    state = explicit.initial_state(inputs)
+    for _ in range(2):  # nothing of the first call is left in the second
+        outputs, _ = explicit(inputs, state)
+        assert outputs.flatten().tolist() == [1, 2, 2.5, 2.75]
+
+
+class Entries(nn.Module):
+    """Tensors in a list that are changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = [torch.zeros(B, H, dtype=torch.float64)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.memory[0].mul_(0.5).add_(x)
+        return self.memory[0] + 0
+
+
+def test_entries_of_a_list_that_are_changed_in_place_are_carried() -> None:
+    module = Entries()
+    explicit, inputs = Explicit(module), torch.ones(2, B, H, dtype=torch.float64)
+    for _ in range(2):
+        outputs, _ = explicit(inputs, None)
+        assert outputs[:, 0, 0].tolist() == [1, 1.5]
+        assert not module.memory[0].any()
+
+
+class Listing(nn.Module):
+    """A list that grows from step to step, on which the outputs depend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v: Any = 0.0
+        self.steps: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps.append(1)
+        self.v = self.v + x * len(self.steps)
+        return self.v
+
+
+def test_a_list_that_goes_on_is_named() -> None:
+    module = Listing()
+    with pytest.raises(ValueError, match="steps"):
+        Explicit(module)(torch.ones(2, 1, 1), {"v": torch.ones(1, 1)})
+    assert module.steps == []

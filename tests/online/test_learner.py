@@ -718,3 +718,16 @@ def test_the_error_of_a_regression_is_the_mean_absolute_one() -> None:
         errors += (answers - targets[start : start + 2]).abs().mean(1).tolist()
         online.learn_many(inputs[start : start + 2], targets[start : start + 2])
         assert online.error == pytest.approx(np.mean(errors[-3:]), rel=1e-5)
+
+
+def test_errors_of_one_call_are_those_of_many() -> None:
+    """Of classes that are numbered as they come: a later chunk of a call can predict what an earlier one showed."""
+    inputs, labels = stream()
+    errors = []
+    for size in (T, 5, 1):
+        online = learner(chunk_length=5, classes=(), window=T)
+        for start in range(0, T, size):
+            online.learn_many(inputs[start : start + size], labels[start : start + size])
+        errors.append(online.error)
+    assert errors[0] == errors[1]
+    assert errors[0] < 1
