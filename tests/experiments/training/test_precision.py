@@ -63,11 +63,26 @@ def test_float16_on_a_processor_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "float16 needs a GPU; take bf16-mixed" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_compiled_engine_takes_whole_precisions_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", *QUICK, "--engine", "compiled", "--precision", "bf16-mixed", "--out", str(tmp_path / "run")]
+def test_float16_in_the_compiled_engine_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", *QUICK, "--engine", "compiled", "--precision", "16-mixed", "--out", str(tmp_path / "run")]
     assert run(command) == 2
-    assert "precision must be 32-true or 64-true with engine compiled" in capsys.readouterr().err
+    assert "precision must be 32-true, 64-true or bf16-mixed with engine compiled" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_bfloat16_rounds_as_much_in_both_engines(tmp_path: Path) -> None:
+    """Of a width that the machine code takes, which rounds the factors of products and nothing else."""
+    options = ["--hidden-size", "32", "--num-chunks", "4", "--engine", "compiled", "--precision", "bf16-mixed"]
+    folder = train(tmp_path / "compiled", *options)
+    for precision in ("64-true", "bf16-mixed"):
+        changes = ["--engine", "eager", "--precision", precision, "--out", str(tmp_path / precision)]
+        assert run(["train", "--config", str(folder.config_file), *changes]) == 0
+    compiled = folder.read_weights()
+    double, eager = (RunFolder(tmp_path / precision).read_weights() for precision in ("64-true", "bf16-mixed"))
+    assert {weight.dtype for weight in compiled.values()} == {torch.float32}
+    assert 1e-4 < distance(compiled, double) < 0.05
+    assert distance(compiled, eager) < 2 * distance(eager, double)
 
 
 @pytest.mark.usefixtures("both_ways")

@@ -161,8 +161,11 @@ def make_fabric(accelerator: str, precision: str = "32-true", devices: int = 1, 
 
 def check_precision(config: TrainConfig) -> None:
     """Raise UserError if the precision needs what the engine cannot have around it."""
-    if config.precision.endswith("mixed") and config.engine == "compiled" and config.method != "bptt":
-        raise UserError(f"precision must be 32-true or 64-true with engine compiled, got {config.precision}.")
+    if config.precision == "16-mixed" and config.engine == "compiled" and config.method != "bptt":
+        raise UserError(
+            "precision must be 32-true, 64-true or bf16-mixed with engine compiled, which does not scale losses, "
+            "got 16-mixed."
+        )
 
 
 def check_chunks(config: TrainConfig, task: Task) -> None:
@@ -240,7 +243,8 @@ def make_method(
     options["on_bad_number"] = "skip" if config.on_bad_number == "skip" else "raise"
     if config.precision.endswith("mixed"):
         model = InPrecision(model, fabric)
-        optimizer = fabric.setup_optimizers(optimizer)  # pyright: ignore[reportAssignmentType]
+        if config.engine != "compiled" or config.method == "bptt":  # to scale the gradient in 16-mixed
+            optimizer = fabric.setup_optimizers(optimizer)  # pyright: ignore[reportAssignmentType]
     if config.method == "bptt":
         return fptt.BPTT(model, optimizer, loss, num_chunks=config.bptt_losses, backward=fabric.backward, **options)
     if config.engine == "compiled":  # takes the gradient itself
