@@ -27,7 +27,6 @@ from fptt._online.learner import OnlineLearner as OnlineLearner
 from fptt._parallel.collectives import LostProcessError as LostProcessError
 from fptt._parallel.replicas import DataParallel as DataParallel
 from fptt._parallel.replicas import OtherProcessError as OtherProcessError
-from fptt._prediction import predict as predict
 from fptt._regularizer.regularizer import DynamicRegularizer as DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError as BadWeightsError
 from fptt._sequence import Progress as Progress
@@ -37,5 +36,6 @@ from fptt._sequence import last_output as last_output
 from fptt._sequence import length_mask as length_mask
 from fptt._sequence import reset_state as reset_state
 from fptt._sequence import split_sequence as split_sequence
+from fptt.nn.prediction import predict as predict
 
 __version__ = _version("fptt")

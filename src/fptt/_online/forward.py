@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fptt._methods.method import Method
-from fptt._prediction import evaluating
 from fptt._sequence import State, refill_state
+from fptt.nn.prediction import evaluating
 
 
 class _Run(NamedTuple):
