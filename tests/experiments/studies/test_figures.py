@@ -36,16 +36,12 @@ def written(mean: float, sd: float, num_seeds: int, digits: int) -> str:
     return f"{mean:.{digits}f}" + (" (one seed)" if num_seeds == 1 else f" ± {sd:.{digits}f}")
 
 
-def metric_of(row: Mapping[str, Any]) -> str:
-    return next(name for name in row if name.startswith("test_") and name.endswith("_mean"))[5:-5]
-
-
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.result])
 def test_the_figure_of_a_recipe_is_that_of_its_runs(name: str) -> None:
     text = RECIPES[name].result
     assert text is not None
     row = row_of(name, "fptt")
-    metric = metric_of(row)
+    metric = row["metric"]
     found = re.fullmatch(r"(.*?) ([\d.]+)( ± [\d.]+| \(one seed\))", text)
     assert found is not None, text
     digits = len(found[2].partition(".")[2])

@@ -19,6 +19,7 @@ def row(
         "method": method,
         "config": TrainConfig(method=method, **options),
         "num_chunks": options["num_chunks"] if method != "bptt" else 1,
+        "metric": metric,
         "num_seeds": len(tests),
         f"test_{metric}_mean": mean,
         f"test_{metric}_sd": 0.01,

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parameters_to_vector
 
 import fptt
 from fptt.experiments.process.console import make_display
@@ -140,14 +141,15 @@ class ConvergenceBench:
 
     def run(self, console: Console) -> dict[str, Any]:
         """Measure everything and return the report."""
-        pairs = [(problem, contestant) for problem in problems(self.seed) for contestant in contestants()]
+        studied = problems(self.seed)
+        pairs = [(problem, contestant) for problem in studied for contestant in contestants()]
         rows: list[Row] = []
         with closing(make_display(console)) as display:
             for done, (problem, contestant) in enumerate(pairs):
                 display.show(done / len(pairs), f"{problem.name}: {contestant.name}")
                 rows += measure(problem, contestant, self.num_passes)
         settings = {"passes": self.num_passes, "T": T, "batch_size": B, "num_chunks": NUM_CHUNKS, "gamma": GAMMA}
-        lrs = {problem.name: problem.lr for problem in problems(self.seed)}
+        lrs = {problem.name: problem.lr for problem in studied}
         return {
             "environment": environment(torch.device("cpu")),
             "settings": {**settings, "lr": lrs, "optimizer": "sgd", "dtype": "float64", "seed": self.seed},
@@ -164,11 +166,12 @@ def measure(problem: Problem, contestant: Contestant, num_passes: int) -> Iterat
     """
     model, loss = problem.make_model(), fptt.SequenceLoss(functional.mse_loss)
     optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
-    total, num_gradients = torch.zeros_like(_flat(model)), 0
+    params = list(model.parameters())
+    total, num_gradients = torch.zeros_like(parameters_to_vector(params)), 0
 
     def add_gradient(*_: Any) -> None:
         nonlocal num_gradients
-        total.add_(_flat_gradient(model))
+        total.add_(parameters_to_vector(param.grad for param in params if param.grad is not None))
         num_gradients += 1
 
     optimizer.register_step_pre_hook(add_gradient)  # before the method's own, which may add the penalty's
@@ -179,7 +182,7 @@ def measure(problem: Problem, contestant: Contestant, num_passes: int) -> Iterat
             optimizer.param_groups[0]["lr"] = problem.lr / (1 + 100 * (done - 1) / num_passes)
         method.train_batch(problem.inputs, problem.targets)
         if done in points:
-            weights = _flat(model)
+            weights = parameters_to_vector(params).detach()
             yield {
                 "problem": problem.name,
                 "method": contestant.name,
@@ -196,12 +199,11 @@ def mean_gradient(problem: Problem, model: nn.Module, loss: fptt.ChunkLoss, num_
     """Return (1/K) Σ_k ∇ℓ_k(W) at the weights as they are, each cut where its chunk begins; with K = 1 BPTT's."""
     lengths = fptt.chunk_lengths(T, num_chunks)
     parts = loss.split(problem.targets, None, lengths, B)
-    total, state = torch.zeros_like(_flat(model)), None
+    params = list(model.parameters())
+    total, state = torch.zeros_like(parameters_to_vector(params)), None
     for inputs, part in zip(problem.inputs.split(lengths), parts, strict=True):
         outputs, state = model(inputs, state)
-        total += torch.cat(
-            [gradient.flatten() for gradient in torch.autograd.grad(loss(outputs, part), list(model.parameters()))]
-        )
+        total += parameters_to_vector(torch.autograd.grad(loss(outputs, part), params))
         state = fptt.detach_state(state)
     return total / num_chunks
 
@@ -218,11 +220,3 @@ def _points(num_passes: int) -> list[int]:
     decades = math.log10(num_passes)
     steps = range(round(decades * POINTS_A_DECADE) + 1)
     return sorted({round(10 ** min(step / POINTS_A_DECADE, decades)) for step in steps} | {num_passes})
-
-
-def _flat(model: nn.Module) -> Tensor:
-    return torch.cat([param.detach().flatten() for param in model.parameters()])
-
-
-def _flat_gradient(model: nn.Module) -> Tensor:
-    return torch.cat([param.grad.flatten() for param in model.parameters() if param.grad is not None])

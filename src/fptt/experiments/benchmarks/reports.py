@@ -35,13 +35,23 @@ FLOOR_COLOR = "black"
 STYLES = {"eager": "-", "compiled": "--", None: "-"}
 
 
+def write_report(report: Report, markdown: str, out: Path, name: str) -> None:
+    """Write a report as NAME.json, and its tables as NAME.md."""
+    replace_text(out / f"{name}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    replace_text(out / f"{name}.md", markdown)
+
+
+def _environment(report: Report) -> str:
+    """Return what a report was measured on, as a phrase."""
+    return ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+
+
 # -- speed -----------------------------------------------------------------------------------------------------------
 
 
 def save_speed(report: Report, out: Path) -> None:
     """Write report and tables."""
-    replace_text(out / "speed.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    replace_text(out / "speed.md", speed_markdown(report))
+    write_report(report, speed_markdown(report), out, "speed")
 
 
 def draw_speed(report: Report, out: Path) -> list[Path]:
@@ -67,8 +77,7 @@ def show_speed(report: Report, console: Console) -> None:
 
 def speed_markdown(report: Report) -> str:
     """Return tables, notes and headlines in Markdown."""
-    where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
-    lines = ["# Seconds a batch", "", f"{where}; medians of {report['settings']['repeats']} rounds.", ""]
+    lines = ["# Seconds a batch", "", f"{_environment(report)}; medians of {report['settings']['repeats']} rounds.", ""]
     lines += [f"* {note}" for note in report["notes"]]
     for title, rows in by_workload(report["rows"]):
         table = markdown_table([SPEED_HEADS, *map(speed_cells, rows)], num_left=3)
@@ -240,13 +249,17 @@ def spiking_cells(report: Report) -> list[tuple[str, ...]]:
 
 def save_spiking(report: Report, out: Path) -> None:
     """Write report and table."""
-    replace_text(out / "spiking.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    write_report(report, spiking_markdown(report), out, "spiking")
+
+
+def spiking_markdown(report: Report) -> str:
+    """Return table and notes in Markdown."""
     settings = report["settings"]
     about = f"T = {settings['sequence_length']}, batch {settings['batch_size']}, {settings['hidden_size']} LIF neurons"
-    lines = ["# A spiking network, an update a step", "", f"{about}; {where}; {settings['repeats']} rounds.", ""]
+    measured = f"{about}; {_environment(report)}; {settings['repeats']} rounds."
+    lines = ["# A spiking network, an update a step", "", measured, ""]
     lines += [markdown_table(spiking_cells(report), num_left=1), *(f"* {note}" for note in report["notes"])]
-    replace_text(out / "spiking.md", "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def show_spiking(report: Report, console: Console) -> None:
@@ -261,8 +274,7 @@ def show_spiking(report: Report, console: Console) -> None:
 
 def save_memory(report: Report, out: Path) -> Path:
     """Write report, table and plot; return the plot."""
-    replace_text(out / "memory.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    replace_text(out / "memory.md", memory_markdown(report))
+    write_report(report, memory_markdown(report), out, "memory")
     plot = out / "memory-against-T.png"
     draw_memory(report, plot)
     return plot
@@ -277,9 +289,15 @@ def show_memory(report: Report, console: Console) -> None:
 
 def memory_markdown(report: Report) -> str:
     """Return table, fits and notes in Markdown."""
-    where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
     table = markdown_table([MEMORY_HEADS, *map(memory_cells, report["rows"])], num_left=1)
-    lines = ["# Memory of training", "", f"{where}.", "", table, *(f"* {line}" for line in conclusions(report))]
+    lines = [
+        "# Memory of training",
+        "",
+        f"{_environment(report)}.",
+        "",
+        table,
+        *(f"* {line}" for line in conclusions(report)),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -336,8 +354,7 @@ def draw_memory(report: Report, path: Path) -> None:
 
 def save_convergence(report: Report, out: Path) -> Path:
     """Write report, tables and plot; return the plot."""
-    replace_text(out / "convergence.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    replace_text(out / "convergence.md", convergence_markdown(report))
+    write_report(report, convergence_markdown(report), out, "convergence")
     plot = out / "convergence.png"
     draw_convergence(report, plot)
     return plot
@@ -352,8 +369,11 @@ def show_convergence(report: Report, console: Console) -> None:
 
 def convergence_markdown(report: Report) -> str:
     """Return a table for each problem in Markdown."""
-    where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
-    lines = ["# Gradients along the way and at the weights", "", f"{where}; seed {report['settings']['seed']}."]
+    lines = [
+        "# Gradients along the way and at the weights",
+        "",
+        f"{_environment(report)}; seed {report['settings']['seed']}.",
+    ]
     for problem, rows in _by_problem(report["rows"]):
         table = markdown_table([CONVERGENCE_HEADS, *convergence_cells(rows)], num_left=1)
         lines += ["", f"## {problem}, after {rows[-1]['passes']:,} passes", "", table.rstrip("\n")]

@@ -165,21 +165,16 @@ def _digits(row: PaperRow) -> str:
 
 
 def _mean(row: Row) -> float:
-    return sum(row["tests"].values()) / len(row["tests"])
+    return row[f"test_{row['metric']}_mean"]
 
 
 def _reached(row: PaperRow, method: str) -> str:
     if method not in row.ours:
         return NONE
     own, form = row.ours[method], _digits(row)
-    (sd,) = (value for name, value in own.items() if name == f"test_{_metric(own)}_sd")
+    sd = own[f"test_{own['metric']}_sd"]
     spread = "" if own["num_seeds"] == 1 else f" ± {number(sd * row.task.scale, form)}"
     return f"{number(_mean(own) * row.task.scale, form)}{spread} ({own['num_seeds']})"
-
-
-def _metric(row: Row) -> str:
-    """Return the name of a row's metric, whose columns stand before those of the other metrics."""
-    return next(name for name in row if name.startswith("test_") and name.endswith("_mean"))[5:-5]
 
 
 def _difference(row: PaperRow, method: str) -> str:

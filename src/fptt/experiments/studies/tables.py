@@ -31,8 +31,9 @@ def seed_rows(runs: Sequence[FinishedRun], keys: Sequence[Hashable]) -> dict[Any
         keys: Of each run, which row it belongs to.
 
     Returns:
-        The rows in the order of their first runs: `num_seeds`, `NAME_mean` and `NAME_sd` of each metric, the costs, of
-        each of `ORIGINS` the sorted values, and as `tests` the test metric by seed.
+        The rows in the order of their first runs: `metric`, the name of the runs' own; `num_seeds`, `NAME_mean` and
+        `NAME_sd` of each metric, the costs, of each of `ORIGINS` the sorted values, and as `tests` the test metric by
+        seed.
     """
     metrics = [f"{part}_{runs[0].metric}" for part in ("test", "validation")]
     metrics += [f"test_{name}" for name in other_metrics(runs)]
@@ -54,7 +55,10 @@ def seed_rows(runs: Sequence[FinishedRun], keys: Sequence[Hashable]) -> dict[Any
     tests: dict[Hashable, dict[int, float]] = {key: {} for key in places}
     for key, run in zip(keys, runs, strict=True):
         tests[key][run.config.seed] = float(run.summary[metrics[0]])
-    return {key: {**row, "tests": tests[key]} for key, row in zip(places, rows.to_dict("records"), strict=True)}
+    return {
+        key: {"metric": runs[0].metric, **row, "tests": tests[key]}
+        for key, row in zip(places, rows.to_dict("records"), strict=True)
+    }
 
 
 # values: a Series of the group; pandas itself would leave a diverged seed, NaN, out of the mean
