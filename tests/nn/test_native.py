@@ -383,3 +383,28 @@ def test_both_engines_in_bfloat16() -> None:
         results = [method.train_batch(inputs, targets) for method in methods]
     assert {tensor.dtype for result in results for tensor in result.state} == {torch.float32}
     torch.testing.assert_close(results[0].loss, results[1].loss, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["-mno-amx-bf16", "-mno-avx512f"])
+def test_the_code_for_processors_with_fewer_instructions(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    """Bfloat16 by vectors instead of tiles; and all of it by vectors of eight numbers, without bfloat16."""
+    library = native._library(flag)
+    if library is None:
+        pytest.skip(f"the compiler does not know {flag}")
+    monkeypatch.setattr(native, "_library", lambda: library)
+    for cell in LAYERS:
+        for shape in SHAPES:
+            case = Case(cell, shape)
+            results = case.by_native()
+            assert_close(results, case.by_torch(), 1e-12)
+            assert_close(case.gradients(results), case.gradients(case.by_torch()), 1e-11)
+            case = Case(cell, shape, torch.float32)
+            results = case.by_native()
+            assert_close(results, case.by_torch(), 2e-6)
+            assert_close(case.gradients(results), case.gradients(case.by_torch()), 1e-5)
+            if library.has_bfloat16():
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    results = case.by_native()
+                assert_close(results, case.by_torch(), 2e-2)
+                assert_close(case.gradients(results), case.gradients(case.by_torch()), 3e-2)

@@ -121,8 +121,12 @@ SECONDS_TO_LOAD = 10.0
 
 
 @cache
-def _library() -> Any:
-    """Return the machine code, compiled if it is not on the disk; None where that cannot be."""
+def _library(*flags: str) -> Any:
+    """Return the machine code, compiled if it is not on the disk; None where that cannot be.
+
+    Args:
+        *flags: For the compiler, besides its own: which instructions of this processor to do without.
+    """
     if sys.platform == "win32":
         return None  # its compiler has no vector types
     source = files("fptt.nn").joinpath("native.cpp").read_text(encoding="utf-8")
@@ -131,7 +135,7 @@ def _library() -> Any:
         from torch._inductor.codecache import CppCodeCache  # knows the compiler, and where to keep what it made
 
         # a product and a sum in one instruction, which Inductor has them not
-        library: Any = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",), needs_vec_isa=False)
+        library: Any = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast", *flags), needs_vec_isa=False)
     except Exception as error:  # no compiler, one that is too old, a disk that must not run code: all is well without
         LOGGER.info("recurrent layers run by torch.nn, since native.cpp could not be compiled: %s", error)
         return None
