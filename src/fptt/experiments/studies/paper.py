@@ -99,7 +99,10 @@ PAPER_TASKS = (
     PaperTask("sequential CIFAR-10", "accuracy, %", lambda config: config.task == "cifar10", "cifar10", 100),
     PaperTask("PTB, words, T = 300", "perplexity", _of_length("ptb-word", 300), "ptb-300"),
     PaperTask("PTB, characters, T = 150", "bits per character", _of_length("ptb-char", 150), None),
-    *(PaperTask(f"adding, T = {length:,}", "mean squared error", _adding(length), None) for length in (200, 500, 1000)),
+    *(
+        PaperTask(f"adding, T = {length:,}", "mean squared error", _adding(length), None)
+        for length in (200, 500, 750, 1000)
+    ),
 )
 
 
