@@ -181,7 +181,9 @@ def main() -> int:
         if ended.task.fault is not None:
             missed += is_green
             print(f"{'MISSED' if is_green else 'caught'}  {ended.task.fault.name}", flush=True)
-        elif not is_green:
+        elif is_green:
+            print(f"green   {ended.task.tests[0].split('::')[0]} without a fault", flush=True)
+        else:
             sys.exit(f"the tests are red without any fault: mend them first\n{ended.output}")
     print(f"{len(tests)} tests are green without a fault")
     print(f"{len(faults) - missed} of {len(faults)} planted faults turn the tests red")
