@@ -5,7 +5,6 @@ output and an exit code of its own. What a test must not ask of it is what an in
 and at its end.
 """
 
-import atexit
 import multiprocessing
 import os
 import runpy
@@ -16,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection, reduction
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from weakref import WeakSet
@@ -196,9 +196,12 @@ def _live(order: _Order) -> None:
 _ALIVE: WeakSet[Any] = WeakSet()
 
 
-@atexit.register
 def _end_all() -> None:
     """Kill what a failed test has left: `multiprocessing` would wait for it."""
     for process in _ALIVE:
         if process.exitcode is None:
             process.kill()
+
+
+# before it waits, and at the end of a fork too, where `atexit` is not asked: tests/faults.py runs pytest in one
+Finalize(None, _end_all, exitpriority=100)

@@ -363,12 +363,14 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     script = "import sys, time; from pathlib import Path; from fptt.experiments.training.folder import locked\n"
     script += "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(600)"
     process = forks.Fork([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    with pytest.raises(UserError, match="another process is training"), locked(tmp_path):
-        pass
-    process.kill()
-    process.communicate()
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(UserError, match="another process is training"), locked(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.communicate()
     with locked(tmp_path):
         assert (tmp_path / "lock").exists()
 
