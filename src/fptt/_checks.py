@@ -50,6 +50,13 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in filled)  # finite numbers can add up to Inf
 
 
+def check_tensors(**values: Any) -> None:
+    """Raise TypeError unless all values are tensors."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
+
+
 def check_iterable(name: str, value: Any) -> None:
     """Raise TypeError unless the value can be iterated over."""
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):

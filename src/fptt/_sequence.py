@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fptt._checks import check_count
+from fptt._checks import check_count, check_tensors
 
 State = Any
 """A nest of tensors, or None for the model's own initial state.
@@ -157,6 +157,7 @@ def last_output(outputs: Tensor, mask: Tensor | None = None, *, batch_first: boo
     outputs = outputs.transpose(0, 1) if batch_first else outputs
     if mask is None:
         return outputs[-1]
+    check_tensors(mask=mask)
     mask = mask.transpose(0, 1) if batch_first and mask.dim() == 2 else mask
     if mask.dtype != torch.bool or mask.shape != outputs.shape[:2]:
         raise ValueError(

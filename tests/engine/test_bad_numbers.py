@@ -130,6 +130,56 @@ def test_a_skipped_chunk_draws_no_random_numbers(engine: str, what: str, monkeyp
     assert torch.equal(drawn, torch.rand(()))
 
 
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("lanes", [[1], [0, 1, 2]], ids=["one lane", "all lanes"])
+@pytest.mark.parametrize(("engine", "horizon"), [("eager", 1), ("eager", 2), ("compiled", 1), ("compiled", 2)])
+def test_a_sequence_that_begins_in_a_skipped_chunk_begins_after_it(engine: Any, horizon: int, lanes: list[int]) -> None:
+    """What comes after the chunk does not depend on the sequence before, nor does the state after the last chunk."""
+    results = []
+    for before in (0.0, 5.0):
+        torch.manual_seed(0)
+        model = fptt.nn.GRU(3, 4, 1).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
+        options: dict[str, Any] = {"engine": engine, "horizon": horizon, "on_bad_number": "skip"}
+        method = fptt.TBPTT(model, optimizer, fptt.SequenceLoss(functional.mse_loss), num_chunks=K, **options)
+        inputs, targets = batch(0, (1, 3))
+        inputs[:3, lanes] += before
+        is_first = torch.zeros(T, B, dtype=torch.bool)
+        is_first[3, lanes] = is_first[9, lanes] = True
+        results.append(method.train_batch(inputs, targets, is_first=is_first))
+    one, other = results
+    assert [result.skipped for result in results] == [2, 2]
+    assert not torch.allclose(one.chunk_losses[0], other.chunk_losses[0])
+    torch.testing.assert_close(one.chunk_losses[2], other.chunk_losses[2], rtol=1e-9, atol=0)
+    for result in results:
+        state = torch.zeros(1, B, 4, dtype=torch.float64) if result.state is None else result.state
+        assert not state[:, lanes].any()
+        assert len(lanes) == B or state[:, 0].all()
+
+
+def test_a_buffer_that_the_model_assigns_anew_is_put_back() -> None:
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            self.mean = 0.5 * self.mean + 0.5 * inputs.mean((0, 1))
+            return (inputs * self.weight).sum(-1, keepdim=True), state
+
+    model = Running().double()
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), 0.1), loss, num_chunks=K, on_bad_number="skip")
+    inputs, targets = batch(0, (3,), "loss")
+    inputs[9:] = 1e30
+    assert method.train_batch(inputs, targets).skipped == 1
+    mean = torch.zeros(3, dtype=torch.float64)
+    for chunk in inputs.split(3)[:3]:
+        mean = 0.5 * mean + 0.5 * chunk.mean((0, 1))
+    torch.testing.assert_close(model.mean, mean)
+
+
 @pytest.mark.parametrize("what", ["inputs", "loss", "weights"])
 def test_bptt_skips_the_batch(what: str) -> None:
     method = make(fptt.BPTT, on_bad_number="skip")

@@ -288,6 +288,16 @@ def test_running_prior_keeps_its_precision_beside_bfloat16_outputs() -> None:
     assert prior(output, torch.tensor([0])).dtype == torch.bfloat16
 
 
+def test_a_running_prior_takes_labels_of_bytes() -> None:
+    """As indices: a tensor of uint8 in brackets would be a mask."""
+    wide, narrow = fptt.RunningPrior(4, decay=0.5), fptt.RunningPrior(4, decay=0.5)
+    outputs, labels = torch.randn(4, 4), torch.tensor([3, 2, 1, 1])
+    for prior, own in ((wide, labels), (narrow, labels.to(torch.uint8))):
+        prior.observe(outputs, own, torch.ones(4, dtype=torch.bool))
+    assert torch.equal(narrow.probabilities, wide.probabilities)
+    assert torch.equal(narrow(outputs, labels.to(torch.uint8)), wide(outputs, labels))
+
+
 def test_priors_and_outputs_that_do_not_fit_are_named() -> None:
     for divergence, size, message in ((fptt.RunningPrior(10), 4, "RunningPrior of 10"), ("uniform", 1, "at least 2")):
         loss = fptt.TerminalLoss(functional.cross_entropy, divergence)  # of probabilities, in the outputs' shape

@@ -311,3 +311,16 @@ def test_options_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"differences=True needs dtype=torch\.float64"):
         check(fptt.nn.GRU(3, 5, 3), dtype=torch.float32, differences=True)
     assert check(fptt.nn.GRU(3, 5, 3), differences=False).not_applicable == "they were not asked for"
+
+
+def test_whole_numbers_of_a_state_stay_whole() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.layer = nn.Embedding(10, 3), nn.Linear(3, 3)
+
+        def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            count = torch.zeros(inputs.shape[1], dtype=torch.int64) if state is None else state
+            return self.layer(inputs + self.embedding(count)), count + 1
+
+    assert check(Counting(), state=torch.zeros(4, dtype=torch.int64), differences=False).passed

@@ -542,3 +542,14 @@ def test_each_chunk_uses_its_own_dual_from_batch_to_batch() -> None:
     model = lstm()
     with pytest.raises(ValueError, match="num_duals must be 1 with engine='compiled'"):
         fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, num_duals=4, engine="compiled")
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_norm", 1.0), ("horizon", 2), ("check_finite", False)])
+def test_a_setting_of_a_method_is_fixed(name: str, value: Any) -> None:
+    """Hooks and engine hold copies, so that another value would change nothing."""
+    model = fptt.nn.GRU(3, 4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = fptt.FPTT(model, optimizer, fptt.SequenceLoss(nn.functional.mse_loss), num_chunks=2)
+    with pytest.raises(AttributeError, match=f"{name} is fixed when a method is made: make another one with {name}="):
+        setattr(method, name, value)
+    assert copy.deepcopy(method).horizon == 1

@@ -151,3 +151,21 @@ def test_unrolled_cell_equals_the_layer() -> None:
 def test_bad_arguments_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_linear_readout_calls_what_is_put_into_it() -> None:
+    """Its layers are multiplied first only while they are layers, whoever wants to see or change them."""
+    torch.manual_seed(0)
+    model = fptt.nn.GRU(3, 8, 2, readout_sizes=[64]).double()
+    inputs, calls = torch.randn(9, 50, 3, dtype=torch.float64), []
+    merged, _ = model(inputs)
+    assert isinstance(model.readout, nn.Sequential)
+    first, _, last = model.readout
+    handle = first.register_forward_hook(lambda *_: calls.append(1))
+    apart, _ = model(inputs)
+    assert calls == [1]
+    torch.testing.assert_close(apart, merged)
+    handle.remove()
+    model.readout[1] = nn.ReLU()
+    hidden, _ = model.rnn(inputs)
+    torch.testing.assert_close(model(inputs)[0], last(first(hidden).relu()))

@@ -83,6 +83,7 @@ def test_modules_stay_in_their_modes(model: nn.Module) -> None:
     [
         ([], None, "at least one sequence"),
         ([torch.zeros(0, 3)], None, "at least one sequence"),
+        ([torch.zeros(3, 3), torch.zeros(2, 4)], None, r"same shape a step in every sequence, got \[\(3,\), \(4,\)\]"),
         (SEQUENCES, MASK, "mask must be None with ragged sequences"),
         (torch.zeros(9, 4, 3), MASK.T, r"mask must be boolean with the first two dims of inputs, \(9, 4\), got"),
         (torch.zeros(9, 4, 3), MASK.int(), "mask must be boolean"),
@@ -95,3 +96,10 @@ def test_what_is_no_sequence_is_refused(model: nn.Module, inputs: Any, mask: Any
         fptt.predict(model, inputs, mask)
     with pytest.raises(ValueError, match="chunk_length must be a positive integer, got 0"):
         fptt.predict(model, inputs, mask, chunk_length=0)
+
+
+def test_a_mask_that_is_no_tensor_is_named(model: nn.Module) -> None:
+    with pytest.raises(TypeError, match="mask must be a tensor, got a list"):
+        fptt.predict(model, torch.zeros(2, 1, 3), [[True], [False]])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="mask must be a tensor, got a list"):
+        fptt.last_output(torch.zeros(2, 1, 3), [[True], [False]])  # pyright: ignore[reportArgumentType]

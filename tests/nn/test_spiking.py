@@ -477,6 +477,18 @@ def test_poisson_spikes_have_the_rates_and_no_memory() -> None:
     assert (train[1:] * train[:-1]).mean().item() == pytest.approx(0.49, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_codes_in_half_precision_are_those_of_single(dtype: torch.dtype) -> None:
+    values = torch.tensor([[0.3, 0.001953125, 1.0]]).to(dtype)
+    assert torch.equal(spiking.latency_spikes(values, 1000), spiking.latency_spikes(values.float(), 1000).to(dtype))
+    drawn = [
+        spiking.poisson_spikes(rates, 5000, generator=torch.Generator().manual_seed(0))
+        for rates in (values, values.float())
+    ]
+    assert drawn[0].dtype == dtype
+    assert torch.equal(drawn[0].float(), drawn[1])
+
+
 def test_latency_is_one_spike_and_zero_none() -> None:
     values = torch.tensor([[1.0, 0.75, 0.25, 0.01, 0.0]])
     spikes = spiking.latency_spikes(values, 9)

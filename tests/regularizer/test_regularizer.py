@@ -462,6 +462,8 @@ def test_duals_of_their_own_by_hand() -> None:
     ).attach(optimizer)
     state = {"average": torch.tensor([2.0]), "dual": torch.tensor([[3.0], [-5.0]])}
     regularizer.load_state_dict({**regularizer.state_dict(), "state": {0: state}})
+    with pytest.raises(ValueError, match="turn must be 0 to 1, one of num_duals, got 2"):
+        regularizer.turn = 2
     regularizer.turn = 1
     assert regularizer.penalty().item() == pytest.approx(0.125 * 64 + 50)
     param.grad = torch.zeros_like(param)

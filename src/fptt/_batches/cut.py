@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch
-from fptt._checks import all_finite
+from fptt._checks import all_finite, check_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import Progress, State, chunk_lengths, detach_state, length_mask
 
@@ -116,7 +116,7 @@ def cut_batch(batch: Batch, loss: ChunkLoss, chunking: Chunking, *, allow_empty:
             chunks.
     """
     inputs, targets, mask, is_first, progress = batch
-    _check_tensors(inputs=inputs, targets=targets)
+    check_tensors(inputs=inputs, targets=targets)
     if inputs.dim() < 2 or inputs.numel() == 0:
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
         raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
@@ -184,17 +184,11 @@ def _have_steps(parts: list[Any]) -> list[bool]:
     return [counts is None or have[id(counts)] for counts in counted]
 
 
-def _check_tensors(**values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
-
-
 def _checked_flags(name: str, flags: Tensor | None, expected: tuple[int, int], chunking: Chunking) -> Tensor | None:
     """Return flags of steps, (T, B), time-major."""
     if flags is None:
         return None
-    _check_tensors(**{name: flags})
+    check_tensors(**{name: flags})
     found = chunking.time_major(flags) if flags.dim() == 2 else flags
     if found.dtype != torch.bool or tuple(found.shape) != expected:
         raise ValueError(f"{name} must be boolean with T, B = {expected}, got {found.dtype} of {tuple(found.shape)}.")

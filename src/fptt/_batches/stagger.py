@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fptt._batches.batch import Batch, as_batch
 from fptt._batches.lanes import LanePacker
-from fptt._checks import check_iterable, check_keys
+from fptt._checks import check_iterable, check_keys, check_tensors
 from fptt._sequence import Progress, check_chunking, chunk_lengths, length_mask
 
 
@@ -160,6 +160,7 @@ class StaggeredLanes(Iterator[Batch]):
         number = self._next - 1
         if batch.mask is None:
             return torch.full((batch_size,), num_steps, device=batch.inputs.device)
+        check_tensors(mask=batch.mask)
         mask = self._time_major(batch.mask).to(batch.inputs.device)
         if mask.dtype != torch.bool or tuple(mask.shape) != (num_steps, batch_size):
             raise ValueError(

@@ -71,7 +71,10 @@ class Snapshot:
         hooks: StepHooks,
     ) -> None:
         self.optimizer, self.regularizer, self.hooks = optimizer, regularizer, hooks
+        modules = list(modules)
         own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        # which tensors are the buffers: a model may assign new ones instead of writing into them
+        self.buffers = {part: dict(part._buffers) for module in modules for part in module.modules()}
         self.tensors = list(dict.fromkeys([*own, *(p for group in optimizer.param_groups for p in group["params"])]))
         self.num_steps = hooks.num_steps
         self.random = RandomState.capture({tensor.device for tensor in self.tensors})
@@ -83,6 +86,9 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back in place: whoever holds a tensor sees its old values."""
+        for module, buffers in self.buffers.items():
+            module._buffers.clear()
+            module._buffers.update(buffers)
         for tensor, copy in zip(self.tensors, self.copies, strict=True):
             tensor.copy_(copy)
         for param in list(self.optimizer.state):

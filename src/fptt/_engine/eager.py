@@ -99,6 +99,9 @@ class EagerEngine:
                 before.restore()
                 walked.skipped.append(learned)
                 walked.losses += [bad_loss(self.model) for _ in span]
+                state = state_without(self.model, span, walked.state)
+                if state is not walked.state:
+                    walked.state, window = state, Window((), state)
             if self.replicas.count_update():
                 self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.loss))
         return walked
@@ -260,6 +263,18 @@ def restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None
             f"is_first needs a state with the batch in dim {batch_dim} of every tensor (state_batch_dim of the model), "
             f"got {describe_state(state)}: {error}"
         ) from error
+
+
+def state_without(model: nn.Module, chunks: Sequence[Chunk], state: State) -> State:
+    """Return the state after chunks that were left out: a sequence that begins in one of them begins after them.
+
+    Its lane would otherwise go on from the sequence before. Where none begins it is the state itself.
+    """
+    for chunk in chunks:
+        for start in chunk.starts or ():
+            if start.lanes is None or start.lanes.any():
+                state = detach_state(restart(model, chunk.inputs, state, start.lanes))
+    return state
 
 
 def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:

@@ -71,7 +71,7 @@ class RunningPrior(Prior):
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return the row of each label, (B, C)."""
         self._check(output, targets)
-        return self.probabilities.to(output.device)[targets].to(output.dtype)
+        return self.probabilities.to(output.device)[targets.long()].to(output.dtype)  # uint8 would be a mask
 
     @torch.no_grad()
     def observe(
@@ -86,8 +86,9 @@ class RunningPrior(Prior):
         self.probabilities = probabilities = self.probabilities.to(output.device)
         # in the estimate's own precision: 1 − decay is below what bfloat16 can add to a probability
         output, weight = output.to(probabilities.dtype), ended.to(probabilities.dtype)
-        counts = torch.zeros_like(probabilities[0]).index_add(0, targets, weight)
-        sums = torch.zeros_like(probabilities).index_add(0, targets, output.softmax(-1) * weight[:, None])
+        labels = targets.long()
+        counts = torch.zeros_like(probabilities[0]).index_add(0, labels, weight)
+        sums = torch.zeros_like(probabilities).index_add(0, labels, output.softmax(-1) * weight[:, None])
         if reduce is not None:
             # sums and counts, not means: processes may hold different numbers of a class; in one message
             sums, counts = reduce(torch.cat([sums, counts[:, None]], dim=1)).split([len(counts), 1], dim=1)

@@ -176,8 +176,12 @@ def check_gradient(
     model, loss = copy.deepcopy(model).to(dtype).eval(), copy.deepcopy(loss).to(dtype).eval()
     if not _trainable(model):
         raise ValueError("model must have at least one trainable parameter, got none.")
-    inputs, targets = (tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in (inputs, targets))
-    state = detach_state(map_state(lambda tensor: tensor.to(dtype), state))
+
+    def converted(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    inputs, targets = converted(inputs), converted(targets)
+    state = detach_state(map_state(converted, state))
     chunking = Chunking(num_chunks, chunk_length, batch_first)
     chunks = cut_batch(Batch(inputs, targets, mask), loss, chunking)
     check_horizon(horizon, len(chunks))

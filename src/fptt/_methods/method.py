@@ -84,6 +84,10 @@ class MethodOptions(TypedDict, total=False):
     horizon: int
 
 
+SETTINGS = ("engine", "chunking", "max_norm", "check_finite", "on_bad_number", "backward", "step", "horizon")
+"""What a method is made with, and hooks and engine hold copies of."""
+
+
 def step_optimizer(optimizer: Optimizer) -> Any:
     """Call `optimizer.step()`."""
     return optimizer.step()
@@ -175,6 +179,16 @@ class Method:
                     f"{getattr(self, name)!r}."
                 )
         return CompiledEngine(*trained, max_norm=self.max_norm, **shared)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but no setting.
+
+        Raises:
+            AttributeError: If it is one of `SETTINGS`, where another value would change nothing.
+        """
+        if name in SETTINGS and name in vars(self):
+            raise AttributeError(f"{name} is fixed when a method is made: make another one with {name}={value!r}.")
+        super().__setattr__(name, value)
 
     # read-only: hooks, replicas and engine hold the same objects, and another one here would train half of the method
 

@@ -129,6 +129,8 @@ class DynamicRegularizer:
 
     @turn.setter
     def turn(self, number: int) -> None:
+        if number not in range(self.num_duals):
+            raise ValueError(f"turn must be 0 to {self.num_duals - 1}, one of num_duals, got {number!r}.")
         self._duals.turn = number
 
     def add_param_group(self, group: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
 
-from fptt._checks import check_count
+from fptt._checks import check_count, check_tensors
 from fptt._sequence import State, last_true, length_mask, split_sequence
 
 
@@ -105,6 +105,9 @@ def _padded(inputs: Sequence[Tensor] | PackedSequence) -> tuple[Tensor, Tensor]:
     sequences = list(inputs)
     if not sequences or any(not isinstance(own, Tensor) or own.dim() < 1 or not len(own) for own in sequences):
         raise ValueError("inputs must be (T, B, …), or a list of at least one sequence (T_i, …) with T_i ≥ 1.")
+    widths = {tuple(own.shape[1:]) for own in sequences}
+    if len(widths) > 1:
+        raise ValueError(f"inputs must have the same shape a step in every sequence, got {sorted(widths)}.")
     return pad_sequence(sequences), torch.tensor([len(own) for own in sequences])
 
 
@@ -113,6 +116,7 @@ def _check_mask(inputs: Tensor, mask: Tensor | None, dim: int) -> None:
         raise ValueError(f"inputs must have a T and a B of at least 1, got shape {tuple(inputs.shape)}.")
     if mask is None:
         return
+    check_tensors(mask=mask)
     if mask.dtype != torch.bool or mask.shape != inputs.shape[:2]:
         raise ValueError(
             f"mask must be boolean with the first two dims of inputs, {tuple(inputs.shape[:2])}, got {mask.dtype} of "

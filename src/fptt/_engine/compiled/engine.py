@@ -19,7 +19,7 @@ from fptt._engine.compiled.probe import Key, Probe, check_first, constants, flat
 from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
-from fptt._engine.eager import forward_chunk, run_chunk
+from fptt._engine.eager import forward_chunk, run_chunk, state_without
 from fptt._engine.engine import Walked
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import DistributedReplicas, Replicas
@@ -113,6 +113,9 @@ class CompiledEngine:
         # which chunks are bad is known after the batch alone: it is learned again, one by one, to leave them out
         walked = Walked(state)
         for chunk in chunks:
+            if window.state is None and self.horizon > 1:  # after a chunk left out in which all sequences began
+                (chunk,), state = self._begin([chunk])  # noqa: PLW2901
+                window = Window((), state)
             before = self._snapshot()
             bad = None if chunk.bad_inputs is None else BadNumber(chunk.number, chunk.bad_inputs)
             one, after = self._run([chunk], window) if bad is None else (Walked(walked.state, bad=bad), window)
@@ -124,6 +127,9 @@ class CompiledEngine:
                 before.restore()
                 walked.skipped.append(one.bad)
                 walked.losses.append(bad_loss(self.risk.model))
+                state = state_without(self.risk.model, [chunk], walked.state)
+                if state is not walked.state:
+                    walked.state, window = state, Window((), state)
         return walked
 
     def _begin(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], State]:

@@ -26,8 +26,10 @@ def poisson_spikes(rates: Tensor, num_steps: int, *, generator: torch.Generator 
     """
     check_count("num_steps", num_steps)
     _check_unit("rates", rates)
-    drawn = torch.rand(num_steps, *rates.shape, dtype=rates.dtype, device=rates.device, generator=generator)
-    return (drawn < rates).to(rates.dtype)
+    # half precision has too few numbers to draw from: a rate of 0.001 would become one of 0.003
+    dtype = torch.promote_types(rates.dtype, torch.float32)
+    drawn = torch.rand(num_steps, *rates.shape, dtype=dtype, device=rates.device, generator=generator)
+    return (drawn < rates.to(dtype)).to(rates.dtype)
 
 
 def latency_spikes(values: Tensor, num_steps: int) -> Tensor:
@@ -49,8 +51,9 @@ def latency_spikes(values: Tensor, num_steps: int) -> Tensor:
     """
     check_count("num_steps", num_steps)
     _check_unit("values", values)
-    times = ((1 - values) * (num_steps - 1)).round()
-    steps = torch.arange(num_steps, dtype=values.dtype, device=values.device)
+    dtype = torch.promote_types(values.dtype, torch.float32)  # half precision does not tell all steps apart
+    times = ((1 - values.to(dtype)) * (num_steps - 1)).round()
+    steps = torch.arange(num_steps, dtype=dtype, device=values.device)
     steps = steps.view(-1, *[1] * values.dim())
     return ((steps == times) & (values > 0)).to(values.dtype)
 
@@ -68,7 +71,7 @@ def delta_spikes(signal: Tensor, step: float) -> Tensor:
         Zeros and ones, (T, B, …, 2 D): spikes up, then spikes down.
 
     Raises:
-        ValueError: If the step is not positive, or the signal no floating-point number.
+        ValueError: If the step is not positive, or the signal is empty or no floating-point number.
 
     Examples:
         >>> signal = torch.tensor([0.0, 1.0, 2.0, 1.0]).view(4, 1, 1)
@@ -76,9 +79,9 @@ def delta_spikes(signal: Tensor, step: float) -> Tensor:
         [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
     check_positive("step", step)
-    if not signal.is_floating_point() or signal.dim() < 2:
+    if not signal.is_floating_point() or signal.dim() < 2 or len(signal) == 0:
         raise ValueError(
-            f"signal must be floating-point of shape (T, …, D), got {signal.dtype} of {tuple(signal.shape)}."
+            f"signal must be floating-point of shape (T, …, D) with T ≥ 1, got {signal.dtype} of {tuple(signal.shape)}."
         )
     reference, spikes = signal[0], []
     for value in signal:
