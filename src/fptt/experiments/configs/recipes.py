@@ -173,13 +173,13 @@ RECIPES: dict[str, Recipe] = {
         minutes=500,
     ),
     "smnist-small": Recipe(
-        about="S-MNIST, K = 28, in half an hour",
+        about="S-MNIST, K = 28, in 20 minutes",
         config=TrainConfig(task="mnist", **SMALL_IMAGES),
         minutes=17,
         result="accuracy 0.780 ± 0.002",
     ),
     "psmnist-small": Recipe(
-        about="permuted S-MNIST, K = 28, in half an hour",
+        about="permuted S-MNIST, K = 28, in 20 minutes",
         config=TrainConfig(task="mnist", permuted=True, **SMALL_IMAGES),
         minutes=17,
         result="accuracy 0.826 ± 0.001",
@@ -225,7 +225,7 @@ RECIPES: dict[str, Recipe] = {
         minutes=600,
     ),
     "cifar10-small": Recipe(
-        about="CIFAR-10 pixel by pixel, K = 32, in half an hour",
+        about="CIFAR-10 pixel by pixel, K = 32, in 20 minutes",
         config=TrainConfig(task="cifar10", **{**SMALL_IMAGES, "num_chunks": 32}),
         minutes=20,
         result="accuracy 0.339 (one seed)",
@@ -236,7 +236,7 @@ RECIPES: dict[str, Recipe] = {
         minutes=200,
     ),
     "ptb-300-small": Recipe(
-        about="words of the Penn Treebank, T = 300, in half an hour",
+        about="words of the Penn Treebank, T = 300, in 20 minutes",
         config=TrainConfig(task="ptb-word", epochs=4, threads=1, **PTB_300),
         minutes=18,
         result="perplexity 204 (one seed)",
@@ -284,7 +284,7 @@ RECIPES: dict[str, Recipe] = {
         minutes=10_000,
     ),
     "ptb-char-small": Recipe(
-        about="characters of the Penn Treebank, T = 150, one layer of 256, in half an hour",
+        about="characters of the Penn Treebank, T = 150, one layer of 256, in 20 minutes",
         config=TrainConfig(
             task="ptb-char",
             length=150,
