@@ -50,6 +50,17 @@ def test_ignored_targets_are_not_real_steps() -> None:
         torch.testing.assert_close(found, functional.cross_entropy(output.flatten(0, 1), targets.flatten()))
 
 
+@pytest.mark.parametrize("make", [fptt.SequenceLoss, fptt.TerminalLoss])
+def test_where_no_label_is_ignored_nothing_is_masked(make: Any) -> None:
+    output, targets = torch.randn(6, 2, 5), torch.randint(5, (6, 2))
+    targets, last = (targets, output) if make is fptt.SequenceLoss else (targets[0], output[-1])
+    loss = make(functional.cross_entropy)
+    (part,) = loss.split(targets, None, [6], 2)
+    assert part.counted is None
+    expected = functional.cross_entropy(last.flatten(0, -2), targets.flatten())
+    torch.testing.assert_close(loss(output, part), expected)
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -171,7 +171,9 @@ class SequenceLoss(ChunkLoss):
         if self.ignore_index is None or targets.is_floating_point():
             return mask
         kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
-        return kept if mask is None else kept & mask
+        if mask is None:  # nothing ignored, as nearly always: every chunk is spared the choice between value and 0
+            return None if kept.all() else kept
+        return kept & mask
 
     def num_counted(self, parts: Sequence[SequencePart]) -> float:
         """Return N, the real steps of the batch, at least 1."""
@@ -307,7 +309,7 @@ class TerminalLoss(ChunkLoss):
         if self.ignore_index is None or targets.is_floating_point() or targets.dim() != 1:
             return None, len(targets)
         kept = targets != self.ignore_index
-        return kept, kept.sum().clamp(min=1)
+        return (None, len(targets)) if kept.all() else (kept, kept.sum().clamp(min=1))
 
     def num_counted(self, parts: Sequence[TerminalPart]) -> float:
         """Return the samples of the batch that count, at least 1."""
