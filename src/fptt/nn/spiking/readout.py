@@ -129,6 +129,6 @@ def check_shapes(kind: str, state: Any, expected: Any) -> None:
 
 
 def _shapes(state: Any) -> Any:
-    if isinstance(state, tuple | list):
-        return tuple(_shapes(part) for part in state)
-    return tuple(state.shape) if isinstance(state, Tensor) else state
+    if isinstance(state, Tensor):
+        return tuple(state.shape)
+    return tuple([_shapes(part) for part in state]) if isinstance(state, (tuple, list)) else state
