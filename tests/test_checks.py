@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fptt._checks import are_finite
+from fptt._checks import all_finite, are_finite
 
 
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
@@ -13,6 +13,17 @@ def test_one_bad_number_anywhere_is_seen(bad: float, place: tuple[int, int]) -> 
     assert are_finite([*tensors, torch.empty(0)])
     tensors[place[0]][place[1]] = bad
     assert not are_finite(tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("shape", [(), (1, 1), (2, 3)])
+def test_a_single_bad_number_is_seen(bad: float, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.full(shape, torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(tensor)
+    tensor.view(-1)[-1] = bad
+    assert not all_finite(tensor)
+    assert all_finite(torch.ones(shape, dtype=torch.int64))
 
 
 def test_bad_numbers_of_both_signs_do_not_cancel() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
+from fptt._engine.eager import clear_gradients
 from tests.problems import assert_same_weights
 
 T, B, D, H, C, K = 12, 3, 2, 5, 4, 3
@@ -65,3 +66,21 @@ def test_a_recomputed_gradient_sees_the_prior_before_it_observes() -> None:
             own_loss.observe(first_outputs.detach(), part)
     assert_same_weights(model, others)
     assert torch.equal(loss.prior.probabilities, own_loss.prior.probabilities)  # pyright: ignore
+
+
+class KeepsGradients(torch.optim.SGD):
+    """An optimizer that leaves zeros where others leave None."""
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        super().zero_grad(set_to_none)
+
+
+def test_gradients_are_cleared_as_the_optimizer_does() -> None:
+    for make, expected in ((torch.optim.SGD, None), (KeepsGradients, [0.0, 0.0])):
+        params = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+        optimizer = make([{"params": [params[0]]}, {"params": [params[1]]}], lr=0.1)
+        for param in params:
+            param.grad = torch.ones(2)
+        clear_gradients(optimizer)
+        for param in params:
+            assert (None if param.grad is None else param.grad.tolist()) == expected

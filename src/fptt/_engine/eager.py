@@ -161,7 +161,7 @@ class EagerEngine:
 
     def _take_gradient(self, loss: Tensor, chunk: Chunk, backward: Callable[[Tensor], Any]) -> Tensor:
         """Leave the gradient in `param.grad`, and return the loss; both of all replicas where they share updates."""
-        self.optimizer.zero_grad()  # here and not after the step, so that the last gradient can be looked at
+        clear_gradients(self.optimizer)  # here and not after the step, so that the last gradient can be looked at
         try:
             backward(loss * chunk.weight if self.replicas.shares_updates else loss)
         except RuntimeError as error:
@@ -199,7 +199,18 @@ class EagerEngine:
 
     def _has_bad_gradient(self) -> bool:
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
-        return self.check_finite and not torch.isfinite(gradient_norm(params))
+        return self._is_bad(gradient_norm(params))
+
+
+def clear_gradients(optimizer: Optimizer) -> None:
+    """Set every gradient to None, as `optimizer.zero_grad()` does."""
+    if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:  # a subclass or a wrapper has its own
+        optimizer.zero_grad()
+        return
+    # torch's own announces itself to profilers and to the compiler, which takes longer than this
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = None
 
 
 # -- running the model -------------------------------------------------------------------------------------------------

@@ -228,8 +228,10 @@ class DynamicRegularizer:
                 torch._foreach_copy_(group.duals, _gradients(group.params))  # λ is ∇ℓ(W⁺) itself
             else:
                 recurrences.advance_duals_(group)
-            means = [self._duals.mean(self.state[param].dual) for param in group.params]
-            recurrences.advance_averages_(group._replace(duals=means), beta=self.beta)
+            duals = group.duals  # one of a parameter is the mean of all
+            if self.num_duals > 1:
+                duals = [self.state[param].dual.mean(0) for param in group.params]
+            recurrences.advance_averages_(group._replace(duals=duals), beta=self.beta)
         self._pending = None
 
     def attach(self, optimizer: Optimizer, max_norm: float | None = None) -> Self:
@@ -431,10 +433,6 @@ class _Duals:
     def current(self, dual: Tensor) -> Tensor:
         """Return the dual of the next step, a view."""
         return dual if self.count == 1 else dual[self.turn]
-
-    def mean(self, dual: Tensor) -> Tensor:
-        """Return the mean of the duals of a parameter, by which its average is corrected."""
-        return dual if self.count == 1 else dual.mean(0)
 
 
 class _Pending(NamedTuple):

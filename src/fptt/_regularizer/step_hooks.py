@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fptt._checks import are_finite, check_positive
+from fptt._checks import all_finite, are_finite, check_positive
 
 
 class Regularizer(Protocol):
@@ -111,7 +111,7 @@ class StepHooks:
         call = _closure_called(_Call(args, kwargs))
         params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
         self._gradient_norm = norm = gradient_norm(params)
-        if self.check_finite and not torch.isfinite(norm):
+        if self.check_finite and not all_finite(norm):
             raise FloatingPointError(f"the gradient has norm {norm.item()}; no weight was changed.")
         if self.regularizer is not None:
             self.regularizer.add_penalty_grad_()

@@ -128,7 +128,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-spiking": Recipe(
         about="64 pixels, K = 8: spiking neurons with liquid time constants",
-        config=TrainConfig(task="digits", hidden_size=64, num_chunks=8, epochs=60, chrono_init=64, **SPIKING),
+        config=TrainConfig(task="digits", hidden_size=64, num_chunks=8, epochs=40, chrono_init=64, **SPIKING),
+        minutes=1,
+        result="accuracy 0.788 ± 0.033",
     ),
     "adding-200": Recipe(
         about="add two numbers in 200 steps",

@@ -72,7 +72,7 @@ class LIFLayer(nn.Module):
         detaches = self.detach_reset and not is_smooth()
         dtype, spikes = state[1].dtype, []
         # the products with the inputs do not wait for the state: one for all steps
-        for current in self._currents(inputs):
+        for current in self._currents(inputs).unbind():
             drive = current if recurrent is None else torch.addmm(current, state[0], recurrent)
             # autocast makes products short, and the potentials stay as they are
             state = self._step(drive.to(dtype), state, weights, detaches)

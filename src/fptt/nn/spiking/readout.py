@@ -94,7 +94,7 @@ class LeakyReadout(nn.Module):
         potentials: list[Tensor] = []
         rate = self.rate_logit.sigmoid()
         weight = None if self.rate_weight is None else self.rate_weight.t()
-        for drive in drives:
+        for drive in drives.unbind():
             if weight is not None:
                 rate = torch.addmm(self.rate_logit, torch.cat([drive, o], dim=-1), weight).sigmoid().to(o.dtype)
             o = torch.lerp(o, drive, rate)
@@ -129,6 +129,6 @@ def check_shapes(kind: str, state: Any, expected: Any) -> None:
 
 
 def _shapes(state: Any) -> Any:
-    if isinstance(state, tuple | list):
-        return tuple(_shapes(part) for part in state)
-    return tuple(state.shape) if isinstance(state, Tensor) else state
+    if isinstance(state, Tensor):
+        return tuple(state.shape)
+    return tuple([_shapes(part) for part in state]) if isinstance(state, (tuple, list)) else state
