@@ -119,6 +119,23 @@ def test_chunks_of_two_lengths_a_mask_and_a_given_state() -> None:
     assert_equal_memory(methods, 1e-10)
 
 
+class LastStep(fptt.ChunkLoss):
+    """A loss of one's own whose parts are the labels alone: they do not tell how long a chunk is."""
+
+    def split(self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int) -> list[Tensor]:
+        return [targets for _ in lengths]
+
+    def forward(self, output: Tensor, part: Tensor) -> Tensor:
+        return functional.cross_entropy(output[-1], part)
+
+
+def test_chunks_of_two_lengths_whose_parts_are_alike() -> None:
+    methods = make_pair(fptt.nn.LSTM(D, H, C), "sgd", LastStep(), num_chunks=5, alpha=0.3)
+    for _ in range(3):
+        train_both(methods, torch.randn(13, 3, D), torch.randint(C, (3,)))
+    assert_equal_memory(methods, 1e-10)
+
+
 class Normalized(nn.Module):
     """A cell with no initial state of its own, behind a layer with running statistics."""
 
