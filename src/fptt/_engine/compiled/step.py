@@ -64,7 +64,7 @@ class Arguments(NamedTuple):
         alive: Whether all numbers so far are finite, a boolean scalar; changed in place.
         numbers: For the optimizer's rule and the strength of the penalty, a row of each flat group.
         row: See `Row`.
-        inputs: Of the chunks of the window, and of the chunk itself: as many as the horizon.
+        inputs: Of the chunks of the window, and of the chunk itself: as many as the horizon, or fewer at the beginning.
         begins: Of each of them one boolean tensor, (B,), the lanes in which a sequence begins with the chunk; none at
             all where sequences are not said to begin.
         part: The tensors of the part of the targets.
