@@ -127,7 +127,7 @@ def test_an_activation_that_is_made_anew_is_followed() -> None:
         for make in (Slope, lambda k: partial(torch.mul, k)):
             for method in methods:
                 del method.model.activation
-                method.model.activation = make(k)
+                method.model.activation = make(k)  # pyright: ignore[reportArgumentType]
             train_both(methods, *batch())
     # two lengths of the first state, None or not; the equal slope again has a step, an equal object of others has none
     assert len(methods[1]._engine._entries) == 2 * (3 + 4)  # pyright: ignore[reportAttributeAccessIssue]
@@ -158,7 +158,7 @@ def test_none_is_what_the_model_takes_it_for() -> None:
     for _ in range(2):
         train_both(methods, *batch())
     assert_equal_memory(methods, 1e-10)
-    assert methods[1].model.begin.abs().min() > 0
+    assert methods[1].model.get_parameter("begin").abs().min() > 0
     method = make_method(LearnedBeginning(), "adam", horizon=2, engine="compiled")
     with pytest.raises(fptt.CompilationError, match="which returns what the state None stands for"):
         method.train_batch(*batch())

@@ -170,7 +170,7 @@ class CompiledEngine:
             with plain_cells():
                 from_none, from_state = (
                     probe(lambda begin=begin: squares(begin), self.risk, [])
-                    for begin in (lambda _: None, model.initial_state)
+                    for begin in (lambda _: None, lambda own: initial_state(model, own))
                 )
         except Exception:  # whatever a method of this name, which may be for something else, raises on inputs
             if self.horizon > 1:
