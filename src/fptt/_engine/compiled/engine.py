@@ -302,7 +302,8 @@ class CompiledEngine:
         found = self._probe(walk)
         if isinstance(found, BadNumber):
             return found
-        if self._fills_windows and (found.is_random or any(name.startswith("model.") for name in found.moving)):
+        has_effects = found.is_random or any(name.startswith("model.") for name in found.moving)
+        if self._fills_windows and has_effects:
             # a chunk that stands for none would draw numbers and move statistics: each length of window has a step
             self._fills_windows = False
             walk.prepare(fills_windows=False)
@@ -318,8 +319,8 @@ class CompiledEngine:
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
-        horizon = len(walk.arguments()[1])
-        step = ChunkStep(self.risk, groups, list(module), moving, self._update(), horizon=horizon)
+        options = {"horizon": len(walk.inputs[walk.position]), "has_effects": has_effects}
+        step = ChunkStep(self.risk, groups, list(module), moving, self._update(), **options)
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
         numbers = [rows[id(group)][0] for group in groups]
         buffers = [group.buffers for group in groups]

@@ -266,18 +266,15 @@ def _place(tensor: Tensor) -> Any:
 
 
 def _fingerprint(value: Any) -> Any:
-    if isinstance(value, nn.Parameter):
-        return _place(value)
     if isinstance(value, Tensor):
-        return _place(value), value._version
+        return _place(value) if isinstance(value, nn.Parameter) else (_place(value), value._version)
     if isinstance(value, PLAIN):
         return type(value), repr(value)  # NaN is equal to itself
     if isinstance(value, list | tuple | set | frozenset):
         return type(value), tuple(map(_fingerprint, value))
-    entries = value
+    if isinstance(value, dict):
+        return type(value), tuple((key, _fingerprint(entry)) for key, entry in value.items())
     if is_dataclass(type(value)) and value.__dataclass_params__.frozen:
         # such as a surrogate, whose slope a schedule may change
-        entries = {own.name: getattr(value, own.name, None) for own in fields(value)}
-    if isinstance(entries, dict):
-        return type(value), tuple((key, _fingerprint(entry)) for key, entry in entries.items())
+        return type(value), tuple(_fingerprint(getattr(value, own.name, None)) for own in fields(value))
     return type(value), _Same(value)  # its insides are not seen, but another object is
