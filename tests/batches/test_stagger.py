@@ -253,7 +253,7 @@ def test_slips_are_named() -> None:
         ([x], {"num_chunks": 2}, TypeError, "source must give pairs"),
         ([(x, None)], {"num_chunks": 2}, TypeError, "targets must be a tensor, got a NoneType in batch 0"),
         ([(x[:0], y)], {"num_chunks": 2}, ValueError, "inputs must be .* not empty"),
-        ([fptt.Batch(x, y, [True])], {"num_chunks": 2}, TypeError, "mask must be a tensor, got a list"),
+        ([fptt.Batch(x, y, [True])], {"num_chunks": 2}, TypeError, "mask must be a tensor, got a list"),  # pyright: ignore
         ([fptt.Batch(x, y, holes)], {"num_chunks": 2}, ValueError, "mask must be True from the first step"),
         ([fptt.Batch(x, y, holes[1:])], {"num_chunks": 2}, ValueError, r"mask must be boolean with T, B = \(6, 4\)"),
         ([fptt.Batch(x, y, None, begins)], {"num_chunks": 2}, ValueError, "without is_first or progress, got batch 0"),

@@ -141,6 +141,26 @@ def test_flags_without_a_beginning_change_nothing() -> None:
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.usefixtures("interpreted")
+def test_a_lane_begins_alike_alone_and_with_all_others(engine: Any) -> None:
+    """At zeros in a model without `initial_state`, whatever it takes None for: as the documentation has it."""
+
+    class Hidden(Learned):
+        initial_state = None  # pyright: ignore[reportAssignmentType]
+
+        def forward(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            return self.rnn(inputs, self.begin.expand(1, inputs.shape[1], C).contiguous() if state is None else state)
+
+    model, (inputs, targets, _, _) = Hidden(), batch()
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), lr=0.0), sequence(), num_chunks=3, engine=engine)
+    alone, together = torch.zeros(T, B, dtype=torch.bool), torch.zeros(T, B, dtype=torch.bool)
+    alone[8, 1], together[8] = True, True
+    expected = model(inputs[8:], torch.zeros(1, B, C))[1]
+    torch.testing.assert_close(method.train_batch(inputs, targets, is_first=together).state, expected)
+    torch.testing.assert_close(method.train_batch(inputs, targets, is_first=alone).state[:, 1], expected[:, 1])
+
+
 class Planes(nn.Module):
     """A state of (B, C, 2, 2), which no `batch_dim=-2` fits."""
 

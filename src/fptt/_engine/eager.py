@@ -18,7 +18,16 @@ from fptt._parallel.replicas import Replicas
 from fptt._random import RandomState
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError, StepHooks, gradient_norm
-from fptt._sequence import State, copied_nest, describe_state, detach_state, flatten_state, initial_state, reset_state
+from fptt._sequence import (
+    State,
+    copied_nest,
+    describe_state,
+    detach_state,
+    flatten_state,
+    initial_state,
+    map_state,
+    reset_state,
+)
 
 
 class Learned(NamedTuple):
@@ -258,15 +267,18 @@ def _run_segments(
 
 
 def restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None) -> State:
-    """Return the state with some lanes, (B,), at their initial state; where all begin, None, the model's own.
+    """Return the state with some lanes, (B,), or all at their initial state: the model's `initial_state`, else zeros.
 
     Raises:
         ValueError: If the state has the batch elsewhere than the model says.
     """
-    if lanes is None or state is None:
+    if state is None:
         return None  # the model's own initial state, which may be learned, for all lanes
-    batch_dim = getattr(model, "state_batch_dim", -2)
     initial = initial_state(model, inputs)
+    if lanes is None:
+        # not None without an `initial_state`: what a lane begins with must not depend on what the others do
+        return map_state(torch.zeros_like, state) if initial is None else None
+    batch_dim = getattr(model, "state_batch_dim", -2)
     try:
         return reset_state(state, lanes, initial, batch_dim=batch_dim)
     except (IndexError, RuntimeError, ValueError) as error:

@@ -186,8 +186,7 @@ class DynamicRegularizer:
                 missing since the last step.
             ValueError: If a gradient is sparse.
         """
-        if self._evaluating:
-            raise RuntimeError("a step inside averaged() would be lost: leave the context before training on.")
+        self.check_not_averaged()
         # with a dual, an update() that is missing is a step that was skipped, as GradScaler skips them: begin again
         if self._pending is not None and self.previous_gradient == "recomputed":
             raise RuntimeError("previous_gradient='recomputed' needs update() after every step; it was not called.")
@@ -336,6 +335,11 @@ class DynamicRegularizer:
             with torch.no_grad():
                 for param, weight in zip(params, weights, strict=True):
                     param.copy_(weight)
+
+    def check_not_averaged(self) -> None:
+        """Raise RuntimeError inside `averaged()`, which would put the weights back after a step."""
+        if self._evaluating:
+            raise RuntimeError("a step inside averaged() would be lost: leave the context before training on.")
 
     def reset(self) -> None:
         """Forget averages and duals: the next step starts again with W̄ = W and λ = 0."""

@@ -116,6 +116,18 @@ def test_eager_steps_in_between_count() -> None:
 
 
 @in_float64
+def test_no_training_while_averaged() -> None:
+    method = make_method(make_model("gru"), "adam", engine="compiled")
+    method.train_batch(*batch())
+    assert method.regularizer is not None
+    before = copy.deepcopy(method.regularizer.state_dict()["state"])
+    with method.regularizer.averaged(), pytest.raises(RuntimeError, match=r"inside averaged\(\) would be lost"):
+        method.train_batch(*batch())
+    torch.testing.assert_close(method.regularizer.state_dict()["state"], before, rtol=0, atol=0)
+    assert method.updates == 6
+
+
+@in_float64
 def test_parameters_are_views_of_one_buffer() -> None:
     method = make_method(make_model("lstm"), "adam", engine="compiled")
     method.train_batch(*batch())

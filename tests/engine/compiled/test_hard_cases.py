@@ -1,11 +1,14 @@
 """Cases in which a compiled step could silently do something else than the eager one."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 import fptt
@@ -105,6 +108,113 @@ def test_settings_of_the_model_that_change_are_followed() -> None:
             change(method.model)
         train_both(methods, *batch())
     assert_equal_memory(methods, 1e-10)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """An activation with a number of its own."""
+
+    k: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.k * x)
+
+
+def test_an_activation_that_is_made_anew_is_followed() -> None:
+    """Each object is freed before the next one is made, which then often has its address."""
+    methods = make_pair(Variant("none"))
+    for k in (1.0, 2.0, 3.0, 1.0):
+        for make in (Slope, lambda k: partial(torch.mul, k)):
+            for method in methods:
+                del method.model.activation
+                method.model.activation = make(k)  # pyright: ignore[reportArgumentType]
+            train_both(methods, *batch())
+    # two lengths of the first state, None or not; the equal slope again has a step, an equal object of others has none
+    assert len(methods[1]._engine._entries) == 2 * (3 + 4)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_smooth_spikes_are_followed() -> None:
+    methods = make_pair(fptt.nn.spiking.LIF(D, H, C, last_only=True), "sgd")
+    inputs, labels = batch()
+    for _ in range(2):
+        train_both(methods, inputs * 5, labels)
+        with fptt.nn.spiking.smooth_spikes():
+            train_both(methods, inputs * 5, labels)
+
+
+class LearnedBeginning(fptt.nn.GRU):
+    """Begins at a state that is learned, beside an inherited `initial_state` that knows nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__(D, H, C, last_only=True)
+        self.begin = nn.Parameter(torch.zeros(1, 1, H))  # zeros too, but with a gradient
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return super().forward(inputs, self.begin.expand(-1, inputs.shape[1], -1) if state is None else state)
+
+
+def test_none_is_what_the_model_takes_it_for() -> None:
+    methods = make_pair(LearnedBeginning())
+    for _ in range(2):
+        train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+    assert methods[1].model.get_parameter("begin").abs().min() > 0
+    method = make_method(LearnedBeginning(), "adam", horizon=2, engine="compiled")
+    with pytest.raises(fptt.CompilationError, match="which returns what the state None stands for"):
+        method.train_batch(*batch())
+
+
+class Begun(nn.Module):
+    """A model whose class the engine does not know, with the first state of another one."""
+
+    def __init__(self, vice: str = "") -> None:
+        super().__init__()
+        self.inner, self.vice = make_model("lstm"), vice
+
+    def initial_state(self, inputs: Tensor) -> Any:
+        if self.vice == "another meaning":
+            return torch.zeros(inputs, H)  # pyright: ignore[reportArgumentType]
+        return self.inner.initial_state(inputs)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self.inner(inputs, state)
+
+
+@pytest.mark.parametrize(("vice", "steps"), [("", 1), ("another meaning", 2)])
+def test_an_initial_state_saves_the_first_chunk_a_step(vice: str, steps: int) -> None:
+    methods = make_pair(Begun(vice))
+    for _ in range(2):
+        train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+    assert len(methods[1]._engine._entries) == steps  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Memory:
+    """A state of a class of its own, without a `repr` that says what is in it."""
+
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+
+
+register_pytree_node(Memory, lambda memory: ([memory.h], None), lambda children, _: Memory(*children))
+
+
+def test_states_of_a_class_of_its_own_have_one_step() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = make_model("gru")
+
+        def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            outputs, h = self.rnn(inputs, None if state is None else state.h)
+            return outputs, Memory(h)
+
+    methods = make_pair(Keeping())
+    for _ in range(2):
+        inputs, labels = batch()
+        one, other = (method.train_batch(inputs, labels) for method in methods)
+        torch.testing.assert_close(one.chunk_losses, other.chunk_losses, rtol=1e-10, atol=1e-10)
+    assert len(methods[1]._engine._entries) == 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(

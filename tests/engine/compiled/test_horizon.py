@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import fptt
+from fptt._engine.compiled import compiler
 from tests.engine.compiled.agreement import assert_equal_memory, assert_equal_results, make_pair
 from tests.engine.compiled.test_staggered import C, D, H, Learned, batches, number_of_steps
 
@@ -52,6 +53,57 @@ def test_staggered_lanes(*, learned: bool) -> None:
         assert_equal_results(list(results), 1e-10)
     assert_equal_memory(methods, 1e-10)
     assert number_of_steps(methods[1]) == 1
+
+
+def without_dead_code(graph: torch.fx.GraphModule, _: Any) -> Any:
+    """Leave out what nothing depends on, random numbers too, as a compiler does."""
+
+    def is_needed(node: torch.fx.Node) -> bool:
+        schema = getattr(node.target, "_schema", None)
+        return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
+
+    graph.graph.eliminate_dead_code(is_needed)
+    graph.recompile()
+    return graph
+
+
+class Normalized(nn.Module):
+    """A model with running statistics, which every pass moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.norm = fptt.nn.LSTM(D, C), nn.BatchNorm1d(C)
+
+    def initial_state(self, inputs: torch.Tensor) -> Any:
+        return self.rnn.initial_state(inputs)
+
+    def forward(self, inputs: torch.Tensor, state: Any = None) -> Any:
+        outputs, state = self.rnn(inputs, state)
+        return self.norm(outputs.flatten(0, 1)).view(outputs.shape), state
+
+
+@pytest.mark.parametrize("horizon", [2, 3])
+@pytest.mark.parametrize("model", ["statistics", "dropout", "learned dropout"])
+@pytest.mark.usefixtures("float64")
+def test_what_stands_for_no_chunk_has_no_effect(model: str, horizon: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics move, and random numbers are drawn, as often as in the eager engine."""
+    monkeypatch.setattr(compiler, "_compile", without_dead_code)
+    kinds = {
+        "statistics": Normalized,
+        "dropout": lambda: fptt.nn.GRU(D, H, C, num_layers=2, dropout=0.5, kernel="plain"),
+        "learned dropout": lambda: fptt.nn.Recurrent(Learned(), nn.Dropout(0.5)),
+    }
+    methods = make_pair(kinds[model](), "adam", num_chunks=K, horizon=horizon, alpha=0.3)
+    for number in range(3):
+        given = torch.randn(8, B, D), torch.randint(C, (B,)), fptt.length_mask([8, 4, 7], 8)
+        results = []
+        for method in methods:
+            torch.manual_seed(number)
+            results.append(method.train_batch(*given[:2], mask=given[2]))
+        assert_equal_results(results, 1e-10)
+    assert_equal_memory(methods, 1e-10)
+    # one for each length of window; a learned first state is in those of the first chunk, the last of them the longest
+    assert number_of_steps(methods[1]) == horizon + (model == "learned dropout")
 
 
 @pytest.mark.machine_code

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from fptt._engine.compiled import compiler
 from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.training.evaluation import evaluate_folder
 from fptt.experiments.training.folder import RunFolder, Weights
@@ -83,6 +84,15 @@ def test_bfloat16_rounds_as_much_in_both_engines(tmp_path: Path) -> None:
     assert {weight.dtype for weight in compiled.values()} == {torch.float32}
     assert 1e-4 < distance(compiled, double) < 0.05
     assert distance(compiled, eager) < 2 * distance(eager, double)
+
+
+@pytest.mark.parametrize("horizon", ["1", "2"])
+def test_mixed_precision_compiles_one_step(horizon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine knows where the model inside begins, so that the first chunk has the step of all others."""
+    graphs: list[Any] = []
+    monkeypatch.setattr(compiler, "_compile", lambda graph, _: graphs.append(graph) or graph)
+    train(tmp_path / "run", "--engine", "compiled", "--precision", "bf16-mixed", "--horizon", horizon)
+    assert len(graphs) == 1
 
 
 @pytest.mark.usefixtures("both_ways")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fptt._batches.cut import Chunk, Chunking, Start, Window
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
@@ -26,9 +26,8 @@ from fptt._parallel.replicas import DistributedReplicas, Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
 from fptt._sequence import State, detach_state, flatten_state, initial_state, map_state
-from fptt.nn import GRU, LSTM, RNN
 from fptt.nn.models import plain_cells
-from fptt.nn.spiking import LIF
+from fptt.nn.spiking.surrogates import is_smooth
 
 Item = TypeVar("Item")
 
@@ -85,6 +84,9 @@ class CompiledEngine:
         self.max_norm, self.check_finite, self.skips = max_norm, check_finite, skips
         self.layout = Layout(self.risk, optimizer, regularizer)
         self._entries: dict[Key, _Entry] = {}  # not in `__getstate__`: machine code does not travel
+        # whether the first windows, of fewer chunks, are filled up with what stands for none, to have one step
+        self._fills_windows = horizon > 1
+        self._begins_alike: dict[Key, bool] = {}  # whether the model's `initial_state` may be in the place of None
         self._alive = torch.ones((), dtype=torch.bool)
 
     def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
@@ -99,8 +101,6 @@ class CompiledEngine:
                 "is_first must be True at first steps of chunks alone with engine='compiled', whose chunks run whole: "
                 "use engine='eager'."
             )
-        if state is None and self.horizon > 1:
-            chunks, state = self._begin(chunks)
         window = Window((), state)
         if not self.skips:
             return self._run(chunks, window)[0]
@@ -113,9 +113,6 @@ class CompiledEngine:
         # which chunks are bad is known after the batch alone: it is learned again, one by one, to leave them out
         walked = Walked(state)
         for chunk in chunks:
-            if window.state is None and self.horizon > 1:  # after a chunk left out in which all sequences began
-                (chunk,), state = self._begin([chunk])  # noqa: PLW2901
-                window = Window((), state)
             before = self._snapshot()
             bad = None if chunk.bad_inputs is None else BadNumber(chunk.number, chunk.bad_inputs)
             one, after = self._run([chunk], window) if bad is None else (Walked(walked.state, bad=bad), window)
@@ -132,21 +129,57 @@ class CompiledEngine:
                     walked.state, window = state, Window((), state)
         return walked
 
-    def _begin(self, chunks: Sequence[Chunk]) -> tuple[Sequence[Chunk], State]:
-        """Return chunks and the model's own state before them: what stands for no chunk must leave one as it is.
+    def _begin(self, chunks: Sequence[Chunk], window: Window, context: Key) -> tuple[Sequence[Chunk], Window]:
+        """Return chunks and window with the model's `initial_state` in the place of None, if None stands for it.
 
-        Where that state is learned, the first chunk says that all sequences begin: a step then takes it from the model
-        once more, so that the gradient reaches it.
+        The first chunk then has the step of all others and needs none of its own; with a horizon what stands for no
+        chunk must leave a state as it is. Where that state is learned, the first chunk says that all sequences begin: a
+        step then takes it from the model once more, so that the gradient reaches it.
+
+        Raises:
+            CompilationError: If a horizon needs such a state and the model has none.
         """
-        state = initial_state(self.risk.model, chunks[0].inputs)
-        if state is None:
+        if context not in self._begins_alike:
+            self._begins_alike[context] = self._begins_as_from_none(chunks[0])
+        state = initial_state(self.risk.model, chunks[0].inputs) if self._begins_alike[context] else None
+        if state is None and self.horizon > 1:
             raise CompilationError(
                 "horizon above 1 with engine='compiled' needs a state to begin with: pass one, or define "
-                f"initial_state(inputs) in the model. {EAGER_INSTEAD}"
+                "initial_state(inputs) in the model, which returns what the state None stands for in its forward pass. "
+                f"{EAGER_INSTEAD}"
             )
         if any(tensor.requires_grad for tensor in flatten_state(state)):
+            if self.horizon == 1:  # a step of its own, which takes the state from the model, needs nothing more
+                self._begins_alike[context] = False
+                return chunks, window
             chunks = [chunks[0]._replace(starts=(Start(0, None),)), *chunks[1:]]
-        return chunks, detach_state(state)
+        return chunks, window._replace(state=detach_state(state))
+
+    def _begins_as_from_none(self, chunk: Chunk) -> bool:
+        """Return whether the model does the same from None as from its `initial_state`, which may be inherited."""
+        model = self.risk.model
+        if not callable(getattr(model, "initial_state", None)):
+            return False
+
+        def squares(begin: Callable[[Tensor], State]) -> Tensor:
+            inputs = chunk.inputs.clone()
+            output, state = run_chunk(
+                model, self.risk.chunking, chunk._replace(inputs=inputs, starts=None), begin(inputs)
+            )
+            tensors = [tensor for tensor in (output, *flatten_state(state)) if tensor.is_floating_point()]
+            return torch.stack([tensor.double().square().mean() for tensor in tensors]).sum()
+
+        try:
+            with plain_cells():
+                from_none, from_state = (
+                    probe(lambda begin=begin: squares(begin), self.risk, [])
+                    for begin in (lambda _: None, lambda own: initial_state(model, own))
+                )
+        except Exception:  # whatever a method of this name, which may be for something else, raises on inputs
+            if self.horizon > 1:
+                raise
+            return False
+        return from_none.equals(from_state)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot((self.risk.model, self.risk.loss), self.optimizer, self.regularizer, self.hooks)
@@ -154,21 +187,23 @@ class CompiledEngine:
     def _run(self, chunks: Sequence[Chunk], window: Window) -> tuple[Walked, Window]:
         """Learn chunks up to the first one with NaN or Inf, from which on nothing is changed."""
         check_hooks(self.optimizer)
+        if self.regularizer is not None:
+            self.regularizer.check_not_averaged()
         if chunks[0].inputs.requires_grad:
             raise CompilationError(f"inputs must not require a gradient with engine='compiled'. {EAGER_INSTEAD}")
-        if window.state is None and isinstance(self.risk.model, LSTM | GRU | RNN | LIF):
-            # the model's own zeros, so that the first chunk has the step of all others and needs none of its own
-            window = window._replace(state=self.risk.model.initial_state(chunks[0].inputs))
+        # the context once a batch: it looks at every attribute of the model, which is too much for every chunk
+        context = self._context()
+        if window.state is None:
+            chunks, window = self._begin(chunks, window, context)
         self.optimizer.zero_grad()  # gradients stay inside the steps: old ones would only take memory
         device = chunks[0].inputs.device
         if self._alive.device != device:
             self._alive = self._alive.to(device)
         self._alive.fill_(True)  # in place: a recorded step knows it by its address
         dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
-        # the context once a batch: it looks at every attribute of the model, which is too much for every chunk
         batch_size = self.risk.chunking.time_major(chunks[0].inputs).shape[1]
         settings = {"horizon": self.horizon, "batch_size": batch_size, "max_norm": self.max_norm, "dtype": dtype}
-        walk = _Walk(chunks, window, self._context(), **settings)
+        walk = _Walk(chunks, window, context, fills_windows=self._fills_windows, **settings)
         self._refresh()
         bad = None
         try:
@@ -258,8 +293,8 @@ class CompiledEngine:
     def _context(self) -> Key:
         """Return everything but the shapes of a chunk that a compiled step takes as constant."""
         autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
-        kernels = (torch.get_num_threads(), torch.backends.cudnn.enabled)
-        return (constants(self.risk), *kernels, torch.get_default_dtype(), *autocast, self._update())
+        settings = (torch.get_num_threads(), torch.backends.cudnn.enabled, is_smooth())
+        return (constants(self.risk), *settings, torch.get_default_dtype(), *autocast, self._update())
 
     def _refresh(self) -> None:
         if self.layout.refresh():
@@ -270,6 +305,12 @@ class CompiledEngine:
         found = self._probe(walk)
         if isinstance(found, BadNumber):
             return found
+        has_effects = found.is_random or any(name.startswith("model.") for name in found.moving)
+        if self._fills_windows and has_effects:
+            # a chunk that stands for none would draw numbers and move statistics: each length of window has a step
+            self._fills_windows = False
+            walk.prepare(fills_windows=False)
+            return None
         # what was learned so far goes back before parameters move to other buffers
         self.layout.publish()
         self.layout.add_step(key, found.used)
@@ -281,7 +322,8 @@ class CompiledEngine:
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
-        step = ChunkStep(self.risk, groups, list(module), moving, self._update(), horizon=self.horizon)
+        options = {"horizon": len(walk.inputs[walk.position]), "has_effects": has_effects}
+        step = ChunkStep(self.risk, groups, list(module), moving, self._update(), **options)
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
         numbers = [rows[id(group)][0] for group in groups]
         buffers = [group.buffers for group in groups]
@@ -324,7 +366,7 @@ class CompiledEngine:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled and gathered: a copy makes its own."""
         layout = Layout(self.risk, self.optimizer, self.regularizer)
-        return {**self.__dict__, "layout": layout, "_entries": {}}
+        return {**self.__dict__, "layout": layout, "_entries": {}, "_begins_alike": {}}
 
 
 class _Entry(NamedTuple):
@@ -344,8 +386,9 @@ class _Nest:
     """
 
     def __init__(self, state: State) -> None:
-        self.state, self.size = state, len(flatten_state(state))
-        self.key = repr(map_state(lambda tensor: (tuple(tensor.shape), tensor.dtype), state))  # pyright: ignore
+        tensors = flatten_state(state)
+        self.state, self.size = state, len(tensors)
+        self.key = (tree_flatten(state)[1], tuple((tensor.shape, tensor.dtype) for tensor in tensors))
 
     def filled(self, tensors: Sequence[Tensor]) -> State:
         """Return a state of this nest."""
@@ -368,67 +411,76 @@ class _Walk:
         window: Window,
         context: Key,
         *,
+        fills_windows: bool,
         horizon: int,
         batch_size: int,
         max_norm: float | None,
         dtype: torch.dtype,
     ) -> None:
         self.chunks, self.context, self.horizon, self.position = chunks, context, horizon, 0
+        self.batch_size, self.max_norm, self.dtype = batch_size, max_norm, dtype
         self.device = chunks[0].inputs.device
-        # all that can be prepared before the first step is: between two steps there is nothing but the call
         self.makes_update = torch.tensor([chunk.has_steps for chunk in chunks])
         self.spanned = [*window.chunks, *chunks]
-        self.inputs = self._windows([chunk.inputs.contiguous() for chunk in self.spanned])
-        self.shapes = [[inputs.shape for inputs in own] for own in self.inputs]
-        # none in a window in which sequences are not said to begin, where parameters of a first state have no gradient
-        self.begins: list[list[Tensor]] = [[] for _ in chunks]
-        if any(chunk.starts is not None for chunk in self.spanned):
-            windows = zip(
-                self._windows([self._beginning(chunk, batch_size) for chunk in self.spanned]),
-                self._windows([chunk.starts is not None for chunk in self.spanned]),
-                strict=True,
-            )
-            self.begins = [own if any(are_told) else [] for own, are_told in windows]
         parts = [flatten_part(chunk.part) for chunk in chunks]
-        leaves = [own for own, _ in parts]
-        self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in leaves]
-        self.rows = self._make_rows(leaves, max_norm, dtype)
+        self._leaves = [own for own, _ in parts]
+        self.tensors = [[leaf.contiguous() for leaf in own if isinstance(leaf, Tensor)] for own in self._leaves]
+        self.prepare(fills_windows=fills_windows)
         self._part_keys: list[Key] = []
         for _, key in parts:
             # the same object where it is the same key: `end_of_series` then need not look inside, chunk after chunk
             self._part_keys.append(self._part_keys[-1] if self._part_keys[-1:] == [key] else key)
-        self._nest = _Nest(window.state)
         # before the window, from which the next step begins, and after the chunk before it
+        self._nest = self._last_nest = _Nest(window.state)
         self.state_tensors = [tensor.contiguous() for tensor in flatten_state(window.state)]
         self.last_tensors = self.state_tensors
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.stepped: list[list[FlatGroup]] = []
 
-    def _windows(self, items: list[Item]) -> list[list[Item]]:
-        """Return for each chunk that is learned the items of its window and its own, from those of all chunks.
+    def prepare(self, *, fills_windows: bool) -> None:
+        """Make the arguments of all steps: between two steps there is nothing but the call.
 
-        Where there are fewer chunks than the horizon has, the first one stands in for them.
+        Args:
+            fills_windows: Whether the first chunk stands in where a window has fewer chunks than the horizon.
         """
+        self._fills_windows = fills_windows
+        self.inputs = self._windows([chunk.inputs.contiguous() for chunk in self.spanned])
+        self.shapes = [[inputs.shape for inputs in own] for own in self.inputs]
+        # none in a window in which sequences are not said to begin, where parameters of a first state have no gradient
+        self.begins: list[list[Tensor]] = [[] for _ in self.chunks]
+        if any(chunk.starts is not None for chunk in self.spanned):
+            windows = zip(
+                self._windows([self._beginning(chunk) for chunk in self.spanned]),
+                self._windows([chunk.starts is not None for chunk in self.spanned]),
+                strict=True,
+            )
+            self.begins = [own if any(are_told) else [] for own, are_told in windows]
+        self.rows = self._make_rows()
+
+    def _windows(self, items: list[Item]) -> list[list[Item]]:
+        """Return for each chunk that is learned the items of its window and its own, from those of all chunks."""
         num_before = len(self.spanned) - len(self.chunks)
-        ends = range(num_before + 1, len(items) + 1)
-        return [[items[max(now, 0)] for now in range(end - self.horizon, end)] for end in ends]
+        windows = [range(end - self.horizon, end) for end in range(num_before + 1, len(items) + 1)]
+        return [[items[max(now, 0)] for now in own if now >= 0 or self._fills_windows] for own in windows]
 
-    def _beginning(self, chunk: Chunk, batch_size: int) -> Tensor:
+    def _beginning(self, chunk: Chunk) -> Tensor:
         """Return the lanes in which a sequence begins with a chunk, (B,): also where none does, to have one step."""
-        lanes = chunk.starts[0].lanes if chunk.starts else torch.zeros(batch_size, dtype=torch.bool)
-        return torch.ones(batch_size, dtype=torch.bool, device=self.device) if lanes is None else lanes.to(self.device)
+        lanes = chunk.starts[0].lanes if chunk.starts else torch.zeros(self.batch_size, dtype=torch.bool)
+        lanes = torch.ones(self.batch_size, dtype=torch.bool) if lanes is None else lanes
+        return lanes.to(self.device)
 
-    def _make_rows(self, leaves: list[list[Any]], max_norm: float | None, dtype: torch.dtype) -> list[Tensor]:
+    def _make_rows(self) -> list[Tensor]:
         """Return the row of numbers of every chunk, see `Row`, copied to the device at once."""
         rows = []
-        for num_before, (chunk, own) in enumerate(
-            zip(self.chunks, leaves, strict=True), len(self.spanned) - len(self.chunks)
+        for num_before, (chunk, own, inputs) in enumerate(
+            zip(self.chunks, self._leaves, self.inputs, strict=True), len(self.spanned) - len(self.chunks)
         ):
-            are_there = [float(back <= num_before) for back in range(self.horizon - 1, 0, -1)]
+            are_there = [float(back <= num_before) for back in range(len(inputs) - 1, 0, -1)]
             floats = [leaf for leaf in own if isinstance(leaf, float)]
-            rows.append([float(chunk.has_steps), max_norm or 0.0, *are_there, *floats])
-        flat = torch.tensor([value for row in rows for value in row], dtype=torch.promote_types(dtype, torch.float32))
+            rows.append([float(chunk.has_steps), self.max_norm or 0.0, *are_there, *floats])
+        wide = torch.promote_types(self.dtype, torch.float32)
+        flat = torch.tensor([value for row in rows for value in row], dtype=wide)
         return list(flat.to(self.device).split([len(row) for row in rows]))
 
     @property
@@ -474,7 +526,7 @@ class _Walk:
 
     def state(self) -> State:
         """Return the state now, as a nest."""
-        return self._nest.filled(self.last_tensors)
+        return self._last_nest.filled(self.last_tensors)
 
     def window(self) -> Window:
         """Return the chunks before the next one that its step runs again, and the state before them."""
@@ -485,11 +537,12 @@ class _Walk:
     def take(self, result: SeriesResult, nest: _Nest, groups: list[FlatGroup]) -> None:
         """Take in what the steps of one or more chunks have returned, and go on to the chunk after them."""
         states = result.states
-        self.last_tensors = states[-nest.size :] if nest.size else []
-        self.state_tensors = states[: nest.size]  # the same, with a horizon of 1
+        self._last_nest, self.last_tensors = nest, states[-nest.size :] if nest.size else []
+        if len(self.inputs[self.position]) == self.horizon:  # else the next window begins with the same chunk
+            self._nest = nest
+            self.state_tensors = states[: nest.size]  # the same, with a horizon of 1
         self.losses += result.losses
         self.norms += result.norms
-        self._nest = nest
         for _ in result.losses:
             updated = groups if self.chunk.has_steps else []  # the step itself has left the others as they were
             for group in updated:

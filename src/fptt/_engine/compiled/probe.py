@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,14 @@ class Probe(NamedTuple):
     is_random: bool
     loss: Tensor
     norm: Tensor
+
+    def equals(self, other: "Probe") -> bool:
+        """Return whether both have the same loss, and the same gradient for the same parameters."""
+        tolerance = _tolerance(self.loss)
+        return self.used == other.used and all(
+            torch.allclose(one, two, rtol=tolerance, atol=tolerance, equal_nan=True)
+            for one, two in ((self.loss, other.loss), (self.norm, other.norm))
+        )
 
 
 class _Run(NamedTuple):
@@ -97,8 +105,7 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
 
 def _check_equal(first: _Run, second: _Run) -> None:
     """Two runs from the same state and random numbers differ if something else is remembered."""
-    # no tolerance on a processor: the same operations on the same numbers give the same bits
-    tolerance = 0 if first.loss.device.type == "cpu" else 1e-4  # sums on accelerators have no fixed order
+    tolerance = _tolerance(first.loss)
     for one, other in [
         (first.loss, second.loss),
         *zip(first.gradients.values(), second.gradients.values(), strict=False),
@@ -111,6 +118,11 @@ def _check_equal(first: _Run, second: _Run) -> None:
         )
 
 
+def _tolerance(loss: Tensor) -> float:
+    # none on a processor: the same operations on the same numbers give the same bits
+    return 0 if loss.device.type == "cpu" else 1e-4  # sums on accelerators have no fixed order
+
+
 def check_first(run: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], found: Probe) -> None:
     """Run a compiled step on copies, with the random numbers of the probe, and compare its figures with the eager ones.
 
@@ -121,13 +133,16 @@ def check_first(run: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
         loss, norm, *_ = run(*(tensor.clone() for tensor in examples))
     # under autocast a number in float32 may have been one in bfloat16 before
     rounds = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
-    for name, compiled, eager in (("loss", loss, found.loss), ("gradient norm", norm, found.norm)):
+    for name, place, compiled, eager in (
+        ("loss", "forward pass", loss, found.loss),
+        ("gradient norm", "forward or backward pass", norm, found.norm),
+    ):
         tolerance = 0.1 if rounds else {torch.float64: 1e-6, torch.float32: 1e-3}.get(eager.dtype, 0.1)
         if not torch.allclose(compiled.double(), eager.double(), rtol=tolerance, atol=tolerance, equal_nan=True):
             raise CompilationError(
                 f"engine='compiled' gives a {name} of {compiled.item():.6g} where the model gives {eager.item():.6g}: "
-                "something in its forward or backward pass runs once, as it is compiled, and not again, such as a hook "
-                f"or a seed. {EAGER_INSTEAD}"
+                f"something in its {place} runs once, as it is compiled, and not again, such as a hook or a seed. "
+                f"{EAGER_INSTEAD}"
             )
 
 
@@ -170,26 +185,45 @@ CACHES = ("_flat_weights", "_flat_weight_refs")
 """Attributes of `torch.nn`'s recurrent layers that are made anew as their weights move."""
 
 
+class _Same:
+    """An object as a part of a key, equal to itself alone.
+
+    The key keeps it alive: an object made after it was freed could have its `id`, and would be taken for it.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def constants(module: nn.Module) -> tuple[Any, ...]:
     """Return a hashable fingerprint of everything in a module but the values of parameters and buffers.
 
-    It covers plain attributes (a dropout rate), the contents of lists and dicts, hooks, tensors that are neither
-    parameters nor buffers with their version, and of parameters and buffers the shape, dtype and whether they are
-    frozen. Global variables and the insides of other objects are not seen.
+    It covers plain attributes (a dropout rate), the contents of lists, dicts and frozen dataclasses, hooks, tensors
+    that are neither parameters nor buffers with their version, and of parameters and buffers the shape, dtype and
+    whether they are frozen. Global variables and the insides of other objects are not seen.
     """
     return tuple(
-        (name, type(owner), key, _fingerprint(value))
+        (name, type(owner), key, fingerprint)
         for name, owner in module.named_modules()
-        for key, value in _attributes(owner)
+        for key, fingerprint in _attributes(owner)
     )
 
 
 def _attributes(owner: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a module by name, as fingerprints."""
     for key, value in vars(owner).items():
         if key == "_buffers":  # one by one, to name the one that was replaced
             yield from ((name, None if tensor is None else _place(tensor)) for name, tensor in value.items())
         elif key not in CACHES:
-            yield key, value
+            yield key, _fingerprint(value)
 
 
 def changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str | None:
@@ -228,18 +262,19 @@ def _leaf_key(leaf: Any) -> Any:
 
 
 def _place(tensor: Tensor) -> Any:
-    return id(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
+    return _Same(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
 
 
 def _fingerprint(value: Any) -> Any:
-    if isinstance(value, nn.Parameter):
-        return _place(value)
     if isinstance(value, Tensor):
-        return _place(value), value._version
+        return _place(value) if isinstance(value, nn.Parameter) else (_place(value), value._version)
     if isinstance(value, PLAIN):
         return type(value), repr(value)  # NaN is equal to itself
     if isinstance(value, list | tuple | set | frozenset):
         return type(value), tuple(map(_fingerprint, value))
     if isinstance(value, dict):
         return type(value), tuple((key, _fingerprint(entry)) for key, entry in value.items())
-    return type(value), id(value)  # its insides are not seen, but another object is
+    if is_dataclass(type(value)) and value.__dataclass_params__.frozen:
+        # such as a surrogate, whose slope a schedule may change
+        return type(value), tuple(_fingerprint(getattr(value, own.name, None)) for own in fields(value))
+    return type(value), _Same(value)  # its insides are not seen, but another object is

@@ -64,7 +64,7 @@ class Arguments(NamedTuple):
         alive: Whether all numbers so far are finite, a boolean scalar; changed in place.
         numbers: For the optimizer's rule and the strength of the penalty, a row of each flat group.
         row: See `Row`.
-        inputs: Of the chunks of the window, and of the chunk itself: as many as the horizon.
+        inputs: Of the chunks of the window, and of the chunk itself: as many as the horizon, or fewer at the beginning.
         begins: Of each of them one boolean tensor, (B,), the lanes in which a sequence begins with the chunk; none at
             all where sequences are not said to begin.
         part: The tensors of the part of the targets.
@@ -125,11 +125,15 @@ class Risk(nn.Module):
         super().__init__()
         self.model, self.loss, self.chunking = model, loss, chunking
 
-    def forward(self, flow: Flow) -> tuple[Tensor, Tensor, State, State]:
-        """Return outputs, time-major, and loss of a chunk, the state after the first chunk run, and that after it."""
-        state, states = flow.state, []
+    def forward(self, flow: Flow) -> tuple[Tensor, Tensor, State, State, list[Tensor]]:
+        """Return outputs, time-major, and loss of a chunk, the state after the first chunk run, and that after it.
+
+        Beside them a number of the outputs of each chunk of the window, which nothing else depends on.
+        """
+        state, states, of_window = flow.state, [], []
         for number, inputs in enumerate(flow.inputs[:-1]):
-            _, after = self._run(flow, number, inputs, state)
+            unused, after = self._run(flow, number, inputs, state)
+            of_window.append(unused.detach().sum())
             # no branch in a compiled step: what stands for no chunk is run like one, and leaves the state as it was
             is_there = flow.are_there[number] > 0
             state = refill_state(
@@ -140,7 +144,7 @@ class Risk(nn.Module):
         output, state = self._run(flow, len(flow.inputs) - 1, flow.inputs[-1], state)
         states.append(state)
         output = self.chunking.time_major(output)
-        return output, self.loss(output, flow.part), states[0], state
+        return output, self.loss(output, flow.part), states[0], state, of_window
 
     def _run(self, flow: Flow, number: int, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         if flow.begins:
@@ -171,6 +175,7 @@ class ChunkStep:
         moving: Names of those among them that the forward pass changes.
         update: See `Update`.
         horizon: Chunks that the gradient goes through: that of the step, and those before it.
+        has_effects: Whether the forward pass draws random numbers, or moves statistics.
 
     Attributes:
         next_state: The nest of the next state, known after the first call.
@@ -185,9 +190,10 @@ class ChunkStep:
         update: Update,
         *,
         horizon: int,
+        has_effects: bool,
     ) -> None:
         self.risk, self.groups, self.module_names, self.update = risk, groups, module_names, update
-        self.moving, self.horizon = moving, horizon
+        self.moving, self.horizon, self.has_effects = moving, horizon, has_effects
         self.next_state: State = None
 
     def __call__(self, arguments: Arguments, part: Any, state: State) -> list[Tensor]:
@@ -231,31 +237,33 @@ class ChunkStep:
         state = map_state(lambda _: next(following), state)
         return Flow(arguments.inputs, arguments.begins, row.are_there, part, state)
 
-    def keep_states(self, after_first: State, after_last: State) -> list[Tensor]:
+    def keep_states(self, after_first: State, after_last: State, of_window: list[Tensor]) -> list[Tensor]:
         """Return the tensors of the state after the first chunk run, then of that after the last if it is another.
 
-        Their nest, which is the same, is remembered.
+        Their nest, which is the same, is remembered. Between them, where the forward pass has effects, stands what is
+        left of the window: a compiler leaves out what nothing depends on, numbers drawn and statistics moved there too.
         """
         self.next_state = map_state(Tensor.detach, after_last)
-        kept = [after_last] if self.horizon == 1 else [after_first, after_last]
+        seen = of_window if self.has_effects else []
+        kept = [after_last] if self.horizon == 1 else [after_first, seen, after_last]
         return [tensor.detach().contiguous() for state in kept for tensor in flatten_state(state)]
 
     def gradients(
         self, buffers: Sequence[Named], module: Named, flow: Flow
-    ) -> tuple[Tensor, Tensor, list[Tensor], State, State]:
-        """Return outputs, loss, its gradient with respect to each group, flat, and the two states of `Risk`."""
+    ) -> tuple[Tensor, Tensor, list[Tensor], State, State, list[Tensor]]:
+        """Return outputs, loss, its gradient with respect to each group, flat, and what else `Risk` returns."""
         leaves: Named = {}
         for group, own in zip(self.groups, buffers, strict=True):
             parts = zip(group.names, group.split(own[PARAM]), strict=True)
             # new leaves: the gradient is with respect to the buffer's parts, not to what the module holds
             leaves |= {name: part.detach().requires_grad_() for name, part in parts}
         with torch.enable_grad():
-            output, loss, *states = functional_call(self.risk, {**leaves, **module}, (flow,))
+            output, loss, after_first, after_last, of_window = functional_call(self.risk, {**leaves, **module}, (flow,))
             gradients = iter(torch.autograd.grad(loss, list(leaves.values())))
         # one vector a group: norm, penalty, optimizer and average are then a few loops over it, however many
         # parameters the model has
         flat = [torch.cat([next(gradients).reshape(-1) for _ in group.names]) for group in self.groups]
-        return output.detach(), loss.detach(), flat, states[0], states[1]
+        return output.detach(), loss.detach(), flat, after_first, after_last, of_window
 
     def still_alive(self, alive: Tensor, loss: Tensor, norm: Tensor, updates: Tensor) -> Tensor:
         """Return whether all numbers are finite, those of this chunk among them."""

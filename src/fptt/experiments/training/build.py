@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import fptt
 from fptt._methods.fptt import OF_FPTT
+from fptt._sequence import initial_state
 from fptt.experiments.configs.config import Setting, TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import check_devices
@@ -215,6 +216,10 @@ class InPrecision(nn.Module):
         with self.fabric.autocast(), nullcontext() if has_bfloat16(self.fabric.device) else plain_cells():
             result = self.model(inputs, state)
         return self.fabric.strategy.precision.convert_output(result)
+
+    def initial_state(self, inputs: Tensor) -> Any:
+        """Return the model's own, which is float32: that the precision is another outside changes nothing there."""
+        return initial_state(self.model, inputs)
 
 
 def has_bfloat16(device: torch.device) -> bool:
