@@ -16,6 +16,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks import sequences as sequence_task
 from fptt.experiments.tasks.batches import num_samples
+from fptt.experiments.tasks.loading import channel_statistics
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import make_model
@@ -120,6 +121,24 @@ def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
     score.add(torch.tensor([[2.0]]), torch.tensor([[3.0]]))
     assert score.metrics() == {"mse": 25.0}  # one deviation, of 5
     assert task.chance == 0.0  # the mean of training, 15, is right
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
+def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path) -> None:
+    """Of small numbers and of large ones the same samples; constants become 0, and are not blown up in other data."""
+    targets = np.arange(N) * 0.5
+    flat = np.concatenate([np.concatenate(sequences()), np.full((LENGTHS.sum(), 1), 37.3)], -1)
+    for name, scale in (("one", 1.0), ("other", factor)):
+        np.savez(tmp_path / f"{name}.npz", inputs=flat * scale, lengths=LENGTHS, targets=targets * scale)
+    one, other = (load(tmp_path / f"{name}.npz") for name in ("one", "other"))
+    assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+    assert other.scaling is not None
+    assert other.scaling.input_deviation[2] == 1.0
+    assert one.chance == pytest.approx(other.chance / factor**2)
+    constant = torch.full((10**5, 1), 37.3)
+    for values in (constant, constant.double()):
+        assert channel_statistics(values)[1].item() == 1.0
+        assert channel_statistics(values + 1e-3 * (torch.arange(10**5) % 2)[:, None])[1].item() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -249,6 +268,11 @@ def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert '"test_recall": {' in printed
     assert '"right": ' in printed
+    assert "figures" not in printed
+    changed = write(tmp_path / "x.csv", long_form(target=NAMES[::-1]))
+    assert run(["evaluate", str(out), "--data", str(changed)]) == 0
+    expected = "The training and test data of the task 'sequences' are not those of the run: its summary.json has other"
+    assert expected in capsys.readouterr().out
     other = write(tmp_path / "y.csv", long_form(target=np.arange(N) % 3))
     assert run(["evaluate", str(out), "--data", str(other)]) == 2
     assert "are not those that the run was trained on: their output_size is another" in capsys.readouterr().err

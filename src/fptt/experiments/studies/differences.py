@@ -115,9 +115,9 @@ def base_row(rows: Sequence[Row]) -> Row:
 
 
 def pairs_with_base(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Return that row beside each of the others: what a comparison compares."""
+    """Return that row beside each of the others that are of the same data: what a comparison compares."""
     base = base_row(rows)
-    return [(base, row) for row in rows if row is not base]
+    return [(base, row) for row in rows if row is not base and row["config"].data == base["config"].data]
 
 
 def matched_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:

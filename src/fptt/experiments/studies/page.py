@@ -20,7 +20,15 @@ from fptt.experiments.studies.differences import (
     matched_pairs,
     pairs_with_base,
 )
-from fptt.experiments.studies.finished_run import HARMLESS, METHODS, UNUSED, FinishedRun, read_run
+from fptt.experiments.studies.finished_run import (
+    HARMLESS,
+    METHODS,
+    UNUSED,
+    FinishedRun,
+    fingerprint_of,
+    read_run,
+    told_apart_by_data,
+)
 from fptt.experiments.studies.labels import chunk_losses
 from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
 from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
@@ -152,7 +160,7 @@ def read_results(results: Path) -> Results:
             reason = str(error)
             cut = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + " …"
             found.left_out[relative.as_posix()] = cut
-    experiments = {name: runs for name, runs in found.experiments.items() if runs}
+    experiments = {name: told_apart_by_data(runs) for name, runs in found.experiments.items() if runs}
     if not experiments:
         raise UserError(f"results {results} has no finished run.")
     return found._replace(experiments=experiments)
@@ -162,8 +170,11 @@ def check_fits(run: FinishedRun, others: Sequence[FinishedRun], results: Path) -
     """Raise UserError if a run cannot stand in a table with the others of its experiment."""
     if others and run.metric != others[0].metric:
         raise UserError(f"its metric is {run.metric}, that of the others {others[0].metric}.")
+    data = fingerprint_of(run.summary)
     for other in others:
-        if (other.group, other.setting, other.config.seed) == (run.group, run.setting, run.config.seed):
+        is_same = (other.group, other.setting, other.config.seed) == (run.group, run.setting, run.config.seed)
+        # an older run, which does not tell its data, may be of the same
+        if is_same and (data is None or fingerprint_of(other.summary) in (None, data)):
             raise UserError(f"same setting and seed as {other.path.relative_to(results).as_posix()}.")
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from fptt.experiments.configs.config import DataSetting, Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import PaddedSamples
-from fptt.experiments.tasks.loading import channel_statistics, spread
+from fptt.experiments.tasks.loading import channel_statistics, divisors, spread
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
 from fptt.experiments.tasks.sequence_files import SUFFIXES, Columns, Sequences, read_sequences
 from fptt.experiments.tasks.task import Scaling, Task
@@ -74,9 +74,9 @@ def _load(setting: Setting) -> Task:
     scaling = Scaling(tuple(mean.tolist()), tuple(deviation.tolist()))
     if kind == "regression":
         own = _floats(targets["train"])
-        scaling = scaling._replace(
-            target_mean=float(own.mean()), target_deviation=max(float(own.std(correction=0)), 1e-6)
-        )
+        own_mean = own.mean()
+        own_deviation = divisors(own.unsqueeze(-1), own_mean, own.std(correction=0))
+        scaling = scaling._replace(target_mean=float(own_mean), target_deviation=float(own_deviation))
     num_steps = int(train.lengths.max())
     is_ragged = len({int(length) for part in parts.values() for length in part.lengths}) > 1
 
