@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from fptt.experiments.commands.cli import run
+from fptt.experiments.commands.defaults import starting_config
 from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.comparison import Comparison
@@ -74,6 +75,20 @@ def test_the_same_seed_gives_the_same_weights_and_config_is_rerunnable(tmp_path:
     for name, weight in one.read_weights().items():
         assert torch.equal(weight, other.read_weights()[name])
     assert not torch.equal(one.read_weights()["rnn.weight_hh_l0"], third.read_weights()["rnn.weight_hh_l0"])
+
+
+def test_the_config_of_an_earlier_run_is_read_as_that_run_read_it(tmp_path: Path) -> None:
+    """Before there was the field, MNIST was not standardized; a file of the user's own has the recipe's value."""
+    config = yaml.safe_load(task_config("mnist").to_yaml())
+    del config["standardization"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--config", str(tmp_path / "config.yaml")]
+    assert starting_config(arguments).standardization == "published"
+    for name in ("summary.json", "metrics.csv"):
+        (tmp_path / name).touch()
+        assert starting_config(arguments) == RunFolder(tmp_path).read_config()
+        assert starting_config(arguments).standardization == "none"
+        (tmp_path / name).unlink()
 
 
 def test_budgets_of_updates_and_seconds(tmp_path: Path) -> None:

@@ -268,14 +268,26 @@ def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert '"test_recall": {' in printed
     assert '"right": ' in printed
-    assert "figures" not in printed
-    changed = write(tmp_path / "x.csv", long_form(target=NAMES[::-1]))
-    assert run(["evaluate", str(out), "--data", str(changed)]) == 0
-    expected = "The training and test data of the task 'sequences' are not those of the run: its summary.json has other"
-    assert expected in capsys.readouterr().out
     other = write(tmp_path / "y.csv", long_form(target=np.arange(N) % 3))
     assert run(["evaluate", str(out), "--data", str(other)]) == 2
     assert "are not those that the run was trained on: their output_size is another" in capsys.readouterr().err
+
+
+def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("train", "validation", "test")):
+        kept = long_form(target=NAMES)
+        write(tmp_path / f"{name}.csv", kept[kept.id % 3 == number])
+    out = tmp_path / "run"
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--num-chunks", "1"]
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path), "--out", str(out), *options]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", str(out)]) == 0
+    assert "not those of the run" not in capsys.readouterr().out
+    changed = pd.read_csv(tmp_path / "test.csv")
+    write(tmp_path / "test.csv", changed.assign(a=changed.a + 1))
+    assert run(["evaluate", str(out)]) == 0
+    expected = "The test data of the task 'sequences' are not those of the run: its summary.json has other figures."
+    assert expected in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
@@ -327,6 +339,22 @@ def widths(folder: Path) -> Path:
     return folder
 
 
+def persons(shared: str | float) -> Callable[[Path], Path]:
+    """Return a folder in which a person of the training sequences is in the test too, by its name."""
+
+    def make(folder: Path) -> Path:
+        for name, first, last in (("train", 0, 11), ("validation", 12, 15), ("test", 16, 19)):
+            found = long_form(target=NAMES)
+            found = found[found.id.between(first, last)]
+            own = found.id.astype(object if isinstance(shared, str) else float)
+            found = found.assign(g=own.map(lambda number: f"p{number}") if isinstance(shared, str) else own)
+            found.loc[found.id == 19, "g"] = shared
+            write(folder / f"{name}.csv", found)
+        return folder
+
+    return make
+
+
 def with_nan() -> np.ndarray:
     flat = np.concatenate(sequences())
     flat[4, 1] = np.nan
@@ -362,6 +390,10 @@ def objects() -> np.ndarray:
         (table(lambda t: t.assign(target=["x", *t.a.astype(str)[1:]])), {}, "column 'target', got 'x' in row 1"),
         (table(lambda t: t.assign(target=t.a)), {"kind": "classes"}, "kind classes needs a target of text or whole"),
         (table(lambda t: t.assign(target="left")), {}, "at least two classes, got left alone as the target in"),
+        (table(lambda t: t), {"inputs": "a,target"}, "the target 'target' of .*x.csv' must not be one of the inputs"),
+        (arrays(), {"inputs": "lengths", "target": "lengths"}, "the target 'lengths' of .*x.npz' must not be one of"),
+        (persons("p3"), {"group": "g"}, "train and test of .* must not share a 'g', got 'p3' in both"),
+        (persons(3.0), {"group": "g"}, "train and test of .* must not share a 'g', got '3' in both"),
         (table(lambda t: t.query("id < 2")), {}, "at least 3 sequences, of which validation and test are taken, got 2"),
         (table(lambda t: t.assign(g=t.id < 9)), {"group": "g"}, "at least 3 groups, of which validation and test"),
         (

@@ -82,7 +82,9 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
     if given.config is not None:
         if given.recipe is not None:
             raise UserError(f"give either recipe or config, got recipe {given.recipe} and config {given.config}.")
-        return read_config(given.config)
+        # of an earlier version it lacks fields: beside its figures, they have the values with which those were made
+        is_of_a_run = any((given.config.parent / name).exists() for name in ("summary.json", "metrics.csv"))
+        return read_config(given.config, of_a_run=is_of_a_run)
     if given.recipe is None:
         found = task_config(given.task or "digits", given.engine)
     else:

@@ -61,9 +61,9 @@ class Stream:
             summary = stream(config, folder, console, overwrite=self.overwrite)
         metric = "accuracy" if "accuracy" in summary else "mse"
         baselines = ", ".join(
-            f"{name.replace('_', ' ')} {metrics[metric]:.4g}" for name, metrics in summary["baselines"].items()
+            f"{name.replace('_', ' ')} {_shown(metrics[metric])}" for name, metrics in summary["baselines"].items()
         )
-        f1 = f", macro F1 {summary['macro_f1']:.4f}" if metric == "accuracy" else ""
+        f1 = f", macro F1 {_shown(summary['macro_f1'])}" if metric == "accuracy" else ""
         growth = summary["memory_growth_percent"]
         growth = "an unknown amount" if growth is None else f"{growth:.1f} % after the warm-up"
         gaps = ""
@@ -71,12 +71,16 @@ class Stream:
             gaps = f"; {summary['gaps']:,} gaps, {summary['skipped_rows']:,} rows skipped"
         say(
             console,
-            f"progressive {metric} {summary[metric]:.4g}{f1} ({baselines}) on "
+            f"progressive {metric} {_shown(summary[metric])}{f1} ({baselines}) on "
             f"{summary['labeled_steps']:,} labeled of {summary['steps']:,} steps{gaps}\n"
             f"{summary['updates']:,} updates in {summary['seconds']:.1f} s of learning, "
             f"{summary['steps_per_second']:,.0f} steps/s; memory grew by {growth}\n"
             f"plot: {folder.plot_file}\nsummary: {folder.summary_file}",
         )
+
+
+def _shown(metric: float | None) -> str:
+    return "unknown" if metric is None else f"{metric:.4g}"
 
 
 def parse(name: str, arguments: Sequence[str]) -> Stream:

@@ -107,8 +107,8 @@ class RegressionScore(Score):
         self.count += outputs[..., 0].numel()
 
     def metrics(self) -> dict[str, float]:
-        """Return the mean squared error."""
-        return {"mse": self.unit**2 * self.total / max(self.count, 1)}
+        """Return the mean squared error; NaN of nothing."""
+        return {"mse": self.unit**2 * self.total / self.count if self.count else math.nan}
 
 
 class TokenScore(Score):

@@ -150,6 +150,14 @@ def _read(setting: Setting) -> dict[str, Sequences]:
             raise UserError(
                 f"{str(files[name])!r} must have the inputs of {str(files['train'])!r}, {own}, got {others}."
             )
+    for (name, part), (other, beside) in itertools.combinations(parts.items(), 2):
+        if part.group_names is not None and beside.group_names is not None:
+            shared = np.intersect1d(part.group_names, beside.group_names)
+            if len(shared):
+                raise UserError(
+                    f"{name} and {other} of {setting.data!r} must not share a {columns.group!r}, got "
+                    f"{shared[0].item()!r} in both."
+                )
     return parts
 
 
