@@ -498,3 +498,23 @@ def test_seeds_of_other_data_are_other_rows(tmp_path: Path) -> None:
         assert all(ours["config"].data == theirs["config"].data for ours, theirs in pairs)
     (row,) = make_rows("same", found.experiments["same"], {})
     assert (row["differs"], row["num_seeds"]) == ("", 3)
+
+
+def test_the_page_of_other_results_leaves_those_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "".join(["# own\n", *page.MARKS])
+    for folder in (".", "out"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "README.md").write_text(text)
+    for seed in (0, 1):
+        write_run(tmp_path / "out" / "smnist-small" / f"fptt-seed-{seed}", TrainConfig.of(SMALL, seed=seed))
+    assert run(["report", "--results", "out"]) == 0
+    assert run(["report", "--results", "out", "--out", "out/docs"]) == 0
+    assert (tmp_path / "out" / "report" / "results.md").is_file()
+    assert (tmp_path / "out" / "docs" / "results.md").is_file()
+    assert not (tmp_path / "docs").exists()
+    assert all((tmp_path / folder / "README.md").read_text() == text for folder in (".", "out"))
+    assert run(["report", "--results", "out"]) == 0  # the page is no run
+    (tmp_path / "out").rename(tmp_path / "results")
+    assert run(["report"]) == 0
+    assert (tmp_path / "docs" / "results.md").is_file()

@@ -123,6 +123,31 @@ def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
     assert task.chance == 0.0  # the mean of training, 15, is right
 
 
+def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> None:
+    """1.0 is 1; but among the numbers of any file a fraction makes all of them a regression."""
+    whole, halves = np.arange(N) % 2, np.arange(N) * 0.5
+    tasks = [load(write(tmp_path / f"{own.dtype}.csv", long_form(target=own))) for own in (whole, whole * 1.0)]
+    assert [(task.kind, task.class_names) for task in tasks] == [("classes", (0, 1))] * 2
+    assert all(torch.equal(*pair) for pair in zip(*map(everything, tasks), strict=True))  # divided alike too
+    for number, (train, test, kind) in enumerate(
+        [
+            (whole, whole * 1.0, "classes"),
+            (whole * 1.0, whole, "classes"),
+            (whole, halves, "regression"),
+            (halves, whole, "regression"),
+            (whole * 1e18, whole, "regression"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / "train.csv", long_form(target=train))
+        write(folder / "test.csv", long_form(target=test))
+        assert load(folder).kind == kind
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=whole.astype(np.float32))
+    assert load(tmp_path / "x.npz").class_names == (0, 1)
+    assert load(tmp_path / "x.npz", kind="regression").kind == "regression"
+
+
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
 def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path) -> None:
     """Of small numbers and of large ones the same samples; constants become 0, and are not blown up in other data."""
@@ -134,7 +159,8 @@ def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path) ->
     assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
     assert other.scaling is not None
     assert other.scaling.input_deviation[2] == 1.0
-    assert one.chance == pytest.approx(other.chance / factor**2)
+    assert one.chance is not None
+    assert other.chance == pytest.approx(one.chance * factor**2)
     constant = torch.full((10**5, 1), 37.3)
     for values in (constant, constant.double()):
         assert channel_statistics(values)[1].item() == 1.0
@@ -276,7 +302,7 @@ def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: py
 def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, name in enumerate(("train", "validation", "test")):
         kept = long_form(target=NAMES)
-        write(tmp_path / f"{name}.csv", kept[kept.id % 3 == number])
+        write(tmp_path / f"{name}.csv", kept.loc[kept.id % 3 == number])
     out = tmp_path / "run"
     options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--num-chunks", "1"]
     assert run(["train", "--task", "sequences", "--data", str(tmp_path), "--out", str(out), *options]) == 0
@@ -411,6 +437,14 @@ def objects() -> np.ndarray:
         (text("x.csv", "id,a,target\n1,2,3\n1,2,3,4\n"), {}, "cannot be read: Expected 3 fields in line 3, saw 4"),
         (text("x.csv", "id,a,target\n1,2,3,4\n1,2,3,4\n"), {}, "must have a name for every column in its first line"),
         (text("x.csv", "id,a,target\n1,2,3\n1\n"), {}, "must have a value in every row of column 'target'"),
+        (text("x.csv", "id;a;target\n1;2;3\n"), {}, "must have commas between its columns, got ';' in its first line"),
+        (table(lambda t: t.assign(a=t.a * 1e300)), {}, "numbers up to .*e.30. in column 'a'"),
+        (
+            arrays(targets=np.where(np.arange(N) % 3, 1, -100)),
+            {},
+            "class -100 is for steps that do not count, got it as",
+        ),
+        (table(lambda t: t), {"task": "mnist"}, "x.csv' must be a folder of Parquet files .*, got a file"),
         (text("x.xls", "id"), {}, "must be a file of the kinds .npz, .csv, .parquet, got '.xls'"),
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),

@@ -22,6 +22,7 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
 from fptt.experiments.studies.finished_run import fingerprint_of, read_run
 from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.tasks.scores import metric_form
 from fptt.experiments.training.folder import RunFolder
 
 # Ctrl-C in the terminal is for this process alone, which asks each of the others to end
@@ -180,4 +181,5 @@ def _run(path: Path, config: TrainConfig, console: Console, children: _Children,
     config_file.unlink()
     summary = RunFolder(path).read_summary()
     metric = f"test_{summary['metric']}"
-    say(console, f"{path}: {metric} {summary[metric]:.4f}, {summary['updates']:,} updates, {summary['seconds']:.1f} s")
+    shown = format(summary[metric], metric_form(metric, summary[metric]))
+    say(console, f"{path}: {metric} {shown}, {summary['updates']:,} updates, {summary['seconds']:.1f} s")

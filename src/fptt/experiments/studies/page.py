@@ -68,16 +68,15 @@ class Results(NamedTuple):
     left_out: dict[str, str]
 
 
-def write_report(results: Path, out: Path, commands: Path, references: References) -> Path:
+def write_report(results: Path, out: Path, commands: Path, references: References, readme: Path | None = None) -> Path:
     """Write a page, `results.md`, and a plot of each experiment, `figures/results-NAME.png`.
-
-    The table of the paper's tasks is also put into a README beside the folder of the page that has `MARKS`.
 
     Args:
         results: Folder of the run folders, `NAME/…/RUN`; NAME is the experiment.
         out: Folder of the page.
         commands: Folder of the command files of the experiments; see `command_text`.
         references: Published and replicated results for (NAME, method).
+        readme: A file beside the folder of the page, with `MARKS`, that gets the table of the paper's tasks too.
 
     Returns:
         The page.
@@ -104,8 +103,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
         parts.append(f"## The tasks of the paper\n\n{fill(PAPER_EXPLANATION, 120)}\n")
         parts.append(markdown_table(paper_cells(of_paper), num_left=1))
         parts.append(f"![What was reached, and what was published](figures/{picture.name})\n")
-        readme = out.parent / "README.md"
-        if readme.is_file():
+        if readme is not None and readme.is_file():
             address = page.relative_to(readme.parent).as_posix()
             put_between_marks(readme, markdown_table(paper_cells(of_paper, address), num_left=1))
     for name, runs in sorted(found.experiments.items()):
@@ -120,7 +118,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
 
 
 MARKS = ("<!-- fptt report: begin -->\n", "<!-- fptt report: end -->\n")
-"""Between them stands the table of the paper's tasks in a README beside the folder of the page."""
+"""Between them stands the table of the paper's tasks in a README."""
 
 
 def put_between_marks(path: Path, text: str) -> None:

@@ -30,6 +30,11 @@ def load_splits(
     """
     looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
     path = Path(source).expanduser()
+    if looks_local and path.is_file():
+        raise UserError(
+            f"data {source!r} must be a folder of Parquet files with the splits {' and '.join(names)}, got a file; one "
+            "of your own is for the tasks 'sequences' and 'text'."
+        )
     if looks_local and not path.is_dir():
         raise UserError(f"data folder {source!r} does not exist.")
     datasets.logging.set_verbosity(logging.CRITICAL)  # the error below has the reason

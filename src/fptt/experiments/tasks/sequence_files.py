@@ -155,6 +155,8 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         UserError: If a column is missing, or a value: names column and row, counted from 1 without the header.
     """
     found = {str(name): column for name, column in table.items()}
+    if len(found) == 1 and (separator := next((mark for mark in ";\t|" if mark in next(iter(found))), None)):
+        raise UserError(f"{source!r} must have commas between its columns, got {separator!r} in its first line.")
     id_name, target_name = columns.id or "id", columns.target or "target"
     time_name = columns.time or ("time" if "time" in found else None)
     others = [id_name, time_name, columns.group, target_name]
