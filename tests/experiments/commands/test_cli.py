@@ -16,6 +16,8 @@ from rich.console import Console
 
 from fptt.experiments.commands.cli import run
 from fptt.experiments.commands.defaults import starting_config
+from fptt.experiments.commands.runs import Train
+from fptt.experiments.commands.runs import parse as parse_runs
 from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.comparison import Comparison
@@ -89,6 +91,17 @@ def test_the_config_of_an_earlier_run_is_read_as_that_run_read_it(tmp_path: Path
         assert starting_config(arguments) == RunFolder(tmp_path).read_config()
         assert starting_config(arguments).standardization == "none"
         (tmp_path / name).unlink()
+
+
+def test_none_is_said_in_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("none", "None"):
+        parsed = parse_runs("train", ["--max-norm", text, "--limit", text, "--id", text])
+        assert isinstance(parsed, Train)
+        assert (parsed.run.max_norm, parsed.run.limit) == (None, None)
+    with pytest.raises(SystemExit):
+        parse_runs("train", ["--limit", "1.5"])
+    printed = capsys.readouterr()
+    assert "--limit: it must be a whole number or None, got '1.5'" in printed.out + printed.err
 
 
 def test_budgets_of_updates_and_seconds(tmp_path: Path) -> None:

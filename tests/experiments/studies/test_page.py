@@ -518,3 +518,14 @@ def test_the_page_of_other_results_leaves_those_of_the_project(tmp_path: Path, m
     (tmp_path / "out").rename(tmp_path / "results")
     assert run(["report"]) == 0
     assert (tmp_path / "docs" / "results.md").is_file()
+
+
+def test_a_run_in_the_folder_of_an_earlier_stream_is_a_run(tmp_path: Path) -> None:
+    for name in ("stream", "run"):
+        write_run(tmp_path / "small" / name, SMALL)
+        (tmp_path / "small" / name / "rolling.csv").touch()
+    folder = RunFolder(tmp_path / "small" / "stream")
+    folder.write_summary({**folder.read_summary(), "command": "stream"})
+    found = read_results(tmp_path)
+    assert [run.path.name for run in found.experiments["small"]] == ["run"]
+    assert not found.left_out

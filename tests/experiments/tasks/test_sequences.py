@@ -81,6 +81,14 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path: Path) -> None:
         assert other.fingerprint == first.fingerprint
 
 
+def test_whole_times_above_what_a_float_tells_apart_keep_their_order(tmp_path: Path) -> None:
+    table = long_form(target=NAMES)
+    for suffix in (".csv", ".parquet"):
+        one = load(write(tmp_path / f"small{suffix}", table))
+        other = load(write(tmp_path / f"large{suffix}", table.assign(time=table.time + 2**60)))
+        assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+
+
 def test_a_target_a_step_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
     targets = np.arange(LENGTHS.sum()) % 3
     targets[4] = -100  # a step that does not count
@@ -155,7 +163,7 @@ def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path) ->
     flat = np.concatenate([np.concatenate(sequences()), np.full((LENGTHS.sum(), 1), 37.3)], -1)
     for name, scale in (("one", 1.0), ("other", factor)):
         np.savez(tmp_path / f"{name}.npz", inputs=flat * scale, lengths=LENGTHS, targets=targets * scale)
-    one, other = (load(tmp_path / f"{name}.npz") for name in ("one", "other"))
+    one, other = (load(tmp_path / f"{name}.npz", kind="regression") for name in ("one", "other"))
     assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
     assert other.scaling is not None
     assert other.scaling.input_deviation[2] == 1.0

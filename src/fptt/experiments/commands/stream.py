@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from fptt.experiments.commands.defaults import check_folder, check_resumption, with_absolute_data
+from fptt.experiments.commands.defaults import GROUPED, check_folder, check_resumption, with_absolute_data
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
@@ -88,4 +88,6 @@ def parse(name: str, arguments: Sequence[str]) -> Stream:
     check_resumption([argument for argument in arguments if argument != "--next-rows"])
     if "--next-rows" in arguments and "--resume" not in arguments:
         raise UserError("next_rows belongs to --resume.")
-    return tyro.cli(Stream, args=arguments, prog=f"fptt {name}", default=Stream(stream=StreamConfig()))
+    return tyro.cli(
+        Stream, args=arguments, prog=f"fptt {name}", default=Stream(stream=StreamConfig()), registry=GROUPED
+    )

@@ -45,6 +45,7 @@ from fptt.experiments.studies.tables import (
     seed_rows,
     with_sd,
 )
+from fptt.experiments.training.folder import RunFolder
 
 LONGEST_REASON = 300
 """Characters of the reason for which a run is left out."""
@@ -145,7 +146,7 @@ def read_results(results: Path) -> Results:
     found = Results({}, {})
     files = [file for name in ("summary.json", "config.yaml") for file in results.rglob(name)]
     # a folder with a config but no summary is a run that did not end: it is listed with the reason
-    for path in sorted({file.parent for file in files if not (file.parent / ROLLING).exists()}):
+    for path in sorted({file.parent for file in files if not _is_of_a_stream(file.parent)}):
         relative = path.relative_to(results)
         try:
             if not relative.parts:
@@ -162,6 +163,16 @@ def read_results(results: Path) -> Results:
     if not experiments:
         raise UserError(f"results {results} has no finished run.")
     return found._replace(experiments=experiments)
+
+
+def _is_of_a_stream(folder: Path) -> bool:
+    """Return whether a folder holds a stream; what an earlier one has left beside a run does not make it one."""
+    if not (folder / ROLLING).exists():
+        return False
+    try:
+        return RunFolder(folder).read_summary().get("command") == "stream"
+    except UserError:
+        return True
 
 
 def check_fits(run: FinishedRun, others: Sequence[FinishedRun], results: Path) -> None:

@@ -141,6 +141,7 @@ def channel_statistics(signals: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of every channel of signals (…, D), (D,) both; that of a constant one is 1."""
     flat = signals.flatten(0, -2)
     deviation, mean = std_mean(flat, dim=0, correction=0)
+    mean = torch.where((flat == flat[0]).all(0), flat[0], mean)  # of equal numbers, without a rounding error
     return mean, divisors(flat, mean, deviation)
 
 

@@ -28,7 +28,7 @@ def metric_form(metric: str, value: float) -> str:
         >>> [format(value, metric_form("mse", value)) for value in (0.25, 1.23456e-7)]
         ['0.2500', '1.235e-07']
     """
-    return ".4g" if metric.endswith("mse") and 0 < abs(value) < 1e-3 else ".4f"
+    return ".4g" if metric.endswith("mse") and 0 < abs(value) < 1e-4 else ".4f"
 
 
 class Score(ABC):

@@ -299,6 +299,8 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
         UserError: If a value is missing, or neither.
     """
     column = _complete(column, source)
+    if column.dtype.kind in "iu":  # as floats those above 2⁵³, such as nanoseconds, would lose their order
+        return column.to_numpy()
     if column.dtype.kind != "M" and pd.Series(pd.to_numeric(column, errors="coerce")).notna().any():
         return _numbers(column, source)
     dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)

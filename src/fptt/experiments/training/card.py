@@ -7,7 +7,7 @@ import yaml
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.tasks.interface import Interface
-from fptt.experiments.tasks.registry import TASKS
+from fptt.experiments.tasks.registry import TASKS, TEXTS
 from fptt.experiments.tasks.scores import metric_form
 
 MAX_NAMES = 20
@@ -51,7 +51,7 @@ def model_card(config: TrainConfig, summary: Mapping[str, Any], interface: Inter
         "```bash\nfptt train --config config.yaml --out FOLDER   # once more\n"
         "fptt evaluate .                                # the figures of the test again\n```",
         "## Use",
-        _use(interface, is_text=config.task in ("text", "ptb-word", "ptb-char"), has_averages=config.method == "fptt"),
+        _use(interface, is_text=config.task in TEXTS, has_averages=config.method == "fptt"),
     ]
     return "\n\n".join(lines) + "\n"
 
