@@ -58,8 +58,10 @@ class Train(Origin):
         """Train, and print where everything is."""
         loggers = parse_loggers(self.logger)
         if self.resume and self.out is not None:
-            run = RunFolder(self.out).read_config()
-            if RunFolder(self.out).has_finished():
+            folder = RunFolder(self.out)
+            run = folder.read_config()
+            # with a checkpoint it may have been killed before the last of its files was written
+            if folder.has_finished() and not folder.checkpoints.files():
                 raise UserError(f"the run in {self.out} is finished: there is nothing to resume.")
         else:
             run = with_absolute_data(self.run)
