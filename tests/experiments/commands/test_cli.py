@@ -7,12 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from rich.console import Console
 
 from fptt.experiments.commands.cli import run
+from fptt.experiments.commands.defaults import starting_config
+from fptt.experiments.commands.runs import Train
+from fptt.experiments.commands.runs import parse as parse_runs
 from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.comparison import Comparison
@@ -74,6 +79,31 @@ def test_the_same_seed_gives_the_same_weights_and_config_is_rerunnable(tmp_path:
     assert not torch.equal(one.read_weights()["rnn.weight_hh_l0"], third.read_weights()["rnn.weight_hh_l0"])
 
 
+def test_the_config_of_an_earlier_run_is_read_as_that_run_read_it(tmp_path: Path) -> None:
+    """Before there was the field, MNIST was not standardized; a file of the user's own has the recipe's value."""
+    config = yaml.safe_load(task_config("mnist").to_yaml())
+    del config["standardization"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--config", str(tmp_path / "config.yaml")]
+    assert starting_config(arguments).standardization == "published"
+    for name in ("summary.json", "metrics.csv"):
+        (tmp_path / name).touch()
+        assert starting_config(arguments) == RunFolder(tmp_path).read_config()
+        assert starting_config(arguments).standardization == "none"
+        (tmp_path / name).unlink()
+
+
+def test_none_is_said_in_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("none", "None"):
+        parsed = parse_runs("train", ["--max-norm", text, "--limit", text, "--id", text])
+        assert isinstance(parsed, Train)
+        assert (parsed.run.max_norm, parsed.run.limit) == (None, None)
+    with pytest.raises(SystemExit):
+        parse_runs("train", ["--limit", "1.5"])
+    printed = capsys.readouterr()
+    assert "--limit: it must be a whole number or None, got '1.5'" in printed.out + printed.err
+
+
 def test_budgets_of_updates_and_seconds(tmp_path: Path) -> None:
     summary = train(tmp_path / "updates", "--epochs", "None", "--max-updates", "20")
     assert summary["updates"] == 24  # three batches of eight chunks
@@ -128,6 +158,38 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert run([*command, "--lr", "0.5"]) == 2
     assert "holds a finished run with lr 0.002, not 0.5" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
+
+
+@pytest.mark.usefixtures("forked_runs")
+def test_a_finished_run_of_other_data_is_not_that_of_these(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other data of the same shape, at another place or at the same; the same data at another place are the same."""
+
+    def write(name: str, factor: float) -> str:
+        values = factor * np.arange(60)
+        table = pd.DataFrame({"id": np.repeat(np.arange(20), 3), "x": values % 7})
+        table.assign(target=table.id % 2).to_csv(tmp_path / name, index=False)
+        return str(tmp_path / name)
+
+    def compare(data: str, *options: str) -> int:
+        size = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--num-chunks", "1", "--seeds", "1"]
+        command = ["compare", "--task", "sequences", "--methods", "tbptt", "--budgets", "epochs", *size]
+        return run([*command, "--out", str(tmp_path / "out"), "--data", data, *options])
+
+    one, same, other = write("one.csv", 1.0), write("same.csv", 1.0), write("other.csv", 2.0)
+    folder = RunFolder(tmp_path / "out" / "equal-epochs" / "tbptt-seed-0")
+    assert compare(one) == 0
+    first = folder.read_summary()
+    capsys.readouterr()
+    assert compare(same) == 0
+    assert "1 runs, 1 of them are finished already" in capsys.readouterr().out
+    assert compare(other) == 2
+    message = f"tbptt-seed-0 holds a finished run of other data than {other} now: give another folder, or --overwrite"
+    assert message in capsys.readouterr().err
+    write("one.csv", 3.0)
+    assert compare(one) == 2
+    assert folder.read_summary() == first
+    assert compare(other, "--overwrite") == 0
+    assert folder.read_summary()["data"] != first["data"]
 
 
 @pytest.mark.usefixtures("forked_runs")

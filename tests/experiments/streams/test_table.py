@@ -22,7 +22,7 @@ from fptt.experiments.streams.learner import RunningScale, StreamLearner
 from fptt.experiments.streams.source import Piece
 from fptt.experiments.streams.stream import StreamFolder
 from fptt.experiments.streams.table import Table
-from fptt.experiments.tasks.scores import IGNORED
+from fptt.experiments.tasks.scores import IGNORED, RegressionScore
 from tests.experiments.streams.test_stream_resume import assert_same_end, call_at, press_ctrl_c
 
 GAPS = "time,a,b,target\n1,,5,x\n2,1,6,y\n3,2,,\n4,,7,x\n5,3,8,z\n"
@@ -364,3 +364,13 @@ def test_standard_input_is_stopped_while_it_is_awaited_and_resumed_in_both_ways(
     assert run(["stream", "--resume", *how, "--out", str(cut.path)]) == 0
     assert_same_end(whole, cut)
     assert json.loads(cut.summary_file.read_text())["rows"] == 600
+
+
+def test_a_stream_without_any_label_has_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path, "a,target\n" + "1,\n2,\n" * 10)
+    options = ["--kind", "regression", "--hidden-size", "3", "--chunk-length", "5", "--out", str(tmp_path / "out")]
+    assert run(["stream", "--task", "table", "--data", data, *options]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["mse"], summary["labeled_steps"], summary["steps"]) == (None, 0, 20)
+    assert "progressive mse unknown" in capsys.readouterr().out
+    assert math.isnan(RegressionScore().metrics()["mse"])

@@ -360,3 +360,23 @@ def test_the_plot_has_a_panel_a_field_with_the_controls_in_each(
     assert lines["FPTT"] == [[0.1, 0.6], [0.5, 0.7]]
     assert [y for _, y in lines["TBPTT"]] == [0.3, 0.3]  # of the setting's own K alone
     plt.close(figures[0])
+
+
+def test_a_variant_has_no_more_than_its_cell_has(tmp_path: Path) -> None:
+    """A forget bias is of the LSTM alone; one that is asked for beside another cell is refused before any run."""
+    setting = TrainConfig.of(TINY, forget_bias=1.0, fan_in_init=True)
+    axes = parse_axes("cell=lstm:gru:lif,chrono_init=64:None")
+    ablation = Ablation(setting, axes, [0], tmp_path, method="tbptt")
+    assert [
+        (dict(changes), config.forget_bias, config.fan_in_init)
+        for ((_, changes), _), config in (ablation.configs.items())
+    ][:4] == [
+        ({}, 1.0, True),
+        ({"cell": "gru"}, 0.0, True),
+        ({"cell": "lif"}, 0.0, False),
+        ({"chrono_init": 64.0}, 0.0, True),
+    ]
+    for over in ("cell=gru,forget_bias=2", "cell=lstm:gru,forget_bias=0.5:2"):
+        with pytest.raises(UserError, match="forget_bias"):
+            Ablation(setting, parse_axes(over), [0], tmp_path, grid=True, method="tbptt")
+    assert not list(tmp_path.iterdir())

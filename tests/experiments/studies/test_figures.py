@@ -88,7 +88,7 @@ def test_the_page_of_results_is_that_of_the_runs(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(f"fptt.experiments.studies.page.{name}", draw)
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / "README.md").read_text(encoding="utf-8").replace("%) †", "%)"), encoding="utf-8")
-    page = write_report(ROOT / "results", tmp_path / "docs", ROOT / "runs", REFERENCES)
+    page = write_report(ROOT / "results", tmp_path / "docs", ROOT / "runs", REFERENCES, readme)
     assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     pictures = {file.name for file in (tmp_path / "docs" / "figures").iterdir()}

@@ -9,7 +9,7 @@ import pytest
 from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.studies import page, plots
+from fptt.experiments.studies import differences, page, plots
 from fptt.experiments.studies.comparison import stand_ins
 from fptt.experiments.studies.page import make_rows, read_results, write_report
 from fptt.experiments.studies.references import Reference
@@ -471,3 +471,61 @@ def test_infinite_and_undefined_losses_are_shown(tmp_path: Path) -> None:
     row = dict(zip(head, line, strict=True))
     names = ("test perplexity (seeds)", "test cross_entropy", "to published")
     assert [row.get(name) for name in names] == ["inf (2)", None, "+inf"]  # a column without values is not there
+
+
+def test_seeds_of_other_data_are_other_rows(tmp_path: Path) -> None:
+    """Where the data lay does not matter, nor what an older run, which does not tell its data, would be of."""
+    base = TrainConfig.of(SMALL, task="sequences", data="/one/x.csv")
+    for seed, (data, test) in enumerate([("aa-bb", 0.25), ("aa-bb", 0.75), ("cc-dd", 0.5)]):
+        config = TrainConfig.of(base, seed=seed, data=f"/{seed}/x.csv")
+        write_run(tmp_path / "own" / f"fptt-{seed}", config, test, data=data)
+        control = TrainConfig.of(config, method="tbptt")
+        write_run(tmp_path / "own" / f"tbptt-{seed}", control, test - 0.25, data=data)
+        write_run(tmp_path / "same" / f"fptt-{seed}", config, test, data="aa-bb" if seed else ...)
+    write_run(tmp_path / "own" / "again", TrainConfig.of(base, seed=0), 0.125, data="cc-dd")
+    write_run(tmp_path / "own" / "twice", TrainConfig.of(base, seed=0), 0.125)
+    found = read_results(tmp_path)
+    assert found.left_out == {"own/twice": "same setting and seed as own/again."}
+    rows = make_rows("own", found.experiments["own"], {})
+    assert {(row["method"], row["differs"]): row["tests"] for row in rows} == {
+        ("fptt", "data aa-bb"): {0: 0.25, 1: 0.75},
+        ("fptt", "data cc-dd"): {0: 0.125, 2: 0.5},
+        ("tbptt", "data aa-bb"): {0: 0.0, 1: 0.5},
+        ("tbptt", "data cc-dd"): {2: 0.25},
+    }
+    for pairs in (differences.matched_pairs(rows), differences.pairs_with_base(rows)):
+        assert pairs
+        assert all(ours["config"].data == theirs["config"].data for ours, theirs in pairs)
+    (row,) = make_rows("same", found.experiments["same"], {})
+    assert (row["differs"], row["num_seeds"]) == ("", 3)
+
+
+def test_the_page_of_other_results_leaves_those_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "".join(["# own\n", *page.MARKS])
+    for folder in (".", "out"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "README.md").write_text(text)
+    for seed in (0, 1):
+        write_run(tmp_path / "out" / "smnist-small" / f"fptt-seed-{seed}", TrainConfig.of(SMALL, seed=seed))
+    assert run(["report", "--results", "out"]) == 0
+    assert run(["report", "--results", "out", "--out", "out/docs"]) == 0
+    assert (tmp_path / "out" / "report" / "results.md").is_file()
+    assert (tmp_path / "out" / "docs" / "results.md").is_file()
+    assert not (tmp_path / "docs").exists()
+    assert all((tmp_path / folder / "README.md").read_text() == text for folder in (".", "out"))
+    assert run(["report", "--results", "out"]) == 0  # the page is no run
+    (tmp_path / "out").rename(tmp_path / "results")
+    assert run(["report"]) == 0
+    assert (tmp_path / "docs" / "results.md").is_file()
+
+
+def test_a_run_in_the_folder_of_an_earlier_stream_is_a_run(tmp_path: Path) -> None:
+    for name in ("stream", "run"):
+        write_run(tmp_path / "small" / name, SMALL)
+        (tmp_path / "small" / name / "rolling.csv").touch()
+    folder = RunFolder(tmp_path / "small" / "stream")
+    folder.write_summary({**folder.read_summary(), "command": "stream"})
+    found = read_results(tmp_path)
+    assert [run.path.name for run in found.experiments["small"]] == ["run"]
+    assert not found.left_out

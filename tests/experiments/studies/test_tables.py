@@ -3,6 +3,8 @@ from typing import Any, cast
 
 import pytest
 
+from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.studies.differences import difference_cells, pairs_with_base
 from fptt.experiments.studies.finished_run import FinishedRun
 from fptt.experiments.studies.tables import console_table, markdown_table, number, seed_rows, with_sd
 from tests.experiments.studies.runs import SMALL
@@ -61,3 +63,16 @@ def test_tables_have_the_same_cells_in_both_forms() -> None:
     table = console_table(cells, num_left=1)
     assert [column.justify for column in table.columns] == ["left", "right"]
     assert [list(column.cells) for column in table.columns] == [["a", "b"], ["1", "2"]]
+
+
+def test_small_squared_errors_are_shown() -> None:
+    """Four digits, where four decimals would be zeros; of an accuracy, and of larger errors, those decimals."""
+    row = {"test_mse_mean": 1.25e-6, "test_mse_sd": 3e-7, "test_accuracy_mean": 1.25e-6, "test_accuracy_sd": 0.5}
+    assert with_sd(row, "test_mse") == "1.25e-06 ± 3e-07"
+    assert with_sd(row, "test_accuracy") == "0.0000 ± 0.5000"
+    assert with_sd({"test_mse_mean": 0.0014, "test_mse_sd": 6e-4}, "test_mse") == "0.0014 ± 0.0006"
+    fptt, tbptt = TrainConfig(), TrainConfig(method="tbptt")
+    rows = [{"config": fptt, "tests": {0: 1e-6, 1: 2e-6}}, {"config": tbptt, "tests": {0: 3e-6, 1: 5e-6}}]
+    (_, line) = difference_cells(pairs_with_base(rows), fptt, "mse")
+    assert line[2] == "-2.5e-06"
+    assert line[3].startswith("[-8.85")

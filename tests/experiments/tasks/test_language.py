@@ -369,6 +369,11 @@ def test_penn_treebank_ends_its_lines(tmp_path: Path) -> None:
     task = load_task(Setting(**{**vars(setting), "data": data, "task": "ptb-char"}), 0)
     assert decoded(task, "train") == ["a", "n", "_", "a", "\n", "_", "n", "\n"]
     assert (task.name, task.metric) == ("ptb-char", "bits_per_character")
+    with pytest.raises(UserError, match="must hold words for the task 'ptb-word', got single characters alone"):
+        load_task(Setting(**{**vars(setting), "data": data}), 0)
+    data = write_splits(tmp_path / "mixed", "sentence", **{**characters, "test": ["n no"]})
+    with pytest.raises(UserError, match=r"the test split must hold single characters .* got 'no': are they the words"):
+        load_task(Setting(**{**vars(setting), "data": data, "task": "ptb-char"}), 0)
 
 
 def test_bad_texts_are_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks import sequences as sequence_task
 from fptt.experiments.tasks.batches import num_samples
+from fptt.experiments.tasks.loading import channel_statistics
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import make_model
@@ -80,6 +81,14 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path: Path) -> None:
         assert other.fingerprint == first.fingerprint
 
 
+def test_whole_times_above_what_a_float_tells_apart_keep_their_order(tmp_path: Path) -> None:
+    table = long_form(target=NAMES)
+    for suffix in (".csv", ".parquet"):
+        one = load(write(tmp_path / f"small{suffix}", table))
+        other = load(write(tmp_path / f"large{suffix}", table.assign(time=table.time + 2**60)))
+        assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+
+
 def test_a_target_a_step_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
     targets = np.arange(LENGTHS.sum()) % 3
     targets[4] = -100  # a step that does not count
@@ -120,6 +129,50 @@ def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
     score.add(torch.tensor([[2.0]]), torch.tensor([[3.0]]))
     assert score.metrics() == {"mse": 25.0}  # one deviation, of 5
     assert task.chance == 0.0  # the mean of training, 15, is right
+
+
+def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> None:
+    """1.0 is 1; but among the numbers of any file a fraction makes all of them a regression."""
+    whole, halves = np.arange(N) % 2, np.arange(N) * 0.5
+    tasks = [load(write(tmp_path / f"{own.dtype}.csv", long_form(target=own))) for own in (whole, whole * 1.0)]
+    assert [(task.kind, task.class_names) for task in tasks] == [("classes", (0, 1))] * 2
+    assert all(torch.equal(*pair) for pair in zip(*map(everything, tasks), strict=True))  # divided alike too
+    for number, (train, test, kind) in enumerate(
+        [
+            (whole, whole * 1.0, "classes"),
+            (whole * 1.0, whole, "classes"),
+            (whole, halves, "regression"),
+            (halves, whole, "regression"),
+            (whole * 1e18, whole, "regression"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / "train.csv", long_form(target=train))
+        write(folder / "test.csv", long_form(target=test))
+        assert load(folder).kind == kind
+    np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=whole.astype(np.float32))
+    assert load(tmp_path / "x.npz").class_names == (0, 1)
+    assert load(tmp_path / "x.npz", kind="regression").kind == "regression"
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
+def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path) -> None:
+    """Of small numbers and of large ones the same samples; constants become 0, and are not blown up in other data."""
+    targets = np.arange(N) * 0.5
+    flat = np.concatenate([np.concatenate(sequences()), np.full((LENGTHS.sum(), 1), 37.3)], -1)
+    for name, scale in (("one", 1.0), ("other", factor)):
+        np.savez(tmp_path / f"{name}.npz", inputs=flat * scale, lengths=LENGTHS, targets=targets * scale)
+    one, other = (load(tmp_path / f"{name}.npz", kind="regression") for name in ("one", "other"))
+    assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+    assert other.scaling is not None
+    assert other.scaling.input_deviation[2] == 1.0
+    assert one.chance is not None
+    assert other.chance == pytest.approx(one.chance * factor**2)
+    constant = torch.full((10**5, 1), 37.3)
+    for values in (constant, constant.double()):
+        assert channel_statistics(values)[1].item() == 1.0
+        assert channel_statistics(values + 1e-3 * (torch.arange(10**5) % 2)[:, None])[1].item() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -254,6 +307,23 @@ def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: py
     assert "are not those that the run was trained on: their output_size is another" in capsys.readouterr().err
 
 
+def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("train", "validation", "test")):
+        kept = long_form(target=NAMES)
+        write(tmp_path / f"{name}.csv", kept.loc[kept.id % 3 == number])
+    out = tmp_path / "run"
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--num-chunks", "1"]
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path), "--out", str(out), *options]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", str(out)]) == 0
+    assert "not those of the run" not in capsys.readouterr().out
+    changed = pd.read_csv(tmp_path / "test.csv")
+    write(tmp_path / "test.csv", changed.assign(a=changed.a + 1))
+    assert run(["evaluate", str(out)]) == 0
+    expected = "The test data of the task 'sequences' are not those of the run: its summary.json has other figures."
+    assert expected in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
     """With a sequence a batch and a step a chunk there are as many updates as steps."""
     np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
@@ -303,6 +373,22 @@ def widths(folder: Path) -> Path:
     return folder
 
 
+def persons(shared: str | float) -> Callable[[Path], Path]:
+    """Return a folder in which a person of the training sequences is in the test too, by its name."""
+
+    def make(folder: Path) -> Path:
+        for name, first, last in (("train", 0, 11), ("validation", 12, 15), ("test", 16, 19)):
+            found = long_form(target=NAMES)
+            found = found[found.id.between(first, last)]
+            own = found.id.astype(object if isinstance(shared, str) else float)
+            found = found.assign(g=own.map(lambda number: f"p{number}") if isinstance(shared, str) else own)
+            found.loc[found.id == 19, "g"] = shared
+            write(folder / f"{name}.csv", found)
+        return folder
+
+    return make
+
+
 def with_nan() -> np.ndarray:
     flat = np.concatenate(sequences())
     flat[4, 1] = np.nan
@@ -338,6 +424,10 @@ def objects() -> np.ndarray:
         (table(lambda t: t.assign(target=["x", *t.a.astype(str)[1:]])), {}, "column 'target', got 'x' in row 1"),
         (table(lambda t: t.assign(target=t.a)), {"kind": "classes"}, "kind classes needs a target of text or whole"),
         (table(lambda t: t.assign(target="left")), {}, "at least two classes, got left alone as the target in"),
+        (table(lambda t: t), {"inputs": "a,target"}, "the target 'target' of .*x.csv' must not be one of the inputs"),
+        (arrays(), {"inputs": "lengths", "target": "lengths"}, "the target 'lengths' of .*x.npz' must not be one of"),
+        (persons("p3"), {"group": "g"}, "train and test of .* must not share a 'g', got 'p3' in both"),
+        (persons(3.0), {"group": "g"}, "train and test of .* must not share a 'g', got '3' in both"),
         (table(lambda t: t.query("id < 2")), {}, "at least 3 sequences, of which validation and test are taken, got 2"),
         (table(lambda t: t.assign(g=t.id < 9)), {"group": "g"}, "at least 3 groups, of which validation and test"),
         (
@@ -355,6 +445,14 @@ def objects() -> np.ndarray:
         (text("x.csv", "id,a,target\n1,2,3\n1,2,3,4\n"), {}, "cannot be read: Expected 3 fields in line 3, saw 4"),
         (text("x.csv", "id,a,target\n1,2,3,4\n1,2,3,4\n"), {}, "must have a name for every column in its first line"),
         (text("x.csv", "id,a,target\n1,2,3\n1\n"), {}, "must have a value in every row of column 'target'"),
+        (text("x.csv", "id;a;target\n1;2;3\n"), {}, "must have commas between its columns, got ';' in its first line"),
+        (table(lambda t: t.assign(a=t.a * 1e300)), {}, "numbers up to .*e.30. in column 'a'"),
+        (
+            arrays(targets=np.where(np.arange(N) % 3, 1, -100)),
+            {},
+            "class -100 is for steps that do not count, got it as",
+        ),
+        (table(lambda t: t), {"task": "mnist"}, "x.csv' must be a folder of Parquet files .*, got a file"),
         (text("x.xls", "id"), {}, "must be a file of the kinds .npz, .csv, .parquet, got '.xls'"),
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),

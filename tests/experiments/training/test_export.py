@@ -103,3 +103,14 @@ def test_a_missing_runtime_is_told_in_one_line(
     assert run(["export", str(out), "--to", "onnx"]) == 2
     assert capsys.readouterr().err == "fptt: export to onnx needs onnxruntime: pip install 'fptt[onnx]'\n"
     assert not (out / "model.onnx").exists()
+
+
+def test_a_text_without_its_vocabulary_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text("abcd" * 100)
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "2", "--length", "8"]
+    command = ["train", "--task", "text", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run")]
+    assert run([*command, *options]) == 0
+    (tmp_path / "run" / "vocabulary.json").unlink()
+    capsys.readouterr()
+    assert run(["export", str(tmp_path / "run")]) == 2
+    assert "is damaged: vocabulary.json is missing" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_labels_of_sequences_are_those_that_were_measured(tmp_path: Path) -> Non
 
 
 def test_numbers_have_the_units_of_the_data(tmp_path: Path) -> None:
-    targets = 1000.0 + 50.0 * np.arange(N)
+    targets = 1000.5 + 50.0 * np.arange(N)  # whole numbers would be classes
     loaded, _ = trained(tmp_path, targets)
     found = loaded.predict([torch.from_numpy(own) for own in sequences()])
     assert found.shape == (N,)

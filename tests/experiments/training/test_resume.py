@@ -294,7 +294,7 @@ def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: 
         (["--resume"], "resume needs the folder of the run"),
         (["--resume", "--out", str(tmp_path / "nowhere")], "does not exist"),
         (["--resume", "--overwrite", "--out", str(out)], "give --out and no other option"),
-        (["--resume", "--out", str(out)], "has no checkpoint to resume from"),
+        (["--resume", "--out", str(out)], "is finished: there is nothing to resume"),
         (["--resume", "--out", str(out), "--lr", "1"], "give --out and no other option"),
         (["--resume", "--out", str(out), "--task", "mnist"], "give --out and no other option"),
     ]

@@ -5,10 +5,18 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from fptt.experiments.configs.config import GROUPS, DataSetting, Setting, TrainConfig
 from fptt.experiments.configs.recipes import read_config, recipe, task_config
@@ -43,6 +51,34 @@ def _by_group(info: StructTypeInfo) -> StructConstructorSpec | None:
             )
             for name, group in groups.items()
         ),
+    )
+
+
+@GROUPED.primitive_rule
+def _number_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float | None] | None:
+    """Read a number or none, as `fptt ablate --over` writes it, or None, as Python does."""
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in get_args(info.type)]
+    if info.type_origin not in (Union, UnionType) or len(kinds) != 2 or NoneType not in kinds:
+        return None
+    kind = kinds[1 - kinds.index(NoneType)]
+    if kind not in (int, float):
+        return None
+
+    def parsed(texts: list[str]) -> float | None:
+        if texts[0] in ("none", "None"):
+            return None
+        try:
+            return kind(texts[0])
+        except ValueError:
+            expected = "a whole number" if kind is int else "a number"
+            raise ValueError(f"it must be {expected} or None, got {texts[0]!r}.") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{None}}|{kind.__name__.upper()}",
+        instance_from_str=parsed,
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
     )
 
 
@@ -82,7 +118,9 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
     if given.config is not None:
         if given.recipe is not None:
             raise UserError(f"give either recipe or config, got recipe {given.recipe} and config {given.config}.")
-        return read_config(given.config)
+        # of an earlier version it lacks fields: beside its figures, they have the values with which those were made
+        is_of_a_run = any((given.config.parent / name).exists() for name in ("summary.json", "metrics.csv"))
+        return read_config(given.config, of_a_run=is_of_a_run)
     if given.recipe is None:
         found = task_config(given.task or "digits", given.engine)
     else:

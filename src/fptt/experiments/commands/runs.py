@@ -58,7 +58,11 @@ class Train(Origin):
         """Train, and print where everything is."""
         loggers = parse_loggers(self.logger)
         if self.resume and self.out is not None:
-            run = RunFolder(self.out).read_config()
+            folder = RunFolder(self.out)
+            run = folder.read_config()
+            # with a checkpoint it may have been killed before the last of its files was written
+            if folder.has_finished() and not folder.checkpoints.files():
+                raise UserError(f"the run in {self.out} is finished: there is nothing to resume.")
         else:
             run = with_absolute_data(self.run)
         path = self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}"
@@ -67,15 +71,17 @@ class Train(Origin):
         if is_leader() and not (self.overwrite or self.resume):
             folder.check_free()
         say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
+        from fptt.experiments.tasks.scores import metric_form
         from fptt.experiments.training.loop import train  # seconds of loading, after the first sign of life
 
         summary = train(run, folder, console, resume=self.resume, loggers=loggers)
         if not summary:  # the first process has it
             return
         metric = f"test_{summary['metric']}"
+        shown = format(summary[metric], metric_form(metric, summary[metric]))
         say(
             console,
-            f"{metric.replace('_', ' ')} {summary[metric]:.4f} (weights of epoch {summary['best_epoch']}, chosen by "
+            f"{metric.replace('_', ' ')} {shown} (weights of epoch {summary['best_epoch']}, chosen by "
             f"validation), {summary['updates']:,} updates, {summary['seconds']:.1f} s of training",
         )
         say(console, f"learning curves: {folder.curves_file}\nsummary: {folder.summary_file}")

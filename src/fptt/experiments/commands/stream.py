@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from fptt.experiments.commands.defaults import check_folder, check_resumption, with_absolute_data
+from fptt.experiments.commands.defaults import GROUPED, check_folder, check_resumption, with_absolute_data
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
@@ -61,9 +61,9 @@ class Stream:
             summary = stream(config, folder, console, overwrite=self.overwrite)
         metric = "accuracy" if "accuracy" in summary else "mse"
         baselines = ", ".join(
-            f"{name.replace('_', ' ')} {metrics[metric]:.4g}" for name, metrics in summary["baselines"].items()
+            f"{name.replace('_', ' ')} {_shown(metrics[metric])}" for name, metrics in summary["baselines"].items()
         )
-        f1 = f", macro F1 {summary['macro_f1']:.4f}" if metric == "accuracy" else ""
+        f1 = f", macro F1 {_shown(summary['macro_f1'])}" if metric == "accuracy" else ""
         growth = summary["memory_growth_percent"]
         growth = "an unknown amount" if growth is None else f"{growth:.1f} % after the warm-up"
         gaps = ""
@@ -71,7 +71,7 @@ class Stream:
             gaps = f"; {summary['gaps']:,} gaps, {summary['skipped_rows']:,} rows skipped"
         say(
             console,
-            f"progressive {metric} {summary[metric]:.4g}{f1} ({baselines}) on "
+            f"progressive {metric} {_shown(summary[metric])}{f1} ({baselines}) on "
             f"{summary['labeled_steps']:,} labeled of {summary['steps']:,} steps{gaps}\n"
             f"{summary['updates']:,} updates in {summary['seconds']:.1f} s of learning, "
             f"{summary['steps_per_second']:,.0f} steps/s; memory grew by {growth}\n"
@@ -79,9 +79,15 @@ class Stream:
         )
 
 
+def _shown(metric: float | None) -> str:
+    return "unknown" if metric is None else f"{metric:.4g}"
+
+
 def parse(name: str, arguments: Sequence[str]) -> Stream:
     """Return what the arguments of the command ask for."""
     check_resumption([argument for argument in arguments if argument != "--next-rows"])
     if "--next-rows" in arguments and "--resume" not in arguments:
         raise UserError("next_rows belongs to --resume.")
-    return tyro.cli(Stream, args=arguments, prog=f"fptt {name}", default=Stream(stream=StreamConfig()))
+    return tyro.cli(
+        Stream, args=arguments, prog=f"fptt {name}", default=Stream(stream=StreamConfig()), registry=GROUPED
+    )

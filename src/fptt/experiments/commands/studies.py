@@ -123,15 +123,19 @@ class Report:
 
     results: Path = Path("results")
     """Folder of folders, one an experiment."""
-    out: Path = Path("docs")
-    """Folder for results.md and figures/."""
+    out: Path | None = None
+    """Folder for results.md and figures/; report in the folder of other results, and docs for those in results, whose
+    table of the paper's tasks README.md beside it gets too, between marks."""
 
     def __call__(self, console: Console) -> None:
         """Write the page."""
         from fptt.experiments.studies.page import write_report
         from fptt.experiments.studies.references import REFERENCES
 
-        page = write_report(self.results, self.out, self.results.parent / "runs", REFERENCES)
+        is_own = self.results == Path("results")  # of the project itself, in its folder
+        out = self.out or (Path("docs") if is_own else self.results / "report")
+        readme = Path("README.md") if is_own and out == Path("docs") else None
+        page = write_report(self.results, out, self.results.parent / "runs", REFERENCES, readme)
         say(console, f"results: {page}")
 
 

@@ -302,8 +302,10 @@ class Streaming:
         return summary
 
     def summary(self, status: str) -> dict[str, Any]:
-        """Return the content of summary.json."""
+        """Return the content of summary.json; without any label its metrics are None."""
         scores, metrics = self.scores, self.scores.metrics()
+        if not scores.labels:
+            metrics = {name: dict.fromkeys(own) for name, own in metrics.items()}
         return {
             "command": "stream",
             **{name: value for name, value in self.config.to_dict().items() if name != "data"},  # where it lies

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from types import NoneType
@@ -9,9 +10,9 @@ from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
+from fptt.experiments.configs.config import MethodName, ModelSetting, Setting, TrainConfig
 from fptt.experiments.process.console import say
-from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.studies.differences import EXPLANATION, difference_cells, direction, matched_pairs
 from fptt.experiments.studies.finished_run import METHODS, UNUSED
 from fptt.experiments.studies.plots import draw_ablation
@@ -28,7 +29,8 @@ from fptt.experiments.studies.tables import (
     with_sd,
 )
 from fptt.experiments.tasks.registry import load_task
-from fptt.experiments.training.build import check_chunks
+from fptt.experiments.tasks.task import Task
+from fptt.experiments.training.build import NOT_FOR_SPIKING, SPIKING, SPIKING_ONLY, check_chunks, make_model
 
 Changes = tuple[tuple[str, Any], ...]
 """The fields in which a variant differs from the setting, in the order of the axes."""
@@ -81,15 +83,18 @@ class Ablation(Study):
         self.setting, self.seeds, self.grid = setting, seeds, grid
         self.methods = METHODS[METHODS.index(method) :]
         # the length bounds K; a seed changes the samples, not their length
-        task = load_task(setting, 0) if "num_chunks" in axes else None
+        is_of_models = not {field.name for field in fields(ModelSetting)}.isdisjoint(axes)
+        task = load_task(setting, 0) if "num_chunks" in axes or is_of_models else None
         self.axes = {field: list(values) or default_values(setting, field) for field, values in axes.items()}
-        if task is not None and not axes["num_chunks"]:
+        if task is not None and axes.get("num_chunks") == []:
             self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= task.training_length()]
         self.configs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
         for config in self.configs.values():
             has_own_length = any(getattr(config, field) != getattr(setting, field) for field in OF_THE_LENGTH)
             if task is not None and not has_own_length:
                 check_chunks(config, task)
+        if task is not None and is_of_models:
+            self._check_models(task)
 
     def _keys(self) -> list[Key]:
         """Return the variants of each method, once for all that differ only in fields of no use to it."""
@@ -117,7 +122,23 @@ class Ablation(Study):
         if changed.get("optimizer", "sgd") != "sgd":
             # the momentum of the setting belongs to SGD; one among the axes stays, and is refused as impossible
             changed.setdefault("momentum", 0.0)
+        # nor has every cell what the setting has for its own
+        lacking = ["forget_bias"] if changed.get("chrono_init") is not None else []
+        if "cell" in changed:
+            lacking += NOT_FOR_SPIKING if changed["cell"] in SPIKING else SPIKING_ONLY
+            lacking += [] if changed["cell"] == "lstm" else ["forget_bias"]
+        for name in lacking:
+            changed.setdefault(name, getattr(Setting, name))
         return TrainConfig.of(self.setting, **changed)
+
+    def _check_models(self, task: Task) -> None:
+        """Raise UserError if a variant has no model: better than after the runs of all others."""
+        for key, seed in self.configs:
+            if seed == self.seeds[0]:
+                try:
+                    make_model(self.configs[key, seed], task)
+                except ValueError as error:
+                    raise UserError(f"{self.folder(key, seed).parent.name}: {one_line(error)}") from error
 
     def folder(self, key: Key, seed: int) -> Path:
         """Return the folder of a run."""
@@ -288,7 +309,7 @@ def _parsed(field: str, text: str) -> Any:
         if text not in choices:
             raise UserError(f"{field} must be one of {', '.join(choices)}, got {text!r}.")
         return choices[text]
-    if _may_be_none(field) and text == "none":
+    if _may_be_none(field) and text in ("none", "None"):
         return None
     kind = _number(field) or float
     try:

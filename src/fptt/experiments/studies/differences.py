@@ -11,7 +11,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.studies.finished_run import METHODS, UNUSED
 from fptt.experiments.studies.labels import label
 from fptt.experiments.studies.tables import NONE, Cells, Row, number
-from fptt.experiments.tasks.scores import HIGHER_IS_BETTER
+from fptt.experiments.tasks.scores import HIGHER_IS_BETTER, metric_form
 
 LEVEL = 0.95
 """Of the intervals; a difference is called better or worse where Holm's p is below 1 − LEVEL."""
@@ -115,9 +115,9 @@ def base_row(rows: Sequence[Row]) -> Row:
 
 
 def pairs_with_base(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Return that row beside each of the others: what a comparison compares."""
+    """Return that row beside each of the others that are of the same data: what a comparison compares."""
     base = base_row(rows)
-    return [(base, row) for row in rows if row is not base]
+    return [(base, row) for row in rows if row is not base and row["config"].data == base["config"].data]
 
 
 def matched_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -166,6 +166,8 @@ def difference_cells(pairs: Sequence[tuple[Row, Row]], base: TrainConfig, metric
     lines = []
     for (ours, theirs), difference in zip(pairs, found, strict=True):
         adjusted = None if difference.p is None else next(corrected)
+        smallest = min(abs(float(np.mean(list(row["tests"].values())))) for row in (ours, theirs))
+        form = f"+{metric_form(metric, smallest)}"
         verdict = NONE if adjusted is None else "undecided"
         if adjusted is not None and adjusted < 1 - LEVEL:
             verdict = "better" if (difference.mean > 0) is is_higher_better else "worse"
@@ -173,8 +175,8 @@ def difference_cells(pairs: Sequence[tuple[Row, Row]], base: TrainConfig, metric
             [
                 f"{label(ours['config'], base)} − {label(theirs['config'], base)}",
                 _seeds(difference),
-                number(difference.mean, "+.4f"),
-                difference.lacking or _interval(difference),
+                number(difference.mean, form),
+                difference.lacking or _interval(difference, form),
                 _probability(difference.p),
                 _probability(adjusted),
                 verdict,
@@ -189,8 +191,8 @@ def _seeds(difference: Difference) -> str:
     return f"{difference.num_seeds}" + (f" (without {word} {left_out})" if left_out else "")
 
 
-def _interval(difference: Difference) -> str:
-    return NONE if difference.interval is None else f"[{', '.join(number(end, '+.4f') for end in difference.interval)}]"
+def _interval(difference: Difference, form: str) -> str:
+    return NONE if difference.interval is None else f"[{', '.join(number(end, form) for end in difference.interval)}]"
 
 
 def _probability(p: float | None) -> str:

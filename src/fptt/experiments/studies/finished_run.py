@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fptt._methods.fptt import OF_FPTT
-from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
+from fptt.experiments.configs.config import DataSetting, MethodName, Setting, TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.tasks.batches import samples_an_epoch
 from fptt.experiments.tasks.registry import GENERATED
@@ -27,8 +27,11 @@ UNUSED: dict[MethodName, tuple[str, ...]] = {
 
 COSTS = ("epochs", "updates", "seconds", "peak_memory_bytes", "training_memory_bytes")
 ORIGINS = ("commit", "device", "torch")
-HARMLESS = ("threads", "data", "checkpoint_updates")
+HARMLESS = ("threads", "checkpoint_updates")
 """Fields that make no difference to the result of any method."""
+
+OF_THE_SAMPLES = tuple(field.name for field in fields(DataSetting) if field.name != "data")
+"""Fields that choose samples of the data; with a batch size, by which a text is cut, they decide a fingerprint."""
 
 RATIOS = ("accuracy", "macro_f1")
 
@@ -42,6 +45,7 @@ class FinishedRun:
         group: The folders between that of its study and its own, such as `equal-epochs`; may be empty.
         summary: That of summary.json, checked.
         metrics: The rows of its metrics.csv.
+        data: The fingerprint of its data, where other runs with the same fields have other data.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class FinishedRun:
     config: TrainConfig
     summary: Mapping[str, Any]
     metrics: Sequence[Mapping[str, float]]
+    data: str | None = None
 
     @property
     def metric(self) -> str:
@@ -57,14 +62,17 @@ class FinishedRun:
 
     @cached_property
     def setting(self) -> TrainConfig:
-        """The config without what does not change the result: equal for all seeds of a setting."""
+        """The config without what does not change the result: equal for all seeds of a setting.
+
+        Its `data` is not where they lay, but which they are, if that is in question.
+        """
         defaults = Setting()
         plain: dict[str, Any] = {name: getattr(defaults, name) for name in (*UNUSED[self.config.method], *HARMLESS)}
         if self.group.rpartition("/")[2].startswith("equal-"):  # there every seed has a limit of its own
             plain.update(epochs=1, max_updates=None, max_seconds=None, early_stopping=None)
         if self.config.task in GENERATED:  # by a limit or without, an epoch may have as many samples
             plain["limit"] = samples_an_epoch(self.config)
-        return replace(self.config, seed=0, **plain)
+        return replace(self.config, seed=0, data=self.data, **plain)
 
 
 def read_run(path: Path, group: str = "") -> FinishedRun:
@@ -88,6 +96,33 @@ def read_run(path: Path, group: str = "") -> FinishedRun:
     if not metrics or any(name not in metrics[0] for name in columns):
         raise UserError("damaged: metrics.csv lacks rows or columns.")
     return FinishedRun(path, group, config, summary, metrics)
+
+
+def told_apart_by_data(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Return runs with the fingerprints of their data where they have the same fields but not the same data.
+
+    Older runs tell no fingerprint; they stay together, and are told apart from those of several others.
+    """
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for run in runs:
+        if (fingerprint := fingerprint_of(run.summary)) is not None:
+            found.setdefault(_samples(run.config), set()).add(fingerprint)
+    return [
+        replace(run, data=fingerprint_of(run.summary)) if len(found.get(_samples(run.config), ())) > 1 else run
+        for run in runs
+    ]
+
+
+def _samples(config: TrainConfig) -> tuple[Any, ...]:
+    # generated data are those of their seed
+    seed = config.seed if config.task in GENERATED else None
+    return (seed, config.batch_size, *(getattr(config, name) for name in OF_THE_SAMPLES))
+
+
+def fingerprint_of(summary: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of a run's data; None where its summary is older than that."""
+    found = summary.get("data")
+    return found if isinstance(found, str) else None
 
 
 def metric_of(summary: Mapping[str, Any]) -> str:

@@ -10,16 +10,19 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.config import DataSetting, Setting, TrainConfig
 from fptt.experiments.process.console import duration, say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
-from fptt.experiments.studies.finished_run import read_run
+from fptt.experiments.studies.finished_run import fingerprint_of, read_run
+from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.tasks.scores import metric_form
 from fptt.experiments.training.folder import RunFolder
 
 # Ctrl-C in the terminal is for this process alone, which asks each of the others to end
@@ -36,13 +39,17 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
         runs: Folder and config of each run. A folder with a finished run of the same config is kept.
         console: Where progress is printed.
         num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config sets no threads.
-        overwrite: Replace finished runs of other configs.
+        overwrite: Replace finished runs of other configs or data.
 
     Raises:
-        UserError: If a run fails, after all others have been made; or a finished run of another config would be lost.
+        UserError: If a run fails, after all others have been made; or a finished run of another config, or of other
+            data, would be lost.
         KeyboardInterrupt: On Ctrl-C, after the runs under way have completed their folders.
     """
-    waiting = {path: config for path, config in runs.items() if not _is_finished(path, config, console, overwrite)}
+    data: dict[Setting, str] = {}
+    waiting = {
+        path: config for path, config in runs.items() if not _is_finished(path, config, console, data, overwrite)
+    }
     done = len(runs) - len(waiting)
     already = f", {done} of them are finished already" if done else ""
     say(console, f"{len(runs)} runs{already}; {min(num_jobs, max(len(waiting), 1))} at a time")
@@ -106,11 +113,12 @@ class _Children:
                     process.send_signal(ASK_TO_END)  # does nothing to one that has ended
 
 
-def _is_finished(path: Path, config: TrainConfig, console: Console, overwrite: bool) -> bool:
-    """Return whether a folder holds a finished, undamaged run of a config with possible results."""
+def _is_finished(path: Path, config: TrainConfig, console: Console, data: dict[Setting, str], overwrite: bool) -> bool:
+    """Return whether a folder holds a finished, undamaged run of a config and its data, with possible results."""
     try:
         if not RunFolder(path).is_finished(config):
             return False
+        _check_data(path, config, data)
     except UserError:
         if overwrite:
             return False
@@ -121,6 +129,31 @@ def _is_finished(path: Path, config: TrainConfig, console: Console, overwrite: b
         say(console, f"{path} is run again: {error}")
         return False
     return True
+
+
+def _check_data(path: Path, config: TrainConfig, known: dict[Setting, str]) -> None:
+    """Raise UserError if a finished run is of other data than its config names today; older runs do not tell.
+
+    Args:
+        path: The folder of the run.
+        config: The config that names the data.
+        known: The fingerprints of data that have been read, by their setting; takes new ones.
+    """
+    folder = RunFolder(path)
+    trained_on = fingerprint_of(folder.read_summary())
+    # what comes with a library, is generated, or is named by its place on the hub, is the same as before
+    is_local = config.data is not None and Path(config.data).exists()
+    if trained_on is None or (not is_local and folder.read_config().data == config.data):
+        return
+    names = [field.name for field in fields(DataSetting)]
+    setting = Setting(batch_size=config.batch_size, **{name: getattr(config, name) for name in names})
+    if setting not in known:
+        known[setting] = load_task(setting, config.seed).fingerprint
+    if known[setting] != trained_on:
+        raise UserError(
+            f"{path} holds a finished run of other data than {config.data or 'those of the task'} now: give another "
+            "folder, or --overwrite."
+        )
 
 
 def _run(path: Path, config: TrainConfig, console: Console, children: _Children, *, overwrite: bool) -> None:
@@ -148,4 +181,5 @@ def _run(path: Path, config: TrainConfig, console: Console, children: _Children,
     config_file.unlink()
     summary = RunFolder(path).read_summary()
     metric = f"test_{summary['metric']}"
-    say(console, f"{path}: {metric} {summary[metric]:.4f}, {summary['updates']:,} updates, {summary['seconds']:.1f} s")
+    shown = format(summary[metric], metric_form(metric, summary[metric]))
+    say(console, f"{path}: {metric} {shown}, {summary['updates']:,} updates, {summary['seconds']:.1f} s")

@@ -20,7 +20,15 @@ from fptt.experiments.studies.differences import (
     matched_pairs,
     pairs_with_base,
 )
-from fptt.experiments.studies.finished_run import HARMLESS, METHODS, UNUSED, FinishedRun, read_run
+from fptt.experiments.studies.finished_run import (
+    HARMLESS,
+    METHODS,
+    UNUSED,
+    FinishedRun,
+    fingerprint_of,
+    read_run,
+    told_apart_by_data,
+)
 from fptt.experiments.studies.labels import chunk_losses
 from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
 from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
@@ -37,6 +45,7 @@ from fptt.experiments.studies.tables import (
     seed_rows,
     with_sd,
 )
+from fptt.experiments.training.folder import RunFolder
 
 LONGEST_REASON = 300
 """Characters of the reason for which a run is left out."""
@@ -60,16 +69,15 @@ class Results(NamedTuple):
     left_out: dict[str, str]
 
 
-def write_report(results: Path, out: Path, commands: Path, references: References) -> Path:
+def write_report(results: Path, out: Path, commands: Path, references: References, readme: Path | None = None) -> Path:
     """Write a page, `results.md`, and a plot of each experiment, `figures/results-NAME.png`.
-
-    The table of the paper's tasks is also put into a README beside the folder of the page that has `MARKS`.
 
     Args:
         results: Folder of the run folders, `NAME/…/RUN`; NAME is the experiment.
         out: Folder of the page.
         commands: Folder of the command files of the experiments; see `command_text`.
         references: Published and replicated results for (NAME, method).
+        readme: A file beside the folder of the page, with `MARKS`, that gets the table of the paper's tasks too.
 
     Returns:
         The page.
@@ -96,8 +104,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
         parts.append(f"## The tasks of the paper\n\n{fill(PAPER_EXPLANATION, 120)}\n")
         parts.append(markdown_table(paper_cells(of_paper), num_left=1))
         parts.append(f"![What was reached, and what was published](figures/{picture.name})\n")
-        readme = out.parent / "README.md"
-        if readme.is_file():
+        if readme is not None and readme.is_file():
             address = page.relative_to(readme.parent).as_posix()
             put_between_marks(readme, markdown_table(paper_cells(of_paper, address), num_left=1))
     for name, runs in sorted(found.experiments.items()):
@@ -112,7 +119,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
 
 
 MARKS = ("<!-- fptt report: begin -->\n", "<!-- fptt report: end -->\n")
-"""Between them stands the table of the paper's tasks in a README beside the folder of the page."""
+"""Between them stands the table of the paper's tasks in a README."""
 
 
 def put_between_marks(path: Path, text: str) -> None:
@@ -139,7 +146,7 @@ def read_results(results: Path) -> Results:
     found = Results({}, {})
     files = [file for name in ("summary.json", "config.yaml") for file in results.rglob(name)]
     # a folder with a config but no summary is a run that did not end: it is listed with the reason
-    for path in sorted({file.parent for file in files if not (file.parent / ROLLING).exists()}):
+    for path in sorted({file.parent for file in files if not _is_of_a_stream(file.parent)}):
         relative = path.relative_to(results)
         try:
             if not relative.parts:
@@ -152,18 +159,31 @@ def read_results(results: Path) -> Results:
             reason = str(error)
             cut = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + " …"
             found.left_out[relative.as_posix()] = cut
-    experiments = {name: runs for name, runs in found.experiments.items() if runs}
+    experiments = {name: told_apart_by_data(runs) for name, runs in found.experiments.items() if runs}
     if not experiments:
         raise UserError(f"results {results} has no finished run.")
     return found._replace(experiments=experiments)
+
+
+def _is_of_a_stream(folder: Path) -> bool:
+    """Return whether a folder holds a stream; what an earlier one has left beside a run does not make it one."""
+    if not (folder / ROLLING).exists():
+        return False
+    try:
+        return RunFolder(folder).read_summary().get("command") == "stream"
+    except UserError:
+        return True
 
 
 def check_fits(run: FinishedRun, others: Sequence[FinishedRun], results: Path) -> None:
     """Raise UserError if a run cannot stand in a table with the others of its experiment."""
     if others and run.metric != others[0].metric:
         raise UserError(f"its metric is {run.metric}, that of the others {others[0].metric}.")
+    data = fingerprint_of(run.summary)
     for other in others:
-        if (other.group, other.setting, other.config.seed) == (run.group, run.setting, run.config.seed):
+        is_same = (other.group, other.setting, other.config.seed) == (run.group, run.setting, run.config.seed)
+        # an older run, which does not tell its data, may be of the same
+        if is_same and (data is None or fingerprint_of(other.summary) in (None, data)):
             raise UserError(f"same setting and seed as {other.path.relative_to(results).as_posix()}.")
 
 

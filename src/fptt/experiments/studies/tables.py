@@ -9,6 +9,7 @@ import pandas as pd
 from rich.table import Table
 
 from fptt.experiments.studies.finished_run import COSTS, ORIGINS, FinishedRun, is_number
+from fptt.experiments.tasks.scores import metric_form
 
 Row = Mapping[str, Any]
 Cells = Sequence[Sequence[str]]
@@ -99,8 +100,9 @@ def number(value: float | None, form: str) -> str:
 
 def with_sd(row: Row, name: str) -> str:
     """Return `mean ± sd`, or the mean alone where there is no standard deviation."""
-    sd = row[f"{name}_sd"]
-    return number(row[f"{name}_mean"], ".4f") + (f" ± {number(sd, '.4f')}" if math.isfinite(sd) else "")
+    mean, sd = row[f"{name}_mean"], row[f"{name}_sd"]
+    form = metric_form(name, mean)
+    return number(mean, form) + (f" ± {number(sd, form)}" if math.isfinite(sd) else "")
 
 
 def costs(row: Row) -> list[str]:

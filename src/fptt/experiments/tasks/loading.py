@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from torch import Tensor, from_numpy, std_mean
 
 from fptt.experiments.process.errors import UserError, one_line
@@ -29,6 +30,11 @@ def load_splits(
     """
     looks_local = source.startswith((".", "/", "~")) or Path(source).exists()
     path = Path(source).expanduser()
+    if looks_local and path.is_file():
+        raise UserError(
+            f"data {source!r} must be a folder of Parquet files with the splits {' and '.join(names)}, got a file; one "
+            "of your own is for the tasks 'sequences' and 'text'."
+        )
     if looks_local and not path.is_dir():
         raise UserError(f"data folder {source!r} does not exist.")
     datasets.logging.set_verbosity(logging.CRITICAL)  # the error below has the reason
@@ -132,10 +138,23 @@ def last_subjects(split: datasets.Dataset, name: str, count: int) -> Tensor:
 
 
 def channel_statistics(signals: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of every channel of signals (…, D), (D,) both; no deviation is 0."""
-    deviation, mean = std_mean(signals.flatten(0, -2), dim=0, correction=0)
-    # a constant channel becomes 0, not NaN
-    return mean, deviation.clamp(min=1e-6)
+    """Return mean and deviation of every channel of signals (…, D), (D,) both; that of a constant one is 1."""
+    flat = signals.flatten(0, -2)
+    deviation, mean = std_mean(flat, dim=0, correction=0)
+    mean = torch.where((flat == flat[0]).all(0), flat[0], mean)  # of equal numbers, without a rounding error
+    return mean, divisors(flat, mean, deviation)
+
+
+def divisors(flat: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Return the deviations of channels (N, D) by which to divide: 1 where nothing but rounding differs.
+
+    A constant channel becomes 0 so, not NaN, and its value in other data is not blown up; how small the numbers are
+    does not matter.
+    """
+    # the mean of equal numbers has a rounding error, which is no deviation; n ε |mean| would hide real ones in float32
+    rounding = len(flat) * torch.finfo(torch.float64).eps * mean.abs()
+    is_constant = (flat == flat[0]).all(0) | (deviation <= rounding)
+    return deviation.masked_fill(is_constant, 1.0)
 
 
 def spread(count: int, limit: int | None) -> list[int]:

@@ -51,6 +51,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """Options that some tasks alone understand."""
 
+TEXTS = ("text", "ptb-word", "ptb-char")
+"""Tasks of a text, whose runs have a vocabulary."""
+
 GENERATED = ("adding", "copy", "anbn")
 """Tasks whose training data are drawn as they are needed; a setting decides how many an epoch has."""
 

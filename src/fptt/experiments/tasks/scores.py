@@ -21,6 +21,16 @@ HIGHER_IS_BETTER = {
 """Every metric, and its direction."""
 
 
+def metric_form(metric: str, value: float) -> str:
+    """Return the format of a metric: four decimals, and four digits of a squared error that those would not show.
+
+    Examples:
+        >>> [format(value, metric_form("mse", value)) for value in (0.25, 1.23456e-7)]
+        ['0.2500', '1.235e-07']
+    """
+    return ".4g" if metric.endswith("mse") and 0 < abs(value) < 1e-4 else ".4f"
+
+
 class Score(ABC):
     """Accumulates the metrics of a data set.
 
@@ -107,8 +117,8 @@ class RegressionScore(Score):
         self.count += outputs[..., 0].numel()
 
     def metrics(self) -> dict[str, float]:
-        """Return the mean squared error."""
-        return {"mse": self.unit**2 * self.total / max(self.count, 1)}
+        """Return the mean squared error; NaN of nothing."""
+        return {"mse": self.unit**2 * self.total / self.count if self.count else math.nan}
 
 
 class TokenScore(Score):

@@ -46,7 +46,8 @@ class Sequences(NamedTuple):
         lengths: (N,).
         ids: (N,), of numbers or text.
         targets: (N,), or (ΣT_i,) if there is one a step: int64, float64 or text. None if they were not asked for.
-        groups: (N,), or None.
+        groups: (N,), by number, or None.
+        group_names: (N,), their names as text, or None.
         rows: (ΣT_i,), the row of the table that each step is; None of an .npz file.
         input_names: Names of the D columns; None in an .npz file.
     """
@@ -56,6 +57,7 @@ class Sequences(NamedTuple):
     ids: np.ndarray
     targets: np.ndarray | None = None
     groups: np.ndarray | None = None
+    group_names: np.ndarray | None = None
     rows: np.ndarray | None = None
     input_names: tuple[str, ...] | None = None
 
@@ -81,6 +83,7 @@ class Sequences(NamedTuple):
             ids=self.ids[chosen],
             targets=None if self.targets is None else self.targets[steps if of_steps else chosen],
             groups=None if self.groups is None else self.groups[chosen],
+            group_names=None if self.group_names is None else self.group_names[chosen],
             rows=None if self.rows is None else self.rows[steps],
         )
 
@@ -152,6 +155,8 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         UserError: If a column is missing, or a value: names column and row, counted from 1 without the header.
     """
     found = {str(name): column for name, column in table.items()}
+    if len(found) == 1 and (separator := next((mark for mark in ";\t|" if mark in next(iter(found))), None)):
+        raise UserError(f"{source!r} must have commas between its columns, got {separator!r} in its first line.")
     id_name, target_name = columns.id or "id", columns.target or "target"
     time_name = columns.time or ("time" if "time" in found else None)
     others = [id_name, time_name, columns.group, target_name]
@@ -162,6 +167,8 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
             raise UserError(f"{source!r} must have the column {name!r}, got {', '.join(found)}.")
     if not input_names:
         raise UserError(f"{source!r} must have a column of inputs beside {', '.join(map(repr, found))}.")
+    if targets is not None and target_name in input_names:
+        raise UserError(f"the target {target_name!r} of {source!r} must not be one of the inputs.")
     if table.empty:
         raise UserError(f"{source!r} has no rows.")
 
@@ -170,9 +177,10 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
     order = np.lexsort((numbers,) if times is None else (times, numbers))  # stable: equal times stay as they are
     lengths = np.bincount(numbers)
     firsts = np.concatenate([[0], lengths.cumsum()[:-1]])
-    groups = None
+    groups = group_names = None
     if targets is not None and columns.group is not None:
         groups = _groups(found[columns.group], source, ids, order, firsts)
+        group_names = _texts(found[columns.group].to_numpy())[order][firsts]
     own = None
     if targets is not None:
         own = _one_a_sequence(_labels(found[target_name], source, targets)[order], lengths)
@@ -183,6 +191,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         np.asarray(ids),
         targets=own,
         groups=groups,
+        group_names=group_names,
         rows=order,
         input_names=tuple(input_names),
     )
@@ -204,6 +213,13 @@ def _groups(column: pd.Series, source: str, ids: Any, order: np.ndarray, firsts:
                 f"{source!r} must have one {column.name!r} a sequence, got another at row {row} of {own!r}."
             )
     return numbers[firsts]
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    """Return values as text: 1.0, of a column that once had a gap, as 1."""
+    if values.dtype.kind == "f" and (values % 1 == 0).all():
+        values = values.astype(np.int64)
+    return values.astype(np.str_)
 
 
 def _one_a_sequence(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -283,6 +299,8 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
         UserError: If a value is missing, or neither.
     """
     column = _complete(column, source)
+    if column.dtype.kind in "iu":  # as floats those above 2⁵³, such as nanoseconds, would lose their order
+        return column.to_numpy()
     if column.dtype.kind != "M" and pd.Series(pd.to_numeric(column, errors="coerce")).notna().any():
         return _numbers(column, source)
     dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
@@ -317,6 +335,8 @@ def _read_arrays(path: Path, columns: Columns, targets: Targets | None) -> Seque
     for name in (input_name, columns.id, *labels):
         if name is not None and name not in arrays:
             raise UserError(f"{source!r} must have the array {name!r}, got {', '.join(arrays) or 'none'}.")
+    if targets is not None and target_name == input_name:
+        raise UserError(f"the target {target_name!r} of {source!r} must not be one of the inputs.")
     inputs, lengths = _flat(arrays[input_name], arrays.get("lengths"), source, input_name)
     count, is_flat = len(lengths), arrays[input_name].ndim == 2 and "lengths" in arrays
     padded = () if is_flat else arrays[input_name].shape[:2]
@@ -330,7 +350,7 @@ def _read_arrays(path: Path, columns: Columns, targets: Targets | None) -> Seque
     own = _array_targets(arrays[target_name], lengths, padded, source, target_name)
     if targets == "numbers" and own.dtype.kind == "U":
         raise UserError(f"{source!r} must hold numbers in {target_name!r}, got {own[0].item()!r}.")
-    return Sequences(inputs, lengths, ids, own, groups)
+    return Sequences(inputs, lengths, ids, own, groups, None if groups is None else _texts(groups))
 
 
 def array_sequences(inputs: np.ndarray, lengths: np.ndarray | None, source: str) -> Sequences:

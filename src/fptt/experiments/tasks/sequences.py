@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from fptt.experiments.configs.config import DataSetting, Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import PaddedSamples
-from fptt.experiments.tasks.loading import channel_statistics, spread
+from fptt.experiments.tasks.loading import channel_statistics, divisors, spread
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
 from fptt.experiments.tasks.sequence_files import SUFFIXES, Columns, Sequences, read_sequences
 from fptt.experiments.tasks.task import Scaling, Task
@@ -24,6 +24,8 @@ PARTS = ("train", "validation", "test")
 HELD_OUT = 0.15
 """Of all sequences, or of all groups, for each of validation and test, where the data do not have them as parts."""
 MAX_CLASSES = 1000
+LARGEST_WHOLE = 2**53
+"""Up to which a float tells whole numbers apart."""
 SHOWN_NAMES = 8
 
 
@@ -60,8 +62,11 @@ def _files(setting: Setting) -> list[tuple[str, int, int]]:
 
 def _load(setting: Setting) -> Task:
     """Load a file or a folder of sequences; see `load`."""
-    parts = split(_read(setting), setting)
+    parts = _read(setting)
     kind = setting.kind or _kind(parts)
+    if kind == "classes":  # before they are divided, as many of each class
+        parts = {name: part._replace(targets=_whole(part.targets)) for name, part in parts.items()}
+    parts = split(parts, setting)
     per_step = any(part.has_step_targets for part in parts.values())
     targets = {name: (part.with_step_targets() if per_step else part).targets for name, part in parts.items()}
     class_names = None
@@ -71,12 +76,20 @@ def _load(setting: Setting) -> Task:
         class_names = tuple(map(int, names) if are_numbers else names)
     train = parts["train"]
     mean, deviation = channel_statistics(from_numpy(train.inputs))
+    bad = (~(mean.isfinite() & deviation.isfinite())).nonzero().flatten().tolist()
+    if bad:
+        column = bad[0] if train.input_names is None else train.input_names[bad[0]]
+        largest = np.abs(train.inputs[:, bad[0]]).max()
+        raise UserError(
+            f"data {setting.data!r} must hold inputs with a mean and deviation that a float can hold, got numbers up "
+            f"to {largest:.3g} in column {column!r}."
+        )
     scaling = Scaling(tuple(mean.tolist()), tuple(deviation.tolist()))
     if kind == "regression":
         own = _floats(targets["train"])
-        scaling = scaling._replace(
-            target_mean=float(own.mean()), target_deviation=max(float(own.std(correction=0)), 1e-6)
-        )
+        own_mean = own.mean()
+        own_deviation = divisors(own.unsqueeze(-1), own_mean, own.std(correction=0))
+        scaling = scaling._replace(target_mean=float(own_mean), target_deviation=float(own_deviation))
     num_steps = int(train.lengths.max())
     is_ragged = len({int(length) for part in parts.values() for length in part.lengths}) > 1
 
@@ -150,6 +163,14 @@ def _read(setting: Setting) -> dict[str, Sequences]:
             raise UserError(
                 f"{str(files[name])!r} must have the inputs of {str(files['train'])!r}, {own}, got {others}."
             )
+    for (name, part), (other, beside) in itertools.combinations(parts.items(), 2):
+        if part.group_names is not None and beside.group_names is not None:
+            shared = np.intersect1d(part.group_names, beside.group_names)
+            if len(shared):
+                raise UserError(
+                    f"{name} and {other} of {setting.data!r} must not share a {columns.group!r}, got "
+                    f"{shared[0].item()!r} in both."
+                )
     return parts
 
 
@@ -214,8 +235,15 @@ def _held_out(train: Sequences, share: float, seed: int) -> np.ndarray:
 
 def _kind(parts: dict[str, Sequences]) -> Literal["classes", "regression"]:
     """Return what targets are: numbers with a fraction a regression, whole numbers and text classes."""
-    kinds = {part.targets.dtype.kind for part in parts.values() if part.targets is not None}
+    kinds = {_whole(part.targets).dtype.kind for part in parts.values()}
     return "regression" if "f" in kinds and kinds <= set("fi") else "classes"
+
+
+def _whole(targets: np.ndarray | None) -> np.ndarray:
+    """Return targets, whole ones as integers: 1.0, as a column is written that once had a gap, is the class 1."""
+    assert targets is not None
+    is_whole = targets.dtype.kind == "f" and (targets % 1 == 0).all() and np.abs(targets).max() <= LARGEST_WHOLE
+    return targets.astype(np.int64) if is_whole else targets
 
 
 def _floats(targets: np.ndarray | None) -> Tensor:
@@ -239,6 +267,12 @@ def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -
     texts = {name: set(np.unique(_texts(values)).tolist()) for name, values in targets.items()}
     if per_step:
         texts = {name: own - {str(IGNORED)} for name, own in texts.items()}
+    for name, own in texts.items():
+        if str(IGNORED) in own:
+            raise UserError(
+                f"the class {IGNORED} is for steps that do not count, got it as the target of a whole sequence in the "
+                f"{name} part of {setting.data!r}: leave the sequence out."
+            )
     if len(texts["train"]) < 2:
         column = setting.target or "the target"
         found = ", ".join(texts["train"]) or "none"

@@ -7,7 +7,8 @@ import yaml
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.tasks.interface import Interface
-from fptt.experiments.tasks.registry import TASKS
+from fptt.experiments.tasks.registry import TASKS, TEXTS
+from fptt.experiments.tasks.scores import metric_form
 
 MAX_NAMES = 20
 """Of classes or inputs, that are written out."""
@@ -50,7 +51,7 @@ def model_card(config: TrainConfig, summary: Mapping[str, Any], interface: Inter
         "```bash\nfptt train --config config.yaml --out FOLDER   # once more\n"
         "fptt evaluate .                                # the figures of the test again\n```",
         "## Use",
-        _use(interface, is_text=config.task in ("text", "ptb-word", "ptb-char"), has_averages=config.method == "fptt"),
+        _use(interface, is_text=config.task in TEXTS, has_averages=config.method == "fptt"),
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -74,10 +75,9 @@ def _named(names: tuple[Any, ...] | None) -> str:
 
 
 def _figures(summary: Mapping[str, Any]) -> str:
-    rows = [(name, f"{value:.4f}") for name, value in summary.items() if name.startswith("test_") and _is_number(value)]
-    validation = f"validation_{summary['metric']}"
-    if _is_number(summary.get(validation)):
-        rows.append((validation, f"{summary[validation]:.4f}"))
+    names = [*(name for name in summary if name.startswith("test_")), f"validation_{summary['metric']}"]
+    found = {name: summary[name] for name in names if _is_number(summary.get(name))}
+    rows = [(name, format(value, metric_form(name, value))) for name, value in found.items()]
     rows += [("updates", f"{summary['updates']:,}"), ("epochs", f"{summary['epochs']:g}")]
     rows.append(("seconds of training", f"{summary['seconds']:.1f}"))
     body = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows)

@@ -105,6 +105,7 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     task = load_task(config, config.seed)
     check_vocabulary(folder.read_vocabulary(), task)
     check_interface(folder.read_interface(), task)
+    _announce_other_data(folder, task)
     model = make_model(config, task)
     load_weights(model, weights, folder)
     device = available_device(config.accelerator)
@@ -113,6 +114,18 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
     if task.class_names is not None and isinstance(score, ClassScore):
         named["test_recall"] = dict(zip(map(str, task.class_names), score.recalls(), strict=True))
     return {"task": task.name, "weights": "averages" if averages else "weights", **named}
+
+
+def _announce_other_data(folder: RunFolder, task: Task) -> None:
+    """Say if the data are not those of which the summary of a run has the figures; older summaries do not tell."""
+    saved = folder.read_summary().get("data") if folder.summary_file.exists() else None
+    if not isinstance(saved, str) or saved == task.fingerprint:
+        return
+    pairs = zip(("training", "test"), saved.split("-"), task.fingerprint.split("-"), strict=False)
+    changed = " and ".join(name for name, before, now in pairs if before != now)
+    announce(
+        f"The {changed} data of the task {task.name!r} are not those of the run: its summary.json has other figures."
+    )
 
 
 def available_device(accelerator: str) -> torch.device:

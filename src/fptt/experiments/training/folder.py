@@ -193,14 +193,15 @@ class RunFolder:
             found = self.read_config()
         except UserError:
             return False
-        if self._has_finished():
+        if self.has_finished():
             self._check_same(replace(found, data=config.data), config, "a finished")
             return True
         if self.checkpoints.files():
             self._check_same(found, config, "an interrupted")
         return False
 
-    def _has_finished(self) -> bool:
+    def has_finished(self) -> bool:
+        """Return whether the folder holds a run that came to its end, with its figures."""
         try:
             return self.read_summary().get("status") == "finished" and bool(self.read_metrics())
         except UserError:

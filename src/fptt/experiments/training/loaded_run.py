@@ -15,7 +15,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import EVALUATION_BATCH_SIZE, PaddedSamples
 from fptt.experiments.tasks.interface import Interface
-from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.tasks.registry import TEXTS, load_task
 from fptt.experiments.tasks.sequence_files import Columns, Sequences, array_sequences, read_sequences, table_sequences
 from fptt.experiments.tasks.sequences import columns_of
 from fptt.experiments.training.build import make_language_model, make_recurrent
@@ -48,6 +48,8 @@ class LoadedRun:
         folder = RunFolder(path)
         config, summary = folder.read_config(), folder.read_summary()
         weights, vocabulary = folder.read_weights(averages=averages), folder.read_vocabulary()
+        if vocabulary is None and config.task in TEXTS:
+            raise UserError(f"run folder {path} is damaged: vocabulary.json is missing.")
         # a run of a version without the file has to look at its data
         interface = folder.read_interface() or load_task(config, config.seed).interface
         if vocabulary is not None:

@@ -287,6 +287,7 @@ def _summary(
         "permuted": config.permuted,
         "standardization": config.standardization if task.name in OPTIONS["standardization"] else None,
         "limit": config.limit,
+        "data": task.fingerprint,
         "method": config.method,
         "form": config.form if is_fptt else None,
         "coupling": config.coupling if is_fptt else None,
