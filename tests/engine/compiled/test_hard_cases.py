@@ -1,5 +1,6 @@
 """Cases in which a compiled step could silently do something else than the eager one."""
 
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 import fptt
+from fptt._engine.compiled.probe import constants
 from tests.engine.compiled.agreement import (
     RULES,
     B,
@@ -131,6 +133,17 @@ def test_an_activation_that_is_made_anew_is_followed() -> None:
             train_both(methods, *batch())
     # two lengths of the first state, None or not; the equal slope again has a step, an equal object of others has none
     assert len(methods[1]._engine._entries) == 2 * (3 + 4)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_key_keeps_its_objects_alive() -> None:
+    """Another object could have the address of one that was freed, and be taken for it."""
+    module, activation = nn.Identity(), partial(torch.mul, 2.0)
+    module.activation = activation  # pyright: ignore[reportArgumentType]
+    alive, key = weakref.ref(activation), constants(module)
+    del module.activation, activation
+    assert alive() is not None
+    del key
+    assert alive() is None
 
 
 def test_smooth_spikes_are_followed() -> None:
