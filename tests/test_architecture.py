@@ -49,6 +49,12 @@ def test_init_files_only_import() -> None:
             assert [ast.unparse(node) for node in body] in ([], ["__version__ = _version('fptt')"]), path
 
 
+def test_no_module_beside_the_entry_hides_one_of_python() -> None:
+    """`fabric run src/fptt/__main__.py` puts their folder first in the path."""
+    names = {path.stem for path in (ROOT / "src" / "fptt").iterdir()}
+    assert names & sys.stdlib_module_names == set()
+
+
 def test_the_version_of_the_citation_is_that_of_the_package() -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)

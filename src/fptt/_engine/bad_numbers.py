@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._random import RandomState
+from fptt._random_state import RandomState
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError, StepHooks
 

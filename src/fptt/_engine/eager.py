@@ -15,7 +15,7 @@ from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.engine import Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import Replicas
-from fptt._random import RandomState
+from fptt._random_state import RandomState
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError, StepHooks, gradient_norm
 from fptt._sequence import (

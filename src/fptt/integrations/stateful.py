@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fptt._random import RandomState
+from fptt._random_state import RandomState
 from fptt._sequence import State, flatten_state, map_state
 
 OF_TORCH = frozenset(vars(nn.Module()))

@@ -10,8 +10,13 @@ from fptt.experiments.training.folder import RunFolder
 
 @pytest.mark.slow
 def test_fptt_learns_the_digits(tmp_path: Path) -> None:
-    assert run(["train", "--task", "digits", "--out", str(tmp_path / "run")]) == 0
-    assert RunFolder(tmp_path / "run").read_summary()["test_accuracy"] >= 0.95
+    """Five seeds have a mean of 0.955 and a standard deviation of 0.016, and rounding draws another one of them."""
+    accuracies = []
+    for seed in range(3):
+        out = tmp_path / str(seed)
+        assert run(["train", "--task", "digits", "--seed", str(seed), "--out", str(out)]) == 0
+        accuracies.append(RunFolder(out).read_summary()["test_accuracy"])
+    assert sum(accuracies) / 3 >= 0.935
 
 
 @pytest.mark.slow

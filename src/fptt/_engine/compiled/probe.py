@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
-from fptt._random import RandomState
+from fptt._random_state import RandomState
 
 
 class Probe(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fptt._random import RandomState
+from fptt._random_state import RandomState
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import make_display, say
 from fptt.experiments.process.errors import UnreadableError, UnwritableError, UserError

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fptt
-from fptt._random import RandomState
+from fptt._random_state import RandomState
 from fptt._sequence import flatten_state, refill_state
 from fptt.experiments.configs.config import TrainConfig, is_config_of
 from fptt.experiments.process.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fptt._random import RandomState
+from fptt._random_state import RandomState
 
 
 def draw() -> tuple[Any, ...]:
