@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fptt
 
@@ -286,6 +287,39 @@ def test_running_prior_keeps_its_precision_beside_bfloat16_outputs() -> None:
     assert prior.probabilities.dtype == torch.float32
     torch.testing.assert_close(prior.probabilities[0], torch.tensor([0.2705, 0.7295]), rtol=0, atol=2e-3)
     assert prior(output, torch.tensor([0])).dtype == torch.bfloat16
+
+
+def test_a_running_prior_keeps_its_precision_under_autocast() -> None:
+    free, cast = fptt.RunningPrior(3, decay=0.5), fptt.RunningPrior(3, decay=0.5)
+    output, labels, ended = torch.randn(8, 3), torch.arange(8) % 3, torch.ones(8, dtype=torch.bool)
+    free.observe(output, labels, ended)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast.observe(output, labels, ended)
+    assert torch.equal(cast.probabilities, free.probabilities)
+
+
+def test_a_running_prior_sees_no_nan_of_a_sequence_that_goes_on() -> None:
+    prior, alone = fptt.RunningPrior(3, decay=0.5), fptt.RunningPrior(3, decay=0.5)
+    output, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    alone.observe(output[:1], labels[:1], torch.tensor([True]))
+    output[1] = torch.nan
+    prior.observe(output, labels, torch.tensor([True, False]))
+    torch.testing.assert_close(prior.probabilities, alone.probabilities)
+
+
+def test_a_running_prior_sums_in_a_fixed_order_on_a_gpu() -> None:
+    """Without the operations that `use_deterministic_algorithms` names: their sums depend on which thread comes first."""
+    called: set[str] = set()
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(func.overloadpacket.__name__)
+            return func(*args, **kwargs or {})
+
+    with Recorded():
+        fptt.RunningPrior(3).observe(torch.randn(4, 3), torch.tensor([0, 1, 1, 2]), torch.ones(4, dtype=torch.bool))
+    assert "mm" in called
+    assert not {name for name in called if name.startswith(("index_add", "index_put", "scatter"))}
 
 
 def test_a_running_prior_takes_labels_of_bytes() -> None:

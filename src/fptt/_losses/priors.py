@@ -85,10 +85,14 @@ class RunningPrior(Prior):
         self._check(output, targets)
         self.probabilities = probabilities = self.probabilities.to(output.device)
         # in the estimate's own precision: 1 − decay is below what bfloat16 can add to a probability
-        output, weight = output.to(probabilities.dtype), ended.to(probabilities.dtype)
-        labels = targets.long()
-        counts = torch.zeros_like(probabilities[0]).index_add(0, labels, weight)
-        sums = torch.zeros_like(probabilities).index_add(0, labels, output.softmax(-1) * weight[:, None])
+        output = output.to(probabilities.dtype)
+        classes = torch.arange(len(probabilities), device=output.device)
+        members = (ended[:, None] & (targets[:, None] == classes)).to(output.dtype)  # (B, C)
+        with torch.autocast(output.device.type, enabled=False):
+            # a product, not `index_add`: on a GPU that sums in no fixed order, and a run would not resume bitwise;
+            # `where`: in a product the NaN of a sample that has not ended would reach every class
+            sums = members.T @ torch.where(ended[:, None], output.softmax(-1), 0.0)
+        counts = members.sum(0)
         if reduce is not None:
             # sums and counts, not means: processes may hold different numbers of a class; in one message
             sums, counts = reduce(torch.cat([sums, counts[:, None]], dim=1)).split([len(counts), 1], dim=1)
