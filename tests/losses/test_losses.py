@@ -308,7 +308,7 @@ def test_a_running_prior_sees_no_nan_of_a_sequence_that_goes_on() -> None:
 
 
 def test_a_running_prior_sums_in_a_fixed_order_on_a_gpu() -> None:
-    """Without the operations that `use_deterministic_algorithms` names: their sums depend on which thread comes first."""
+    """Without those that `use_deterministic_algorithms` names: their sums depend on which thread comes first."""
     called: set[str] = set()
 
     class Recorded(TorchDispatchMode):
