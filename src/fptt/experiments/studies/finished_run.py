@@ -13,7 +13,7 @@ from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.tasks.batches import samples_an_epoch
 from fptt.experiments.tasks.registry import GENERATED
 from fptt.experiments.tasks.scores import HIGHER_IS_BETTER
-from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.folder import RunFolder, fingerprint_of
 
 METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
 """From the most machinery to the least: each has the ones after it as controls."""
@@ -117,12 +117,6 @@ def _samples(config: TrainConfig) -> tuple[Any, ...]:
     # generated data are those of their seed
     seed = config.seed if config.task in GENERATED else None
     return (seed, config.batch_size, *(getattr(config, name) for name in OF_THE_SAMPLES))
-
-
-def fingerprint_of(summary: Mapping[str, Any]) -> str | None:
-    """Return the fingerprint of a run's data; None where its summary is older than that."""
-    found = summary.get("data")
-    return found if isinstance(found, str) else None
 
 
 def metric_of(summary: Mapping[str, Any]) -> str:

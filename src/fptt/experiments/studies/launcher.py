@@ -20,10 +20,10 @@ from fptt.experiments.configs.config import DataSetting, Setting, TrainConfig
 from fptt.experiments.process.console import duration, say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
-from fptt.experiments.studies.finished_run import fingerprint_of, read_run
+from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.scores import metric_form
-from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.folder import RunFolder, fingerprint_of
 
 # Ctrl-C in the terminal is for this process alone, which asks each of the others to end
 if sys.platform == "win32":

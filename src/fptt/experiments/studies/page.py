@@ -25,7 +25,6 @@ from fptt.experiments.studies.finished_run import (
     METHODS,
     UNUSED,
     FinishedRun,
-    fingerprint_of,
     read_run,
     told_apart_by_data,
 )
@@ -45,7 +44,7 @@ from fptt.experiments.studies.tables import (
     seed_rows,
     with_sd,
 )
-from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.folder import RunFolder, fingerprint_of
 
 LONGEST_REASON = 300
 """Characters of the reason for which a run is left out."""

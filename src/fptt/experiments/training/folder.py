@@ -295,3 +295,9 @@ def _lock(descriptor: int) -> None:
             raise BlockingIOError(str(error)) from None
     else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def fingerprint_of(summary: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of a run's data; None where its summary is older than that."""
+    found = summary.get("data")
+    return found if isinstance(found, str) else None
