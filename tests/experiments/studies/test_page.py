@@ -520,6 +520,14 @@ def test_the_page_of_other_results_leaves_those_of_the_project(tmp_path: Path, m
     assert (tmp_path / "docs" / "results.md").is_file()
 
 
+def test_the_picture_of_an_experiment_with_a_space_in_its_name_is_found(tmp_path: Path) -> None:
+    write_run(tmp_path / "out" / "my runs" / "fptt-seed-0", SMALL)
+    assert run(["report", "--results", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report" / "results.md").read_text()
+    assert "(figures/results-my%20runs.png)" in text  # a link of Markdown ends at a space
+    assert (tmp_path / "out" / "report" / "figures" / "results-my runs.png").is_file()
+
+
 def test_a_run_in_the_folder_of_an_earlier_stream_is_a_run(tmp_path: Path) -> None:
     for name in ("stream", "run"):
         write_run(tmp_path / "small" / name, SMALL)

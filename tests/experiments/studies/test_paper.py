@@ -75,6 +75,21 @@ def test_an_update_at_every_pixel_is_a_task_of_its_own() -> None:
     assert names == ["S-MNIST", "S-MNIST, K = T"]
 
 
+def test_bptt_without_chunks_of_its_own_stands_beside_an_update_at_every_pixel() -> None:
+    """Its row has lost the number of chunks, which makes no difference to it."""
+    per_step = [row("bptt", {0: 0.5}, 9, num_chunks=8), row("fptt", {0: 0.6}, 999, num_chunks=784)]
+    (found,) = paper_rows({"a": per_step}, {})
+    assert (found.task.name, set(found.ours)) == ("S-MNIST, K = T", {"fptt", "bptt"})
+
+
+def test_a_control_of_another_precision_is_marked_and_comes_last() -> None:
+    ours, other = row("fptt", {0: 0.6}, 9), row("tbptt", {0: 0.5}, 9, precision="bf16-mixed", accelerator="cuda")
+    _, cells = paper_cells(paper_rows({"a": [ours, other]}, {}))
+    assert cells[6:9] == ["50.00 (1) ‡", "60.00 (1)", "+10.00"]
+    _, cells = paper_cells(paper_rows({"a": [ours, row("tbptt", {0: 0.4}, 9), other]}, {}))
+    assert cells[6:9] == ["40.00 (1)", "60.00 (1)", "+20.00"]
+
+
 def test_small_errors_have_four_digits() -> None:
     adding = [row("fptt", {0: 0.0012}, 5, "mse", task="adding", length=200, num_chunks=10)]
     _, cells = paper_cells(paper_rows({"adding": adding}, {}))

@@ -161,7 +161,7 @@ def test_a_run_goes_to_the_hub_and_comes_back(
         (["push", "RUN", "gone/gait"], "fptt: gone/gait on the hub cannot be written: "),
         (["push", "OUT", "me/gait"], "does not exist"),
         (["pull", "me/other", "--out", "OUT"], "is damaged"),
-        (["pull", "me/other", "--out", "RUN"], "is not empty"),
+        (["pull", "me/other", "--out", "RUN"], "is not empty: give another folder."),
     ],
 )
 def test_what_the_hub_refuses_is_told_in_one_line(

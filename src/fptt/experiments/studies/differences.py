@@ -120,23 +120,24 @@ def pairs_with_base(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     return [(base, row) for row in rows if row is not base and row["config"].data == base["config"].data]
 
 
-def matched_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+def matched_pairs(rows: Sequence[Row], besides: Sequence[str] = ()) -> list[tuple[Row, Row]]:
     """Return each row of the method with the most machinery beside its controls: what an ablation compares.
 
     Those are the rows of other methods with the same setting: all fields are equal, but for those that make no
-    difference to one of the two methods.
+    difference to one of the two methods, and those named besides.
     """
     first = base_row(rows)["config"].method
     return [
         (ours, theirs)
         for ours in rows
         for theirs in rows
-        if ours["config"].method == first != theirs["config"].method and _agree(ours["config"], theirs["config"])
+        if ours["config"].method == first != theirs["config"].method
+        and _agree(ours["config"], theirs["config"], besides)
     ]
 
 
-def _agree(config: TrainConfig, other: TrainConfig) -> bool:
-    free = {"method", *UNUSED[config.method], *UNUSED[other.method]}
+def _agree(config: TrainConfig, other: TrainConfig, besides: Sequence[str]) -> bool:
+    free = {"method", *UNUSED[config.method], *UNUSED[other.method], *besides}
     names = [field.name for field in fields(TrainConfig) if field.name not in free]
     return all(getattr(config, name) == getattr(other, name) for name in names)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mode
 from textwrap import fill
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
@@ -110,7 +111,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
         plot = out / "figures" / f"results-{name}.png"
         draw_runs(panels(runs), runs[0].metric, plot, name)
         parts += section(name, runs, rows[name], command_text(name, commands), references)
-        parts.append(f"![Validation {runs[0].metric} of {name}](figures/{plot.name})\n")
+        parts.append(f"![Validation {runs[0].metric} of {name}](figures/{quote(plot.name)})\n")
     parts.append("## Left out\n")
     parts.append("\n".join(f"* `{path}`: {reason}" for path, reason in found.left_out.items()) or "Nothing.")
     replace_text(page, "\n".join([*parts, ""]))

@@ -17,8 +17,11 @@ EXPLANATION = (
     "Of each task the longest training here that has a control, beside TBPTT and BPTT with the same settings and "
     "epochs (in brackets the seeds). Published and replicated: see the sections of the experiments. Differences are "
     "paired by seed, with 95 % intervals where there are two seeds. †: inputs not standardized as in the published "
-    "settings; these runs are being made anew."
+    "settings; these runs are being made anew. ‡: on another device or in another precision than FPTT."
 )
+
+HARDWARE = ("accelerator", "precision")
+"""Fields in which a control may differ from FPTT where there is none that does not; it is marked."""
 
 HEADS = (
     "task",
@@ -84,10 +87,6 @@ def _is_per_step(config: TrainConfig) -> bool:
     return whole and config.num_chunks == 784
 
 
-def _adding(length: int) -> Callable[[TrainConfig], bool]:
-    return lambda config: config.task == "adding" and config.length == length
-
-
 def _of_length(task: str, length: int) -> Callable[[TrainConfig], bool]:
     return lambda config: config.task == task and config.length == length
 
@@ -100,7 +99,7 @@ PAPER_TASKS = (
     PaperTask("PTB, words, T = 300", "perplexity", _of_length("ptb-word", 300), "ptb-300"),
     PaperTask("PTB, characters, T = 150", "bits per character", _of_length("ptb-char", 150), None),
     *(
-        PaperTask(f"adding, T = {length:,}", "mean squared error", _adding(length), None)
+        PaperTask(f"adding, T = {length:,}", "mean squared error", _of_length("adding", length), None)
         for length in (200, 500, 750, 1000)
     ),
 )
@@ -121,10 +120,11 @@ def _longest(task: PaperTask, experiments: Mapping[str, Sequence[Row]], referenc
     """Return the experiment whose FPTT has made the most updates on a task, with its controls."""
     candidates: list[tuple[Any, str, dict[str, Row]]] = []
     for name, rows in experiments.items():
-        chosen = [row for row in rows if row["group"] in {"", "equal-epochs"} and task.is_task(row["config"])]
+        chosen = [row for row in rows if row["group"] in {"", "equal-epochs"}]
+        pairs = [*matched_pairs(chosen, HARDWARE), *matched_pairs(chosen)] if chosen else []
         for row in chosen:
-            if row["method"] == "fptt":
-                controls = {theirs["method"]: theirs for ours, theirs in matched_pairs(chosen) if ours is row}
+            if row["method"] == "fptt" and task.is_task(row["config"]):
+                controls = {theirs["method"]: theirs for ours, theirs in pairs if ours is row}  # the last ones count
                 # inputs as published before others, those with a control before others, then the most updates
                 rank = (row["config"].standardization == "published", "tbptt" in controls, row["updates"])
                 candidates.append((rank, name, {"fptt": row, **controls}))
@@ -177,7 +177,9 @@ def _reached(row: PaperRow, method: str) -> str:
     own, form = row.ours[method], _digits(row)
     sd = own[f"test_{own['metric']}_sd"]
     spread = "" if own["num_seeds"] == 1 else f" ± {number(sd * row.task.scale, form)}"
-    return f"{number(_mean(own) * row.task.scale, form)}{spread} ({own['num_seeds']})"
+    fptt = row.ours["fptt"]["config"]
+    mark = "" if all(getattr(own["config"], name) == getattr(fptt, name) for name in HARDWARE) else " ‡"
+    return f"{number(_mean(own) * row.task.scale, form)}{spread} ({own['num_seeds']}){mark}"
 
 
 def _difference(row: PaperRow, method: str) -> str:

@@ -48,12 +48,12 @@ class RunFolder:
         self.interface_file = path / "interface.json"
         self.card_file = path / "README.md"
 
-    def check_free(self) -> None:
-        """Raise UserError if the folder holds something."""
+    def check_free(self, *, can_overwrite: bool = True) -> None:
+        """Raise UserError if the folder holds something; it names --overwrite where the command has that."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out {self.path} is a file, not a folder.")
         if self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"out {self.path} is not empty: give another folder, or --overwrite.")
+            raise UserError(f"out {self.path} is not empty: give another folder{', or --overwrite' * can_overwrite}.")
 
     # -- writing: by the leader of a run alone -----------------------------------------------------------------------
 

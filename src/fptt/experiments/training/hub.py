@@ -58,7 +58,7 @@ def pull(name: str, path: Path, *, revision: str | None = None) -> RunFolder:
         UserError: If the folder is not empty, the hub has no such model, or what it has is not a run.
     """
     folder = RunFolder(path)
-    folder.check_free()
+    folder.check_free(can_overwrite=False)
     hub, patterns = _library(), [file.name for file in folder.files()] + list(PROGRAMS)
     with _reporting(f"{name} on the hub cannot be read"):
         hub.HfApi().snapshot_download(name, local_dir=path, allow_patterns=patterns, revision=revision)
