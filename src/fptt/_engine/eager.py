@@ -100,7 +100,10 @@ class EagerEngine:
                 walked.losses += learned.losses
                 walked.norms += [] if learned.norm is None else [learned.norm]
                 walked.state = detach_state(learned.state)  # the cut: no gradient flows into earlier chunks
-                window = window.moved_on(span[-1], learned.after_first, self.horizon)
+                # after a single chunk both are the same state, and are cut once
+                is_last = learned.after_first is learned.state
+                after_first = walked.state if is_last else detach_state(learned.after_first)
+                window = window.moved_on(span[-1], after_first, self.horizon)
             elif before is None:
                 walked.bad = learned
                 return walked
