@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fptt._batches.batch import Batch
 from fptt._checks import all_finite, check_tensors
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import Progress, State, chunk_lengths, detach_state, length_mask
+from fptt._sequence import Progress, State, chunk_lengths, length_mask
 
 
 class Start(NamedTuple):

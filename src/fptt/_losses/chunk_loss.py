@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fptt._losses.elementwise import Elementwise, LossFunction, ignored_index, is_of_classes, is_without_softmax, name_of
+from fptt._losses.elementwise import (
+    Elementwise,
+    LossFunction,
+    ignored_index,
+    is_of_classes,
+    is_without_softmax,
+    name_of,
+)
 from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
 from fptt._sequence import Progress, last_true
 

@@ -264,7 +264,9 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 def _total(spikes: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the spikes of each unit in all steps, (B, H)."""
-    return spikes[0].to(dtype) if len(spikes) == 1 else spikes.sum(0, dtype=dtype)  # a reduction is not for free
+    return (
+        spikes.squeeze(0).to(dtype) if len(spikes) == 1 else spikes.sum(0, dtype=dtype)
+    )  # a reduction is not for free
 
 
 def _check_tau(name: str, tau: float | tuple[float, float]) -> None:
