@@ -95,7 +95,7 @@ class SequencePart(NamedTuple):
     """The targets of a chunk, and their weights.
 
     Attributes:
-        targets: (T_k, B, …).
+        targets: (T_k, B, …); labels that the mask leaves out are the `ignore_index` of a loss of torch's.
         counted: Where they count, (T_k, B); None if all do.
         num_chunks: K; or that of each lane's sequence, (B,).
         num_counted: N, the counted steps of the batch; or, of each lane, B times those of its sequence, (B,).
