@@ -184,7 +184,7 @@ class SequenceLoss(ChunkLoss):
 
     def _without_masked(self, targets: Tensor, mask: Tensor | None) -> Tensor:
         """Return the targets, those that the mask leaves out as `ignore_index` if the function skips it."""
-        if mask is None or not self._skips(targets):
+        if mask is None or self.ignore_index is None or not self._skips(targets):
             return targets
         return torch.where(mask[(...,) + (None,) * (targets.dim() - 2)], targets, self.ignore_index)
 
