@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fptt
+from fptt._losses.elementwise import Elementwise
 
 LENGTHS = [4, 3, 3]
 
@@ -49,6 +50,44 @@ def test_ignored_targets_are_not_real_steps() -> None:
     for function in (functional.cross_entropy, nn.CrossEntropyLoss()):
         found = mean_of_chunks(fptt.SequenceLoss(function), output, targets, None, LENGTHS)
         torch.testing.assert_close(found, functional.cross_entropy(output.flatten(0, 1), targets.flatten()))
+
+
+def squared_unless_zero(output: Tensor, target: Tensor, ignore_index: int = 0) -> Tensor:
+    """Return a loss of one's own that leaves it to the caller to drop what is to be ignored."""
+    del ignore_index
+    return (output.sum(-1) - target).square()
+
+
+@pytest.mark.parametrize(
+    ("function", "ignored", "dtype"),
+    [
+        (functional.cross_entropy, -100, torch.int64),
+        (nn.CrossEntropyLoss(ignore_index=0, label_smoothing=0.1), 0, torch.int64),
+        (functools.partial(functional.nll_loss, ignore_index=2), 2, torch.int64),
+        (nn.NLLLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])), -100, torch.int64),
+        (functional.cross_entropy, None, torch.uint8),
+        (squared_unless_zero, 0, torch.int64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_bad_outputs_at_steps_that_do_not_count_are_not_in_the_loss(
+    function: Any, ignored: int | None, dtype: torch.dtype, masked: bool
+) -> None:
+    output = torch.randn(10, 3, 5).log_softmax(-1)
+    targets = torch.randint(3, 5, (10, 3)).to(dtype)
+    mask = torch.rand(10, 3) < 0.6 if masked else None
+    real = torch.ones(10, 3, dtype=torch.bool) if mask is None else mask.clone()
+    if ignored is not None:
+        targets[4:6] = ignored
+        real[4:6] = False
+    bad = output.masked_fill(~real.unsqueeze(-1), torch.nan).requires_grad_()
+    found = mean_of_chunks(fptt.SequenceLoss(function), bad, targets, mask, LENGTHS)
+    good = output[real].requires_grad_()
+    expected = Elementwise(function)(good, targets[real]).mean()
+    torch.testing.assert_close(found, expected)
+    of_bad, of_good = torch.autograd.grad(found, bad)[0], torch.autograd.grad(expected, good)[0]
+    torch.testing.assert_close(of_bad[real], of_good)
 
 
 @pytest.mark.parametrize(

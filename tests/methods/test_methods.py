@@ -316,8 +316,9 @@ def test_the_recomputed_gradient_is_not_scaled() -> None:
     assert duals[1] < 10 * duals[0]
 
 
-def test_a_bad_recomputed_gradient_is_told_and_training_can_go_on() -> None:
-    model = Explodes("loss", call=3)  # the second pass of the second chunk
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_bad_recomputed_gradient_is_told_and_training_can_go_on(kind: str) -> None:
+    model = Explodes(kind, call=3)  # the second pass of the second chunk
     method = fptt.FPTT(model, sgd(model), terminal(), num_chunks=3, coupling="coupled", previous_gradient="recomputed")
     with pytest.raises(FloatingPointError, match=r"recomputed gradient .* chunk 1 of batch 0"):
         method.train_batch(*batch())

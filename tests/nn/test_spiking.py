@@ -269,6 +269,23 @@ def test_outputs_do_not_depend_on_the_cut(kind: Any, pool: str, num_chunks: int)
     assert state.neurons.num_steps.flatten().tolist() == [12] * 3
 
 
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_single_step_is_the_first_of_several(kind: Any, width: int) -> None:
+    model, inputs = kind(width, 8).double(), torch.randn(2, 4, width, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(4, 8, dtype=torch.float64)
+    results = []
+    for steps in (inputs[:1], inputs):
+        spikes, state = model(steps)
+        assert torch.equal(state.neurons.num_spikes[0], spikes.detach().sum(0).to(state.neurons.num_spikes))
+        tensors = [inputs, *(param for param in model.parameters() if param.requires_grad)]
+        gradients = torch.autograd.grad((spikes[0] * weights).sum(), tensors, allow_unused=True)
+        results.append([spikes[0], *(gradient for gradient in gradients if gradient is not None)])
+    assert len(results[0]) > 2
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_firing_rates_count_the_spikes() -> None:
     model = LIF(3, 6, num_layers=2)
     spikes, state = model(torch.randn(10, 4, 3))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fptt._batches.batch import Batch
 from fptt._checks import all_finite, check_tensors
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import Progress, State, chunk_lengths, detach_state, length_mask
+from fptt._sequence import Progress, State, chunk_lengths, length_mask
 
 
 class Start(NamedTuple):
@@ -61,12 +61,12 @@ class Window(NamedTuple):
 
         Args:
             chunk: The one that was learned.
-            after_first: The state after the first chunk that was run for it, here or in the window. The one of this
-                run and not of the chunk's first: the weights have changed since.
+            after_first: The state after the first chunk that was run for it, here or in the window, detached. The one
+                of this run and not of the chunk's first: the weights have changed since.
             horizon: Chunks that a gradient goes through at most.
         """
         chunks = (*self.chunks, chunk)
-        return Window(chunks[1:], detach_state(after_first)) if len(chunks) == horizon else Window(chunks, self.state)
+        return Window(chunks[1:], after_first) if len(chunks) == horizon else Window(chunks, self.state)
 
 
 class Chunking(NamedTuple):

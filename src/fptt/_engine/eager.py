@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._batches.cut import Chunk, Chunking, Window
-from fptt._checks import all_finite
+from fptt._checks import all_finite, are_finite
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.engine import Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import Replicas
 from fptt._random_state import RandomState
 from fptt._regularizer.regularizer import DynamicRegularizer
-from fptt._regularizer.step_hooks import BadWeightsError, StepHooks, gradient_norm
+from fptt._regularizer.step_hooks import BadWeightsError, StepHooks
 from fptt._sequence import (
     State,
     copied_nest,
@@ -100,7 +100,10 @@ class EagerEngine:
                 walked.losses += learned.losses
                 walked.norms += [] if learned.norm is None else [learned.norm]
                 walked.state = detach_state(learned.state)  # the cut: no gradient flows into earlier chunks
-                window = window.moved_on(span[-1], learned.after_first, self.horizon)
+                # after a single chunk both are the same state, and are cut once
+                is_last = learned.after_first is learned.state
+                after_first = walked.state if is_last else detach_state(learned.after_first)
+                window = window.moved_on(span[-1], after_first, self.horizon)
             elif before is None:
                 walked.bad = learned
                 return walked
@@ -208,7 +211,7 @@ class EagerEngine:
 
     def _has_bad_gradient(self) -> bool:
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
-        return self._is_bad(gradient_norm(params))
+        return self.check_finite and not are_finite(param.grad for param in params if param.grad is not None)
 
 
 def clear_gradients(optimizer: Optimizer) -> None:

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fptt._losses.elementwise import Elementwise, LossFunction, ignored_index, is_without_softmax, name_of
+from fptt._losses.elementwise import (
+    Elementwise,
+    LossFunction,
+    ignored_index,
+    is_of_classes,
+    is_without_softmax,
+    name_of,
+)
 from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
 from fptt._sequence import Progress, last_true
 
@@ -88,7 +95,7 @@ class SequencePart(NamedTuple):
     """The targets of a chunk, and their weights.
 
     Attributes:
-        targets: (T_k, B, …).
+        targets: (T_k, B, …); labels that the mask leaves out are the `ignore_index` of a loss of torch's.
         counted: Where they count, (T_k, B); None if all do.
         num_chunks: K; or that of each lane's sequence, (B,).
         num_counted: N, the counted steps of the batch; or, of each lane, B times those of its sequence, (B,).
@@ -131,6 +138,7 @@ class SequenceLoss(ChunkLoss):
         super().__init__()
         self.function = Elementwise(function)
         self.ignore_index = ignored_index(function)
+        self.skips_ignored = is_of_classes(function)
 
     def split(
         self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
@@ -140,7 +148,7 @@ class SequenceLoss(ChunkLoss):
         if tuple(targets.shape[:2]) != expected:
             raise ValueError(f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(targets.shape)}.")
         counted = self._counted(targets, mask)
-        chunks = targets.split(list(lengths))
+        chunks = self._without_masked(targets, mask).split(list(lengths))
         if counted is None:
             return [SequencePart(chunk, None, float(len(lengths)), float(math.prod(expected))) for chunk in chunks]
         total = counted.sum().clamp(min=1)
@@ -158,9 +166,10 @@ class SequenceLoss(ChunkLoss):
         if tuple(targets.shape[:2]) != expected:
             raise ValueError(f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(targets.shape)}.")
         is_busy = (progress.position > 0).repeat_interleave(torch.tensor(lengths, device=targets.device), dim=0)
-        counted = self._counted(targets, is_busy if mask is None else is_busy & mask)
+        mask = is_busy if mask is None else is_busy & mask
+        counted = self._counted(targets, mask)
         assert counted is not None  # as there is a mask
-        pieces = (targets.split(list(lengths)), counted.split(list(lengths)))
+        pieces = (self._without_masked(targets, mask).split(list(lengths)), counted.split(list(lengths)))
         return [
             SequencePart(*piece)
             for piece in zip(*pieces, progress.num_chunks, progress.num_steps * num_lanes, strict=True)
@@ -172,6 +181,16 @@ class SequenceLoss(ChunkLoss):
             return mask
         kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
         return kept if mask is None else kept & mask
+
+    def _without_masked(self, targets: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the targets, those that the mask leaves out as `ignore_index` if the function skips it."""
+        if mask is None or self.ignore_index is None or not self._skips(targets):
+            return targets
+        return torch.where(mask[(...,) + (None,) * (targets.dim() - 2)], targets, self.ignore_index)
+
+    def _skips(self, targets: Tensor) -> bool:
+        """Return whether the function itself gives 0, with gradient 0, where a target is `ignore_index`."""
+        return self.skips_ignored and targets.dtype == torch.int64  # an unsigned label cannot be -100
 
     def num_counted(self, parts: Sequence[SequencePart]) -> float:
         """Return N, the real steps of the batch, at least 1."""
@@ -185,7 +204,7 @@ class SequenceLoss(ChunkLoss):
                 f"(T_k, B, …) with T_k, B = {tuple(part.targets.shape[:2])}, got {tuple(output.shape)}."
             )
         values = self.function(output.flatten(0, 1), part.targets.flatten(0, 1))
-        if part.counted is not None:
+        if part.counted is not None and not self._skips(part.targets):
             # not a product with the mask: a loss of Inf or NaN at padding would stay NaN
             values = torch.where(part.counted.flatten(), values, 0.0)
         if isinstance(part.num_chunks, Tensor):  # every lane has a sequence of its own

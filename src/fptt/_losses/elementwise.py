@@ -21,6 +21,9 @@ WITHOUT_SOFTMAX = frozenset(
 )
 """Losses of torch, functions and modules, of numbers or of classes that do not exclude each other."""
 
+OF_CLASSES = frozenset({functional.cross_entropy, functional.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss})
+"""Losses of torch of labels; each is 0 and has gradient 0 where the label is its `ignore_index`."""
+
 
 class Elementwise(nn.Module):
     """A loss of (output (N, …), target (N, …)) with a value per element, (N,): a mean over other dims.
@@ -77,14 +80,24 @@ def ignored_index(function: LossFunction) -> int | None:
 
 def is_without_softmax(function: LossFunction) -> bool:
     """Return whether a loss is one of torch's for outputs that are no logits of classes under a softmax."""
-    inner = _innermost(function)
-    return (type(inner) if isinstance(inner, nn.Module) else inner) in WITHOUT_SOFTMAX
+    return _kind(function) in WITHOUT_SOFTMAX
+
+
+def is_of_classes(function: LossFunction) -> bool:
+    """Return whether a loss is one of torch's of labels, which gives 0 for the label that it ignores."""
+    return _kind(function) in OF_CLASSES
 
 
 def name_of(function: LossFunction) -> str:
     """Return the name of a loss, for a message."""
     inner = _innermost(function)
     return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _kind(function: LossFunction) -> Any:
+    """Return the innermost function, or the class of a module."""
+    inner = _innermost(function)
+    return type(inner) if isinstance(inner, nn.Module) else inner
 
 
 def _innermost(function: LossFunction) -> LossFunction:

@@ -267,7 +267,7 @@ class _Checker:
             loss.backward(retain_graph=True)
             gradients.append(_gradient(self.model))
             losses.append(loss.item())
-            window = window.moved_on(chunk, after_first, horizon)
+            window = window.moved_on(chunk, detach_state(after_first), horizon)
         return _Walked(gradients, windows, losses)
 
     def full_gradient(self, chunks: list[Chunk], state: State) -> Gradient:

@@ -157,7 +157,7 @@ class LIF(nn.Module):
                 spikes = functional.dropout(spikes, self.dropout, self.training)
             spikes, final = layer.run(spikes, tuple(tensor[number] for tensor in moving))
             finals.append(final)
-            counts.append(spikes.sum(0, dtype=num_spikes.dtype))
+            counts.append(_total(spikes, num_spikes.dtype))
         after = [_stacked(tensors) for tensors in zip(*finals, strict=True)]
         neurons = self.layer.state(*after, num_spikes=num_spikes + _stacked(counts), num_steps=num_steps + len(inputs))
         if self.readout is None:
@@ -260,6 +260,12 @@ class LiquidLIF(ALIF):
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Return tensors (B, H) of all layers as one, (num_layers, B, H); a view of a single one."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _total(spikes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the spikes of each unit in all steps, (B, H)."""
+    # a reduction of a single step is a pass over it for nothing
+    return spikes.squeeze(0).to(dtype) if len(spikes) == 1 else spikes.sum(0, dtype=dtype)
 
 
 def _check_tau(name: str, tau: float | tuple[float, float]) -> None:

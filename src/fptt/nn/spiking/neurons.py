@@ -72,7 +72,9 @@ class LIFLayer(nn.Module):
         detaches = self.detach_reset and not is_smooth()
         dtype, spikes = state[1].dtype, []
         # the products with the inputs do not wait for the state: one for all steps
-        for current in self._currents(inputs).unbind():
+        currents = self._currents(inputs)
+        # the gradient of a single step is a view of it, that of `unbind` a copy
+        for current in [currents.squeeze(0)] if len(currents) == 1 else currents.unbind():
             drive = current if recurrent is None else torch.addmm(current, state[0], recurrent)
             # autocast makes products short, and the potentials stay as they are
             state = self._step(drive.to(dtype), state, weights, detaches)
