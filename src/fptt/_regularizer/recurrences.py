@@ -12,19 +12,35 @@ A *decoupled* penalty uses the same functions with γ = ηα for α and l = ηλ
 weight update instead of a gradient.
 
 The pure functions also are what the compiled engine traces. The twins have plural names and take lists: one kernel
-over all parameters at once instead of one each, since a step of FPTT is made for every chunk.
+over all parameters at once instead of one each, since a step of FPTT is made for every chunk. On a processor machine
+code (recurrences.cpp) goes over all of them once before the optimizer's step and once after it, where `torch._foreach`
+goes nine times. Its numbers are the same to the last bit, so that it never matters which of them ran.
 """
 
-from typing import NamedTuple
+import ctypes
+import logging
+import sys
+from array import array
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+LOGGER = logging.getLogger("fptt")
 
 Strength = float | Tensor
 """α, a number or a scalar tensor."""
 
 DUAL_WEIGHTS = {"paper": 0.5, "released": 1.0}
 """`c`, the weight of the dual in the penalty gradient: ½ in the printed formula, 1 in the authors' code."""
+
+DTYPES = (torch.float32, torch.float64)
+"""What the machine code computes in."""
+
+PLAIN = (Tensor, nn.Parameter)
+"""Tensors that are what their address holds: a subclass may be anything."""
 
 
 class Parameters(NamedTuple):
@@ -55,8 +71,14 @@ def penalty_gradient(
     return mu * alpha * (param - average) - DUAL_WEIGHTS[form] * dual
 
 
-def penalty_gradients(group: Parameters, *, form: str, mu: float) -> list[Tensor]:
-    """Return ∇R of every parameter, as new tensors; the twin of `penalty_gradient`."""
+def penalty_gradients(group: Parameters, *, form: str, mu: float, library: Any = None) -> list[Tensor]:
+    """Return ∇R of every parameter, as new tensors, by `machine_code` if there is; the twin of `penalty_gradient`."""
+    if library is not None:
+        gradients = [torch.empty_like(param) for param in group.params]
+        arguments = _arguments(group, gradients)
+        if arguments is not None:
+            library.fptt_penalize(*arguments, mu * group.alpha, -DUAL_WEIGHTS[form])
+            return gradients
     gradients = list(torch._foreach_sub(group.params, group.averages))
     torch._foreach_mul_(gradients, mu * group.alpha)
     torch._foreach_add_(gradients, group.duals, alpha=-DUAL_WEIGHTS[form])
@@ -82,3 +104,90 @@ def advance_averages_(group: Parameters, *, beta: float) -> None:
     """Set every W̄ to W̄⁺ in place, when the duals have been advanced; the twin of `advance_average`."""
     torch._foreach_lerp_(group.averages, group.params, beta)  # (1 − β) W̄ + β W⁺
     torch._foreach_add_(group.averages, group.duals, alpha=-beta / group.alpha)
+
+
+def advance_(group: Parameters, penalty_gradients: list[Tensor] | None, *, beta: float, library: Any = None) -> None:
+    """Take ∇R off every W if it is given, then set λ to λ⁺ and W̄ to W̄⁺, in place; by `machine_code` if there is."""
+    if library is not None and (arguments := _arguments(group, penalty_gradients)) is not None:
+        library.fptt_advance(*arguments, penalty_gradients is not None, -group.alpha, beta, -beta / group.alpha)
+        # as torch's operations do: a backward pass that has kept one of them must not take it for what it was
+        torch.autograd.graph.increment_version([*group.params, *group.averages, *group.duals])
+        return
+    if penalty_gradients is not None:
+        torch._foreach_sub_(group.params, penalty_gradients)
+    advance_duals_(group)
+    advance_averages_(group, beta=beta)
+
+
+# -- the machine code --------------------------------------------------------------------------------------------------
+
+
+def machine_code(params: list[Tensor]) -> Any:
+    """Return the machine code for parameters on a processor, or None where there is none.
+
+    Nor is there one before Inductor is loaded, as by the layers of `fptt.nn`, the compiled engine or `torch.compile`:
+    to import it takes two seconds, for which the training of a small model should not wait. What is left is a second of
+    compiling, once on a machine.
+    """
+    if "torch._inductor.codecache" not in sys.modules or not params[0].is_cpu or torch.compiler.is_compiling():
+        return None
+    return _library()
+
+
+@cache
+def _library() -> Any:
+    """Return the machine code, compiled if it is not on the disk; None where that cannot be, or torch has other bits."""
+    if sys.platform == "win32":
+        return None  # its compiler has other words for attributes
+    source = files("fptt._regularizer").joinpath("recurrences.cpp").read_text(encoding="utf-8")
+    try:
+        from torch._inductor.codecache import CppCodeCache  # knows the compiler, and where to keep what it made
+
+        library: Any = CppCodeCache.load(source, extra_flags=("-ffp-contract=off",), needs_vec_isa=False)
+    except Exception as error:  # no compiler, one that is too old, a disk that must not run code: all is well without
+        LOGGER.info("the regularizer runs by torch, since recurrences.cpp could not be compiled: %s", error)
+        return None
+    integer, number = ctypes.c_int64, ctypes.c_double
+    library.fptt_penalize.argtypes = [ctypes.c_char_p, *[integer] * 3, *[number] * 2]
+    library.fptt_advance.argtypes = [ctypes.c_char_p, *[integer] * 4, *[number] * 3]
+    library.fptt_penalize.restype = library.fptt_advance.restype = None
+    if not all(_has_same_bits(library, dtype, beta) for dtype in DTYPES for beta in (0.3, 0.5)):
+        LOGGER.info("the regularizer runs by torch, which rounds otherwise than recurrences.cpp on this processor")
+        return None
+    return library
+
+
+@torch.no_grad()
+def _has_same_bits(library: Any, dtype: torch.dtype, beta: float) -> bool:
+    """Return whether the machine code has the bits of torch, whose kernels are not the same on all processors.
+
+    On numbers enough that each has another chance to be rounded otherwise, in whole vectors and in what is left of one.
+    """
+    results = []
+    for chosen in (library, None):
+        # no random numbers, which would be missing in the training
+        params, averages, duals = (
+            [torch.arange(offset, offset + 333.0, dtype=dtype).sin()] for offset in (1, 500, 900)
+        )
+        group = Parameters(params, averages, duals, 0.3)
+        gradients = penalty_gradients(group, form="paper", mu=1.0, library=chosen)
+        advance_(group, gradients, beta=beta, library=chosen)
+        results.append(torch.cat([*gradients, *params, *averages, *duals]))
+    return torch.equal(*results)
+
+
+def _arguments(group: Parameters, penalty_gradients: list[Tensor] | None) -> tuple[bytes, int, int, bool] | None:
+    """Return sizes and addresses of all tensors, and what else both functions take; None if they do not suit."""
+    dtype, sizes, addresses = group.params[0].dtype, [param.numel() for param in group.params], []
+    if dtype not in DTYPES:
+        return None
+    # anew in every step, which is cheap: the data of a parameter may have been exchanged
+    for tensors in (group.params, group.averages, group.duals, penalty_gradients or ()):
+        for tensor, size in zip(tensors, sizes, strict=False):
+            is_plain = type(tensor) in PLAIN and tensor.is_cpu and tensor.dtype is dtype
+            if not is_plain or not tensor.is_contiguous() or tensor.numel() != size:
+                return None
+            addresses.append(tensor.data_ptr())
+    if penalty_gradients is None:
+        addresses += [0] * len(sizes)
+    return array("Q", sizes + addresses).tobytes(), len(sizes), torch.get_num_threads(), dtype is torch.float64

@@ -203,7 +203,9 @@ class DynamicRegularizer:
                 self.begin(params)
                 averages, duals = zip(*(self.state[param] for param in params), strict=True)
                 own = recurrences.Parameters(params, list(averages), list(map(self._duals.current, duals)), alpha)
-                pending.append(_Pending(own, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)))
+                library = recurrences.machine_code(params)
+                gradients = recurrences.penalty_gradients(own, form=self.form, mu=self.mu, library=library)
+                pending.append(_Pending(own, gradients))
         if self.coupling == "coupled":
             for group, penalty_gradients in pending:
                 torch._foreach_add_(_gradients(group.params), penalty_gradients)
@@ -221,8 +223,14 @@ class DynamicRegularizer:
         if self._pending is None:
             raise RuntimeError("update() needs add_penalty_grad_() before the optimizer's step; it was not called.")
         for group, penalty_gradients in self._pending:
-            if self.coupling == "decoupled":
-                torch._foreach_sub_(group.params, penalty_gradients)  # ∇R at the weights before the step, as in AdamW
+            # ∇R is that at the weights before the step, as in AdamW
+            to_take_off = penalty_gradients if self.coupling == "decoupled" else None
+            if self.previous_gradient == "dual" and self.num_duals == 1:
+                library = recurrences.machine_code(group.params)
+                recurrences.advance_(group, to_take_off, beta=self.beta, library=library)
+                continue
+            if to_take_off is not None:
+                torch._foreach_sub_(group.params, to_take_off)
             if self.previous_gradient == "recomputed":
                 torch._foreach_copy_(group.duals, _gradients(group.params))  # λ is ∇ℓ(W⁺) itself
             else:
