@@ -71,14 +71,14 @@ def penalty_gradient(
     return mu * alpha * (param - average) - DUAL_WEIGHTS[form] * dual
 
 
-def penalty_gradients(group: Parameters, *, form: str, mu: float, library: Any = None) -> list[Tensor]:
-    """Return ∇R of every parameter, as new tensors, by `machine_code` if there is; the twin of `penalty_gradient`."""
-    if library is not None:
+def penalty_gradients(
+    group: Parameters, *, form: str, mu: float, machine_code: "MachineCode | None" = None
+) -> list[Tensor]:
+    """Return ∇R of every parameter, as new tensors; the twin of `penalty_gradient`."""
+    if machine_code is not None:
         gradients = [torch.empty_like(param) for param in group.params]
-        arguments = _arguments(group, gradients)
-        if arguments is not None:
-            library.fptt_penalize(*arguments, mu * group.alpha, -DUAL_WEIGHTS[form])
-            return gradients
+        machine_code.penalize(gradients, mu * group.alpha, -DUAL_WEIGHTS[form])
+        return gradients
     gradients = list(torch._foreach_sub(group.params, group.averages))
     torch._foreach_mul_(gradients, mu * group.alpha)
     torch._foreach_add_(gradients, group.duals, alpha=-DUAL_WEIGHTS[form])
@@ -106,12 +106,15 @@ def advance_averages_(group: Parameters, *, beta: float) -> None:
     torch._foreach_add_(group.averages, group.duals, alpha=-beta / group.alpha)
 
 
-def advance_(group: Parameters, penalty_gradients: list[Tensor] | None, *, beta: float, library: Any = None) -> None:
-    """Take ∇R off every W if it is given, then set λ to λ⁺ and W̄ to W̄⁺, in place; by `machine_code` if there is."""
-    if library is not None and (arguments := _arguments(group, penalty_gradients)) is not None:
-        library.fptt_advance(*arguments, penalty_gradients is not None, -group.alpha, beta, -beta / group.alpha)
-        # as torch's operations do: a backward pass that has kept one of them must not take it for what it was
-        torch.autograd.graph.increment_version([*group.params, *group.averages, *group.duals])
+def advance_(
+    group: Parameters,
+    penalty_gradients: list[Tensor] | None,
+    *,
+    beta: float,
+    machine_code: "MachineCode | None" = None,
+) -> None:
+    """Take ∇R off every W where it is given, then set λ to λ⁺ and W̄ to W̄⁺, in place."""
+    if machine_code is not None and machine_code.advance_(penalty_gradients, -group.alpha, beta, -beta / group.alpha):
         return
     if penalty_gradients is not None:
         torch._foreach_sub_(group.params, penalty_gradients)
@@ -122,21 +125,67 @@ def advance_(group: Parameters, penalty_gradients: list[Tensor] | None, *, beta:
 # -- the machine code --------------------------------------------------------------------------------------------------
 
 
-def machine_code(params: list[Tensor]) -> Any:
-    """Return the machine code for parameters on a processor, or None where there is none.
+class MachineCode:
+    """One step of a group by machine code: the library, and where the tensors lie.
 
-    Nor is there one before Inductor is loaded, as by the layers of `fptt.nn`, the compiled engine or `torch.compile`:
-    to import it takes two seconds, for which the training of a small model should not wait. What is left is a second of
-    compiling, once on a machine.
+    For parameters, averages and duals on a processor that lie without gaps. Not before Inductor is loaded, as by the
+    layers of `fptt.nn`, the compiled engine or `torch.compile`: to import it takes two seconds, for which the training
+    of a small model should not wait. What is left is a second of compiling, once on a machine.
     """
-    if "torch._inductor.codecache" not in sys.modules or not params[0].is_cpu or torch.compiler.is_compiling():
-        return None
-    return _library()
+
+    def __init__(self, library: Any, group: Parameters) -> None:
+        self._library, self._group = library, group
+        self._dtype = group.params[0].dtype
+        self._sizes = [param.numel() for param in group.params]
+        self._params = self._addresses(group.params)
+        self._state = [self._addresses(tensors) for tensors in (group.averages, group.duals)]
+
+    @classmethod
+    def of(cls, group: Parameters) -> "MachineCode | None":
+        """Return it for a group, or None if that does not suit or there is no machine code."""
+        first = group.params[0]
+        if "torch._inductor.codecache" not in sys.modules or not first.is_cpu or first.dtype not in DTYPES:
+            return None
+        if torch.compiler.is_compiling() or (library := _library()) is None:
+            return None
+        self = cls(library, group)
+        return self if self._params and all(self._state) else None
+
+    def penalize(self, gradients: list[Tensor], pull: float, of_dual: float) -> None:
+        """Write ∇R = pull (W − W̄) + of_dual λ into new tensors."""
+        self._library.fptt_penalize(*self._arguments(self._params, gradients), pull, of_dual)
+
+    def advance_(self, penalty_gradients: list[Tensor] | None, to_dual: float, beta: float, of_dual: float) -> bool:
+        """Make the second pass, if the parameters suit as they did before the optimizer's step; return whether."""
+        group = self._group
+        params = self._addresses(group.params)
+        if not params:
+            return False
+        arguments = self._arguments(params, penalty_gradients)
+        self._library.fptt_advance(*arguments, penalty_gradients is not None, to_dual, beta, of_dual)
+        # as torch's operations do: a backward pass that has kept one of them must not take it for what it was
+        torch.autograd.graph.increment_version(group.params + group.averages + group.duals)
+        return True
+
+    def _addresses(self, tensors: list[Tensor]) -> list[int]:
+        """Return where tensors lie; nothing if one of them is not plain, or has another size than at first."""
+        dtype = self._dtype
+        for tensor, size in zip(tensors, self._sizes, strict=True):
+            is_plain = type(tensor) in PLAIN and tensor.dtype is dtype and tensor.is_cpu
+            if not is_plain or not tensor.is_contiguous() or tensor.numel() != size:
+                return []
+        return [tensor.data_ptr() for tensor in tensors]
+
+    def _arguments(self, params: list[int], gradients: list[Tensor] | None) -> tuple[bytes, int, int, bool]:
+        count = len(params)
+        penalties = [0] * count if gradients is None else [gradient.data_ptr() for gradient in gradients]
+        table = array("Q", [*self._sizes, *params, *self._state[0], *self._state[1], *penalties])
+        return table.tobytes(), count, torch.get_num_threads(), self._dtype is torch.float64
 
 
 @cache
 def _library() -> Any:
-    """Return the machine code, compiled if it is not on the disk; None where that cannot be, or torch has other bits."""
+    """Return the machine code, compiled if it is not on the disk; None where that fails, or torch rounds otherwise."""
     if sys.platform == "win32":
         return None  # its compiler has other words for attributes
     source = files("fptt._regularizer").joinpath("recurrences.cpp").read_text(encoding="utf-8")
@@ -170,24 +219,8 @@ def _has_same_bits(library: Any, dtype: torch.dtype, beta: float) -> bool:
             [torch.arange(offset, offset + 333.0, dtype=dtype).sin()] for offset in (1, 500, 900)
         )
         group = Parameters(params, averages, duals, 0.3)
-        gradients = penalty_gradients(group, form="paper", mu=1.0, library=chosen)
-        advance_(group, gradients, beta=beta, library=chosen)
+        machine_code = None if chosen is None else MachineCode(chosen, group)
+        gradients = penalty_gradients(group, form="paper", mu=1.0, machine_code=machine_code)
+        advance_(group, gradients, beta=beta, machine_code=machine_code)
         results.append(torch.cat([*gradients, *params, *averages, *duals]))
     return torch.equal(*results)
-
-
-def _arguments(group: Parameters, penalty_gradients: list[Tensor] | None) -> tuple[bytes, int, int, bool] | None:
-    """Return sizes and addresses of all tensors, and what else both functions take; None if they do not suit."""
-    dtype, sizes, addresses = group.params[0].dtype, [param.numel() for param in group.params], []
-    if dtype not in DTYPES:
-        return None
-    # anew in every step, which is cheap: the data of a parameter may have been exchanged
-    for tensors in (group.params, group.averages, group.duals, penalty_gradients or ()):
-        for tensor, size in zip(tensors, sizes, strict=False):
-            is_plain = type(tensor) in PLAIN and tensor.is_cpu and tensor.dtype is dtype
-            if not is_plain or not tensor.is_contiguous() or tensor.numel() != size:
-                return None
-            addresses.append(tensor.data_ptr())
-    if penalty_gradients is None:
-        addresses += [0] * len(sizes)
-    return array("Q", sizes + addresses).tobytes(), len(sizes), torch.get_num_threads(), dtype is torch.float64

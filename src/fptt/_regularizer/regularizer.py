@@ -197,17 +197,20 @@ class DynamicRegularizer:
                 continue
             check_positive("fptt_alpha", alpha)  # a schedule may have changed it
             params = [param for param in group["params"] if param.requires_grad and param.grad is not None]
+            if not params:
+                continue
             if any(gradient.is_sparse for gradient in _gradients(params)):
                 raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
-            if params:
-                self.begin(params)
-                averages, duals = zip(*(self.state[param] for param in params), strict=True)
-                own = recurrences.Parameters(params, list(averages), list(map(self._duals.current, duals)), alpha)
-                library = recurrences.machine_code(params)
-                gradients = recurrences.penalty_gradients(own, form=self.form, mu=self.mu, library=library)
-                pending.append(_Pending(own, gradients))
+            self.begin(params)
+            averages, duals = map(list, zip(*map(self.state.__getitem__, params), strict=True))
+            if self.num_duals > 1:
+                duals = list(map(self._duals.current, duals))
+            own = recurrences.Parameters(params, averages, duals, alpha)
+            code = recurrences.MachineCode.of(own)
+            gradients = recurrences.penalty_gradients(own, form=self.form, mu=self.mu, machine_code=code)
+            pending.append(_Pending(own, gradients, code))
         if self.coupling == "coupled":
-            for group, penalty_gradients in pending:
+            for group, penalty_gradients, _ in pending:
                 torch._foreach_add_(_gradients(group.params), penalty_gradients)
         self._pending = pending
 
@@ -222,12 +225,11 @@ class DynamicRegularizer:
         """
         if self._pending is None:
             raise RuntimeError("update() needs add_penalty_grad_() before the optimizer's step; it was not called.")
-        for group, penalty_gradients in self._pending:
+        for group, penalty_gradients, code in self._pending:
             # ∇R is that at the weights before the step, as in AdamW
             to_take_off = penalty_gradients if self.coupling == "decoupled" else None
             if self.previous_gradient == "dual" and self.num_duals == 1:
-                library = recurrences.machine_code(group.params)
-                recurrences.advance_(group, to_take_off, beta=self.beta, library=library)
+                recurrences.advance_(group, to_take_off, beta=self.beta, machine_code=code)
                 continue
             if to_take_off is not None:
                 torch._foreach_sub_(group.params, to_take_off)
@@ -448,10 +450,11 @@ class _Duals:
 
 
 class _Pending(NamedTuple):
-    """Between `add_penalty_grad_()` and `update()`: the parameters with a gradient, and ∇R of each."""
+    """Between `add_penalty_grad_()` and `update()`: the parameters with a gradient, ∇R of each, and the machine code."""
 
     group: recurrences.Parameters
     penalty_gradients: list[Tensor]
+    machine_code: recurrences.MachineCode | None
 
 
 def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
