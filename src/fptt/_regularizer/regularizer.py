@@ -450,7 +450,7 @@ class _Duals:
 
 
 class _Pending(NamedTuple):
-    """Between `add_penalty_grad_()` and `update()`: the parameters with a gradient, ∇R of each, and the machine code."""
+    """Between `add_penalty_grad_()` and `update()`: parameters with a gradient, ∇R of each, and the machine code."""
 
     group: recurrences.Parameters
     penalty_gradients: list[Tensor]
