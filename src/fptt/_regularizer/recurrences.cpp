@@ -17,20 +17,23 @@ namespace {
 // as in torch, whose kernels have several threads for more numbers than that
 constexpr int64_t GRAIN = 32768;
 
-// One list of the tensors of a group after the other: their sizes, and where W, its average, its dual and ∇R lie.
+// One list of the tensors of a group after the other: their sizes, and where W, its average and its dual lie; the ∇R of
+// all are one tensor.
 struct Table {
     const uint64_t *entries;
+    void *penalties;
     int64_t count, threads;
 
     // Calls work(size, W, average, dual, ∇R) for the numbers of each tensor, in parts where there are several threads.
     template <class Real, class Work> void each(Work work) const {
-        for (int64_t number = 0; number < count; ++number) {
+        Real *penalty = static_cast<Real *>(penalties);
+        for (int64_t number = 0; number < count; penalty += entries[number], ++number) {
             const int64_t size = entries[number], stride = threads > 1 && size > GRAIN ? GRAIN : size;
             const auto part = [=, this](int64_t begin) {
                 const auto lies = [=, this](int64_t list) {
                     return reinterpret_cast<Real *>(entries[list * count + number]) + begin;
                 };
-                work(size - begin < stride ? size - begin : stride, lies(1), lies(2), lies(3), lies(4));
+                work(size - begin < stride ? size - begin : stride, lies(1), lies(2), lies(3), penalty + begin);
             };
             if (stride == size) {
                 part(0);
@@ -81,16 +84,16 @@ void advance_all(const Table &table, bool is_decoupled, Real to_dual, Real beta,
 
 // ∇R = pull (W − W̄) + of_dual λ
 extern "C" void fptt_penalize(
-    const uint64_t *entries, int64_t count, int64_t threads, int64_t is_double, double pull, double of_dual) {
-    const Table table = {entries, count, threads};
+    const uint64_t *entries, void *penalties, int64_t count, int64_t threads, int64_t is_double, double pull, double of_dual) {
+    const Table table = {entries, penalties, count, threads};
     if (is_double) penalize_all<double>(table, pull, of_dual);
     else penalize_all<float>(table, pull, of_dual);
 }
 
 // W⁺ ← W⁺ − ∇R if decoupled;  λ⁺ = λ + to_dual (W⁺ − W̄);  W̄⁺ = (1 − beta) W̄ + beta W⁺ + of_dual λ⁺
-extern "C" void fptt_advance(const uint64_t *entries, int64_t count, int64_t threads, int64_t is_double,
+extern "C" void fptt_advance(const uint64_t *entries, void *penalties, int64_t count, int64_t threads, int64_t is_double,
     int64_t is_decoupled, double to_dual, double beta, double of_dual) {
-    const Table table = {entries, count, threads};
+    const Table table = {entries, penalties, count, threads};
     if (is_double) advance_all<double>(table, is_decoupled, to_dual, beta, of_dual);
     else advance_all<float>(table, is_decoupled, to_dual, beta, of_dual);
 }

@@ -19,6 +19,7 @@ goes nine times. Its numbers are the same to the last bit, so that it never matt
 
 import ctypes
 import logging
+import operator
 import sys
 from array import array
 from functools import cache
@@ -71,14 +72,8 @@ def penalty_gradient(
     return mu * alpha * (param - average) - DUAL_WEIGHTS[form] * dual
 
 
-def penalty_gradients(
-    group: Parameters, *, form: str, mu: float, machine_code: "MachineCode | None" = None
-) -> list[Tensor]:
+def penalty_gradients(group: Parameters, *, form: str, mu: float) -> list[Tensor]:
     """Return ∇R of every parameter, as new tensors; the twin of `penalty_gradient`."""
-    if machine_code is not None:
-        gradients = [torch.empty_like(param) for param in group.params]
-        machine_code.penalize(gradients, mu * group.alpha, -DUAL_WEIGHTS[form])
-        return gradients
     gradients = list(torch._foreach_sub(group.params, group.averages))
     torch._foreach_mul_(gradients, mu * group.alpha)
     torch._foreach_add_(gradients, group.duals, alpha=-DUAL_WEIGHTS[form])
@@ -106,66 +101,93 @@ def advance_averages_(group: Parameters, *, beta: float) -> None:
     torch._foreach_add_(group.averages, group.duals, alpha=-beta / group.alpha)
 
 
-def advance_(
-    group: Parameters,
-    penalty_gradients: list[Tensor] | None,
-    *,
-    beta: float,
-    machine_code: "MachineCode | None" = None,
-) -> None:
-    """Take ∇R off every W where it is given, then set λ to λ⁺ and W̄ to W̄⁺, in place."""
-    if machine_code is not None and machine_code.advance_(penalty_gradients, -group.alpha, beta, -beta / group.alpha):
-        return
-    if penalty_gradients is not None:
-        torch._foreach_sub_(group.params, penalty_gradients)
-    advance_duals_(group)
-    advance_averages_(group, beta=beta)
-
-
 # -- the machine code --------------------------------------------------------------------------------------------------
 
 
 class MachineCode:
-    """One step of a group by machine code: the library, and where the tensors lie.
+    """Both passes over a group by machine code, which knows where its tensors lie.
 
-    For parameters, averages and duals on a processor that lie without gaps. Not before Inductor is loaded, as by the
-    layers of `fptt.nn`, the compiled engine or `torch.compile`: to import it takes two seconds, for which the training
-    of a small model should not wait. What is left is a second of compiling, once on a machine.
+    Args:
+        library: The machine code.
+        group: Parameters, averages and duals.
     """
 
     def __init__(self, library: Any, group: Parameters) -> None:
         self._library, self._group = library, group
         self._dtype = group.params[0].dtype
         self._sizes = [param.numel() for param in group.params]
-        self._params = self._addresses(group.params)
-        self._state = [self._addresses(tensors) for tensors in (group.averages, group.duals)]
+        self._state = group.averages + group.duals
+        self._state_addresses = self._addresses(group.averages) + self._addresses(group.duals)
+        self._penalty_gradients: Tensor | None = None  # of all parameters, one after the other
 
     @classmethod
-    def of(cls, group: Parameters) -> "MachineCode | None":
-        """Return it for a group, or None if that does not suit or there is no machine code."""
+    def of(cls, group: Parameters, previous: "MachineCode | None") -> "MachineCode | None":
+        """Return it for a group, or None if that does not suit, or where there is no machine code.
+
+        It takes parameters, averages and duals on a processor that lie without gaps. And it waits until Inductor is
+        loaded, as by the layers of `fptt.nn`, the compiled engine or `torch.compile`: to import it takes two seconds,
+        for which the training of a small model should not wait. What is left is a second of compiling, once on a
+        machine.
+
+        Args:
+            group: As above.
+            previous: What was returned for the step before, so that not everything is looked at again.
+        """
         first = group.params[0]
         if "torch._inductor.codecache" not in sys.modules or not first.is_cpu or first.dtype not in DTYPES:
             return None
         if torch.compiler.is_compiling() or (library := _library()) is None:
             return None
+        if previous is not None and previous._is_for(group):
+            return previous
         self = cls(library, group)
-        return self if self._params and all(self._state) else None
+        return self if len(self._state_addresses) == 2 * len(group.params) else None
 
-    def penalize(self, gradients: list[Tensor], pull: float, of_dual: float) -> None:
-        """Write ∇R = pull (W − W̄) + of_dual λ into new tensors."""
-        self._library.fptt_penalize(*self._arguments(self._params, gradients), pull, of_dual)
+    def _is_for(self, group: Parameters) -> bool:
+        """Return whether a group has the same tensors as this one, averages and duals at the same place."""
+        state = group.averages + group.duals
+        return (
+            len(state) == len(self._state)
+            and all(map(operator.is_, state, self._state))
+            and all(map(operator.is_, group.params, self._group.params))
+            and [tensor.data_ptr() for tensor in state] == self._state_addresses
+            and self._group.alpha == group.alpha
+        )
 
-    def advance_(self, penalty_gradients: list[Tensor] | None, to_dual: float, beta: float, of_dual: float) -> bool:
-        """Make the second pass, if the parameters suit as they did before the optimizer's step; return whether."""
-        group = self._group
-        params = self._addresses(group.params)
-        if not params:
+    def penalize(self, *, form: str, mu: float) -> bool:
+        """Work out ∇R and keep it; return False, and do nothing, if a parameter does not suit."""
+        arguments = self._arguments(penalties := self._group.params[0].new_empty(sum(self._sizes)))
+        if arguments is None:
             return False
-        arguments = self._arguments(params, penalty_gradients)
-        self._library.fptt_advance(*arguments, penalty_gradients is not None, to_dual, beta, of_dual)
-        # as torch's operations do: a backward pass that has kept one of them must not take it for what it was
-        torch.autograd.graph.increment_version(group.params + group.averages + group.duals)
+        self._library.fptt_penalize(*arguments, mu * self._group.alpha, -DUAL_WEIGHTS[form])
+        self._penalty_gradients = penalties
         return True
+
+    def penalty_gradients(self) -> list[Tensor]:
+        """Return what `penalize` worked out, as the function of that name does."""
+        assert self._penalty_gradients is not None
+        parts = self._penalty_gradients.split(self._sizes)
+        return [part.view(param.shape) for part, param in zip(parts, self._group.params, strict=True)]
+
+    def advance_(self, *, is_decoupled: bool, beta: float) -> bool:
+        """Take ∇R off every W if decoupled, and advance λ and W̄; return False, and do nothing, as `penalize` does."""
+        alpha, penalties = self._group.alpha, self._penalty_gradients
+        arguments = self._arguments(penalties)
+        if arguments is None:
+            return False
+        self._library.fptt_advance(*arguments, is_decoupled, -alpha, beta, -beta / alpha)
+        self._penalty_gradients = None
+        # as torch does: a backward pass that has kept one must not take it for what it was; W the optimizer has told
+        torch.autograd.graph.increment_version(self._state)
+        return True
+
+    def _arguments(self, penalties: Tensor | None) -> tuple[bytes, int, int, int, bool] | None:
+        """Return the first arguments of both functions, None if a parameter does not suit."""
+        params = self._addresses(self._group.params)
+        if not params or penalties is None:
+            return None
+        table = array("Q", self._sizes + params + self._state_addresses).tobytes()
+        return table, penalties.data_ptr(), len(params), torch.get_num_threads(), self._dtype is torch.float64
 
     def _addresses(self, tensors: list[Tensor]) -> list[int]:
         """Return where tensors lie; nothing if one of them is not plain, or has another size than at first."""
@@ -175,12 +197,6 @@ class MachineCode:
             if not is_plain or not tensor.is_contiguous() or tensor.numel() != size:
                 return []
         return [tensor.data_ptr() for tensor in tensors]
-
-    def _arguments(self, params: list[int], gradients: list[Tensor] | None) -> tuple[bytes, int, int, bool]:
-        count = len(params)
-        penalties = [0] * count if gradients is None else [gradient.data_ptr() for gradient in gradients]
-        table = array("Q", [*self._sizes, *params, *self._state[0], *self._state[1], *penalties])
-        return table.tobytes(), count, torch.get_num_threads(), self._dtype is torch.float64
 
 
 @cache
@@ -197,8 +213,8 @@ def _library() -> Any:
         LOGGER.info("the regularizer runs by torch, since recurrences.cpp could not be compiled: %s", error)
         return None
     integer, number = ctypes.c_int64, ctypes.c_double
-    library.fptt_penalize.argtypes = [ctypes.c_char_p, *[integer] * 3, *[number] * 2]
-    library.fptt_advance.argtypes = [ctypes.c_char_p, *[integer] * 4, *[number] * 3]
+    library.fptt_penalize.argtypes = [ctypes.c_char_p, ctypes.c_void_p, *[integer] * 3, *[number] * 2]
+    library.fptt_advance.argtypes = [ctypes.c_char_p, ctypes.c_void_p, *[integer] * 4, *[number] * 3]
     library.fptt_penalize.restype = library.fptt_advance.restype = None
     if not all(_has_same_bits(library, dtype, beta) for dtype in DTYPES for beta in (0.3, 0.5)):
         LOGGER.info("the regularizer runs by torch, which rounds otherwise than recurrences.cpp on this processor")
@@ -213,14 +229,21 @@ def _has_same_bits(library: Any, dtype: torch.dtype, beta: float) -> bool:
     On numbers enough that each has another chance to be rounded otherwise, in whole vectors and in what is left of one.
     """
     results = []
-    for chosen in (library, None):
+    for by_torch in (True, False):
         # no random numbers, which would be missing in the training
         params, averages, duals = (
             [torch.arange(offset, offset + 333.0, dtype=dtype).sin()] for offset in (1, 500, 900)
         )
         group = Parameters(params, averages, duals, 0.3)
-        machine_code = None if chosen is None else MachineCode(chosen, group)
-        gradients = penalty_gradients(group, form="paper", mu=1.0, machine_code=machine_code)
-        advance_(group, gradients, beta=beta, machine_code=machine_code)
+        if by_torch:
+            gradients = penalty_gradients(group, form="paper", mu=1.0)
+            torch._foreach_sub_(params, gradients)
+            advance_duals_(group)
+            advance_averages_(group, beta=beta)
+        else:
+            code = MachineCode(library, group)
+            code.penalize(form="paper", mu=1.0)
+            gradients = code.penalty_gradients()
+            code.advance_(is_decoupled=True, beta=beta)
         results.append(torch.cat([*gradients, *params, *averages, *duals]))
     return torch.equal(*results)

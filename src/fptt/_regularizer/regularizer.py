@@ -113,6 +113,7 @@ class DynamicRegularizer:
         self._duals = _Duals(num_duals)
         self._hooks: StepHooks | None = None
         self._pending: list[_Pending] | None = None
+        self._machine_code: dict[int, recurrences.MachineCode | None] = {}  # of each group, from step to step
         self._evaluating = False
         for group in _groups(params):
             self.add_param_group(group)
@@ -174,7 +175,6 @@ class DynamicRegularizer:
                 terms.append(recurrences.penalty(param, average, dual, alpha=alpha, form=self.form, mu=self.mu))
         return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
-    @torch.no_grad()
     def add_penalty_grad_(self) -> None:
         """Compute ∇R of every parameter that has a gradient: the verb between `backward()` and `step()`.
 
@@ -191,30 +191,29 @@ class DynamicRegularizer:
         if self._pending is not None and self.previous_gradient == "recomputed":
             raise RuntimeError("previous_gradient='recomputed' needs update() after every step; it was not called.")
         pending: list[_Pending] = []
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             alpha = group["fptt_alpha"]
             if alpha is None:
                 continue
             check_positive("fptt_alpha", alpha)  # a schedule may have changed it
-            params = [param for param in group["params"] if param.requires_grad and param.grad is not None]
+            params = [param for param in group["params"] if param.grad is not None and param.requires_grad]
             if not params:
                 continue
             if any(gradient.is_sparse for gradient in _gradients(params)):
                 raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
-            self.begin(params)
-            averages, duals = map(list, zip(*map(self.state.__getitem__, params), strict=True))
-            if self.num_duals > 1:
-                duals = list(map(self._duals.current, duals))
-            own = recurrences.Parameters(params, averages, duals, alpha)
-            code = recurrences.MachineCode.of(own)
-            gradients = recurrences.penalty_gradients(own, form=self.form, mu=self.mu, machine_code=code)
-            pending.append(_Pending(own, gradients, code))
+            own = recurrences.Parameters(params, *self._state_of(params), alpha)
+            code = self._machine_code[number] = recurrences.MachineCode.of(own, self._machine_code.get(number))
+            penalty_gradients = None
+            if code is None or not code.penalize(form=self.form, mu=self.mu):
+                with torch.no_grad():
+                    code, penalty_gradients = None, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)
+            pending.append(_Pending(own, penalty_gradients, code))
         if self.coupling == "coupled":
-            for group, penalty_gradients, _ in pending:
-                torch._foreach_add_(_gradients(group.params), penalty_gradients)
+            with torch.no_grad():
+                for step in pending:
+                    torch._foreach_add_(_gradients(step.group.params), step.all_penalty_gradients())
         self._pending = pending
 
-    @torch.no_grad()
     def update(self) -> None:
         """Advance dual and average: the verb after `step()`, and before `zero_grad()` if the gradient is recomputed.
 
@@ -225,23 +224,27 @@ class DynamicRegularizer:
         """
         if self._pending is None:
             raise RuntimeError("update() needs add_penalty_grad_() before the optimizer's step; it was not called.")
-        for group, penalty_gradients, code in self._pending:
-            # ∇R is that at the weights before the step, as in AdamW
-            to_take_off = penalty_gradients if self.coupling == "decoupled" else None
-            if self.previous_gradient == "dual" and self.num_duals == 1:
-                recurrences.advance_(group, to_take_off, beta=self.beta, machine_code=code)
+        is_decoupled, is_usual = self.coupling == "decoupled", self.previous_gradient == "dual" and self.num_duals == 1
+        for step in self._pending:
+            group, _, code = step
+            if is_usual and code is not None and code.advance_(is_decoupled=is_decoupled, beta=self.beta):
                 continue
-            if to_take_off is not None:
-                torch._foreach_sub_(group.params, to_take_off)
-            if self.previous_gradient == "recomputed":
-                torch._foreach_copy_(group.duals, _gradients(group.params))  # λ is ∇ℓ(W⁺) itself
-            else:
-                recurrences.advance_duals_(group)
-            duals = group.duals  # one of a parameter is the mean of all
-            if self.num_duals > 1:
-                duals = [self.state[param].dual.mean(0) for param in group.params]
-            recurrences.advance_averages_(group._replace(duals=duals), beta=self.beta)
+            self._advance_(group, step.all_penalty_gradients() if is_decoupled else None)
         self._pending = None
+
+    @torch.no_grad()
+    def _advance_(self, group: recurrences.Parameters, penalty_gradients: list[Tensor] | None) -> None:
+        """Make the update of a group by torch; ∇R is taken off if it is given."""
+        if penalty_gradients is not None:
+            torch._foreach_sub_(group.params, penalty_gradients)  # ∇R at the weights before the step, as in AdamW
+        if self.previous_gradient == "recomputed":
+            torch._foreach_copy_(group.duals, _gradients(group.params))  # λ is ∇ℓ(W⁺) itself
+        else:
+            recurrences.advance_duals_(group)
+        duals = group.duals  # one of a parameter is the mean of all
+        if self.num_duals > 1:
+            duals = [self.state[param].dual.mean(0) for param in group.params]
+        recurrences.advance_averages_(group._replace(duals=duals), beta=self.beta)
 
     def attach(self, optimizer: Optimizer, max_norm: float | None = None) -> Self:
         """Make every `optimizer.step()` an FPTT step, by PyTorch's step hooks; the optimizer stays what it is.
@@ -355,12 +358,22 @@ class DynamicRegularizer:
         """Forget averages and duals: the next step starts again with W̄ = W and λ = 0."""
         self.state.clear()
         self._pending = None
+        self._machine_code.clear()
 
     def begin(self, params: Iterable[Tensor]) -> None:
         """Let averages and duals begin, W̄ = W and λ = 0, for those parameters that have none yet."""
         for param in params:
             if param not in self.state:
                 self.state[param] = ParameterState(param.detach().clone(), self._duals.zeros(param))
+
+    def _state_of(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return averages and duals of parameters, which begin now if there are none yet."""
+        try:
+            entries = [self.state[param] for param in params]
+        except KeyError:
+            self.begin(params)
+            entries = [self.state[param] for param in params]
+        return [entry.average for entry in entries], [self._duals.current(entry.dual) for entry in entries]
 
     def restore(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
         """Put copies of averages and duals back, into the tensors that are there; other parameters have not begun."""
@@ -420,7 +433,7 @@ class DynamicRegularizer:
         return f"DynamicRegularizer({shown}, {len(self._params())} parameters)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None, "_pending": None, "_evaluating": False}
+        return {**self.__dict__, "_hooks": None, "_pending": None, "_machine_code": {}, "_evaluating": False}
 
 
 class _Duals:
@@ -450,11 +463,18 @@ class _Duals:
 
 
 class _Pending(NamedTuple):
-    """Between `add_penalty_grad_()` and `update()`: parameters with a gradient, ∇R of each, and the machine code."""
+    """Between `add_penalty_grad_()` and `update()`: parameters with a gradient, and ∇R of each or who has it."""
 
     group: recurrences.Parameters
-    penalty_gradients: list[Tensor]
+    penalty_gradients: list[Tensor] | None
     machine_code: recurrences.MachineCode | None
+
+    def all_penalty_gradients(self) -> list[Tensor]:
+        """Return ∇R of every parameter."""
+        if self.machine_code is not None:
+            return self.machine_code.penalty_gradients()
+        assert self.penalty_gradients is not None
+        return self.penalty_gradients
 
 
 def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
