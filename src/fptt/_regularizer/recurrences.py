@@ -14,7 +14,7 @@ weight update instead of a gradient.
 The pure functions also are what the compiled engine traces. The twins have plural names and take lists: one kernel
 over all parameters at once instead of one each, since a step of FPTT is made for every chunk. On a processor machine
 code (recurrences.cpp) goes over all of them once before the optimizer's step and once after it, where `torch._foreach`
-goes nine times. Its numbers are the same to the last bit, so that it never matters which of them ran.
+goes eight times. Its numbers are the same to the last bit, so that it never matters which of them ran.
 """
 
 import ctypes
@@ -118,7 +118,6 @@ class MachineCode:
         self._sizes = [param.numel() for param in group.params]
         self._state = group.averages + group.duals
         self._state_addresses = self._addresses(group.averages) + self._addresses(group.duals)
-        self._penalty_gradients: Tensor | None = None  # of all parameters, one after the other
 
     @classmethod
     def of(cls, group: Parameters, previous: "MachineCode | None") -> "MachineCode | None":
@@ -154,37 +153,35 @@ class MachineCode:
             and self._group.alpha == group.alpha
         )
 
-    def penalize(self, *, form: str, mu: float) -> bool:
-        """Work out ∇R and keep it; return False, and do nothing, if a parameter does not suit."""
-        arguments = self._arguments(penalties := self._group.params[0].new_empty(sum(self._sizes)))
+    def penalize(self, *, form: str, mu: float) -> Tensor | None:
+        """Return ∇R of all parameters as one new tensor, or None if a parameter does not suit."""
+        penalties = torch.empty(sum(self._sizes), dtype=self._dtype, device="cpu")
+        arguments = self._arguments(penalties)
         if arguments is None:
-            return False
+            return None
         self._library.fptt_penalize(*arguments, mu * self._group.alpha, -DUAL_WEIGHTS[form])
-        self._penalty_gradients = penalties
-        return True
+        return penalties
 
-    def penalty_gradients(self) -> list[Tensor]:
-        """Return what `penalize` worked out, as the function of that name does."""
-        assert self._penalty_gradients is not None
-        parts = self._penalty_gradients.split(self._sizes)
+    def split(self, penalties: Tensor) -> list[Tensor]:
+        """Return ∇R of every parameter, as `penalty_gradients` does."""
+        parts = penalties.split(self._sizes)
         return [part.view(param.shape) for part, param in zip(parts, self._group.params, strict=True)]
 
-    def advance_(self, *, is_decoupled: bool, beta: float) -> bool:
-        """Take ∇R off every W if decoupled, and advance λ and W̄; return False, and do nothing, as `penalize` does."""
-        alpha, penalties = self._group.alpha, self._penalty_gradients
+    def advance_(self, penalties: Tensor, *, is_decoupled: bool, beta: float) -> bool:
+        """Take ∇R off every W if decoupled, advance λ and W̄; return False, and do nothing, if one does not suit."""
+        alpha = self._group.alpha
         arguments = self._arguments(penalties)
         if arguments is None:
             return False
         self._library.fptt_advance(*arguments, is_decoupled, -alpha, beta, -beta / alpha)
-        self._penalty_gradients = None
         # as torch does: a backward pass that has kept one must not take it for what it was; W the optimizer has told
         torch.autograd.graph.increment_version(self._state)
         return True
 
-    def _arguments(self, penalties: Tensor | None) -> tuple[bytes, int, int, int, bool] | None:
+    def _arguments(self, penalties: Tensor) -> tuple[bytes, int, int, int, bool] | None:
         """Return the first arguments of both functions, None if a parameter does not suit."""
         params = self._addresses(self._group.params)
-        if not params or penalties is None:
+        if not params:
             return None
         table = array("Q", self._sizes + params + self._state_addresses).tobytes()
         return table, penalties.data_ptr(), len(params), torch.get_num_threads(), self._dtype is torch.float64
@@ -242,8 +239,9 @@ def _has_same_bits(library: Any, dtype: torch.dtype, beta: float) -> bool:
             advance_averages_(group, beta=beta)
         else:
             code = MachineCode(library, group)
-            code.penalize(form="paper", mu=1.0)
-            gradients = code.penalty_gradients()
-            code.advance_(is_decoupled=True, beta=beta)
+            penalties = code.penalize(form="paper", mu=1.0)
+            assert penalties is not None
+            code.advance_(penalties, is_decoupled=True, beta=beta)
+            gradients = [penalties]
         results.append(torch.cat([*gradients, *params, *averages, *duals]))
     return torch.equal(*results)

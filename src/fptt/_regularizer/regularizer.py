@@ -203,15 +203,15 @@ class DynamicRegularizer:
                 raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
             own = recurrences.Parameters(params, *self._state_of(params), alpha)
             code = self._machine_code[number] = recurrences.MachineCode.of(own, self._machine_code.get(number))
-            penalty_gradients = None
-            if code is None or not code.penalize(form=self.form, mu=self.mu):
+            penalties = None if code is None else code.penalize(form=self.form, mu=self.mu)
+            if penalties is None:
                 with torch.no_grad():
-                    code, penalty_gradients = None, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)
-            pending.append(_Pending(own, penalty_gradients, code))
+                    code, penalties = None, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)
+            pending.append(_Pending(own, penalties, code))
         if self.coupling == "coupled":
             with torch.no_grad():
                 for step in pending:
-                    torch._foreach_add_(_gradients(step.group.params), step.all_penalty_gradients())
+                    torch._foreach_add_(_gradients(step.group.params), step.penalty_gradients())
         self._pending = pending
 
     def update(self) -> None:
@@ -226,10 +226,12 @@ class DynamicRegularizer:
             raise RuntimeError("update() needs add_penalty_grad_() before the optimizer's step; it was not called.")
         is_decoupled, is_usual = self.coupling == "decoupled", self.previous_gradient == "dual" and self.num_duals == 1
         for step in self._pending:
-            group, _, code = step
-            if is_usual and code is not None and code.advance_(is_decoupled=is_decoupled, beta=self.beta):
-                continue
-            self._advance_(group, step.all_penalty_gradients() if is_decoupled else None)
+            group, penalties, code = step
+            is_done = False
+            if is_usual and code is not None and isinstance(penalties, Tensor):
+                is_done = code.advance_(penalties, is_decoupled=is_decoupled, beta=self.beta)
+            if not is_done:
+                self._advance_(group, step.penalty_gradients() if is_decoupled else None)
         self._pending = None
 
     @torch.no_grad()
@@ -463,18 +465,17 @@ class _Duals:
 
 
 class _Pending(NamedTuple):
-    """Between `add_penalty_grad_()` and `update()`: parameters with a gradient, and ∇R of each or who has it."""
+    """Between `add_penalty_grad_()` and `update()`: parameters with a gradient, and their ∇R, in one tensor or many."""
 
     group: recurrences.Parameters
-    penalty_gradients: list[Tensor] | None
+    penalties: list[Tensor] | Tensor
     machine_code: recurrences.MachineCode | None
 
-    def all_penalty_gradients(self) -> list[Tensor]:
+    def penalty_gradients(self) -> list[Tensor]:
         """Return ∇R of every parameter."""
-        if self.machine_code is not None:
-            return self.machine_code.penalty_gradients()
-        assert self.penalty_gradients is not None
-        return self.penalty_gradients
+        if self.machine_code is None or not isinstance(self.penalties, Tensor):
+            return list(self.penalties)
+        return self.machine_code.split(self.penalties)
 
 
 def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
