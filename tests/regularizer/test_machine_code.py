@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 import fptt
 from fptt._regularizer import recurrences
+from fptt.nn import native
 
+# not where the machine code itself is missing, as it is if its numbers are wrong
 pytestmark = pytest.mark.skipif(
-    recurrences._library() is None, reason="no C++ compiler, or torch rounds otherwise here"
+    native._library() is None or torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"},
+    reason="no C++ compiler, or kernels of torch that round otherwise",
 )
 
 SIZES = (1, 7, 10, 33, 512, 1023, 70_001)
