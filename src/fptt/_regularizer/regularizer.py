@@ -113,6 +113,7 @@ class DynamicRegularizer:
         self._duals = _Duals(num_duals)
         self._hooks: StepHooks | None = None
         self._pending: list[_Pending] | None = None
+        self._machine_code: dict[int, recurrences.MachineCode | None] = {}  # of each group, from step to step
         self._evaluating = False
         for group in _groups(params):
             self.add_param_group(group)
@@ -174,7 +175,6 @@ class DynamicRegularizer:
                 terms.append(recurrences.penalty(param, average, dual, alpha=alpha, form=self.form, mu=self.mu))
         return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
-    @torch.no_grad()
     def add_penalty_grad_(self) -> None:
         """Compute ∇R of every parameter that has a gradient: the verb between `backward()` and `step()`.
 
@@ -191,25 +191,29 @@ class DynamicRegularizer:
         if self._pending is not None and self.previous_gradient == "recomputed":
             raise RuntimeError("previous_gradient='recomputed' needs update() after every step; it was not called.")
         pending: list[_Pending] = []
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             alpha = group["fptt_alpha"]
             if alpha is None:
                 continue
             check_positive("fptt_alpha", alpha)  # a schedule may have changed it
-            params = [param for param in group["params"] if param.requires_grad and param.grad is not None]
+            params = [param for param in group["params"] if param.grad is not None and param.requires_grad]
+            if not params:
+                continue
             if any(gradient.is_sparse for gradient in _gradients(params)):
                 raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
-            if params:
-                self.begin(params)
-                averages, duals = zip(*(self.state[param] for param in params), strict=True)
-                own = recurrences.Parameters(params, list(averages), list(map(self._duals.current, duals)), alpha)
-                pending.append(_Pending(own, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)))
+            own = recurrences.Parameters(params, *self._state_of(params), alpha)
+            code = self._machine_code[number] = recurrences.MachineCode.of(own, self._machine_code.get(number))
+            penalties = None if code is None else code.penalize(form=self.form, mu=self.mu)
+            if penalties is None:
+                with torch.no_grad():
+                    code, penalties = None, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)
+            pending.append(_Pending(own, penalties, code))
         if self.coupling == "coupled":
-            for group, penalty_gradients in pending:
-                torch._foreach_add_(_gradients(group.params), penalty_gradients)
+            with torch.no_grad():
+                for step in pending:
+                    torch._foreach_add_(_gradients(step.group.params), step.penalty_gradients())
         self._pending = pending
 
-    @torch.no_grad()
     def update(self) -> None:
         """Advance dual and average: the verb after `step()`, and before `zero_grad()` if the gradient is recomputed.
 
@@ -220,18 +224,29 @@ class DynamicRegularizer:
         """
         if self._pending is None:
             raise RuntimeError("update() needs add_penalty_grad_() before the optimizer's step; it was not called.")
-        for group, penalty_gradients in self._pending:
-            if self.coupling == "decoupled":
-                torch._foreach_sub_(group.params, penalty_gradients)  # ∇R at the weights before the step, as in AdamW
-            if self.previous_gradient == "recomputed":
-                torch._foreach_copy_(group.duals, _gradients(group.params))  # λ is ∇ℓ(W⁺) itself
-            else:
-                recurrences.advance_duals_(group)
-            duals = group.duals  # one of a parameter is the mean of all
-            if self.num_duals > 1:
-                duals = [self.state[param].dual.mean(0) for param in group.params]
-            recurrences.advance_averages_(group._replace(duals=duals), beta=self.beta)
+        is_decoupled, is_usual = self.coupling == "decoupled", self.previous_gradient == "dual" and self.num_duals == 1
+        for step in self._pending:
+            group, penalties, code = step
+            is_done = False
+            if is_usual and code is not None and isinstance(penalties, Tensor):
+                is_done = code.advance_(penalties, is_decoupled=is_decoupled, beta=self.beta)
+            if not is_done:
+                self._advance_(group, step.penalty_gradients() if is_decoupled else None)
         self._pending = None
+
+    @torch.no_grad()
+    def _advance_(self, group: recurrences.Parameters, penalty_gradients: list[Tensor] | None) -> None:
+        """Make the update of a group by torch; ∇R is taken off if it is given."""
+        if penalty_gradients is not None:
+            torch._foreach_sub_(group.params, penalty_gradients)  # ∇R at the weights before the step, as in AdamW
+        if self.previous_gradient == "recomputed":
+            torch._foreach_copy_(group.duals, _gradients(group.params))  # λ is ∇ℓ(W⁺) itself
+        else:
+            recurrences.advance_duals_(group)
+        duals = group.duals  # one of a parameter is the mean of all
+        if self.num_duals > 1:
+            duals = [self.state[param].dual.mean(0) for param in group.params]
+        recurrences.advance_averages_(group._replace(duals=duals), beta=self.beta)
 
     def attach(self, optimizer: Optimizer, max_norm: float | None = None) -> Self:
         """Make every `optimizer.step()` an FPTT step, by PyTorch's step hooks; the optimizer stays what it is.
@@ -345,12 +360,22 @@ class DynamicRegularizer:
         """Forget averages and duals: the next step starts again with W̄ = W and λ = 0."""
         self.state.clear()
         self._pending = None
+        self._machine_code.clear()
 
     def begin(self, params: Iterable[Tensor]) -> None:
         """Let averages and duals begin, W̄ = W and λ = 0, for those parameters that have none yet."""
         for param in params:
             if param not in self.state:
                 self.state[param] = ParameterState(param.detach().clone(), self._duals.zeros(param))
+
+    def _state_of(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return averages and duals of parameters, which begin now if there are none yet."""
+        try:
+            entries = [self.state[param] for param in params]
+        except KeyError:
+            self.begin(params)
+            entries = [self.state[param] for param in params]
+        return [entry.average for entry in entries], [self._duals.current(entry.dual) for entry in entries]
 
     def restore(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
         """Put copies of averages and duals back, into the tensors that are there; other parameters have not begun."""
@@ -410,7 +435,7 @@ class DynamicRegularizer:
         return f"DynamicRegularizer({shown}, {len(self._params())} parameters)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hooks": None, "_pending": None, "_evaluating": False}
+        return {**self.__dict__, "_hooks": None, "_pending": None, "_machine_code": {}, "_evaluating": False}
 
 
 class _Duals:
@@ -440,10 +465,17 @@ class _Duals:
 
 
 class _Pending(NamedTuple):
-    """Between `add_penalty_grad_()` and `update()`: the parameters with a gradient, and ∇R of each."""
+    """Between `add_penalty_grad_()` and `update()`: parameters with a gradient, and their ∇R, in one tensor or many."""
 
     group: recurrences.Parameters
-    penalty_gradients: list[Tensor]
+    penalties: list[Tensor] | Tensor
+    machine_code: recurrences.MachineCode | None
+
+    def penalty_gradients(self) -> list[Tensor]:
+        """Return ∇R of every parameter."""
+        if self.machine_code is None or not isinstance(self.penalties, Tensor):
+            return list(self.penalties)
+        return self.machine_code.split(self.penalties)
 
 
 def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
