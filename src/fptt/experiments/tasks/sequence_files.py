@@ -136,7 +136,9 @@ def _read_table(path: Path, target: str | None) -> pd.DataFrame:
                 encoding="utf-8-sig",
                 dtype={} if target is None else {target: str},  # as a number 01 would be 1
             )
-        return table if target not in table else table.assign(**{target: _labeled(table[target])})
+        if target is not None and target in table:
+            table[target] = _labeled(pd.Series(table[target]))
+        return table
     except pd.errors.ParserWarning:
         raise UserError(f"data {str(path)!r} must have a name for every column in its first line, got fewer.") from None
     except Exception as error:  # the readers raise many kinds, all of them about the file

@@ -285,7 +285,7 @@ def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -
             "number, --kind regression?"
         )
     try:
-        return sorted(names, key=int)
+        return sorted(sorted(names), key=int)  # 01 and 1 in a fixed order too
     except ValueError:
         return sorted(names)
 
