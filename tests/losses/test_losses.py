@@ -68,7 +68,7 @@ def squared_unless_zero(output: Tensor, target: Tensor, ignore_index: int = 0) -
         (functional.cross_entropy, None, torch.uint8),
         (squared_unless_zero, 0, torch.int64),
     ],
-    ids=str,
+    ids=["cross_entropy", "label smoothing", "nll_loss", "weights", "bytes", "own"],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_bad_outputs_at_steps_that_do_not_count_are_not_in_the_loss(

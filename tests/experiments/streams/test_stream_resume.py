@@ -15,6 +15,7 @@ from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.streams import stream
 from fptt.experiments.streams.stream import StreamFolder, Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
+from fptt.experiments.training.folder import locked
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.streams.recordings import write_recordings
 
@@ -190,6 +191,78 @@ def test_other_data_are_refused_and_nothing_is_lost(
     assert run(["stream", "--resume", "--out", str(interrupted.path)]) == 2
     assert "are not those that the stream began with" in " ".join(capsys.readouterr().err.split())
     assert interrupted.checkpoints.files() == before
+
+
+def test_a_folder_is_streamed_into_by_one_process_at_a_time(
+    data: str, interrupted: StreamFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in interrupted.path.iterdir()}
+    out = ["--out", str(interrupted.path)]
+    with locked(interrupted.path):
+        for options in (["stream", "--resume", *out], command(data, interrupted.path, "--overwrite")):
+            assert run(options) == 2
+            assert f"another process is writing to {interrupted.path}:" in " ".join(capsys.readouterr().err.split())
+        assert (interrupted.path / "lock").exists()
+    assert {path: path.read_bytes() for path in interrupted.path.iterdir()} == before
+    assert run(command(data, tmp_path / "whole")) == 0
+    assert run(["stream", "--resume", *out]) == 0
+    assert_same_end(interrupted, StreamFolder(tmp_path / "whole"))
+    assert not (interrupted.path / "lock").exists()
+
+
+def test_a_second_stream_into_the_same_folder_is_refused_while_the_first_goes_on_and_after_it(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the folder was free when the second one began to read its data."""
+    out, told = tmp_path / "out", []
+
+    def second(_: Streaming) -> None:
+        for options in ([], ["--overwrite"]):
+            assert run(command(data, out, *options)) == 2
+            told.append(" ".join(capsys.readouterr().err.split()))
+
+    with monkeypatch.context() as patch:
+        call_at(2, second, patch)
+        assert run(command(data, out, "--seed", "1")) == 0
+    assert "is not empty" in told[0]
+    assert f"another process is writing to {out}:" in told[1]
+    assert json.loads((out / "summary.json").read_text())["seed"] == 1
+
+    make = Streaming.__init__
+
+    def slow(self: Streaming, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        if not (tmp_path / "late").exists():
+            assert run(command(data, tmp_path / "late", "--seed", "2")) == 0
+
+    def first_alone(self: Streaming, *args: Any, **options: Any) -> None:
+        monkeypatch.setattr(Streaming, "__init__", make)
+        slow(self, *args, **options)
+
+    monkeypatch.setattr(Streaming, "__init__", first_alone)
+    assert run(command(data, tmp_path / "late", "--seed", "3")) == 2
+    assert "is not empty" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((tmp_path / "late" / "summary.json").read_text())["seed"] == 2
+
+
+def test_neither_command_overwrites_a_folder_of_the_other(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--epochs", "1", "--limit", "64", "--hidden-size", "4", "--threads", "1"]
+    out = tmp_path / "run"
+    assert run([*train, "--out", str(out)]) == 0
+    assert run(command(data, tmp_path / "stream")) == 0
+    capsys.readouterr()
+    for options, folder, other in (
+        (command(data, out), out, "train"),
+        ([*train, "--out", str(tmp_path / "stream")], tmp_path / "stream", "stream"),
+    ):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert run([*options, "--overwrite"]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"out {folder} must not be a folder of `fptt {other}`" in told
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert run(command(data, tmp_path / "stream", "--overwrite")) == 0
 
 
 def test_errors_of_resuming_are_named(

@@ -103,8 +103,18 @@ def test_the_target_tells_what_it_is(targets: list[str], kind: str, tmp_path: Pa
 
 
 def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> None:
-    data = write(tmp_path, "a,target\n1,1\n2,1.0\n3,7\n4,01\n")
-    assert values(read(data=data))[1] == [0, 0, 1, 0]
+    """But text that is no plain form of a number is a class of its own, and no whole number is a rounded one."""
+    data = write(tmp_path, "a,target\n1,1\n2,1.0\n3,7\n4,01\n5,10\n6,1e1\n7,1_0\n8,-0.0\n9,0\n")
+    pieces = read(data=data)
+    assert values(pieces)[1] == [0, 0, 1, 2, 3, 4, 5, 6, 6]
+    assert pieces[-1].names == [1, 7, "01", 10, "1e1", "1_0", 0]
+    large = [2**53, 2**53 + 1, 2**60, 2**60 + 1]
+    table = pd.DataFrame({"a": range(4), "target": large})
+    table.to_csv(tmp_path / "large.csv", index=False)
+    table.to_parquet(tmp_path / "large.parquet")
+    for name in ("large.csv", "large.parquet"):
+        pieces = read(data=str(tmp_path / name))
+        assert (values(pieces)[1], pieces[-1].names) == ([0, 1, 2, 3], large)
 
 
 def test_columns_are_chosen_by_name_and_the_time_is_no_input(tmp_path: Path) -> None:
@@ -174,6 +184,7 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("target\n1\n", {}, "must have a column of inputs beside 'target'"),
         ("a,target\n1,2\n", {"inputs": "a,target"}, "target 'target' .* must not be one of the inputs"),
         ("a,target\n1,x\n2,y\nfoo,x\n", {}, "must hold numbers in column 'a', got 'foo' in row 3"),
+        ("a,target\n1,x\n1_000,y\n", {}, "must hold numbers in column 'a', got '1_000' in row 2"),
         ("a,target\n1,x\ninf,y\n", {}, "must hold numbers in column 'a', got 'inf' in row 2"),
         ("a,target\n1,x\n-1e39,y\n", {}, "must hold numbers in column 'a', got '-1e39' in row 2"),
         ("a,target\n1,x\n2\n", {}, "must have 2 values in every row, as in its first line, got 1 in row 2"),
@@ -181,6 +192,9 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("a,target\n1,1\n2,1.5\n", {"kind": "classes"}, "must hold classes, .* got '1.5' in row 2"),
         ("a,target\n1,x\n2,y\n3,z\n", {"max_classes": 2}, "at most 2 classes .* got another, 'z', in row 3"),
         ("a,target\n1,x\n2,x\n", {}, "at least two classes in column 'target', got x alone in 2 rows"),
+        ("a,b,target\n1,,x\n2,,y\n", {}, "a number in every column of inputs, got none in 'b' in 2 rows"),
+        ("a,b,target\n,,1.5\n", {"kind": "regression"}, "every column of inputs, got none in 'a', 'b' in 1 rows"),
+        ("a,b,target\n1,,x\n,2,y\n", {"missing": "skip"}, "a row without a gap, got a gap in each of 2 rows"),
         ("a,target\n1,\n2,\n", {}, "must have a value of 'target' in one of its first 1,000 rows"),
         ("time,a,target\n,1,x\n", {}, "numbers or dates as 2026-01-31 in column 'time', got none in row 1"),
         (b"a,target\n1,x\n2,\xff\n", {}, "cannot be read after row 1: it is no text"),
@@ -210,6 +224,12 @@ def test_what_is_wrong_is_named_with_its_place(text: str | bytes, setting: dict,
 def test_errors_of_the_command(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["stream", "--out", "/nonexistent/out", *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_standard_input_that_is_closed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python sets it where a shell says <&-
+    with pytest.raises(UserError, match="standard input must be open to read rows from it, got it closed"):
+        read(data="-")
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:

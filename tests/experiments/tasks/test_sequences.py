@@ -132,7 +132,7 @@ def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> None:
-    """1.0 is 1; but among the numbers of any file a fraction makes all of them a regression."""
+    """1.0 is 1, 1e+18 is no class; but among the numbers of any file a fraction makes all of them a regression."""
     whole, halves = np.arange(N) % 2, np.arange(N) * 0.5
     tasks = [load(write(tmp_path / f"{own.dtype}.csv", long_form(target=own))) for own in (whole, whole * 1.0)]
     assert [(task.kind, task.class_names) for task in tasks] == [("classes", (0, 1))] * 2
@@ -154,6 +154,25 @@ def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> N
     np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=whole.astype(np.float32))
     assert load(tmp_path / "x.npz").class_names == (0, 1)
     assert load(tmp_path / "x.npz", kind="regression").kind == "regression"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["1_2", "12"], ("12", "1_2")),
+        (["01", "1"], ("01", "1")),
+        (["1e1", "10"], ("10", "1e1")),
+        (["1", "1.0", "7"], (1, 7)),
+        ([str(2**53), str(2**53 + 1), f"{2**53}.0"], (2**53, 2**53 + 1)),
+        ([str(2**64), str(2**64 + 1)], (str(2**64), str(2**64 + 1))),
+        (["true", "True"], ("True", "true")),
+    ],
+)
+def test_different_labels_of_a_text_are_different_classes(
+    labels: list[str], names: tuple[int | str, ...], tmp_path: Path
+) -> None:
+    task = load(write(tmp_path / "data.csv", long_form(target=np.resize(np.array(labels), N))))
+    assert (task.kind, task.class_names) == ("classes", names)
 
 
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])

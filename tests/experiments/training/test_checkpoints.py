@@ -352,7 +352,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(
     with locked(interrupted.path):
         for command in (["train", "--resume", *out], [*COMMAND, "--overwrite", *out]):
             assert run(command) == 2
-            assert f"another process is training in {interrupted.path}:" in capsys.readouterr().err
+            assert f"another process is writing to {interrupted.path}:" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in interrupted.path.iterdir()} == before
     assert run(["train", "--resume", *out]) == 0
     assert_same_end(interrupted, whole)
@@ -366,7 +366,7 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(UserError, match="another process is training"), locked(tmp_path):
+        with pytest.raises(UserError, match="another process is writing to"), locked(tmp_path):
             pass
     finally:
         process.kill()

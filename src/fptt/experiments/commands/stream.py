@@ -34,7 +34,7 @@ class Stream:
     out: Path | None = None
     """Folder for summary, rolling metrics, plot and learner; out/stream-TASK-METHOD-SEED by default."""
     overwrite: bool = False
-    """Replace what is in the folder."""
+    """Replace the stream in the folder."""
     resume: bool = False
     """Resume the interrupted stream in the folder --out, bitwise as if it had never stopped. Standard input must have
     the same rows again; those that were learned from are skipped."""

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fptt.experiments.streams.scores import METRICS, ROLLING, StreamScores
 from fptt.experiments.streams.source import Piece, Source
 from fptt.experiments.streams.table import STANDARD_INPUT, Table
 from fptt.experiments.training.checkpoints import Checkpoints, load_field
-from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.folder import RunFolder, check_command, locked
 
 STEPS_A_ROW = 1000
 WARM_UP = 0.1
@@ -55,14 +55,19 @@ class StreamFolder:
         """The command that resumes the stream."""
         return f"fptt stream --resume --out {self.path}"
 
-    def create(self, *, overwrite: bool) -> None:
-        """Make the folder, and remove an earlier stream from it.
+    def check(self, *, overwrite: bool) -> None:
+        """Raise UserError if the folder holds something and may not be overwritten, or a run of `fptt train`."""
+        if overwrite:
+            check_command(self.path, "stream")
+        else:
+            RunFolder(self.path).check_free()
+
+    def create(self) -> None:
+        """Make the folder, and remove an earlier stream from it, but not the lock of the process that does so.
 
         Raises:
-            UserError: If it holds something and may not be overwritten, or cannot be written.
+            UserError: If it cannot be written.
         """
-        if not overwrite:
-            RunFolder(self.path).check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in (self.summary_file, self.rolling_file, self.plot_file, self.learner_file):
@@ -361,13 +366,13 @@ def stream(config: StreamConfig, folder: StreamFolder, console: Console, *, over
     status is `interrupted`, and the KeyboardInterrupt is raised in the caller.
 
     Raises:
-        UserError: If data or settings are not usable, or the learning diverges.
+        UserError: If folder, data or settings are not usable, or the learning diverges.
     """
-    if not overwrite:  # before the first rows are read, which standard input would not give again
-        RunFolder(folder.path).check_free()
+    folder.check(overwrite=overwrite)  # before the first rows are read, which standard input would not give again
     streaming = Streaming(config, folder)
-    with _hint_at_resuming(folder):
-        folder.create(overwrite=overwrite)
+    with _hint_at_resuming(folder), locked(folder.path):
+        folder.check(overwrite=overwrite)  # another stream may have begun, and ended, since the first row was awaited
+        folder.create()
         streaming.save()
         return _to_the_end(streaming, console)
 
@@ -383,7 +388,9 @@ def resume(folder: StreamFolder, console: Console, *, next_rows: bool = False) -
     Raises:
         UserError: If there is no checkpoint, or it is damaged or of other data; see also `stream`.
     """
-    with _hint_at_resuming(folder):
+    # without a checkpoint the lock would only make a folder that is not there
+    lock = locked(folder.path) if folder.checkpoints.files() else nullcontext()
+    with _hint_at_resuming(folder), lock:
         streaming = folder.checkpoints.restore(
             lambda state: Streaming.of(state, folder, next_rows=next_rows), lambda text: say(console, text)
         )

@@ -16,6 +16,7 @@ import torch
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UnreadableError, UserError, one_line
 from fptt.experiments.streams.source import Kind, Piece
+from fptt.experiments.tasks.cells import are_measurements, as_number, label_of
 from fptt.experiments.tasks.scores import IGNORED
 
 STANDARD_INPUT = "-"
@@ -123,10 +124,7 @@ class Table:
                 f"{self.source} must have a value of {column!r} in one of its first {LOOKED_AT:,} rows, got none: say "
                 "by --kind whether they are classes or regression."
             )
-        numbers = [number for number in map(_as_number, values) if number is not None and math.isfinite(number)]
-        # most of them: then what is not a number is a slip, and no class
-        is_measured = 2 * len(numbers) > len(values) and any(number % 1 for number in numbers)
-        return "regression" if is_measured else "classes"
+        return "regression" if are_measurements(values) else "classes"
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
@@ -225,15 +223,31 @@ class Table:
                     is_first, signal, targets = False, [], []
             # of no steps, if a chunk was just full: the last labels are known only now
             yield piece(is_last=True)
-            if has_ended and self.kind == "classes" and len(numbers) < 2:
+            if has_ended:
+                self._check_learnable(place, list(numbers))
+
+    def _check_learnable(self, place: dict[str, Any], labels: list[Any]) -> None:
+        """Raise UserError if no row of the whole table could be learned, or nothing could be told apart."""
+        columns, count = place["columns"], f"{place['rows']:,} rows"
+        if place["skipped"] and not place["steps"]:
+            held = zip(columns["inputs"], place["held"], strict=True)
+            empty = ", ".join(repr(name) for name, value in held if math.isnan(value))
+            if empty:
                 raise UserError(
-                    f"{self.source} must hold at least two classes in column {columns['target']!r}, got "
-                    f"{', '.join(map(str, numbers)) or 'none'} alone in {place['rows']:,} rows."
+                    f"{self.source} must hold a number in every column of inputs, got none in {empty} in {count}."
                 )
+            raise UserError(
+                f"{self.source} must hold a row without a gap, got a gap in each of {count}; --missing hold takes them."
+            )
+        if self.kind == "classes" and len(labels) < 2:
+            raise UserError(
+                f"{self.source} must hold at least two classes in column {columns['target']!r}, got "
+                f"{', '.join(map(str, labels)) or 'none'} alone in {count}."
+            )
 
     def _number(self, value: Any, row: int, column: str) -> float:
         """Return an input, NaN for a gap."""
-        number = math.nan if _is_missing(value) else _as_number(value)
+        number = math.nan if _is_missing(value) else as_number(value)
         if number is None or abs(number) > LARGEST:
             raise UnreadableError(
                 f"{self.source} must hold numbers in column {column!r}, got {value!r:.60} in row {row}."
@@ -242,7 +256,7 @@ class Table:
 
     def _time(self, value: Any, row: int) -> float:
         """Return a number, or a date as seconds."""
-        number = None if _is_missing(value) else _as_number(value)
+        number = None if _is_missing(value) else as_number(value)
         if number is None or not math.isfinite(number):
             number = _seconds(value)
         if number is None:
@@ -260,7 +274,7 @@ class Table:
             return self._number(value, row, column)
         if _is_missing(value):
             return IGNORED
-        label = _label(value)
+        label = label_of(value)
         if label is None:
             raise UnreadableError(
                 f"{self.source} must hold classes, text or whole numbers, in column {column!r}, got {value!r:.60} in "
@@ -278,23 +292,8 @@ class Table:
 
 
 def _is_missing(value: Any) -> bool:
-    number = None if value is None else _as_number(value)  # also of the text "nan", which other programs write
+    number = None if value is None else as_number(value)  # also of the text "nan", which other programs write
     return value is None or value == "" or (number is not None and math.isnan(number))
-
-
-def _as_number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _label(value: Any) -> str | int | None:
-    """Return a class: a whole number, or text; None of a number with a fraction."""
-    number = None if isinstance(value, bool) else _as_number(value)
-    if number is None or not math.isfinite(number):
-        return str(value)
-    return None if number % 1 else int(number)
 
 
 def _seconds(value: Any) -> float | None:
@@ -335,6 +334,8 @@ def _rows(data: str, source: str) -> Rows:
     """
     path = Path(data).expanduser()
     if data == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise UserError("standard input must be open to read rows from it, got it closed.")
         return _csv_rows(nullcontext(sys.stdin.buffer), 0, source)
     if not path.exists():
         raise UserError(f"data {source} does not exist.")

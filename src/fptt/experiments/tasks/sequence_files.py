@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.tasks.cells import are_measurements, label_of
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -112,32 +113,49 @@ def read_sequences(path: Path, columns: Columns, targets: Targets | None = "any"
         raise UserError(f"data {str(path)!r} is empty.")
     if path.suffix == ".npz":
         return _read_arrays(path, columns, targets)
-    return table_sequences(_read_table(path), str(path), columns, targets)
+    target = None if targets is None else columns.target or "target"
+    return table_sequences(_read_table(path, target), str(path), columns, targets)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """Return the rows of a CSV or Parquet file."""
+def _read_table(path: Path, target: str | None) -> pd.DataFrame:
+    """Return the rows of a CSV or Parquet file; of CSV, the column of the target by its labels."""
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
+            table = pd.read_csv(
                 path,
                 index_col=False,  # else the first column would be one where the rows have an entry too many
                 keep_default_na=False,  # a class may be called NA
                 na_values=[""],
                 low_memory=False,
                 encoding="utf-8-sig",
+                dtype={} if target is None else {target: str},  # as a number 01 would be 1
             )
+        if target is not None and target in table:
+            table[target] = _labeled(pd.Series(table[target]))
+        return table
     except pd.errors.ParserWarning:
         raise UserError(f"data {str(path)!r} must have a name for every column in its first line, got fewer.") from None
     except Exception as error:  # the readers raise many kinds, all of them about the file
         reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
         raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
+
+
+def _labeled(column: pd.Series) -> pd.Series:
+    """Return a column of text by its labels: as int64 if all are whole numbers, else as text."""
+    numbers, values = pd.factorize(column)  # -1 where a value is missing
+    labels = [label_of(value) for value in values]
+    if (numbers >= 0).all() and all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in labels):
+        own = np.array(labels, np.int64)
+    else:
+        texts = [value if label is None else str(label) for label, value in zip(labels, values, strict=True)]
+        own = np.array([*texts, None], object)
+    return pd.Series(own[numbers], column.index, name=column.name)
 
 
 def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets: Targets | None = "any") -> Sequences:
@@ -278,18 +296,9 @@ def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
     kind = column.dtype.kind
     if kind in "iu":
         return column.to_numpy(np.int64)
-    if kind == "f" or targets == "numbers" or _are_measurements(column):
+    if kind == "f" or targets == "numbers" or (kind != "b" and are_measurements(column.tolist())):
         return _numbers(column, source)
     return np.asarray(column.astype(str), np.str_)
-
-
-def _are_measurements(column: pd.Series) -> bool:
-    """Return whether most of a text are numbers with fractions: then what is not one is a slip, and no class."""
-    try:
-        numbers = pd.Series(pd.to_numeric(column, errors="coerce")).dropna()
-    except (TypeError, ValueError):
-        return False
-    return column.dtype.kind != "b" and 2 * len(numbers) > len(column) and bool((numbers % 1 != 0).any())
 
 
 def _times(column: pd.Series, source: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from fptt.experiments.configs.config import DataSetting, Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import PaddedSamples
+from fptt.experiments.tasks.cells import LARGEST_WHOLE
 from fptt.experiments.tasks.loading import channel_statistics, divisors, spread
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
 from fptt.experiments.tasks.sequence_files import SUFFIXES, Columns, Sequences, read_sequences
@@ -24,8 +25,6 @@ PARTS = ("train", "validation", "test")
 HELD_OUT = 0.15
 """Of all sequences, or of all groups, for each of validation and test, where the data do not have them as parts."""
 MAX_CLASSES = 1000
-LARGEST_WHOLE = 2**53
-"""Up to which a float tells whole numbers apart."""
 SHOWN_NAMES = 8
 
 
@@ -286,7 +285,7 @@ def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -
             "number, --kind regression?"
         )
     try:
-        return sorted(names, key=int)
+        return sorted(sorted(names), key=int)  # 01 and 1 in a fixed order too
     except ValueError:
         return sorted(names)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,9 @@ from fptt.experiments.training.checkpoints import Checkpoints
 
 PROGRAMS = ("model.pt2", "model.onnx")
 """What `fptt export` leaves in a run folder."""
+ONLY = {"train": ("config.yaml", "model.safetensors"), "stream": ("learner.pt", "rolling.csv")}
+"""Files that only one command leaves in its folder."""
+LOCK = "lock"
 
 if sys.platform == "win32":
     import msvcrt
@@ -49,10 +52,14 @@ class RunFolder:
         self.card_file = path / "README.md"
 
     def check_free(self, *, can_overwrite: bool = True) -> None:
-        """Raise UserError if the folder holds something; it names --overwrite where the command has that."""
+        """Raise UserError if the folder holds something beside a lock, which whoever takes it checks.
+
+        Args:
+            can_overwrite: Whether the command has --overwrite, which the message then names.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out {self.path} is a file, not a folder.")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(file.name != LOCK for file in self.path.iterdir()):
             raise UserError(f"out {self.path} is not empty: give another folder{', or --overwrite' * can_overwrite}.")
 
     # -- writing: by the leader of a run alone -----------------------------------------------------------------------
@@ -63,8 +70,9 @@ class RunFolder:
         """Make the folder, remove the files of an earlier run, write config, interface and, of a text, vocabulary.
 
         Raises:
-            UserError: If it cannot be written.
+            UserError: If it holds a stream, or cannot be written.
         """
+        check_command(self.path, "train")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in (*self.files(), *(self.path / name for name in PROGRAMS)):
@@ -237,6 +245,16 @@ class RunFolder:
             raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error
 
 
+def check_command(folder: Path, command: Literal["train", "stream"]) -> None:
+    """Raise UserError if a folder holds files of the other command, which would be left beside those of this one."""
+    other = "stream" if command == "train" else "train"
+    found = next((name for name in ONLY[other] if (folder / name).exists()), None)
+    if found is not None:
+        raise UserError(
+            f"out {folder} must not be a folder of `fptt {other}`, got one with {found}: give another folder."
+        )
+
+
 # -- the lock ---------------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +266,7 @@ def locked(folder: Path) -> Iterator[None]:
         UnwritableError: If folder or lock file cannot be made.
         UserError: If another process holds the lock.
     """
-    path = folder / "lock"
+    path = folder / LOCK
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked_file(path)
@@ -272,7 +290,7 @@ def _locked_file(path: Path) -> int:
         except BlockingIOError:
             os.close(descriptor)
             raise UserError(
-                f"another process is training in {path.parent}: wait until it has ended, or give another folder."
+                f"another process is writing to {path.parent}: wait until it has ended, or give another folder."
             ) from None
         except FileNotFoundError:
             pass

@@ -1,0 +1,47 @@
+"""Cells of a table: numbers and labels of classes, whether the file has types, as Parquet, or text alone, as CSV."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+LARGEST_WHOLE = 2**53
+"""Up to it a float tells whole numbers apart."""
+_WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]*)(\.0*)?\s*")
+
+
+def as_number(value: Any) -> float | None:
+    """Return the number that a value is, or that its text says; NaN and infinities are among them. None of another."""
+    if isinstance(value, bytes) or (isinstance(value, str) and "_" in value):  # Python reads "1_000" as 1000
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def label_of(value: Any) -> str | int | None:
+    """Return the class that a value names: a whole number, or text; None of a number with a fraction.
+
+    Text is a whole number only where it is written as one, as 12 or 12.0: 012, 1_2 and 12e0 are other classes.
+    """
+    number = None if isinstance(value, bool) else as_number(value)
+    if number is None or not math.isfinite(number):
+        return str(value)
+    if not isinstance(value, str):
+        return None if value % 1 else int(value)  # of the value, which may have more digits than a float
+    if _WHOLE.fullmatch(value):
+        return int(value.partition(".")[0])
+    return None if number % 1 else value
+
+
+def are_measurements(values: Sequence[Any]) -> bool:
+    """Return whether most values are numbers, and one has a fraction: then what is no number is a slip, and no class.
+
+    So is a text such as 1e18, of a whole number that a float does not tell from those beside it.
+    """
+    numbers = [(number, value) for value in values if (number := as_number(value)) is not None]
+    finite = [(number, value) for number, value in numbers if math.isfinite(number)]
+    return 2 * len(finite) > len(values) and any(
+        number % 1 or (abs(number) > LARGEST_WHOLE and isinstance(label_of(value), str)) for number, value in finite
+    )
