@@ -156,6 +156,9 @@ def _test(task: Task, folder: Path) -> None:
 
 def passed(ended: Ended) -> bool:
     """Return whether all tests are green; exit if they could not run."""
+    crashed = ended.task.fault is not None and ended.code is not None and ended.code < 0
+    if crashed:  # by a signal, as machine code with a fault in it may: red as well
+        return False
     if ended.code not in (GREEN, RED):
         name = "no fault" if ended.task.fault is None else f"fault {ended.task.fault.name!r}"
         sys.exit(f"{name}: pytest could not run {' '.join(ended.task.tests)}\n{ended.output}")
