@@ -197,7 +197,7 @@ class OnlineLearner:
             for y in labels:
                 known.append(self._targets.num_labels)
                 targets.append(None if y is None else self._encode(y))
-        except (TypeError, ValueError):
+        except Exception:
             self._targets.forget(num_before)
             raise
         while targets:
