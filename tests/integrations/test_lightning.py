@@ -118,6 +118,21 @@ def test_a_resumed_training_goes_on_bit_for_bit_and_warns_without_averages(tmp_p
         averaged_state_dict(torch.load(tmp_path / "without.ckpt", weights_only=True))
 
 
+def test_averages_of_a_derived_callback_are_found(tmp_path: Path) -> None:
+    class Derived(FPTTCallback):
+        pass
+
+    callback = Derived(**SETTINGS)
+    running = trainer(callback)
+    module = Module()
+    running.fit(module, steps(5))
+    running.save_checkpoint(tmp_path / "derived.ckpt")
+    averaged = averaged_state_dict(torch.load(tmp_path / "derived.ckpt", weights_only=True))
+    assert callback.regularizer is not None
+    for name, param in module.named_parameters():
+        assert torch.equal(averaged[name], callback.regularizer.state[param].average)
+
+
 def test_weights_come_back_after_an_error_and_no_checkpoint_is_saved_within_validation(tmp_path: Path) -> None:
     module, callback = Module(), FPTTCallback(**SETTINGS, evaluate="averages")
     bare = copy.deepcopy(module.model)

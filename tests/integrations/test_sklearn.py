@@ -245,7 +245,7 @@ def test_parameters_survive_clone() -> None:
     copied: Any = clone(net)
     names_of = set(SMALL) | {"alpha", "optimizer__weight_decay", "cell", "divergence", "method"}
     assert {name: copied.get_params()[name] for name in names_of} == {n: net.get_params()[n] for n in names_of}
-    assert not {"module", "criterion"} & set(copied.get_params(deep=False))
+    assert "module" not in copied.get_params(deep=False)
 
 
 def test_callbacks_see_metrics_of_the_same_labels(tmp_path: Path) -> None:
@@ -465,3 +465,108 @@ def test_an_array_of_sequences_is_a_list_of_them(*, per_step: bool) -> None:
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+# -- the criterion -----------------------------------------------------------------------------------------------------
+
+
+WEIGHT = torch.tensor([0.2, 1.0, 3.0])
+
+
+class Cubed(nn.Module):
+    """A loss of one's own, with a value per element."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).abs() ** 3
+
+
+@pytest.mark.parametrize("method", ["fptt", "bptt"])
+def test_options_of_the_criterion_are_in_the_loop_by_hand(method: Any) -> None:
+    net = classifier(method=method, criterion__weight=WEIGHT, criterion__label_smoothing=0.2).fit(X, Y)
+    torch.manual_seed(3)
+    model = fptt.nn.LSTM(1, 6, 3, last_only=True, **FIRST)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    own = nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.2)
+    loss = fptt.TerminalLoss(own, divergence="uniform")
+    by_hand: Any = (
+        fptt.BPTT(model, optimizer, loss, max_norm=1.0)
+        if method == "bptt"
+        else fptt.FPTT(model, optimizer, loss, num_chunks=3, max_norm=1.0)
+    )
+    labels = torch.from_numpy(np.searchsorted(LABELS, Y))
+    data = DataLoader(TensorDataset(torch.from_numpy(standardized(X)), labels), batch_size=32, shuffle=True)
+    for _ in range(2):
+        for inputs, targets in data:
+            by_hand.train_batch(inputs.T[..., None], targets)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), net.module_.parameters(), strict=True))
+    assert_same(net, classifier(method=method, criterion=own).fit(X, Y))  # an object instead of class and options
+    restored = pickle.loads(pickle.dumps(net))
+    assert_same(net.partial_fit(X, Y), restored.partial_fit(X, Y))
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize(("criterion", "options"), [(nn.L1Loss, {}), (nn.HuberLoss, {"delta": 0.1}), (Cubed, {})])
+def test_the_regressors_criterion_is_the_one_that_is_given(criterion: Any, options: Any, per_step: bool) -> None:
+    """By hand: one chunk, one batch, and a first chunk loss that is that of the weights at the start."""
+    y = X.cumsum(1) if per_step else X.mean(1)
+    settings = {**SMALL, "num_chunks": 1, "max_epochs": 1, "batch_size": N, "per_step": per_step}
+    named = {f"criterion__{name}": value for name, value in options.items()}
+    net = FPTTRegressor(**settings, criterion=criterion, **named).fit(X, y)
+    torch.manual_seed(3)
+    outputs = fptt.nn.LSTM(1, 6, 1, last_only=not per_step, **FIRST)(torch.from_numpy(standardized(X)).T[..., None])[0]
+    found = outputs[..., 0].T if per_step else outputs[0, :, 0]
+    error = (found - torch.from_numpy(y)).abs()
+    huber = torch.where(error < 0.1, 0.5 * error**2, 0.1 * (error - 0.05))
+    expected = {nn.L1Loss: error, nn.HuberLoss: huber, Cubed: error**3}[criterion].mean().item()
+    assert net.history[0, "train_loss"] == pytest.approx(expected, rel=1e-5)
+    validated: Any = FPTTRegressor(**settings, criterion=criterion, **named, train_split=ValidSplit(5)).fit(X, y)
+    assert np.isfinite(validated.history[0, "valid_loss"])
+
+
+def test_a_criterion_survives_clone_and_a_search_finds_its_options() -> None:
+    net = classifier(criterion__weight=WEIGHT, criterion=nn.CrossEntropyLoss)
+    copied: Any = clone(net)
+    assert copied.get_params()["criterion"] is nn.CrossEntropyLoss
+    assert torch.equal(copied.get_params()["criterion__weight"], WEIGHT)
+    assert_same(net.fit(X, Y), copied.fit(X, Y))
+    grid = {"criterion__label_smoothing": [0.0, 0.3]}
+    best: Any = GridSearchCV(classifier(criterion__label_smoothing=0.1), grid, cv=2).fit(X, Y)
+    assert_same(best.best_estimator_, classifier(**best.best_params_).fit(X, Y))
+    assert not torch.equal(state_of(classifier(**best.best_params_).fit(X, Y))[0], state_of(net)[0])
+    other: Any = FPTTRegressor(**SMALL).set_params(criterion=nn.L1Loss).fit(X, X.mean(1))
+    assert_same(other, FPTTRegressor(**SMALL, criterion=nn.L1Loss).fit(X, X.mean(1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (FPTTClassifier, {"criterion": nn.NLLLoss}, "criterion must be a loss of logits and class numbers.*NLLLoss"),
+        (FPTTClassifier, {"criterion": nn.MSELoss}, "criterion must be a loss of logits and class numbers.*MSELoss"),
+        (FPTTClassifier, {"criterion__reduction": "sum"}, "reduction 'mean' or 'none', got 'sum'"),
+        (FPTTRegressor, {"criterion": nn.CrossEntropyLoss}, "criterion must be a loss of numbers.*CrossEntropyLoss"),
+        (FPTTRegressor, {"criterion": nn.BCEWithLogitsLoss}, "criterion must be a loss of numbers.*BCEWithLogits"),
+    ],
+)
+def test_a_criterion_that_does_not_fit_is_named(kind: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**SMALL, **settings).fit(X, Y if kind is FPTTClassifier else X.mean(1))
+
+
+def test_labels_of_steps_may_come_in_a_data_frame() -> None:
+    pandas = pytest.importorskip("pandas")
+    y = np.where(X > 0, "up", "down")
+    expected = classifier(per_step=True).fit(X, y)
+    frame = pandas.DataFrame(y, columns=[f"step {number}" for number in range(T)])
+    net = classifier(per_step=True).fit(X, frame)
+    assert_same(expected, net)
+    assert net.score(X, frame) == expected.score(X, y)
+
+
+def test_saved_parameters_are_not_loaded_into_a_net_without_sizes(tmp_path: Path) -> None:
+    net = classifier().fit(X, Y)
+    net.save_params(f_params=str(tmp_path / "params"), f_history=str(tmp_path / "history"))
+    with pytest.raises(ValueError, match="FPTTClassifier must be fitted before load_params"):
+        classifier().load_params(f_params=str(tmp_path / "params"))
+    fresh = classifier()
+    fresh.load_params(f_history=str(tmp_path / "history"))
+    assert len(fresh.history) == 2

@@ -1,6 +1,7 @@
 """Modules that keep their state inside: own ones that behave as those of the libraries do, and the libraries' own."""
 
 import copy
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -494,3 +495,91 @@ def test_a_list_that_goes_on_is_named() -> None:
     with pytest.raises(ValueError, match="steps"):
         Explicit(module)(torch.ones(2, 1, 1), {"v": torch.ones(1, 1)})
     assert module.steps == []
+
+
+# -- containers of every kind ------------------------------------------------------------------------------------------
+
+
+class Inside(nn.Module):
+    """v = 0.5 v + x, read from a container and written to it again."""
+
+    def __init__(self, memory: Any, read: Callable[[Any], Any], write: Callable[[Any, Any], None]) -> None:
+        super().__init__()
+        self.memory, self.read, self.write = memory, read, write
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = 0.5 * self.read(self.memory) + x
+        self.write(self.memory, v)
+        return v + 0
+
+
+def put(*keys: Any) -> Callable[[Any, Any], None]:
+    def write(memory: Any, v: Any) -> None:
+        for key in keys[:-1]:
+            memory = memory[key]
+        memory[keys[-1]] = v
+
+    return write
+
+
+def zeros() -> Tensor:
+    return torch.zeros(B, H, dtype=torch.float64)
+
+
+CONTAINERS: dict[str, Any] = {
+    "ordered": (lambda: OrderedDict(v=0.0, other=1.0), lambda memory: memory["v"], put("v")),
+    "default": (lambda: defaultdict(zeros), lambda memory: memory["v"], put("v")),
+    "deque": (
+        lambda: deque([zeros(), zeros()], maxlen=2),
+        lambda memory: memory[-1],
+        lambda memory, v: memory.append(v),
+    ),
+    "nested": (lambda: {"layer": {"v": 0.0}}, lambda memory: memory["layer"]["v"], put("layer", "v")),
+    "lists": (lambda: [[0.0], [zeros()]], lambda memory: memory[0][0], put(0, 0)),
+    "in place": (lambda: [({"v": zeros()},)], lambda memory: memory[0][0]["v"], lambda m, v: m[0][0]["v"].copy_(v)),
+}
+
+
+@pytest.mark.parametrize(("make", "read", "write"), CONTAINERS.values(), ids=CONTAINERS)
+def test_a_state_in_a_container_at_any_depth_is_carried_and_put_back(make: Any, read: Any, write: Any) -> None:
+    """By hand: 1, 1.5, 1.75, …, in one call or in several; every sequence begins with zeros again."""
+    explicit, inputs = Explicit(Inside(make(), read, write)), torch.ones(4, B, H, dtype=torch.float64)
+    before = repr(explicit.module.memory)
+    for _ in range(2):
+        assert explicit(inputs)[0][:, 0, 0].tolist() == [1, 1.5, 1.75, 1.875]
+        _, state = explicit(inputs[:1])
+        for expected in (1.5, 1.75):
+            again = explicit(inputs[:1], state)[0]  # does not write to the given state
+            outputs, state = explicit(inputs[:1], state)
+            assert outputs[0, 0, 0].item() == again[0, 0, 0].item() == expected
+        assert repr(explicit.module.memory) == before
+    assert explicit(inputs, explicit.initial_state(inputs))[0][:, 0, 0].tolist() == [1, 1.5, 1.75, 1.875]
+    assert repr(explicit.module.memory) == before
+
+
+class Pocket:
+    """An object with a tensor in it."""
+
+    def __init__(self) -> None:
+        self.v = [zeros()]
+
+
+@pytest.mark.parametrize(
+    ("memory", "read", "write", "kind"),
+    [
+        (Pocket(), lambda memory: memory.v[0], lambda memory, v: put(0)(memory.v, v), "Pocket"),
+        ([Pocket()], lambda memory: memory[0].v[0], lambda memory, v: memory[0].v[0].copy_(v), "list"),
+        ([0, zeros()], lambda memory: memory[1], put(1), "list"),
+    ],
+)
+def test_a_state_that_no_nest_of_tensors_has_is_named(memory: Any, read: Any, write: Any, kind: str) -> None:
+    explicit = Explicit(nn.Sequential(Inside(memory, read, write)))
+    with pytest.raises(ValueError, match=rf"0\.memory of the Sequential must be .* got a changed {kind}"):
+        explicit(torch.ones(1, B, H, dtype=torch.float64))
+
+
+def test_entries_that_two_modules_share_stay_shared() -> None:
+    memory = [zeros()]
+    net = nn.Sequential(*(Inside(memory, lambda own: own[0], lambda own, v: own[0].copy_(v)) for _ in range(2)))
+    assert Explicit(net)(torch.ones(1, B, H, dtype=torch.float64))[0][0, 0, 0].item() == 1 + 0.5
+    assert not memory[0].any()

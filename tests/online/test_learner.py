@@ -731,3 +731,115 @@ def test_errors_of_one_call_are_those_of_many() -> None:
         errors.append(online.error)
     assert errors[0] == errors[1]
     assert errors[0] < 1
+
+
+# -- labels, arguments and states that cannot be -----------------------------------------------------------------------
+
+
+class NotAvailable:
+    """A missing value whose comparisons have no truth, as pandas' NA."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    __ne__ = __eq__
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+MISSING = [
+    float("nan"),
+    np.float64("nan"),
+    torch.tensor(torch.nan),
+    np.datetime64("NaT"),
+    NotAvailable(),
+    ("a", np.nan),
+]
+
+
+@pytest.mark.parametrize("label", MISSING, ids=lambda label: type(label).__name__)
+def test_a_missing_label_is_no_class(label: Any) -> None:
+    online = learner(classes=())
+    with pytest.raises(ValueError, match="y must be a class label, or None where there is none"):
+        online.learn_one(torch.ones(D), label)
+    assert (online.steps, online.predict_proba_one(torch.ones(D))) == (0, {})
+    with pytest.raises(ValueError, match="y must be a class label, or None where there is none"):
+        learner(classes=["a", label])
+
+
+@pytest.mark.parametrize("label", [torch.tensor([1]), np.array([1]), (torch.tensor([1]), 2), torch.tensor(1j)], ids=str)
+def test_a_label_of_several_numbers_is_no_class(label: Any) -> None:
+    with pytest.raises(TypeError, match=r"y must be a class label, one number or text, got .*1"):
+        learner(classes=()).learn_one(torch.ones(D), label)
+
+
+def test_the_labels_of_a_refused_call_are_forgotten() -> None:
+    online = learner(classes=())
+    inputs = stream()[0]
+    online.learn_many(inputs[:2], ["a", "b"])
+    for last, error in (("e", ValueError), (["e"], TypeError)):
+        with pytest.raises(error, match="y must be"):
+            online.learn_many(inputs[:4], ["b", "c", "d", last])
+        assert list(online.predict_proba_one(inputs[0])) == ["a", "b"]
+    online.learn_many(inputs[:2], ["d", "c"])
+    assert list(online.predict_proba_one(inputs[0])) == ["a", "b", "d", "c"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"standardize": True}, {"missing": "hold"}, {"max_delay": 2}, {"chunk_length": 3}], ids=str
+)
+def test_a_learner_with_other_settings_is_not_loaded(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    saved, other = learner(**settings), learner()
+    saved.learn_many(stream()[0][:5], stream()[1][:5])
+    with pytest.raises(ValueError, match=f"{name} must be that of the saved learner"):
+        other.load_state_dict(saved.state_dict())
+    earlier = learner(**settings).state_dict()
+    del earlier["settings"]  # as a version without them saved it
+    learner(**settings).load_state_dict(earlier)
+
+
+def test_a_state_that_cannot_be_loaded_changes_nothing() -> None:
+    def running() -> fptt.OnlineLearner:
+        online = learner(classes=(), chunk_length=3, max_delay=4)
+        live(online, range(7))
+        return online
+
+    undisturbed, refusing = running(), running()
+    torch.manual_seed(5)
+    wider = learner(fptt.nn.LSTM(D, 6, C), classes=(), chunk_length=3, max_delay=4)
+    wider.learn_many(stream()[0], [*"wxyz"] * (T // 4))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        refusing.load_state_dict(wider.state_dict())
+    no_counters = running().state_dict() | {"counters": {}}
+    no_counters["model"] = lstm().state_dict()
+    with pytest.raises(KeyError):
+        refusing.load_state_dict(no_counters)
+    assert live(refusing, range(7, T)) == live(undisturbed, range(7, T))
+    assert_same_weights(undisturbed.method.model, refusing.method.model)
+    assert list(refusing.predict_proba_one(stream()[0][0])) == list(undisturbed.predict_proba_one(stream()[0][0]))
+
+
+def test_arguments_of_another_kind_are_named() -> None:
+    classes: Any
+    for classes in (3, "ab", b"ab"):
+        with pytest.raises(TypeError, match=f"classes must be a list of all labels, got {classes!r}"):
+            learner(classes=classes)
+    late = learner(max_delay=2)
+    late.learn_one(torch.ones(D))
+    delay: Any = 1.0
+    with pytest.raises(TypeError, match=r"delay must be a whole number of steps, got 1\.0"):
+        late.learn_delayed("a", delay)
+    late.learn_delayed("a", np.int64(1))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"x must hold numbers of torch\.float32, got one that is too large"):
+        late.learn_one([0, 10**400, 0], "a")
+    model = fptt.nn.LSTM(D, 5, 1)
+    method = fptt.TBPTT(
+        model, torch.optim.Adam(model.parameters()), fptt.SequenceLoss(functional.mse_loss), chunk_length=1
+    )
+    with pytest.raises(ValueError, match="y must be numbers of float64, got one that is too large"):
+        fptt.OnlineLearner(method).learn_one([0, 1, 2], 10**400)

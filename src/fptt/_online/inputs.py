@@ -95,6 +95,8 @@ class Features:
             return values.detach().to(self.like.device)
         try:
             return torch.as_tensor(values, dtype=self.like.dtype, device=self.like.device).detach()
+        except OverflowError as error:  # an integer of Python
+            raise ValueError(f"x must hold numbers of {self.like.dtype}, got one that is too large.") from error
         except (TypeError, ValueError, RuntimeError) as error:
             is_text = isinstance(values, list | tuple) and any(isinstance(value, str) for value in values)
             told = "text, which float() may convert" if is_text else error

@@ -1,5 +1,6 @@
 """Learner of a stream that predicts and learns one step after another, for as long as the stream lasts."""
 
+import copy
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -34,8 +35,8 @@ class OnlineLearner:
         method: An `FPTT`, `TBPTT` or `BPTT` with a `chunk_length`, the number of steps of an update, a `SequenceLoss`
             and time-major data, eager or compiled. Its model is called as `model(inputs, state) -> (outputs, state)`
             with inputs (T, 1, …) and one output per step, (T, 1, C).
-        classes: All class labels, any that can be hashed; empty to number them as they come, up to C; None for a
-            regression, which a loss of torch that is one, as `mse_loss`, tells by itself.
+        classes: All class labels, any that can be hashed but NaN; empty to number them as they come, up to C; None for
+            a regression, which a loss of torch that is one, as `mse_loss`, tells by itself.
         max_delay: Steps that a label may be late: it is awaited until so many steps have followed.
         standardize: Scale every input by mean and deviation of the steps before it, also those before a `reset`.
         missing: What a gap is, that is NaN, None, or a name that a mapping lacks: an `error`, or `hold`, the value
@@ -50,7 +51,7 @@ class OnlineLearner:
     Raises:
         ValueError: If the method has no `chunk_length`, is batch-first, has a loss that is not per step, or several
             duals; or another argument is out of range.
-        TypeError: If `method` is not a `Method`.
+        TypeError: If `method` is not a `Method`, or `classes` is no collection of labels.
 
     Examples:
         >>> model = fptt.nn.LSTM(2, 8, 3)
@@ -161,7 +162,7 @@ class OnlineLearner:
 
         Args:
             x: As of `predict_one`.
-            y: Its class, or number; None if there is no label, or not yet.
+            y: Its class, or number; None, not NaN, if there is no label, or not yet.
 
         Raises:
             ValueError: If x does not fit the model or the first step, or y is not one of the classes.
@@ -191,9 +192,14 @@ class OnlineLearner:
             self._predict(rows)  # shows how many outputs the model has, thus which labels it can learn
         # All of them before anything changes: a label that is refused must not leave half of a call behind.
         targets, known = [], []
-        for y in labels:
-            known.append(self._targets.num_labels)
-            targets.append(None if y is None else self._encode(y))
+        num_before = self._targets.num_labels
+        try:
+            for y in labels:
+                known.append(self._targets.num_labels)
+                targets.append(None if y is None else self._encode(y))
+        except Exception:
+            self._targets.forget(num_before)
+            raise
         while targets:
             num_labels = known[0]  # a prediction is one of those known before its chunk
             count = self._trainer.num_free  # no update can come in between, so that one run of inference serves all
@@ -223,6 +229,7 @@ class OnlineLearner:
 
         Raises:
             ValueError: If that step does not wait for a label, or y is not one of the classes.
+            TypeError: If y is of another kind, or the delay is no whole number.
         """
         if y is None:
             raise ValueError("y must be a label, got None.")
@@ -262,17 +269,44 @@ class OnlineLearner:
             "inferred_state": None if inferred_state is None else flatten_state(inferred_state),
             "counters": {"steps": self.steps, "labels": self.labels},
             "score": None if self._score is None else self._score.state_dict(),
+            "settings": self._settings(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides how steps and their labels are read and cut."""
+        return {
+            "chunk_length": self._trainer.chunk_length,
+            "max_delay": self.max_delay,
+            "standardize": self.standardize,
+            "missing": self._features.missing,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; the learner resumes bitwise, but for random numbers (dropout).
 
+        After an error the learner is what it was.
+
         Raises:
-            ValueError: If a key is missing, or it was saved by a learner with other classes or another method.
+            ValueError: If a key is missing, or it was saved by a learner with other classes, another method, or another
+                `chunk_length`, `max_delay`, `standardize` or `missing`.
+            RuntimeError: If it was saved with another model.
         """
-        missing = self.state_dict().keys() - state_dict.keys() - {"score"}  # which a version before gaps did not have
+        before = self.state_dict()
+        missing = before.keys() - state_dict.keys() - {"score", "settings"}  # which earlier versions did not have
         if missing:
             raise ValueError(f"state_dict must be that of an OnlineLearner, got one without {sorted(missing)}.")
+        for name, saved in state_dict.get("settings", {}).items():
+            own = self._settings()[name]
+            if saved != own:
+                raise ValueError(f"{name} must be that of the saved learner, {saved!r}, got {own!r}.")
+        before = copy.deepcopy(before)
+        try:
+            self._restore(state_dict)
+        except Exception:  # torch, too, loads the weights that fit before it refuses others
+            self._restore(before)
+            raise
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
         self._targets.load_state_dict(state_dict["targets"])
         self._features.load_state_dict(state_dict["features"])
         self.method.model.load_state_dict(state_dict["model"])

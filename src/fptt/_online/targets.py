@@ -23,6 +23,28 @@ def to_python(value: Any) -> Any:
     return value
 
 
+def _check_label(y: Any) -> None:
+    """Raise an error for a value that is never equal to another one of its kind: each would be a class of its own.
+
+    Raises:
+        TypeError: If it is a tensor or an array, or a tuple with one.
+        ValueError: If it is NaN, NaT or NA, or a tuple with one.
+    """
+    if type(y) is tuple:
+        for part in y:
+            _check_label(part)
+        return
+    has_dims = getattr(y, "ndim", 0) > 0
+    try:
+        is_missing = not has_dims and bool(y != y)  # noqa: PLR0124
+    except TypeError:  # pandas' NA, whose comparisons have no truth
+        is_missing = True
+    if has_dims or (isinstance(y, Tensor) and not is_missing):  # tensors are hashed by identity
+        raise TypeError(f"y must be a class label, one number or text, got {y!r}.")
+    if is_missing:
+        raise ValueError(f"y must be a class label, or None where there is none, got {y!r}.")
+
+
 class Targets(ABC):
     """Encode labels as targets of a loss, and decode outputs as predictions."""
 
@@ -43,6 +65,10 @@ class Targets(ABC):
     def num_labels(self) -> int:
         """Labels known so far; 0 of numbers."""
         return 0
+
+    @abstractmethod
+    def forget(self, num_labels: int) -> None:
+        """Forget the labels that came after so many."""
 
     @abstractmethod
     def decode(self, output: Tensor, num_labels: int | None = None) -> Any:
@@ -76,10 +102,18 @@ class Classes(Targets):
 
     Args:
         labels: All labels; none to number them as they come.
+
+    Raises:
+        ValueError: If two are equal, or one is NaN.
+        TypeError: If they are no collection of labels.
     """
 
     def __init__(self, labels: Iterable[Hashable]) -> None:
+        if isinstance(labels, str | bytes) or not isinstance(labels, Iterable):
+            raise TypeError(f"classes must be a list of all labels, got {labels!r}.")
         self.labels = [to_python(label) for label in labels]
+        for label in self.labels:
+            _check_label(label)
         self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.is_open = not self.labels
         if len(self.numbers) < len(self.labels):
@@ -95,6 +129,7 @@ class Classes(Targets):
     def encode(self, y: Any, num_outputs: int) -> int:
         """Return the number of a label; number a new one, if classes are numbered as they come."""
         y = to_python(y)
+        _check_label(y)
         try:
             number = self.numbers.get(y)
         except TypeError as error:
@@ -114,6 +149,12 @@ class Classes(Targets):
     def num_labels(self) -> int:
         """Labels known so far."""
         return len(self.labels)
+
+    def forget(self, num_labels: int) -> None:
+        """Forget the labels that came after so many."""
+        for label in self.labels[num_labels:]:
+            del self.numbers[label]
+        del self.labels[num_labels:]
 
     def decode(self, output: Tensor, num_labels: int | None = None) -> Any:
         """Return the most likely of the labels known so far, or of the first ones; None without any."""
@@ -150,10 +191,15 @@ class Numbers(Targets):
     def check(self, num_outputs: int) -> None:
         """Accept any number of outputs."""
 
+    def forget(self, num_labels: int) -> None:
+        """Do nothing: numbers are no labels."""
+
     def encode(self, y: Any, num_outputs: int) -> list[float]:
         """Return the numbers."""
         try:
             values = torch.as_tensor(y, dtype=torch.float64).flatten().tolist()
+        except OverflowError as error:
+            raise ValueError("y must be numbers of float64, got one that is too large.") from error
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"y must be a number, or {num_outputs}, got {y!r}.") from error
         if len(values) != num_outputs or not all(map(math.isfinite, values)):

@@ -1,6 +1,7 @@
 """Training on a stream, chunk by chunk, from a queue of the steps that wait for it."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -49,7 +50,13 @@ class Trainer:
         self._train_ready_chunks()
 
     def check_waits(self, delay: int) -> None:
-        """Raise ValueError unless the step so many steps ago, the last one being 1 step ago, waits for its label."""
+        """Raise ValueError unless the step so many steps ago, the last one being 1 step ago, waits for its label.
+
+        Raises:
+            TypeError: If it is no whole number.
+        """
+        if not isinstance(delay, Integral):
+            raise TypeError(f"delay must be a whole number of steps, got {delay!r}.")
         if not 1 <= delay <= self.max_delay:
             raise ValueError(f"delay must be from 1 to max_delay = {self.max_delay} steps, got {delay!r}.")
         if delay > len(self) or self._queued_targets[-delay] is not None:

@@ -148,8 +148,10 @@ def averaged_state_dict(checkpoint: dict[str, Any]) -> dict[str, Any]:
         >>> checkpoint = torch.load("last.ckpt", weights_only=True)  # doctest: +SKIP
         >>> module.load_state_dict(averaged_state_dict(checkpoint))  # doctest: +SKIP
     """
-    saved = checkpoint.get("callbacks", {}).get(FPTTCallback.__qualname__)
-    if not saved:
+    # Lightning keeps each state under the name of its class, which may be derived from FPTTCallback
+    states = checkpoint.get("callbacks", {}).values()
+    saved = next((own for own in states if isinstance(own, dict) and {"regularizer", "names"} <= own.keys()), None)
+    if saved is None:
         raise ValueError("checkpoint must be of a training with an FPTTCallback, got one without averages.")
     averages = {saved["names"][number]: entry["average"] for number, entry in saved["regularizer"]["state"].items()}
     return {name: averages.get(name, weight) for name, weight in checkpoint["state_dict"].items()}

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import fptt
 from fptt._checks import check_choice
+from fptt._losses.elementwise import ignored_index, is_without_softmax
 from fptt._methods.fptt import OF_FPTT
 
 try:
@@ -93,6 +93,7 @@ def _steps_of(y: Any, lengths: NDArray[Any]) -> NDArray[Any]:
     Raises:
         ValueError: If they are not one for each step; names the sequence by its number.
     """
+    y = np.asarray(y) if hasattr(y, "columns") else y  # a data frame is iterated by its columns
     count = len(y) if _has_steps(y) else repr(y)
     if count != len(lengths):
         raise ValueError(f"y must have targets for each of {len(lengths)} sequences with per_step=True, got {count}.")
@@ -160,12 +161,13 @@ class SequenceNet(NeuralNet, ABC):
         self.cell, self.hidden_size, self.random_state = cell, hidden_size, random_state
         self.per_step, self.standardize = per_step, standardize
         skorch_options.update(optimizer=optimizer, lr=lr, max_epochs=max_epochs, batch_size=batch_size)
-        skorch_options.update(criterion=self.criterion_class, train_split=train_split, verbose=verbose)
+        skorch_options.update(train_split=train_split, verbose=verbose)
+        skorch_options.setdefault("criterion", self.criterion_class)
         super().__init__(nn.Module, **skorch_options)  # a stand-in: initialize_module makes the model
 
     def _get_param_names(self) -> list[str]:
-        # Both follow from the other parameters, and `clone` would pass them to a constructor that does not take them.
-        return [name for name in super()._get_param_names() if name not in ("module", "criterion")]
+        # It follows from the other parameters, and `clone` would pass it to a constructor that does not take it.
+        return [name for name in super()._get_param_names() if name != "module"]
 
     def initialize_module(self) -> Self:
         """Build the model."""
@@ -194,6 +196,7 @@ class SequenceNet(NeuralNet, ABC):
     def _make_method(self) -> fptt.Method:
         check_choice("method", self.method, ("fptt", "tbptt", "bptt"))
         self._check_callbacks()
+        self._check_criterion()
         loss = self._chunk_loss().to(self.device)
         if self.method == "bptt":
             return fptt.BPTT(self.module_, self.optimizer_, loss, max_norm=self.max_norm)
@@ -216,6 +219,10 @@ class SequenceNet(NeuralNet, ABC):
         """Return the parameters `prefix__…`; the batches of training are shuffled."""
         shuffled = {"shuffle": True} if prefix == "iterator_train" else {}
         return shuffled | super().get_params_for(prefix)
+
+    @abstractmethod
+    def _check_criterion(self) -> None:
+        """Raise ValueError for a criterion of other outputs or targets."""
 
     @abstractmethod
     def _chunk_loss(self) -> fptt.ChunkLoss: ...
@@ -375,8 +382,8 @@ class SequenceNet(NeuralNet, ABC):
         targets = self._to_targets(y_true)
         if self.per_step:
             counted = ~self._is_padding(torch.as_tensor(X, device=self.device))  # (B, T)
-            return self.criterion_(y_pred[counted], targets[counted])
-        return self.criterion_(y_pred, targets)
+            y_pred, targets = y_pred[counted], targets[counted]
+        return self.criterion_(y_pred, targets).mean()  # of one with reduction="none"
 
     def predict_proba(self, X: Any) -> Any:  # noqa: N803
         """Return the outputs, probabilities of the classifier: (N, C), (N, T, C), or a list of (T_i, C) of a list."""
@@ -435,6 +442,20 @@ class SequenceNet(NeuralNet, ABC):
         if width != self.input_size_:
             raise ValueError(f"X must have D = {self.input_size_} numbers a step, as in fit, got {width}.")
 
+    def load_params(self, *args: Any, **kwargs: Any) -> None:
+        """Load what `save_params` saved into a net that has been fitted, as skorch does.
+
+        Raises:
+            ValueError: If the net has not been fitted.
+        """
+        names = kwargs.keys() - {"f_history", "use_safetensors"}  # a history needs no net
+        if not self.initialized_ and (args or names):
+            raise ValueError(
+                f"{type(self).__name__} must be fitted before load_params, for the files have no sizes, labels and "
+                "scale: call fit or partial_fit, with max_epochs=0 to train on nothing, or pickle the whole net."
+            )
+        super().load_params(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "is_training_": False}  # a callback may pickle the net in training
 
@@ -444,7 +465,8 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
 
     A `skorch.NeuralNetClassifier`, for pipelines, grid searches and `clone`. Pickled, it keeps moments, averages and
     duals, and `partial_fit` resumes bitwise; `save_params(f_params=…, f_optimizer=…, f_method=…)` saves them
-    apart. Inside `with net.method_.regularizer.averaged():` it predicts with W̄.
+    apart, for `load_params` of a net that has been fitted to data of the same kind: sizes, labels and scale are not in
+    these files, and a pickled net has them. Inside `with net.method_.regularizer.averaged():` it predicts with W̄.
 
     Args:
         method: `fptt`, `tbptt` or `bptt`; settings of the others are ignored, so that a search may run over it.
@@ -477,7 +499,9 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
             `skorch.dataset.ValidSplit(0.2, stratified=True)`.
         verbose: 1 prints a line an epoch.
         **skorch_options: Any other argument of `skorch.NeuralNetClassifier`: `callbacks`, `device`, `warm_start`,
-            `optimizer__…`, `module__…`, …; skorch checks their names in `fit`.
+            `optimizer__…`, `module__…`, …; skorch checks their names in `fit`. A `criterion`, a class of losses of
+            logits and class numbers with a value per element, or one such loss, and its options, `criterion__weight`,
+            `criterion__label_smoothing`, …, are those of the chunk losses and of the validation loss.
 
     Attributes:
         classes_: The labels, (C,), sorted. For callbacks they are 0 … C − 1, as in skorch's data sets.
@@ -555,11 +579,18 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
     def _score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
         return float(accuracy_score(targets, predictions))
 
+    def _check_criterion(self) -> None:
+        if isinstance(self.criterion_, nn.NLLLoss) or is_without_softmax(self.criterion_):
+            raise ValueError(
+                "criterion must be a loss of logits and class numbers, as nn.CrossEntropyLoss, got "
+                f"{type(self.criterion_).__name__}."
+            )
+
     def _chunk_loss(self) -> fptt.ChunkLoss:
         if self.per_step:
-            return fptt.SequenceLoss(functional.cross_entropy)
+            return fptt.SequenceLoss(self.criterion_)
         prior = fptt.RunningPrior(self.output_size_) if self.divergence == "running" else self.divergence
-        return fptt.TerminalLoss(functional.cross_entropy, prior)
+        return fptt.TerminalLoss(self.criterion_, prior)
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "divergence": self.divergence}
@@ -590,7 +621,8 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
 class FPTTRegressor(SequenceNet, NeuralNetRegressor):
     """Predict numbers from sequences with an LSTM, GRU or RNN trained by FPTT, TBPTT or BPTT.
 
-    A `skorch.NeuralNetRegressor`; the chunk losses are (k + 1)/K of the squared error. Put it into
+    A `skorch.NeuralNetRegressor`; the chunk losses are (k + 1)/K of the squared error, or of another `criterion` that
+    is a loss of numbers, as `nn.L1Loss`, or `nn.HuberLoss` with `criterion__delta`. Put it into
     `sklearn.compose.TransformedTargetRegressor` if the numbers are far from 0 or of another scale than 1.
 
     The arguments are those of `FPTTClassifier` without `divergence`.
@@ -604,8 +636,15 @@ class FPTTRegressor(SequenceNet, NeuralNetRegressor):
         True
     """
 
+    def _check_criterion(self) -> None:
+        # of BCEWithLogitsLoss skorch makes probabilities of two classes
+        if ignored_index(self.criterion_) is not None or isinstance(self.criterion_, nn.BCEWithLogitsLoss):
+            raise ValueError(
+                f"criterion must be a loss of numbers, as nn.MSELoss, got {type(self.criterion_).__name__}."
+            )
+
     def _chunk_loss(self) -> fptt.ChunkLoss:
-        return (fptt.SequenceLoss if self.per_step else fptt.TerminalLoss)(functional.mse_loss)
+        return (fptt.SequenceLoss if self.per_step else fptt.TerminalLoss)(self.criterion_)
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         """Return the numbers, (N,) or (N, M) as in fit, for X as in fit, any T.

@@ -1,12 +1,16 @@
 """Modules that keep their recurrent state inside, as modules that are given a state and return it."""
 
+import copy
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fptt._random_state import RandomState
 from fptt._sequence import State, flatten_state, map_state
@@ -15,6 +19,8 @@ OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has: its parameters, buffers, submodules and hooks, and whether it trains."""
 BUFFERS = "_buffers"
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+DICTS = (dict, OrderedDict, defaultdict)
+CONTAINERS = (*DICTS, list, tuple, deque)
 
 
 class _Place(NamedTuple):
@@ -47,14 +53,18 @@ class _Held(NamedTuple):
     container: dict[str, Any]
     before: dict[str, Any]
 
+    def is_holder(self, value: Any) -> bool:
+        """Return whether a value is a dict whose entries are places of their own."""
+        return not self.holder and type(value) in DICTS
+
     def values(self) -> Iterator[tuple[_Place, Any]]:
         """Yield what is in it now."""
         for key in _keys(self.holder, self.container):
             yield _Place(self.owner, self.holder, key), self.container[key]
 
     def put_back(self) -> None:
-        """Make it what it was."""
-        for key in set(_keys(self.holder, self.container)) - self.before.keys():
+        """Make it what it was, the order of its entries too."""
+        for key in _keys(self.holder, self.container):
             del self.container[key]
         self.container.update(self.before)
 
@@ -86,9 +96,10 @@ class Explicit(nn.Module):
 
     For networks of SpikingJelly, of snnTorch with `init_hidden=True`, and of your own: of no library in particular. The
     state is whatever tensors a forward pass puts in the place of attributes, buffers and entries of dicts, or changes
-    there in place, by their names. Each call puts the given state in, runs the module, takes the new state out, and
-    puts back what was there. So a sequence begins, with state None, as the module stands: give it fresh, or reset.
-    Parameters, statistics that are changed in place (`nn.BatchNorm1d`) and constants are left alone.
+    there in place, also within lists, tuples, deques and dicts at any depth, by their names. Each call puts the given
+    state in, runs the module, takes the new state out, and puts back what was there. So a sequence begins, with state
+    None, as the module stands: give it fresh, or reset. Parameters, statistics that are changed in place
+    (`nn.BatchNorm1d`) and constants are left alone.
 
     Args:
         module: Called with the inputs alone. Not copied: its weights are those of the adapter.
@@ -96,8 +107,9 @@ class Explicit(nn.Module):
         output: Which of its outputs, where it returns a tuple of them.
 
     Raises:
-        ValueError: On a call, if a state is none of this module; if the module changes a number or another object at
-            every step, or a buffer in place with a graph, which no state can carry. The message names it.
+        ValueError: On a call, if a state is none of this module; if the module changes a number at every step,
+            tensors in an object or a mixed container, or a buffer in place with a graph, which no state can carry. The
+            message names it.
         TypeError: On a call, if the module returns something else than a tensor.
 
     Examples:
@@ -160,22 +172,19 @@ class Explicit(nn.Module):
     def _begin(self, inputs: Tensor) -> tuple[Tensor, dict[str, State]]:
         """Run from what the module holds, find out what that changes, and put it back."""
         held = list(_held(self.module))
-        found, state, installed = _Found(), {}, {}
+        found, state, installed, copies = _Found(), {}, {}, {}
         try:
             for own in held:
                 for place, value in own.values():
-                    # a copy, so that a change in place leaves the original as it is
-                    if isinstance(value, Tensor) and place.holder != BUFFERS:
-                        own.container[place.key] = value.clone()
-                    elif type(value) is list:
-                        copies = [entry.clone() if isinstance(entry, Tensor) else entry for entry in value]
-                        own.container[place.key] = copies
+                    # a copy, so that a change in place leaves the original as it is; a dict has places of its own
+                    if place.holder != BUFFERS and not own.is_holder(value):
+                        own.container[place.key] = _copied(value, copies)
                     put = own.container[place.key]
-                    installed[place] = put, _contents(put)
+                    installed[place] = put, [] if own.is_holder(put) else _contents(put)
             outputs = self._run(inputs)
-            for place, value in (pair for own in held for pair in own.values()):
-                old, contents = installed.get(place, (None, None))
-                if value is old and _contents(value) == contents:
+            for holder, place, value in ((own, *pair) for own in held for pair in own.values()):
+                old, contents = installed.get(place, (None, []))
+                if value is old and (holder.is_holder(value) or _are_same(_contents(value), contents)):
                     continue
                 name = str(place)
                 if value is old and place.holder == BUFFERS:
@@ -183,8 +192,15 @@ class Explicit(nn.Module):
                 elif _is_nest(value):
                     found.state[name], state[name] = place, value
                     found.in_place |= {name} if value is old else set()
-                elif value is old or not _is_equal(value, old):  # the same list has other entries
-                    found.plain[place] = value
+                elif value is not old and _is_equal(value, old):
+                    continue
+                elif any(isinstance(part, Tensor) for part, _ in _contents(value)):
+                    raise ValueError(
+                        f"{name} of the {type(self.module).__name__} must be a tensor, or a list, tuple, deque or dict "
+                        f"of nothing but tensors, for the state to have them, got a changed {type(value).__name__}."
+                    )
+                else:
+                    found.plain[place] = value  # the same list may have other entries
         finally:
             for own in held:
                 own.put_back()
@@ -207,7 +223,7 @@ class Explicit(nn.Module):
 
         try:
             for place, value in found.plain.items():
-                put(place, list(value) if type(value) is list else value)
+                put(place, _copied(value, {}))
             for name, place in found.state.items():
                 # a nest of its own: the module may write into it
                 put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
@@ -271,7 +287,7 @@ def _held(module: nn.Module) -> Iterator[_Held]:
     for owner, submodule in module.named_modules():
         attributes = vars(submodule)
         holders = {"": attributes, BUFFERS: attributes[BUFFERS]}
-        holders |= {key: attributes[key] for key in _keys("", attributes) if type(attributes[key]) is dict}
+        holders |= {key: attributes[key] for key in _keys("", attributes) if type(attributes[key]) in DICTS}
         for holder, container in holders.items():
             yield _Held(owner, holder, container, {key: container[key] for key in _keys(holder, container)})
 
@@ -280,11 +296,65 @@ def _keys(holder: str, container: dict[str, Any]) -> list[str]:
     return [key for key in container if holder or key not in OF_TORCH]
 
 
-def _contents(value: Any) -> Any:
-    """Return what tells that a tensor or a list was changed in place."""
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """Return a value with its tensors and containers copied, at any depth.
+
+    Args:
+        value: Of any type; other objects are themselves.
+        copies: By the id of a value and of its copy, so that what is shared stays shared. Their owner keeps the values.
+    """
+    if id(value) in copies:
+        return copies[id(value)]
     if isinstance(value, Tensor):
-        return None if value.is_inference() else value._version
-    return [(id(entry), _contents(entry)) for entry in value] if type(value) is list else None
+        own = value.clone()
+    elif type(value) in DICTS:
+        own = copy.copy(value)
+        own.update({key: _copied(entry, copies) for key, entry in value.items()})
+    elif type(value) in (list, deque):
+        own = copy.copy(value)
+        own.clear()
+        own.extend(_copied(entry, copies) for entry in value)
+    elif type(value) is tuple:
+        own = tuple(_copied(entry, copies) for entry in value)
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        own = type(value)(*(_copied(entry, copies) for entry in value))
+    else:
+        return value
+    copies[id(value)] = copies[id(own)] = own
+    return own
+
+
+def _contents(value: Any, seen: set[int] | None = None) -> list[tuple[Any, Any]]:
+    """Return the parts of a value at any depth, each with the number of its changes in place.
+
+    Of objects that are no containers only the tensors: what else they hold is their own affair. The parts themselves
+    and not their ids, which are used again.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        return [(value, None if value.is_inference() else value._version)]
+    if isinstance(value, (*PLAIN, type, ModuleType, nn.Module)) or id(value) in seen:
+        return [(value, None)]
+    seen.add(id(value))
+    if isinstance(value, CONTAINERS):
+        entries = [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
+        return [(value, None), *(pair for entry in entries for pair in _contents(entry, seen))]
+    inside = [pair for entry in _attributes(value) for pair in _contents(entry, seen)]
+    return [(value, None), *((part, changes) for part, changes in inside if isinstance(part, Tensor))]
+
+
+def _attributes(value: Any) -> list[Any]:
+    """Return what an object of one's own holds, or the members of a set."""
+    if isinstance(value, set | frozenset):
+        return list(value)
+    slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ())]
+    return [*getattr(value, "__dict__", {}).values(), *slots]
+
+
+def _are_same(contents: list[tuple[Any, Any]], others: list[tuple[Any, Any]]) -> bool:
+    return len(contents) == len(others) and all(
+        part is other and changes == before for (part, changes), (other, before) in zip(contents, others, strict=True)
+    )
 
 
 def _is_nest(value: Any) -> bool:
@@ -296,21 +366,24 @@ def _is_nest(value: Any) -> bool:
 
 
 def _is_equal(value: Any, other: Any) -> bool:
-    """Return whether two values are the same object, or equal numbers or texts, or tuples of such."""
-    if isinstance(value, tuple | list) and type(value) is type(other) and len(value) == len(other):
-        return all(map(_is_equal, value, other))
+    """Return whether two values are the same object, or equal numbers or texts, or containers of such."""
+    if isinstance(value, CONTAINERS) and type(value) is type(other) and len(value) == len(other):
+        pairs = (value.items(), other.items()) if isinstance(value, dict) else (value, other)
+        return all(map(_is_equal, *pairs))
     return value is other or (isinstance(value, PLAIN) and type(value) is type(other) and value == other)
 
 
 def _is_nothing(value: Any) -> bool:
+    if isinstance(value, CONTAINERS):
+        return all(map(_is_nothing, tree_leaves(value)))
     return value is None or value is _ABSENT or (isinstance(value, Tensor) and not value.numel())
 
 
 def _spread(value: Any, like: State) -> State:
-    """Return a number, or a nest of tensors, in the shapes and types of a nest."""
+    """Return a number, or a nest of numbers and tensors, in the shapes and types of a nest."""
     if isinstance(value, PLAIN):
         return map_state(lambda tensor: torch.full_like(tensor, value), like)  # pyright: ignore[reportArgumentType]
-    own = iter(flatten_state(value))
+    own = (torch.as_tensor(leaf) for leaf in tree_leaves(value) if leaf is not None)
     return map_state(lambda tensor: next(own).to(tensor).expand_as(tensor).clone(), like)
 
 
