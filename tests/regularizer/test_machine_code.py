@@ -142,12 +142,13 @@ def test_it_may_change_over_in_the_middle(monkeypatch: pytest.MonkeyPatch, coupl
     assert_same_bits(steps.numbers(), expected)
 
 
-def test_several_threads_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_threads_give_the_same(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = by_torch(monkeypatch, Steps.of_sizes(torch.float32))
     torch.set_num_threads(3)
     steps = Steps.of_sizes(torch.float32)
     for _ in range(4):
         steps.step()
+    assert calls == ["penalize", "advance"] * 4
     assert_same_bits(steps.numbers(), expected)
 
 
