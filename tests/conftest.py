@@ -37,6 +37,7 @@ def _seeded() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)  # which the command line sets for its process
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import copy
+import importlib
 import io
 import pickle
 from typing import Any
@@ -12,6 +13,15 @@ from fptt._regularizer import recurrences
 from tests.problems import FORMS, assert_same_weights, attached, loss_of, run_steps, small_model, weights
 
 
+@pytest.fixture(params=["machine code", "torch"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By machine code, which waits for Inductor, or by torch, which is there always."""
+    importlib.import_module("torch._inductor.codecache")
+    if request.param == "torch":
+        monkeypatch.setattr(recurrences, "_library", lambda: None)
+
+
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 def test_first_step_is_bitwise_the_optimizers_own(settings: dict[str, Any]) -> None:
     plain, regularized = small_model(), small_model()
@@ -26,6 +36,7 @@ def test_first_step_is_bitwise_the_optimizers_own(settings: dict[str, Any]) -> N
     assert not torch.equal(plain.get_parameter("0.weight"), regularized.get_parameter("0.weight"))
 
 
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 def test_hooks_equal_the_reference_functions(settings: dict[str, Any]) -> None:
     """Ten attached SGD steps against the pure functions, parameter by parameter."""

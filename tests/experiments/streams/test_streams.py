@@ -288,7 +288,7 @@ def test_strange_recordings_are_named(tmp_path: Path, capsys: pytest.CaptureFixt
     good = np.zeros((5, 6), dtype=np.float32)
     assert "must have the columns signal and label" in stream(signal=[good])
     assert "must hold T × 6 numbers in column signal" in stream(signal=[good[:, :5]], label=[[1] * 5])
-    assert "NaN or infinity" in stream(signal=[good + np.inf], label=[[1] * 5])
+    assert "NaN, infinity" in stream(signal=[good + np.inf], label=[[1] * 5])
     assert "one label for every step" in stream(signal=[good], label=[[1] * 4])
     assert "whole numbers from 0 to 12" in stream(signal=[good], label=[[1, 2, 3, 4, 13]])
 

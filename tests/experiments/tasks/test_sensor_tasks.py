@@ -207,7 +207,11 @@ BAD_HAR: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "ragged": ({"inertial": [[[1.0] * 9] * 127 + [[1.0]]] * 8}, "128 × 9 numbers in column inertial: setting an array"),
     "texts": ({"inertial": ["x"] * 8}, "the train split must hold 128 × 9 numbers in column inertial, got <U1"),
-    "nan": ({"inertial": [[[np.nan] * 9] * 128] * 8}, "in column inertial, got NaN or infinity"),
+    "nan": ({"inertial": [[[np.nan] * 9] * 128] * 8}, "in column inertial, got NaN, infinity"),
+    "beyond float32": (
+        {"inertial": [[[1e39] * 9] * 128] * 8},
+        "inertial, got NaN, infinity or a number that is one",
+    ),
     "label": ({"label": [6] * 8}, "whole numbers from 0 to 5 in column label, got int64 from 6 to 6"),
     "text label": ({"label": ["WALKING"] * 8}, "from 0 to 5 in column label, got <U7"),
     "subjects": ({"subject": [1, 1, 1, 2, 2, 2, 3, 3]}, "the train split must have more than 3 subjects, got 3"),

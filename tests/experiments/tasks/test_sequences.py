@@ -110,7 +110,7 @@ def test_a_target_a_step_is_the_same_in_every_kind_of_file(tmp_path: Path) -> No
 
 def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
     """Of 0 and 2 the mean is 1 and the deviation 1: 4 becomes 3, and the target 30 of 10 and 20 becomes 3."""
-    for name, x, y in (("train", (0.0, 2.0), (10.0, 20.0)), ("validation", (4.0,), (30.0,)), ("test", (1.0,), (15.0,))):
+    for name, x, y in (("train", (0.0, 2.0), (10.0, 20.0)), ("validation", (4.0,), (30.0,)), ("test", (2.0,), (15.0,))):
         table = pd.DataFrame({"id": range(len(x)), "x": x, "target": y})
         write(tmp_path / f"{name}.csv", pd.concat([table, table]))
     task = load(tmp_path, kind="regression")
@@ -118,7 +118,7 @@ def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
     assert [part[:][0].flatten().unique().tolist() for part in (task.train, task.validation, task.test)] == [
         [-1.0, 1.0],
         [3.0],
-        [0.0],
+        [1.0],
     ]
     assert [part[:][1].tolist() for part in (task.train, task.validation, task.test)] == [
         [[-1.0], [1.0]],

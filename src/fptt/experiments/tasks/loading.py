@@ -116,8 +116,8 @@ def floats(
         fits = row.ndim == len(shape) and all(size in (None, got) for size, got in zip(shape, row.shape, strict=True))
         if not fits or row.dtype.kind not in "iuf":
             got = f"{row.dtype} of shape {row.shape}"
-        elif not np.isfinite(row).all():
-            got = "NaN or infinity"
+        elif not (np.abs(row, dtype=np.float64) <= np.finfo(np.float32).max).all():
+            got = "NaN, infinity or a number that is one in float32"
         else:
             continue
         raise UserError(f"the {name} split must hold {expected} numbers in column {column}, got {got}.")
