@@ -23,11 +23,12 @@ import operator
 import sys
 from array import array
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fptt.nn.machine_code import load_machine_code
 
 LOGGER = logging.getLogger("fptt")
 
@@ -198,16 +199,9 @@ class MachineCode:
 
 @cache
 def _library() -> Any:
-    """Return the machine code, compiled if it is not on the disk; None where that fails, or torch rounds otherwise."""
-    if sys.platform == "win32":
-        return None  # its compiler has other words for attributes
-    source = files("fptt._regularizer").joinpath("recurrences.cpp").read_text(encoding="utf-8")
-    try:
-        from torch._inductor.codecache import CppCodeCache  # knows the compiler, and where to keep what it made
-
-        library: Any = CppCodeCache.load(source, extra_flags=("-ffp-contract=off",), needs_vec_isa=False)
-    except Exception as error:  # no compiler, one that is too old, a disk that must not run code: all is well without
-        LOGGER.info("the regularizer runs by torch, since recurrences.cpp could not be compiled: %s", error)
+    """Return the machine code; None where there is none, or where torch rounds otherwise."""
+    library = load_machine_code("fptt._regularizer", "recurrences.cpp", "-ffp-contract=off")
+    if library is None:
         return None
     integer, number = ctypes.c_int64, ctypes.c_double
     library.fptt_penalize.argtypes = [ctypes.c_char_p, ctypes.c_void_p, *[integer] * 3, *[number] * 2]

@@ -227,10 +227,9 @@ class DynamicRegularizer:
         is_decoupled, is_usual = self.coupling == "decoupled", self.previous_gradient == "dual" and self.num_duals == 1
         for step in self._pending:
             group, penalties, code = step
-            is_done = False
-            if is_usual and code is not None and isinstance(penalties, Tensor):
-                is_done = code.advance_(penalties, is_decoupled=is_decoupled, beta=self.beta)
-            if not is_done:
+            by_code = is_usual and code is not None and isinstance(penalties, Tensor)
+            # the optimizer's step may have put other tensors in the place of those that the machine code knows
+            if not by_code or not code.advance_(penalties, is_decoupled=is_decoupled, beta=self.beta):
                 self._advance_(group, step.penalty_gradients() if is_decoupled else None)
         self._pending = None
 

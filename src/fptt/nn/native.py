@@ -7,20 +7,14 @@ ordinary tensors, so that it stands where `torch.nn`'s layers stand.
 # ruff: noqa: PLR0917  # the arguments of an operator are positional
 
 import ctypes
-import logging
-import sys
-import time
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fptt._announce import announce
-
-LOGGER = logging.getLogger("fptt")
+from fptt.nn.machine_code import load_machine_code
 
 DTYPES = (torch.float32,)
 """Of the weights. It computes in float64 as well, to be tested; training keeps the bits that `torch.nn` gives there."""
@@ -116,32 +110,17 @@ class _Job(ctypes.Structure):
     )
 
 
-SECONDS_TO_LOAD = 10.0
-"""What takes longer than that was not on the disk."""
-
-
 @cache
 def _library(*flags: str) -> Any:
-    """Return the machine code, compiled if it is not on the disk; None where that cannot be.
+    """Return the machine code, or None where there is none.
 
     Args:
         *flags: For the compiler, besides its own: which instructions of this processor to do without.
     """
-    if sys.platform == "win32":
-        return None  # its compiler has no vector types
-    source = files("fptt.nn").joinpath("native.cpp").read_text(encoding="utf-8")
-    start = time.perf_counter()
-    try:
-        from torch._inductor.codecache import CppCodeCache  # knows the compiler, and where to keep what it made
-
-        # a product and a sum in one instruction, which Inductor has them not
-        library: Any = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast", *flags), needs_vec_isa=False)
-    except Exception as error:  # no compiler, one that is too old, a disk that must not run code: all is well without
-        LOGGER.info("recurrent layers run by torch.nn, since native.cpp could not be compiled: %s", error)
+    # a product and a sum in one instruction, which Inductor has them not
+    library = load_machine_code("fptt.nn", "native.cpp", "-ffp-contract=fast", *flags)
+    if library is None:
         return None
-    seconds = time.perf_counter() - start
-    if seconds > SECONDS_TO_LOAD:
-        announce(f"compiled the kernel of recurrent layers in {seconds:.0f} s; it is kept for later processes")
     keep_freed_memory()
     library.run_layer.argtypes = [ctypes.POINTER(_Job), ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     library.run_layer.restype = None

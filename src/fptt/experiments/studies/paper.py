@@ -112,27 +112,43 @@ def paper_rows(experiments: Mapping[str, Sequence[Row]], references: References)
         experiments: By name, the rows of each, as the page of results has them.
         references: Results of others.
     """
-    found = (_longest(task, experiments, references) for task in PAPER_TASKS)
+    contests = [contest for name, rows in experiments.items() for contest in _contests(name, rows)]
+    found = (_longest(task, contests, references) for task in PAPER_TASKS)
     return [row for row in found if row is not None]
 
 
-def _longest(task: PaperTask, experiments: Mapping[str, Sequence[Row]], references: References) -> PaperRow | None:
+class _Contest(NamedTuple):
+    """The row of FPTT in an experiment, and those of its controls."""
+
+    experiment: str
+    row: Row
+    controls: Mapping[str, Row]
+
+    def rank(self) -> tuple[bool, bool, int]:
+        """Return what is compared: inputs as published before others, with a control before without, then updates."""
+        return self.row["config"].standardization == "published", "tbptt" in self.controls, self.row["updates"]
+
+
+def _contests(experiment: str, rows: Sequence[Row]) -> list[_Contest]:
+    chosen = [row for row in rows if row["group"] in {"", "equal-epochs"}]
+    pairs = [*matched_pairs(chosen, HARDWARE), *matched_pairs(chosen)] if chosen else []
+    return [
+        # the last ones count: those of the same hardware
+        _Contest(experiment, row, {theirs["method"]: theirs for ours, theirs in pairs if ours is row})
+        for row in chosen
+        if row["method"] == "fptt"
+    ]
+
+
+def _longest(task: PaperTask, contests: Sequence[_Contest], references: References) -> PaperRow | None:
     """Return the experiment whose FPTT has made the most updates on a task, with its controls."""
-    candidates: list[tuple[Any, str, dict[str, Row]]] = []
-    for name, rows in experiments.items():
-        chosen = [row for row in rows if row["group"] in {"", "equal-epochs"}]
-        pairs = [*matched_pairs(chosen, HARDWARE), *matched_pairs(chosen)] if chosen else []
-        for row in chosen:
-            if row["method"] == "fptt" and task.is_task(row["config"]):
-                controls = {theirs["method"]: theirs for ours, theirs in pairs if ours is row}  # the last ones count
-                # inputs as published before others, those with a control before others, then the most updates
-                rank = (row["config"].standardization == "published", "tbptt" in controls, row["updates"])
-                candidates.append((rank, name, {"fptt": row, **controls}))
+    candidates = [contest for contest in contests if task.is_task(contest.row["config"])]
     if not candidates:
         return None
-    _, name, ours = max(candidates, key=lambda candidate: candidate[0])
+    longest = max(candidates, key=_Contest.rank)
     others = {method: references.get((task.recipe or "", method)) for method in ("bptt", "tbptt", "fptt")}
-    return PaperRow(task, name, ours, {method: own for method, own in others.items() if own is not None})
+    ours = {"fptt": longest.row, **longest.controls}
+    return PaperRow(task, longest.experiment, ours, {method: own for method, own in others.items() if own is not None})
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -264,8 +264,9 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 def _total(spikes: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the spikes of each unit in all steps, (B, H)."""
-    # a reduction of a single step is a pass over it for nothing
-    return spikes.squeeze(0).to(dtype) if len(spikes) == 1 else spikes.sum(0, dtype=dtype)
+    if len(spikes) == 1:
+        return spikes.squeeze(0).to(dtype)  # a sum would go over it for nothing
+    return spikes.sum(0, dtype=dtype)
 
 
 def _check_tau(name: str, tau: float | tuple[float, float]) -> None:
