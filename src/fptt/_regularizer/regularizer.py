@@ -226,11 +226,8 @@ class DynamicRegularizer:
             raise RuntimeError("update() needs add_penalty_grad_() before the optimizer's step; it was not called.")
         is_decoupled, is_usual = self.coupling == "decoupled", self.previous_gradient == "dual" and self.num_duals == 1
         for step in self._pending:
-            group, penalties, code = step
-            by_code = is_usual and code is not None and isinstance(penalties, Tensor)
-            # the optimizer's step may have put other tensors in the place of those that the machine code knows
-            if not by_code or not code.advance_(penalties, is_decoupled=is_decoupled, beta=self.beta):
-                self._advance_(group, step.penalty_gradients() if is_decoupled else None)
+            if not is_usual or not step.advance_by_code_(is_decoupled=is_decoupled, beta=self.beta):
+                self._advance_(step.group, step.penalty_gradients() if is_decoupled else None)
         self._pending = None
 
     @torch.no_grad()
@@ -475,6 +472,12 @@ class _Pending(NamedTuple):
         if self.machine_code is None or not isinstance(self.penalties, Tensor):
             return list(self.penalties)
         return self.machine_code.split(self.penalties)
+
+    def advance_by_code_(self, *, is_decoupled: bool, beta: float) -> bool:
+        """Make the usual update by machine code; return False, and do nothing, if the tensors do not suit."""
+        if self.machine_code is None or not isinstance(self.penalties, Tensor):
+            return False
+        return self.machine_code.advance_(self.penalties, is_decoupled=is_decoupled, beta=beta)
 
 
 def _groups(params: Iterable[Tensor] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
