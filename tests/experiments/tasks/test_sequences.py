@@ -18,6 +18,7 @@ from fptt.experiments.tasks import sequences as sequence_task
 from fptt.experiments.tasks.batches import num_samples
 from fptt.experiments.tasks.loading import channel_statistics
 from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.tasks.sequence_files import Columns, read_sequences
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import make_model
 from fptt.experiments.training.evaluation import measure
@@ -87,6 +88,62 @@ def test_whole_times_above_what_a_float_tells_apart_keep_their_order(tmp_path: P
         one = load(write(tmp_path / f"small{suffix}", table))
         other = load(write(tmp_path / f"large{suffix}", table.assign(time=table.time + 2**60)))
         assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_dates_of_all_years_keep_their_order(kind: str, tmp_path: Path) -> None:
+    """In nanoseconds an integer ends in 2262; 9999-12-31 is how databases write that there is no end."""
+    found = long_form(target=NAMES)
+    years = ["1500", "2026", "2026", "2263", "3000", "9999"]
+    dates = [f"{years[time]}-0{1 + time}-15" for time in found.time]
+    own = found.assign(time=dates if kind == "csv" else np.array(dates, "datetime64[us]"))
+    others = write(tmp_path / f"dates.{kind}", own), write(tmp_path / "numbers.csv", found)
+    for pair in zip(everything(load(others[0])), everything(load(others[1])), strict=True):
+        assert torch.equal(*pair)
+
+
+def test_ids_of_a_text_are_what_is_written(tmp_path: Path) -> None:
+    """As numbers 1, 01 and 1e0 would be one sequence."""
+    path = text("x.csv", "id,a,target\n1,1,p\n01,2,q\n1e0,3,p\n1,4,p\n")(tmp_path)
+    found = read_sequences(path, Columns())
+    assert found.ids.tolist() == ["1", "01", "1e0"]
+    assert found.lengths.tolist() == [2, 1, 1]
+    assert read_sequences(path, Columns(), None).ids.tolist() == ["1", "01", "1e0"]
+    numbers = read_sequences(text("y.csv", "id,a,target\n7,1,p\n3,2,q\n")(tmp_path), Columns())
+    assert numbers.ids.tolist() == [7, 3]
+
+
+def test_a_group_is_the_same_in_every_file_as_it_is_written(tmp_path: Path) -> None:
+    """The persons of one file look like numbers, those of the other do not."""
+    text("train.csv", "id,a,target,who\n1,1,p,01\n2,2,q,A\n3,3,q,A\n")(tmp_path)
+    text("test.csv", "id,a,target,who\n4,1,p,02\n5,2,q,01\n")(tmp_path)
+    with pytest.raises(UserError, match=r"train and test of .* must not share a 'who', got '01' in both"):
+        load(tmp_path, group="who")
+
+
+def test_labels_above_what_an_integer_holds_are_classes_of_their_own(tmp_path: Path) -> None:
+    labels = np.array([2**63, 2**63 + 1], np.uint64)[np.arange(N) % 2]
+    names = (str(2**63), str(2**63 + 1))
+    assert load(write(tmp_path / "x.parquet", long_form(target=labels))).class_names == names
+    assert load(arrays(targets=labels)(tmp_path)).class_names == names
+
+
+def test_a_class_that_training_has_not_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", long_form(target=NAMES))
+    write(tmp_path / "test.csv", long_form(target=np.where(NAMES == "left", "left ", NAMES)))
+    assert (load(tmp_path).about or "").endswith("(left, left , right); none to train of (left )")
+    write(tmp_path / "test.csv", long_form(target=NAMES))
+    assert (load(tmp_path).about or "").endswith("(left, right)")
+
+
+def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", long_form(target=NAMES))
+    for name in ("y.CSV", "Y/train.Csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(path.read_bytes())
+    first, *others = [load(own) for own in (path, tmp_path / "y.CSV", tmp_path / "Y")]
+    for other in others:
+        assert all(torch.equal(*pair) for pair in zip(everything(first), everything(other), strict=True))
 
 
 def test_a_target_a_step_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
@@ -408,6 +465,29 @@ def persons(shared: str | float) -> Callable[[Path], Path]:
     return make
 
 
+def lists(folder: Path) -> Path:
+    return write(folder / "x.parquet", long_form(target=NAMES).assign(id=[[1, 2]] * int(LENGTHS.sum())))
+
+
+def infinite_in_test(folder: Path) -> Path:
+    found = long_form(target=NAMES)
+    write(folder / "train.csv", found)
+    found.iloc[1, found.columns.get_loc("a")] = 1e300
+    write(folder / "test.csv", found)
+    return folder
+
+
+def ignored_in_test(folder: Path) -> Path:
+    write(folder / "train.csv", long_form(target=np.arange(LENGTHS.sum()) % 3))
+    write(folder / "test.csv", long_form(target=np.full(LENGTHS.sum(), -100)))
+    return folder
+
+
+def an_array(folder: Path) -> Path:
+    np.save(folder / "x.npy", np.zeros(3))
+    return (folder / "x.npy").rename(folder / "x.npz")
+
+
 def with_nan() -> np.ndarray:
     flat = np.concatenate(sequences())
     flat[4, 1] = np.nan
@@ -438,7 +518,10 @@ def objects() -> np.ndarray:
         (at("target", 3, None), {}, "must have a value in every row of column 'target', got none in row 4"),
         (at("id", 2, None), {}, "must have a value in every row of column 'id', got none in row 3"),
         (at("time", 5, "later"), {}, "must hold numbers in column 'time', got 'later' in row 6"),
-        (at("time", 5, "later"), {"time": "target"}, "numbers or dates as 2026-01-31 in column 'target', got 'left'"),
+        (table(lambda t: t.assign(time="a")), {}, "numbers or dates as 2026-01-31 in column 'time', got 'a' in row 1"),
+        (table(lambda t: t), {"time": "target"}, "the target 'target' of .* must not be the id, the time or the group"),
+        (table(lambda t: t), {"target": "id"}, "the target 'id' of .*x.csv' must not be the id, the time or the group"),
+        (arrays(g=NAMES), {"target": "g", "group": "g"}, "the target 'g' of .*x.npz' must not be the id or the group"),
         (table(lambda t: t), {"kind": "regression"}, "must hold numbers in column 'target', got 'left' in row 1"),
         (table(lambda t: t.assign(target=["x", *t.a.astype(str)[1:]])), {}, "column 'target', got 'x' in row 1"),
         (table(lambda t: t.assign(target=t.a)), {"kind": "classes"}, "kind classes needs a target of text or whole"),
@@ -465,6 +548,15 @@ def objects() -> np.ndarray:
         (text("x.csv", "id,a,target\n1,2,3,4\n1,2,3,4\n"), {}, "must have a name for every column in its first line"),
         (text("x.csv", "id,a,target\n1,2,3\n1\n"), {}, "must have a value in every row of column 'target'"),
         (text("x.csv", "id;a;target\n1;2;3\n"), {}, "must have commas between its columns, got ';' in its first line"),
+        (
+            text("x.csv", "id;a;target\n1;0,5;3\n"),
+            {},
+            "must have commas between its columns, got ';' in its first line",
+        ),
+        (lists, {}, "x.parquet' must hold numbers or text in column 'id', got .1 2. in row 1"),
+        (infinite_in_test, {}, "of the size of those of training, got 1e.300 in column 'a' at row 2"),
+        (ignored_in_test, {}, "the test part of .* must have a step that counts, got the target -100 at all"),
+        (an_array, {}, "x.npz' cannot be read: it is no .npz file"),
         (table(lambda t: t.assign(a=t.a * 1e300)), {}, "numbers up to .*e.30. in column 'a'"),
         (
             arrays(targets=np.where(np.arange(N) % 3, 1, -100)),
@@ -492,7 +584,9 @@ def objects() -> np.ndarray:
         (arrays(targets=np.full(N, np.nan)), {}, "must hold finite numbers in 'targets', got nan at sequence 0"),
         (arrays(), {"kind": "regression"}, "must hold numbers in 'targets', got 'left'"),
         (arrays(), {"time": "t"}, "holds arrays: inputs must name one of them, and time none"),
-        (arrays(), {"group": "lengths", "target": "lengths", "id": "inputs"}, "one value a sequence, 20, in 'inputs'"),
+        (arrays(), {"group": "lengths", "id": "inputs"}, "one value a sequence, 20, in 'inputs'"),
+        (arrays(g=np.where(np.arange(N) < 5, np.nan, 1)), {"group": "g"}, "every sequence in 'g', got none for 0"),
+        (arrays(name=np.arange(N) // 2), {"id": "name"}, "another value for every sequence in 'name', got 0 twice"),
         (table(lambda t: t), {"task": "digits", "data": None, "id": "x"}, "id belongs to the task 'sequences'"),
         (table(lambda t: t), {"data": None}, "sequences are your own: give --data, a file"),
     ],

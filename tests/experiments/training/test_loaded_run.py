@@ -101,6 +101,48 @@ def test_the_command_writes_what_python_returns(tmp_path: Path, capsys: pytest.C
     assert "narrow.csv' must have the column 'b', got id, time, a, target" in errors
 
 
+def test_inputs_far_from_zero_are_predicted_as_they_were_measured(tmp_path: Path) -> None:
+    """A mean of 1.7e9, as of times in seconds, is 64 away from the next float32."""
+    far = [own + 1.7e9 for own in sequences()]
+    table = long_form().sort_values(["id", "time"]).reset_index(drop=True)
+    table = table.assign(a=np.concatenate(far)[:, 0], b=np.concatenate(far)[:, 1], target=np.repeat(NAMES, LENGTHS))
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.parquet", table)
+    out = tmp_path / "run"
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path), "--out", str(out), *QUICK]) == 0
+    loaded = load_run(out)
+    own = loaded.predict_proba(far)[np.arange(N), (NAMES == "right").astype(int)]
+    assert -np.log(own).mean() == pytest.approx(loaded.summary["test_cross_entropy"], rel=1e-5)
+
+
+def test_ids_of_arrays_are_those_of_the_file(tmp_path: Path) -> None:
+    arrays = {"signals": np.concatenate(sequences()), "lengths": LENGTHS}
+    names = np.array([f"s{number}" for number in range(N)])
+    np.savez(tmp_path / "x.npz", **arrays, targets=NAMES, name=names)
+    out, options = tmp_path / "run", ["--id", "name", "--inputs", "signals", *QUICK]
+    assert run(["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out), *options]) == 0
+    loaded = load_run(out)
+    found = loaded.predict_file(tmp_path / "x.npz")
+    assert found.name.tolist() == names.tolist()
+    np.savez(tmp_path / "y.npz", **arrays)
+    with pytest.raises(UserError, match=r"y.npz' must have the array 'name', got signals, lengths"):
+        loaded.predict_file(tmp_path / "y.npz")
+    # the inputs of a table are all of its columns that are left
+    other = loaded.predict(long_form().rename(columns={"id": "name"}))
+    assert other.prediction.tolist() == found.prediction.tolist()
+
+
+@pytest.mark.parametrize("name", ["prediction", "step", "probability_0"])
+def test_ids_are_kept_whatever_their_name(name: str, tmp_path: Path) -> None:
+    table = long_form(target=np.arange(NUM_STEPS) % 2).rename(columns={"id": name})
+    out = tmp_path / "run"
+    command = ["train", "--task", "sequences", "--data", str(write(tmp_path / "x.csv", table)), "--id", name, *QUICK]
+    assert run([*command, "--out", str(out)]) == 0
+    found = load_run(out).predict(table)
+    assert (found.id == table[name]).all()
+    assert list(found) == ["id", "step", "prediction", "probability_0", "probability_1"]
+
+
 def test_averages_and_tasks_of_the_program_come_back_too(tmp_path: Path) -> None:
     out = tmp_path / "digits"
     assert run(["train", "--task", "digits", "--limit", "64", "--out", str(out), *QUICK]) == 0
@@ -127,11 +169,25 @@ def test_averages_and_tasks_of_the_program_come_back_too(tmp_path: Path) -> None
         ([np.zeros((0, 1))], r"got shapes \(0, 1\)"),
         (np.full((1, 2, 1), np.nan), "'x' must hold finite numbers in 'inputs', got nan at sequence 0, step 0"),
         (np.array([["a"]]), "'x' must hold numbers in 'inputs', got <U1"),
+        ([[[1, 2], [3]]], "x must be arrays of numbers, or a list of them: setting an array element"),
+        (np.full((1, 2, 1), 1e300), "x must hold inputs of the size of those of training, got 1e.300 in column 0 at"),
     ],
 )
 def test_what_cannot_be_predicted_is_named(x: Any, message: str, digits: LoadedRun) -> None:
     with pytest.raises(UserError, match=message):
         digits.predict(x)
+
+
+def test_tensors_of_all_types_are_arrays(digits: LoadedRun) -> None:
+    inputs = torch.ones(2, 64, 1)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool):
+        assert np.array_equal(digits.predict_proba(inputs.to(dtype)), digits.predict_proba(inputs))
+
+
+@pytest.mark.parametrize(("name", "message"), [("no.csv", "no.csv' does not exist"), ("", "got a folder")])
+def test_a_file_that_is_not_there_is_named(name: str, message: str, digits: LoadedRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        digits.predict_file(tmp_path / name)
 
 
 @pytest.fixture(scope="module")

@@ -106,24 +106,31 @@ def read_sequences(path: Path, columns: Columns, targets: Targets | None = "any"
     Raises:
         UserError: If it cannot be read, or does not hold such sequences: names file, column and row.
     """
-    if not path.is_file() or path.suffix not in SUFFIXES:
-        got = repr(path.suffix) if path.is_file() else "none that can be read"
+    if not path.exists():
+        raise UserError(f"data {str(path)!r} does not exist.")
+    if not path.is_file() or suffix_of(path) not in SUFFIXES:
+        got = repr(path.suffix) if path.is_file() else "a folder"
         raise UserError(f"data {str(path)!r} must be a file of the kinds {', '.join(SUFFIXES)}, got {got}.")
     if not path.stat().st_size:
         raise UserError(f"data {str(path)!r} is empty.")
-    if path.suffix == ".npz":
+    if suffix_of(path) == ".npz":
         return _read_arrays(path, columns, targets)
-    target = None if targets is None else columns.target or "target"
-    return table_sequences(_read_table(path, target), str(path), columns, targets)
+    labels = [] if targets is None else [columns.target or "target", columns.group]
+    return table_sequences(_read_table(path, [columns.id or "id", *labels]), str(path), columns, targets)
+
+
+def suffix_of(path: Path) -> str:
+    """Return by which kind a file is read: DATA.CSV as data.csv."""
+    return path.suffix.lower()
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _read_table(path: Path, target: str | None) -> pd.DataFrame:
-    """Return the rows of a CSV or Parquet file; of CSV, the column of the target by its labels."""
+def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
+    """Return the rows of a CSV or Parquet file; of CSV, ids, targets and groups by their labels."""
     try:
-        if path.suffix == ".parquet":
+        if suffix_of(path) == ".parquet":
             return pd.read_parquet(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -134,12 +141,15 @@ def _read_table(path: Path, target: str | None) -> pd.DataFrame:
                 na_values=[""],
                 low_memory=False,
                 encoding="utf-8-sig",
-                dtype={} if target is None else {target: str},  # as a number 01 would be 1
+                dtype={name: str for name in labels if name is not None},  # as a number 01 would be 1
             )
-        if target is not None and target in table:
-            table[target] = _labeled(pd.Series(table[target]))
+        for name in labels:
+            if name in table:
+                table[name] = _labeled(pd.Series(table[name]))
         return table
     except pd.errors.ParserWarning:
+        with path.open(encoding="utf-8-sig") as file:
+            _check_separator([file.readline().strip()], str(path))
         raise UserError(f"data {str(path)!r} must have a name for every column in its first line, got fewer.") from None
     except Exception as error:  # the readers raise many kinds, all of them about the file
         reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
@@ -173,8 +183,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         UserError: If a column is missing, or a value: names column and row, counted from 1 without the header.
     """
     found = {str(name): column for name, column in table.items()}
-    if len(found) == 1 and (separator := next((mark for mark in ";\t|" if mark in next(iter(found))), None)):
-        raise UserError(f"{source!r} must have commas between its columns, got {separator!r} in its first line.")
+    _check_separator(list(found), source)
     id_name, target_name = columns.id or "id", columns.target or "target"
     time_name = columns.time or ("time" if "time" in found else None)
     others = [id_name, time_name, columns.group, target_name]
@@ -185,12 +194,13 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
             raise UserError(f"{source!r} must have the column {name!r}, got {', '.join(found)}.")
     if not input_names:
         raise UserError(f"{source!r} must have a column of inputs beside {', '.join(map(repr, found))}.")
-    if targets is not None and target_name in input_names:
-        raise UserError(f"the target {target_name!r} of {source!r} must not be one of the inputs.")
+    if targets is not None and target_name in (*input_names, id_name, time_name, columns.group):
+        what = "one of the inputs" if target_name in input_names else "the id, the time or the group"
+        raise UserError(f"the target {target_name!r} of {source!r} must not be {what}.")
     if table.empty:
         raise UserError(f"{source!r} has no rows.")
 
-    numbers, ids = pd.factorize(_complete(found[id_name], source), sort=False)  # in the order of their first rows
+    numbers, ids = _numbered(found[id_name], source)
     times = None if time_name is None else _times(found[time_name], source)
     order = np.lexsort((numbers,) if times is None else (times, numbers))  # stable: equal times stay as they are
     lengths = np.bincount(numbers)
@@ -221,7 +231,7 @@ def _groups(column: pd.Series, source: str, ids: Any, order: np.ndarray, firsts:
     Raises:
         UserError: If a sequence has more than one.
     """
-    numbers = pd.factorize(_complete(column, source))[0][order]
+    numbers = _numbered(column, source)[0][order]
     bounds = [*firsts.tolist(), len(numbers)]
     for number, (first, end) in enumerate(itertools.pairwise(bounds)):
         other = np.flatnonzero(numbers[first:end] != numbers[first])
@@ -231,6 +241,28 @@ def _groups(column: pd.Series, source: str, ids: Any, order: np.ndarray, firsts:
                 f"{source!r} must have one {column.name!r} a sequence, got another at row {row} of {own!r}."
             )
     return numbers[firsts]
+
+
+def _numbered(column: pd.Series, source: str) -> tuple[np.ndarray, Any]:
+    """Return the number of the value in each row, and the values, in the order of their first rows.
+
+    Raises:
+        UserError: If a value is missing, or neither a number nor text.
+    """
+    column = _complete(column, source)
+    try:
+        return pd.factorize(column, sort=False)
+    except TypeError:  # lists, of which Parquet knows columns too
+        raise UserError(
+            f"{source!r} must hold numbers or text in column {column.name!r}, got {str(column.iloc[0])[:60]} in row 1."
+        ) from None
+
+
+def _check_separator(names: Sequence[str], source: str) -> None:
+    """Raise UserError if the only name of a column looks like several with something else than a comma between."""
+    separator = next((mark for mark in ";\t|" if mark in names[0]), None) if len(names) == 1 else None
+    if separator is not None and "," not in names[0]:
+        raise UserError(f"{source!r} must have commas between its columns, got {separator!r} in its first line.")
 
 
 def _texts(values: np.ndarray) -> np.ndarray:
@@ -294,9 +326,9 @@ def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
     """
     column = _complete(column, source)
     kind = column.dtype.kind
-    if kind in "iu":
+    if kind in "iu" and column.max() < 2**63:
         return column.to_numpy(np.int64)
-    if kind == "f" or targets == "numbers" or (kind != "b" and are_measurements(column.tolist())):
+    if kind == "f" or targets == "numbers" or (kind not in "bu" and are_measurements(column.tolist())):
         return _numbers(column, source)
     return np.asarray(column.astype(str), np.str_)
 
@@ -319,7 +351,7 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
             f"{source!r} must hold numbers or dates as 2026-01-31 in column {column.name!r}, got "
             f"{column.iloc[bad[0]]!r} in row {bad[0] + 1}."
         )
-    return dates.to_numpy("datetime64[ns]").astype(np.int64)
+    return pd.factorize(dates, sort=True)[0]  # their order alone: in nanoseconds the year 9999 does not fit an integer
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
@@ -344,8 +376,9 @@ def _read_arrays(path: Path, columns: Columns, targets: Targets | None) -> Seque
     for name in (input_name, columns.id, *labels):
         if name is not None and name not in arrays:
             raise UserError(f"{source!r} must have the array {name!r}, got {', '.join(arrays) or 'none'}.")
-    if targets is not None and target_name == input_name:
-        raise UserError(f"the target {target_name!r} of {source!r} must not be one of the inputs.")
+    if targets is not None and target_name in (input_name, columns.id, columns.group):
+        what = "one of the inputs" if target_name == input_name else "the id or the group"
+        raise UserError(f"the target {target_name!r} of {source!r} must not be {what}.")
     inputs, lengths = _flat(arrays[input_name], arrays.get("lengths"), source, input_name)
     count, is_flat = len(lengths), arrays[input_name].ndim == 2 and "lengths" in arrays
     padded = () if is_flat else arrays[input_name].shape[:2]
@@ -354,6 +387,15 @@ def _read_arrays(path: Path, columns: Columns, targets: Targets | None) -> Seque
     for name, values in ((columns.group, groups), (columns.id, ids)):
         if values is not None and values.shape != (count,):
             raise UserError(f"{source!r} must have one value a sequence, {count}, in {name!r}, got {values.shape}.")
+        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+            number = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise UserError(f"{source!r} must have a value for every sequence in {name!r}, got none for {number}.")
+    found, counts = np.unique(ids, return_counts=True)
+    if len(found) < count:
+        twice = found[counts > 1][0].item()
+        raise UserError(
+            f"{source!r} must have another value for every sequence in {columns.id!r}, got {twice!r} twice."
+        )
     if targets is None:
         return Sequences(inputs, lengths, ids)
     own = _array_targets(arrays[target_name], lengths, padded, source, target_name)
@@ -374,7 +416,7 @@ def array_sequences(inputs: np.ndarray, lengths: np.ndarray | None, source: str)
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:  # of an .npy file, whatever its name, an array
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
@@ -382,7 +424,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
                 f"data {str(path)!r} has an array of objects, which could run any code when it is read: store ragged "
                 f"sequences one after another, {FLAT}."
             ) from error
-        reason = "it is no .npz file" if "allow_pickle" in str(error) else one_line(error).rstrip(".")
+        is_other = isinstance(error, TypeError | AttributeError) or "allow_pickle" in str(error)
+        reason = "it is no .npz file" if is_other else one_line(error).rstrip(".")
         raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
 
 
@@ -450,7 +493,13 @@ def _array_targets(
         return targets.astype(np.float64)
     if targets.dtype.kind not in "biuU":
         raise UserError(f"{source!r} must hold numbers or text in {name!r}, got {targets.dtype}.")
-    return targets.astype(np.int64) if targets.dtype.kind in "iu" else targets.astype(np.str_)
+    is_whole = targets.dtype.kind in "iu" and targets.max() < 2**63
+    return targets.astype(np.int64 if is_whole else np.str_)
+
+
+def place_of(step: int, sequences: Sequences) -> str:
+    """Return where a step was read: a row of the table, counted from 1, or a step of a sequence, from 0."""
+    return _place(step, sequences.lengths) if sequences.rows is None else f"row {sequences.rows[step] + 1}"
 
 
 def _place(step: int, lengths: np.ndarray) -> str:

@@ -18,7 +18,7 @@ from fptt.experiments.tasks.batches import PaddedSamples
 from fptt.experiments.tasks.cells import LARGEST_WHOLE
 from fptt.experiments.tasks.loading import channel_statistics, divisors, spread
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
-from fptt.experiments.tasks.sequence_files import SUFFIXES, Columns, Sequences, read_sequences
+from fptt.experiments.tasks.sequence_files import SUFFIXES, Columns, Sequences, place_of, read_sequences, suffix_of
 from fptt.experiments.tasks.task import Scaling, Task
 
 PARTS = ("train", "validation", "test")
@@ -93,7 +93,7 @@ def _load(setting: Setting) -> Task:
     is_ragged = len({int(length) for part in parts.values() for length in part.lengths}) > 1
 
     def part(name: str) -> TensorDataset | PaddedSamples:
-        inputs = ((from_numpy(parts[name].inputs) - mean) / deviation).float()
+        inputs = standardized(parts[name], mean, deviation, f"data {setting.data!r}").float()
         lengths = from_numpy(parts[name].lengths)
         if class_names is None:
             encoded = ((_floats(targets[name]) - scaling.target_mean) / scaling.target_deviation).float().unsqueeze(-1)
@@ -128,8 +128,26 @@ def _load(setting: Setting) -> Task:
         class_names=class_names,
         input_names=train.input_names,
         scaling=scaling,
-        about=_about(parts, class_names, per_step=per_step),
+        about=_about(parts, class_names, per_step=per_step) + _unseen(targets, class_names),
     )
+
+
+def standardized(sequences: Sequences, mean: Tensor, deviation: Tensor, source: str) -> Tensor:
+    """Return inputs less the mean and over the deviation, (D,) both, of training: (ΣT_i, D), float64.
+
+    Raises:
+        UserError: If one is infinite in float32, in which models compute.
+    """
+    inputs = (from_numpy(sequences.inputs) - mean) / deviation
+    bad = (inputs.abs() > torch.finfo(torch.float32).max).nonzero()
+    if len(bad):
+        step, column = bad[0].tolist()
+        name = column if sequences.input_names is None else sequences.input_names[column]
+        raise UserError(
+            f"{source} must hold inputs of the size of those of training, got {sequences.inputs[step, column]:.3g} in "
+            f"column {name!r} at {place_of(step, sequences)}."
+        )
+    return inputs
 
 
 def columns_of(setting: Setting) -> Columns:
@@ -181,9 +199,8 @@ def _described_inputs(part: Sequences) -> str:
 def _part_files(folder: Path) -> dict[str, Path]:
     """Return the file of each part in a folder."""
     found: dict[str, Path] = {}
-    for name, suffix in itertools.product(PARTS, SUFFIXES):
-        file = folder / f"{name}{suffix}"
-        if file.exists():
+    for name, file in itertools.product(PARTS, sorted(folder.iterdir())):
+        if file.stem == name and suffix_of(file) in SUFFIXES:
             if name in found:
                 raise UserError(
                     f"data folder {str(folder)!r} must have one file {name}, got {found[name].name} and {file.name}."
@@ -214,7 +231,10 @@ def split(parts: dict[str, Sequences], setting: Setting) -> dict[str, Sequences]
         held_out = _held_out(train, share, setting.split_seed)
         found[name], train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
     found["train"] = train
-    return {name: found[name].subset(np.asarray(spread(len(found[name].lengths), setting.limit))) for name in PARTS}
+    return {
+        name: found[name].subset(np.asarray(spread(len(found[name].lengths), setting.limit), np.int64))
+        for name in PARTS
+    }
 
 
 def _held_out(train: Sequences, share: float, seed: int) -> np.ndarray:
@@ -272,6 +292,10 @@ def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -
                 f"the class {IGNORED} is for steps that do not count, got it as the target of a whole sequence in the "
                 f"{name} part of {setting.data!r}: leave the sequence out."
             )
+        if not own:
+            raise UserError(
+                f"the {name} part of {setting.data!r} must have a step that counts, got the target {IGNORED} at all."
+            )
     if len(texts["train"]) < 2:
         column = setting.target or "the target"
         found = ", ".join(texts["train"]) or "none"
@@ -328,6 +352,15 @@ def _about(parts: dict[str, Sequences], class_names: tuple[str | int, ...] | Non
     else:
         outputs = f"{len(class_names)} classes, one a {each}{_described_names(class_names)}"
     return f"sequences: {counts}; {steps}, D = {parts['train'].inputs.shape[1]}{inputs}; {outputs}"
+
+
+def _unseen(targets: dict[str, np.ndarray | None], class_names: tuple[str | int, ...] | None) -> str:
+    """Return which classes training has no example of, which may be a slip of spelling."""
+    train = targets["train"]
+    if class_names is None or train is None:
+        return ""
+    unseen = tuple(name for name in class_names if str(name) not in set(np.unique(_texts(train)).tolist()))
+    return f"; none to train of{_described_names(unseen)}" if unseen else ""
 
 
 def _described_names(names: tuple[str | int, ...] | None) -> str:

@@ -12,12 +12,19 @@ from torch import Tensor, nn
 
 import fptt
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.tasks.batches import EVALUATION_BATCH_SIZE, PaddedSamples
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.tasks.registry import TEXTS, load_task
-from fptt.experiments.tasks.sequence_files import Columns, Sequences, array_sequences, read_sequences, table_sequences
-from fptt.experiments.tasks.sequences import columns_of
+from fptt.experiments.tasks.sequence_files import (
+    Columns,
+    Sequences,
+    array_sequences,
+    read_sequences,
+    suffix_of,
+    table_sequences,
+)
+from fptt.experiments.tasks.sequences import columns_of, standardized
 from fptt.experiments.training.build import make_language_model, make_recurrent
 from fptt.experiments.training.evaluation import all_outputs, final_output, load_weights
 from fptt.experiments.training.folder import RunFolder
@@ -85,7 +92,8 @@ class LoadedRun:
                 or the run is of a text.
         """
         if isinstance(x, pd.DataFrame):
-            return self._frame(table_sequences(x, "x", self._columns(is_table=True), None), "x", x)
+            columns = self._columns(is_table=True)
+            return self._frame(table_sequences(x, "x", columns, None), "x", columns.id, x)
         sequences = _as_sequences(x)
         return self._like(x, self._decided(self._outputs(sequences)), sequences)
 
@@ -112,14 +120,15 @@ class LoadedRun:
         Raises:
             UserError: If it cannot be read, or does not hold the inputs of the model.
         """
-        sequences = read_sequences(path, self._columns(is_table=path.suffix != ".npz"), None)
-        return self._frame(sequences, str(path))
+        columns = self._columns(is_table=suffix_of(path) != ".npz")
+        return self._frame(read_sequences(path, columns, None), str(path), columns.id)
 
     def _columns(self, *, is_table: bool) -> Columns:
+        """Return which columns or arrays to read, of a table by the names that it was trained on."""
         own = columns_of(self.config)
         if is_table:
-            return own._replace(inputs=self.interface.input_names or own.inputs)
-        return Columns(inputs=own.inputs) if self.interface.input_names is None else Columns()
+            return own._replace(inputs=self.interface.input_names)
+        return Columns(id=own.id, inputs=own.inputs) if self.interface.input_names is None else Columns()
 
     @torch.no_grad()
     def _outputs(self, sequences: Sequences, source: str = "x") -> Tensor:
@@ -132,9 +141,9 @@ class LoadedRun:
         if size != own.input_size:
             names = "" if own.input_names is None else f" ({', '.join(own.input_names)})"
             raise UserError(f"{source} must have {own.input_size} inputs a step{names}, got {size}.")
-        inputs = torch.from_numpy(sequences.inputs)
-        if own.input_mean is not None:
-            inputs = (inputs - torch.tensor(own.input_mean).double()) / torch.tensor(own.input_deviation).double()
+        mean = torch.tensor(own.input_mean or [0.0] * size, dtype=torch.float64)
+        deviation = torch.tensor(own.input_deviation or [1.0] * size, dtype=torch.float64)
+        inputs = standardized(sequences, mean, deviation, source)
         outputs = torch.cat(list(self._batches(inputs, torch.from_numpy(sequences.lengths))))
         if own.kind == "classes":
             return outputs
@@ -165,20 +174,22 @@ class LoadedRun:
             return np.split(values, sequences.lengths.cumsum()[:-1])
         return values.reshape(len(sequences.lengths), -1, *values.shape[1:])
 
-    def _frame(self, sequences: Sequences, source: str, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    def _frame(
+        self, sequences: Sequences, source: str, id_name: str | None, table: pd.DataFrame | None = None
+    ) -> pd.DataFrame:
         """Return the predictions of a table, in the order of its rows where they are of steps."""
         outputs, per_step = self._outputs(sequences, source), self.interface.has_step_targets
         lengths = sequences.lengths
-        columns: dict[str, Any] = {
-            self.config.id or "id": np.repeat(sequences.ids, lengths) if per_step else sequences.ids
-        }
+        columns: dict[str, Any] = {}
         if per_step:
             columns["step"] = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
         columns["prediction"] = self._decided(outputs)
         if self.class_names is not None:
             probabilities = outputs.softmax(-1).numpy()
             columns |= {f"probability_{name}": own for name, own in zip(self.class_names, probabilities.T, strict=True)}
-        frame = pd.DataFrame(columns)
+        ids = np.repeat(sequences.ids, lengths) if per_step else sequences.ids
+        own_name = "id" if id_name is None or id_name in columns else id_name  # a column of that name would be lost
+        frame = pd.DataFrame({own_name: ids} | columns)
         if sequences.rows is None or not per_step:
             return frame
         frame = frame.set_axis(sequences.rows).sort_index()
@@ -189,17 +200,28 @@ def _as_sequences(x: Any) -> Sequences:
     """Return arrays as sequences."""
     if isinstance(x, list | tuple):
         return _from_list(x)
-    array = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
+    array = _array(x)
     if array.ndim not in (2, 3):
         raise UserError(f"x must be sequences (N, T, D), or (N, T) for D = 1, got shape {array.shape}.")
     return array_sequences(array, None, "x")
 
 
 def _from_list(x: Sequence[Any]) -> Sequences:
-    arrays = [np.asarray(own.detach().cpu() if isinstance(own, Tensor) else own) for own in x]
+    arrays = [_array(own) for own in x]
     arrays = [own[:, None] if own.ndim == 1 else own for own in arrays]
     shapes = {own.shape[1:] for own in arrays}
     if len(shapes) != 1 or any(own.ndim != 2 or not len(own) for own in arrays):
         found = ", ".join(dict.fromkeys(str(own.shape) for own in arrays)) or "none"
         raise UserError(f"x must be a list of sequences (T, D) with the same D, got shapes {found[:100]}.")
     return array_sequences(np.concatenate(arrays), np.array([len(own) for own in arrays]), "x")
+
+
+def _array(x: Any) -> np.ndarray:
+    try:
+        if isinstance(x, Tensor):
+            return np.asarray(
+                x.detach().cpu().double() if x.is_floating_point() else x.detach().cpu()
+            )  # NumPy lacks bfloat16
+        return np.asarray(x)
+    except (ValueError, TypeError) as error:  # lists in a list, of several lengths
+        raise UserError(f"x must be arrays of numbers, or a list of them: {one_line(error)}") from error
