@@ -116,7 +116,7 @@ def test_inputs_far_from_zero_are_predicted_as_they_were_measured(tmp_path: Path
 
 
 def test_ids_of_arrays_are_those_of_the_file(tmp_path: Path) -> None:
-    arrays = {"signals": np.concatenate(sequences()), "lengths": LENGTHS}
+    arrays: dict[str, Any] = {"signals": np.concatenate(sequences()), "lengths": LENGTHS}
     names = np.array([f"s{number}" for number in range(N)])
     np.savez(tmp_path / "x.npz", **arrays, targets=NAMES, name=names)
     out, options = tmp_path / "run", ["--id", "name", "--inputs", "signals", *QUICK]
