@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -70,12 +70,13 @@ class RunFolder:
         """Make the folder, remove the files of an earlier run, write config, interface and, of a text, vocabulary.
 
         Raises:
-            UserError: If it holds a stream, or cannot be written.
+            UserError: If it holds a stream, or files that no run has left, or cannot be written.
         """
-        check_command(self.path, "train")
+        files = [*self.files(), *(self.path / name for name in PROGRAMS)]
+        check_replaceable(self.path, "train", files)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in (*self.files(), *(self.path / name for name in PROGRAMS)):
+            for file in files:
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
             replace_text(self.config_file, config.to_yaml())
@@ -245,14 +246,43 @@ class RunFolder:
             raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error
 
 
-def check_command(folder: Path, command: Literal["train", "stream"]) -> None:
-    """Raise UserError if a folder holds files of the other command, which would be left beside those of this one."""
+def check_replaceable(folder: Path, command: Literal["train", "stream"], files: Iterable[Path]) -> None:
+    """Raise UserError if a folder holds something that a command may not replace, though it was asked to.
+
+    That is what the other command left, which would stay beside the files of this one, and what the user has written:
+    files of the same names in a folder without a sign of an earlier run or stream.
+
+    Args:
+        folder: The folder; it may be missing.
+        command: The command that writes to it.
+        files: What the command removes before.
+    """
     other = "stream" if command == "train" else "train"
     found = next((name for name in ONLY[other] if (folder / name).exists()), None)
     if found is not None:
         raise UserError(
             f"out {folder} must not be a folder of `fptt {other}`, got one with {found}: give another folder."
         )
+    own = next((file for file in files if os.path.lexists(file)), None)
+    if own is not None and not _has_sign_of_a_run(folder):
+        raise UserError(
+            f"out {folder} has a file {own.name}, which would be replaced, but no config, summary or checkpoint of "
+            f"`fptt {command}`: give another folder, or move the file."
+        )
+
+
+def _has_sign_of_a_run(folder: Path) -> bool:
+    """Return whether a folder has a checkpoint, perhaps damaged, a summary of a run or stream, or a config of a run."""
+    if any(folder.glob("checkpoint-??????*.pt*")):
+        return True
+    try:
+        return bool(RunFolder(folder).read_summary().get("status"))
+    except UserError:
+        pass
+    try:
+        return bool(RunFolder(folder).read_config())
+    except UserError:
+        return False
 
 
 # -- the lock ---------------------------------------------------------------------------------------------------------
