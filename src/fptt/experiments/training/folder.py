@@ -95,27 +95,36 @@ class RunFolder:
         return [*files, *weights, self.vocabulary_file, self.interface_file, self.card_file]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one row; the first one writes the names of the columns."""
+        """Add one row, for good; the first one writes the names of the columns."""
         is_new = not self.metrics_file.exists()
         with writing(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
+            file.flush()
+            os.fsync(file.fileno())  # the next checkpoint, which survives a power cut, counts the row
 
     def keep_metrics(self, num_rows: int) -> None:
         """Keep the first rows only, those that a checkpoint includes.
 
         Raises:
+            UserError: If the file does not begin with as many whole rows.
             UnwritableError: If the others cannot be removed.
         """
         if not num_rows:
             with writing(self.metrics_file):
                 self.metrics_file.unlink(missing_ok=True)
-        elif self.metrics_file.exists():
-            with self._reading(self.metrics_file):
-                lines = read_text(self.metrics_file).splitlines(keepends=True)
-            replace_text(self.metrics_file, "".join(lines[: num_rows + 1]))
+            return
+        with self._reading(self.metrics_file):
+            lines = read_text(self.metrics_file).splitlines(keepends=True)[: num_rows + 1]
+            # the last line of a file that was cut short has no end, and the next row would be written onto it
+            num_whole = sum(line.endswith("\n") for line in lines[1:])
+            if num_whole < num_rows:
+                raise ValueError(f"it must have the {num_rows} whole rows of the checkpoint, got {num_whole}")
+            if len({len(cells) for cells in csv.reader(lines)}) > 1:
+                raise ValueError("its rows must have as many cells as there are names of columns")
+        replace_text(self.metrics_file, "".join(lines))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, whole or not at all."""
