@@ -135,7 +135,13 @@ class RunFolder:
         replace_text(self.card_file, text)
 
     def write_weights(self, weights: Weights, averages: Weights, about: Mapping[str, Any] | None = None) -> None:
-        """Write the weights W and, if there are any, the averages W̄, with values about them as JSON in the metadata."""
+        """Write the weights W and, if there are any, the averages W̄, with values about them as JSON in the metadata.
+
+        Programs that were exported from the weights before are removed.
+        """
+        for name in PROGRAMS:
+            with writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
         values = {name: value for name, value in (about or {}).items() if value is not None}
         # a single entry: safetensors writes several in no fixed order, and the same run must leave the same bytes
         metadata = {"fptt": json.dumps(values, ensure_ascii=False)}
