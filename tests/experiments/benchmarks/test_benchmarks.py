@@ -241,6 +241,9 @@ def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.Captu
         (["memory", "--sequence-lengths", "1e3"], "sequence_lengths must be positive whole numbers, got '1e3'"),
         (["memory", "--chunk-length", "0"], "chunk_length must be positive, got 0"),
         (["memory", "--limit-gib", "0"], "limit_gib must be positive, got 0"),
+        (["speed", "--seed", str(2**31)], "seed must be in [0, 2³¹), got 2147483648"),
+        (["spiking", "--seed", "-1"], "seed must be in [0, 2³¹), got -1"),
+        (["convergence", "--seed", "1" + "0" * 21], "seed must be in [0, 2³¹), got 1000000000000000000000"),
     ],
     ids=str,
 )

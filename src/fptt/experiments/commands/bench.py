@@ -82,6 +82,7 @@ class Speed:
         """Measure, print and write."""
         repeats = self.repeats if self.repeats is not None else (3 if self.quick else 5)
         _check_positive(repeats=repeats, threads=self.threads)
+        _check_seed(self.seed)
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(self.threads)  # before anything runs: worker threads inherit how they treat denormals
@@ -166,6 +167,7 @@ class Spiking:
         """Measure, print and write."""
         names = ("repeats", "threads", "sequence_length", "batch_size", "hidden_size")
         _check_positive(**{name: getattr(self, name) for name in names})
+        _check_seed(self.seed)
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(self.threads)
@@ -268,6 +270,7 @@ class Convergence:
         passes = self.passes if self.passes is not None else (100 if self.quick else 1000)
         if passes < 10:
             raise UserError(f"passes must be at least 10, got {passes}.")
+        _check_seed(self.seed)
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(1)
@@ -308,6 +311,11 @@ def _check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
             raise UserError(f"{name} must be positive, got {value}.")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:  # as those of runs
+        raise UserError(f"seed must be in [0, 2³¹), got {seed}.")
 
 
 def _make_folder(path: Path) -> None:
