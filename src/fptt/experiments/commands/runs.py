@@ -191,8 +191,8 @@ class Sample:
 
     folder: tyro.conf.Positional[Path]
     """The run folder of a task with a text."""
-    prompt: str = "\n"
-    """Start of the text."""
+    prompt: str | None = None
+    """Start of the text; by default a new line, or the most frequent token where the training text has no lines."""
     num_tokens: int = 400
     """Characters, or words, to generate."""
     temperature: float = 0.8
