@@ -288,7 +288,8 @@ def check_replaceable(folder: Path, command: Literal["train", "stream"], files: 
 
 def _has_sign_of_a_run(folder: Path) -> bool:
     """Return whether a folder has a checkpoint, perhaps damaged, a summary of a run or stream, or a config of a run."""
-    if any(folder.glob("checkpoint-??????*.pt*")):
+    checkpoints = Checkpoints(folder)
+    if checkpoints.files() or checkpoints.set_aside():
         return True
     try:
         return bool(RunFolder(folder).read_summary().get("status"))
