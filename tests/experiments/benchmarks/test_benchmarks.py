@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fptt.experiments.benchmarks import speed
+from fptt.experiments.benchmarks import convergence, memory, speed, spiking
 from fptt.experiments.benchmarks.grid import Grid, Spec, Workload
 from fptt.experiments.benchmarks.reports import headlines
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
@@ -241,6 +241,9 @@ def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.Captu
         (["memory", "--sequence-lengths", "1e3"], "sequence_lengths must be positive whole numbers, got '1e3'"),
         (["memory", "--chunk-length", "0"], "chunk_length must be positive, got 0"),
         (["memory", "--limit-gib", "0"], "limit_gib must be positive, got 0"),
+        (["speed", "--seed", str(2**31)], "seed must be in [0, 2³¹), got 2147483648"),
+        (["spiking", "--seed", "-1"], "seed must be in [0, 2³¹), got -1"),
+        (["convergence", "--seed", "1" + "0" * 21], "seed must be in [0, 2³¹), got 1000000000000000000000"),
     ],
     ids=str,
 )
@@ -264,6 +267,33 @@ def test_errors_are_one_clear_line(
 def test_a_missing_device_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", command, "--accelerator", "cuda"]) == 2
     assert capsys.readouterr().err.startswith("fptt: accelerator 'cuda' cannot be used")
+
+
+@pytest.mark.parametrize("name", ["speed", "spiking", "memory", "convergence"])
+def test_a_report_is_not_overwritten_unless_asked(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is told before the measuring, which takes hours; here it is left out."""
+    (tmp_path / f"{name}.json").write_text("mine")
+    benches = {
+        "speed": speed.SpeedBench,
+        "spiking": spiking.SpikingBench,
+        "memory": memory.MemoryBench,
+        "convergence": convergence.ConvergenceBench,
+    }
+
+    class MeasuredError(Exception): ...
+
+    def measure(*_: object, **__: object) -> None:
+        raise MeasuredError
+
+    monkeypatch.setattr(benches[name], "run", measure)
+    assert run(["bench", name, "--out", str(tmp_path)]) == 2
+    assert f"has a {name}.json already: give another folder, or --overwrite." in capsys.readouterr().err
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+    for options in (["--out", str(tmp_path), "--overwrite"], ["--out", str(tmp_path / "other")]):
+        with pytest.raises(MeasuredError):
+            run(["bench", name, *options])
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

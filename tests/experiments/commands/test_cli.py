@@ -119,6 +119,48 @@ def test_a_folder_is_not_overwritten_unless_asked(tmp_path: Path, capsys: pytest
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        (["train", *QUICK], {"README.md": "# Mine\n", "config.yaml": "color: red\n"}),
+        (["train", *QUICK], {"model.onnx": "mine", "summary.json": '{"mine": 1}'}),
+        (["stream", "--task", "table", "--target", "y", "--data", "own.csv"], {"summary.json": '{"mine": 1}'}),
+    ],
+    ids=["train", "train-2", "stream"],
+)
+def test_only_files_of_an_earlier_run_are_overwritten(
+    command: list[str],
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """--overwrite in the folder of a project, which never was a run."""
+    monkeypatch.chdir(tmp_path)
+    files = {**files, "own.csv": "x,y\n" + "0.5,0\n0.25,1\n" * 40}
+    for name, text in files.items():
+        Path(name).write_text(text)
+    for out in (".", ""):
+        assert run([*command, "--overwrite", "--out", out]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "out . has a file " in told
+        assert f"but no config, summary or checkpoint of `fptt {command[0]}`: give another folder" in told
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("left", ["config.yaml", "summary.json", "checkpoint-000001.pt.damaged"])
+def test_what_is_left_of_a_run_can_be_overwritten(left: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create(task_config("digits"))
+    folder.write_summary({"status": "interrupted"})
+    (tmp_path / "checkpoint-000001.pt.damaged").touch()
+    for file in set(tmp_path.iterdir()) - {tmp_path / left}:
+        file.unlink()
+    folder.metrics_file.touch()
+    folder.create(task_config("digits"))
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_adding_is_a_regression(tmp_path: Path) -> None:
     summary = train(tmp_path / "run", "--task", "adding", "--length", "20")
     assert 0 < summary["test_mse"] < 5

@@ -101,8 +101,13 @@ def test_hapt_is_recordings_with_a_label_a_step(tmp_path: Path) -> None:
 LINES = {"ptb": [" a cat <unk> \n", " the N \n"], "ptb.char": ["a _ c a t \n", " t h e _ N \n "]}
 
 
-def ptb_archive(path: Path) -> Path:
+def ptb_archive(path: Path, links: Mapping[str, str] | None = None) -> Path:
+    """Write the archive, with links in the folder of the texts, by their names and what they lead to."""
     with tarfile.open(path, "w:gz") as file:
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(f"./simple-examples/data/{name}")
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            file.addfile(member)
         for prefix, lines in LINES.items():
             for part in ("train", "valid", "test"):
                 content = "".join(lines).encode()
@@ -129,6 +134,16 @@ def test_ptb_is_lines_of_words_and_of_characters(
         assert {part: list(splits[part]["sentence"]) for part in splits} == dict.fromkeys(  # pyright: ignore
             ("train", "validation", "test"), expected
         )
+
+
+def test_links_to_nothing_are_no_files_of_an_archive(tmp_path: Path) -> None:
+    path = ptb_archive(tmp_path / "a.tgz", {"latest": "gone.txt", "round": "round", "words.txt": "ptb.train.txt"})
+    with Archive(path) as archive:
+        assert archive.read("words.txt") == archive.read("ptb.train.txt") == "".join(LINES["ptb"]).encode()
+        for name in ("latest", "round"):
+            with pytest.raises(UserError, match=f"must have one file '{name}', got 0"):
+                archive.read(name)
+        assert len(convert("ptb", archive, tmp_path / "out")) == 6
 
 
 def test_what_is_wrong_in_an_archive_is_named(tmp_path: Path) -> None:

@@ -468,7 +468,7 @@ def trained_run(folder: Path, steps: int, **options: Any) -> TrainConfig:
     return config
 
 
-def sample(folder: Path, prompt: str, num_tokens: int = 5, temperature: float = 0, **options: Any) -> str:
+def sample(folder: Path, prompt: str | None, num_tokens: int = 5, temperature: float = 0, **options: Any) -> str:
     return sample_text(folder, prompt=prompt, num_tokens=num_tokens, temperature=temperature, seed=0, **options)
 
 
@@ -495,6 +495,28 @@ def test_a_run_goes_on_with_the_text_of_its_prompt(tmp_path: Path) -> None:
         sample(tmp_path / "characters", "a")
     with pytest.raises(UserError, match=r"vocabulary\.json is missing"):
         evaluate_folder(tmp_path / "characters", data=str(moved))
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "expected"),
+    [
+        ("abb" * 100, "character", "b"),  # a text without lines begins with its most frequent character
+        ("ab\n" + "aab" * 100, "character", "\n"),
+        ("ab\n" + "aab" * 96 + "c" * 20, "character", "\n"),  # of characters that training lacks there is a token too
+        ("b a b c d " * 60, "word", "b"),
+        ("once never here b a b " + "x%d " * 90 % tuple(range(90)), "word", "b"),  # and not "<unk>", the most frequent
+        ("a b\n" * 60, "word", "\n"),
+    ],
+)
+def test_a_text_without_a_prompt_begins_with_a_token_of_its_own(
+    text: str, level: str, expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(text)
+    trained_run(tmp_path / "run", 0, task="text", data=str(file), level=level, length=2)
+    found = sample(tmp_path / "run", None, 3)
+    assert found.startswith(expected)
+    assert found == sample(tmp_path / "run", expected, 3)
 
 
 def test_perplexity_may_be_infinite() -> None:

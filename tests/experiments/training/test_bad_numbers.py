@@ -56,6 +56,18 @@ def test_skip_counts_and_goes_on(poisoned: dict[int, int], tmp_path: Path, capsy
     assert (summary["skipped"], summary["updates"], summary["rollbacks"]) == (2, 16 * 8 - 2, 0)
 
 
+def test_a_run_all_of_whose_chunks_are_skipped_is_an_error(
+    poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BPTT has one chunk a batch: 16 in two epochs."""
+    poisoned.update(dict.fromkeys(range(16), 1))
+    command = [*COMMAND, "--method", "bptt", "--on-bad-number", "skip", "--out", str(tmp_path / "run")]
+    for options in (command, ["train", "--resume", "--out", str(tmp_path / "run")]):
+        assert run(options) == 2
+        assert "nothing was learned: all 16 chunks were skipped" in " ".join(capsys.readouterr().err.split())
+    assert not RunFolder(tmp_path / "run").summary_file.exists()
+
+
 def test_rollback_goes_back_to_the_checkpoint_with_a_smaller_rate(
     poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,19 @@ def test_one_that_cannot_be_set_aside_is_passed_over(tmp_path: Path) -> None:
     assert told[0].endswith("is damaged: File is not a zip file; it cannot be set aside (Is a directory).")
 
 
+def test_checkpoints_of_others_are_not_removed(tmp_path: Path) -> None:
+    checkpoints, others = (
+        Checkpoints(tmp_path),
+        {"checkpoint-10.pt", "checkpoint-best.pt", "checkpoint-best.pt.damaged"},
+    )
+    checkpoints.write({"number": 1})
+    for name in ("checkpoint.new", "checkpoint-000007.pt.damaged", *others):
+        (tmp_path / name).touch()
+    assert [path.name for path in checkpoints.set_aside()] == ["checkpoint-000007.pt.damaged"]
+    checkpoints.remove()
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
 def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     victim, folder = tmp_path / "victim", RunFolder(tmp_path / "run")
     victim.write_text("mine")

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from fptt.experiments import load_run
-from fptt.experiments.commands.cli import run
+from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training import export
 from fptt.experiments.training.export import export_step
 from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
+from tests.experiments.training.test_resume import interrupt_at
 
 QUICK = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "7"]
 
@@ -50,6 +51,20 @@ def test_an_exported_step_is_the_model(
         assert np.concatenate(found) == pytest.approx(loaded.predict(sequences())[3], rel=1e-6)
     else:
         assert found[-1] == pytest.approx(loaded.predict_proba(sequences())[3], rel=1e-5)
+
+
+def test_a_program_of_earlier_weights_is_not_left_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported while the run was interrupted, which goes on then."""
+    options = ["--epochs", "2", "--limit", "96", "--hidden-size", "4", "--threads", "1", "--batch-size", "24"]
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert run(["train", *options, "--out", str(tmp_path / "run")]) == INTERRUPTED
+    assert run(["export", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "model.onnx").touch()
+    assert run(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert not [file.name for file in (tmp_path / "run").iterdir() if file.suffix in (".pt2", ".onnx")]
 
 
 def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

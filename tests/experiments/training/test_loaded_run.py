@@ -11,6 +11,7 @@ import torch
 from fptt.experiments import load_run
 from fptt.experiments.commands.cli import run
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.loaded_run import LoadedRun
 from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, N, long_form, sequences, write
 
@@ -141,6 +142,26 @@ def test_ids_are_kept_whatever_their_name(name: str, tmp_path: Path) -> None:
     found = load_run(out).predict(table)
     assert (found.id == table[name]).all()
     assert list(found) == ["id", "step", "prediction", "probability_0", "probability_1"]
+
+
+@pytest.mark.parametrize("link", [None, "link.csv"])
+def test_predictions_do_not_replace_what_they_are_made_of(
+    link: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file of the inputs, by its own name or by that of a link to it, and the files of the run."""
+    data, metrics = tmp_path / "own.csv", RunFolder(tmp_path / "run").metrics_file
+    metrics.parent.mkdir()
+    for file in (data, metrics):
+        file.write_text("mine")
+    if link is not None:
+        (tmp_path / link).symlink_to(data)
+    cases = [(data if link is None else tmp_path / link, data), (metrics, metrics)]
+    for out, file in cases:
+        command = ["predict", str(tmp_path / "run"), "--data", str(data), "--out", str(out)]
+        assert run(command) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"out must be another file than {file}, which the predictions would replace." in told
+        assert file.read_text() == "mine"
 
 
 def test_averages_and_tasks_of_the_program_come_back_too(tmp_path: Path) -> None:

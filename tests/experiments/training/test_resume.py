@@ -241,6 +241,55 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     assert_same_end(undisturbed(*command), killed)
 
 
+def test_metrics_that_lack_a_row_are_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint of the third epoch counts two rows; a row after it may be whole, cut short or missing."""
+    command = ["train", *QUICK, "--epochs", "3"]
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert run([*command, "--out", str(tmp_path)]) == INTERRUPTED
+    folder = RunFolder(tmp_path)
+    whole = folder.metrics_file.read_text()
+    names, first, second = lines = whole.splitlines(keepends=True)
+    counted = f"run folder {tmp_path} is damaged: metrics.csv cannot be read (it must have the 2 whole rows of the "
+    width = "metrics.csv cannot be read (its rows must have as many cells as there are names of columns)"
+    cases = {
+        whole[:-1]: f"{counted}checkpoint, got 1)",
+        whole[:-20]: f"{counted}checkpoint, got 1)",
+        names + first: f"{counted}checkpoint, got 1)",
+        names + first[:9] + second + second: width,  # as earlier versions went on after a row that was cut short
+        "": f"{counted}checkpoint, got 0)",
+    }
+    before = folder.checkpoints.files()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        on_event(patch, "batch", lambda _: pytest.fail("trains"))
+        for text, message in cases.items():
+            folder.metrics_file.write_text(text)
+            assert run(["train", "--resume", "--out", str(tmp_path)]) == 2
+            assert message in " ".join(capsys.readouterr().err.split())
+            assert folder.metrics_file.read_text() == text
+        folder.metrics_file.unlink()
+        assert run(["train", "--resume", "--out", str(tmp_path)]) == 2
+    assert folder.checkpoints.files() == before
+    for surplus in ("", second, second[:-8]):
+        folder.metrics_file.write_text(whole + surplus)
+        folder.keep_metrics(2)
+        assert folder.metrics_file.read_text() == "".join(lines)
+
+
+def test_a_row_of_metrics_is_on_the_disk_before_a_checkpoint_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    folder = RunFolder(tmp_path)
+    for epoch in (1, 2):
+        folder.append_metrics({"epoch": epoch, "updates": 8 * epoch})
+    assert synced == [len("epoch,updates\r\n1,8\r\n"), folder.metrics_file.stat().st_size]
+
+
 def test_a_run_killed_in_its_last_validation_still_validates(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

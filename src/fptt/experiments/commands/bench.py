@@ -32,7 +32,15 @@ QUICK_COMPILED_STEPS, COMPILED_STEPS = 8, 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class _Benchmark:
+    """The option of all benchmarks."""
+
+    overwrite: bool = False
+    """Replace the report of an earlier benchmark of this kind in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(_Benchmark):
     """Measure how long each method takes for one batch.
 
     An LSTM of width 128 with a read-out of 256 reads random sequences of one number a step. All rows of a setting take
@@ -82,6 +90,7 @@ class Speed:
         """Measure, print and write."""
         repeats = self.repeats if self.repeats is not None else (3 if self.quick else 5)
         _check_positive(repeats=repeats, threads=self.threads)
+        _check_seed(self.seed)
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(self.threads)  # before anything runs: worker threads inherit how they treat denormals
@@ -125,7 +134,7 @@ class Speed:
             precisions=precisions,
             longest_compiled=longest if "plain" in kernels else None,
         )
-        _make_folder(self.out)
+        _make_folder(self.out, "speed", overwrite=self.overwrite)
         bench = SpeedBench(grid, device, repeats=repeats, seed=self.seed, keep_memory=self.keep_memory)
         report = bench.run(console, lambda report: save_speed(report, self.out))
         show_speed(report, console)
@@ -134,7 +143,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spiking:
+class Spiking(_Benchmark):
     """Measure a spiking network that is updated at every step, beside SpikingJelly's own function for FPTT.
 
     Linear(1, H), leaky integrate-and-fire neurons, Linear(H, 10) on random sequences with a label at every step, K = T.
@@ -166,6 +175,7 @@ class Spiking:
         """Measure, print and write."""
         names = ("repeats", "threads", "sequence_length", "batch_size", "hidden_size")
         _check_positive(**{name: getattr(self, name) for name in names})
+        _check_seed(self.seed)
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(self.threads)
@@ -174,7 +184,7 @@ class Spiking:
         from fptt.experiments.benchmarks.spiking import SpikingBench
 
         engines = parse_names("engines", self.engines, ENGINES)
-        _make_folder(self.out)
+        _make_folder(self.out, "spiking", overwrite=self.overwrite)
         report = SpikingBench(
             self.sequence_length, self.batch_size, self.hidden_size, engines, self.repeats, self.seed
         ).run()
@@ -184,7 +194,7 @@ class Spiking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class Memory(_Benchmark):
     """Measure peak memory against the length of the sequence.
 
     An LSTM of width 128 predicts the next step of four noisy sines. The sequence lies in a file. FPTT streams it: ten
@@ -233,7 +243,7 @@ class Memory:
             threads=self.threads,
             device=make_fabric(self.accelerator).device,
         )
-        _make_folder(self.out)
+        _make_folder(self.out, "memory", overwrite=self.overwrite)
         report = bench.run(console)
         show_memory(report, console)
         plot = save_memory(report, self.out)
@@ -241,7 +251,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convergence:
+class Convergence(_Benchmark):
     """Measure what becomes of the gradients of each method.
 
     One batch is learned again and again by plain gradient descent in float64: a linear regression, whose minimizer is
@@ -249,9 +259,9 @@ class Convergence:
     that the average of all gradients along the way vanishes, and it does, for TBPTT too. Beside it stands what the
     theory does not promise: the gradient of the mean loss at the weights, of chunks that are cut and by BPTT.
 
-    fptt bench convergence --quick           100 passes
+    fptt bench convergence --quick                       100 passes
 
-    fptt bench convergence --out benchmarks  the figure of the documentation
+    fptt bench convergence --out benchmarks --overwrite  the figure of the documentation
     """
 
     quick: bool = False
@@ -268,13 +278,14 @@ class Convergence:
         passes = self.passes if self.passes is not None else (100 if self.quick else 1000)
         if passes < 10:
             raise UserError(f"passes must be at least 10, got {passes}.")
+        _check_seed(self.seed)
         from fptt.experiments.process.machine import prepare_process
 
         prepare_process(1)
         from fptt.experiments.benchmarks.convergence import ConvergenceBench
         from fptt.experiments.benchmarks.reports import save_convergence, show_convergence
 
-        _make_folder(self.out)
+        _make_folder(self.out, "convergence", overwrite=self.overwrite)
         report = ConvergenceBench(passes, seed=self.seed).run(console)
         show_convergence(report, console)
         plot = save_convergence(report, self.out)
@@ -310,8 +321,21 @@ def _check_positive(**values: float | None) -> None:
             raise UserError(f"{name} must be positive, got {value}.")
 
 
-def _make_folder(path: Path) -> None:
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:  # as those of runs
+        raise UserError(f"seed must be in [0, 2³¹), got {seed}.")
+
+
+def _make_folder(path: Path, name: str, *, overwrite: bool) -> None:
+    """Make the folder of a report, before hours of measuring.
+
+    Raises:
+        UserError: If it cannot be made, or has such a report that may not be replaced.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out {path} cannot be written: {error}.") from error
+    found = next((file for file in (path / f"{name}.json", path / f"{name}.md") if file.exists()), None)
+    if found is not None and not overwrite:
+        raise UserError(f"out {path} has a {found.name} already: give another folder, or --overwrite.")

@@ -129,12 +129,23 @@ class Predict:
         if self.out.suffix not in (".csv", ".parquet"):
             raise UserError(f"out must be a file of the kinds .csv, .parquet, got {str(self.out)!r}.")
         check_folder(self.out)
+        needed = next((file for file in (self.data, *RunFolder(self.folder).files()) if _is_same(file, self.out)), None)
+        if needed is not None:
+            raise UserError(f"out must be another file than {needed}, which the predictions would replace.")
         from fptt.experiments.training.loaded_run import LoadedRun
 
         frame = LoadedRun.read(self.folder, averages=self.averages).predict_file(self.data)
         with replaced(self.out) as file:
             frame.to_csv(file, index=False) if self.out.suffix == ".csv" else frame.to_parquet(file, index=False)
         say(console, f"{len(frame):,} predictions: {self.out}")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to the same file, perhaps by a link."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one of them is not there, or no system has such a name
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +191,8 @@ class Sample:
 
     folder: tyro.conf.Positional[Path]
     """The run folder of a task with a text."""
-    prompt: str = "\n"
-    """Start of the text."""
+    prompt: str | None = None
+    """Start of the text; by default a new line, or the most frequent token where the training text has no lines."""
     num_tokens: int = 400
     """Characters, or words, to generate."""
     temperature: float = 0.8

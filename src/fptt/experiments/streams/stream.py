@@ -25,7 +25,7 @@ from fptt.experiments.streams.scores import METRICS, ROLLING, StreamScores
 from fptt.experiments.streams.source import Piece, Source
 from fptt.experiments.streams.table import STANDARD_INPUT, Table
 from fptt.experiments.training.checkpoints import Checkpoints, load_field
-from fptt.experiments.training.folder import RunFolder, check_command, locked
+from fptt.experiments.training.folder import RunFolder, check_replaceable, locked
 
 STEPS_A_ROW = 1000
 WARM_UP = 0.1
@@ -55,10 +55,14 @@ class StreamFolder:
         """The command that resumes the stream."""
         return f"fptt stream --resume --out {self.path}"
 
+    def files(self) -> list[Path]:
+        """Return every file that a whole stream may have, without checkpoints."""
+        return [self.summary_file, self.rolling_file, self.plot_file, self.learner_file]
+
     def check(self, *, overwrite: bool) -> None:
-        """Raise UserError if the folder holds something and may not be overwritten, or a run of `fptt train`."""
+        """Raise UserError if the folder holds something that may not be overwritten, as a run of `fptt train`."""
         if overwrite:
-            check_command(self.path, "stream")
+            check_replaceable(self.path, "stream", self.files())
         else:
             RunFolder(self.path).check_free()
 
@@ -70,7 +74,7 @@ class StreamFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in (self.summary_file, self.rolling_file, self.plot_file, self.learner_file):
+            for file in self.files():
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
         except OSError as error:

@@ -102,7 +102,10 @@ class Archive:
         file.seek(0)
         tar = stack.enter_context(tarfile.open(fileobj=file))  # noqa: SIM115 (it knows `with` alone)
         for member in tar.getmembers():
-            content = tar.extractfile(member)
+            try:
+                content = tar.extractfile(member)
+            except (KeyError, RecursionError):  # a link to what the archive lacks, or in a circle
+                continue
             if content is not None:
                 self.readers[member.name] = content.read
 

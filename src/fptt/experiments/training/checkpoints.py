@@ -20,6 +20,7 @@ KEPT = 2
 
 _NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
 _UNFINISHED = "checkpoint.new"
+_DAMAGED = ".damaged"
 
 
 class DamagedCheckpointError(UserError):
@@ -86,9 +87,14 @@ class Checkpoints:
         raise UserError(f"no checkpoint in {self.folder} can be used. To begin again: --overwrite.")
 
     def remove(self) -> None:
-        """Remove the checkpoints, those set aside too."""
-        for path in (*self.folder.glob("checkpoint-*.pt*"), self.folder / _UNFINISHED):
+        """Remove the checkpoints, those set aside too, and no file of another name that begins so."""
+        for path in (*self.files(), *self.set_aside(), self.folder / _UNFINISHED):
             path.unlink(missing_ok=True)
+
+    def set_aside(self) -> list[Path]:
+        """Return the damaged checkpoints that have been set aside."""
+        found = self.folder.glob(f"checkpoint-*.pt{_DAMAGED}") if self.folder.is_dir() else []
+        return [path for path in found if _NAME.fullmatch(path.name.removesuffix(_DAMAGED))]
 
 
 def load_field(state: dict[str, Any], name: str, load: Callable[[Any], Any]) -> Any:
@@ -131,7 +137,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _set_aside(path: Path) -> str:
     """Rename a damaged checkpoint, if the folder allows it; return a description of what became of it."""
-    aside = path.with_name(f"{path.name}.damaged")
+    aside = path.with_name(path.name + _DAMAGED)
     try:
         path.rename(aside)
     except OSError as error:

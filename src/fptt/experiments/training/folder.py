@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -70,12 +70,13 @@ class RunFolder:
         """Make the folder, remove the files of an earlier run, write config, interface and, of a text, vocabulary.
 
         Raises:
-            UserError: If it holds a stream, or cannot be written.
+            UserError: If it holds a stream, or files that no run has left, or cannot be written.
         """
-        check_command(self.path, "train")
+        files = [*self.files(), *(self.path / name for name in PROGRAMS)]
+        check_replaceable(self.path, "train", files)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in (*self.files(), *(self.path / name for name in PROGRAMS)):
+            for file in files:
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
             replace_text(self.config_file, config.to_yaml())
@@ -94,27 +95,36 @@ class RunFolder:
         return [*files, *weights, self.vocabulary_file, self.interface_file, self.card_file]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one row; the first one writes the names of the columns."""
+        """Add one row, for good; the first one writes the names of the columns."""
         is_new = not self.metrics_file.exists()
         with writing(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
+            file.flush()
+            os.fsync(file.fileno())  # the next checkpoint, which survives a power cut, counts the row
 
     def keep_metrics(self, num_rows: int) -> None:
         """Keep the first rows only, those that a checkpoint includes.
 
         Raises:
+            UserError: If the file does not begin with as many whole rows.
             UnwritableError: If the others cannot be removed.
         """
         if not num_rows:
             with writing(self.metrics_file):
                 self.metrics_file.unlink(missing_ok=True)
-        elif self.metrics_file.exists():
-            with self._reading(self.metrics_file):
-                lines = read_text(self.metrics_file).splitlines(keepends=True)
-            replace_text(self.metrics_file, "".join(lines[: num_rows + 1]))
+            return
+        with self._reading(self.metrics_file):
+            lines = read_text(self.metrics_file).splitlines(keepends=True)[: num_rows + 1]
+            # the last line of a file that was cut short has no end, and the next row would be written onto it
+            num_whole = sum(line.endswith("\n") for line in lines[1:])
+            if num_whole < num_rows:
+                raise ValueError(f"it must have the {num_rows} whole rows of the checkpoint, got {num_whole}")
+            if len({len(cells) for cells in csv.reader(lines)}) > 1:
+                raise ValueError("its rows must have as many cells as there are names of columns")
+        replace_text(self.metrics_file, "".join(lines))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, whole or not at all."""
@@ -125,7 +135,13 @@ class RunFolder:
         replace_text(self.card_file, text)
 
     def write_weights(self, weights: Weights, averages: Weights, about: Mapping[str, Any] | None = None) -> None:
-        """Write the weights W and, if there are any, the averages W̄, with values about them as JSON in the metadata."""
+        """Write the weights W and, if there are any, the averages W̄, with values about them as JSON in the metadata.
+
+        Programs that were exported from the weights before are removed.
+        """
+        for name in PROGRAMS:
+            with writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
         values = {name: value for name, value in (about or {}).items() if value is not None}
         # a single entry: safetensors writes several in no fixed order, and the same run must leave the same bytes
         metadata = {"fptt": json.dumps(values, ensure_ascii=False)}
@@ -245,14 +261,44 @@ class RunFolder:
             raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error
 
 
-def check_command(folder: Path, command: Literal["train", "stream"]) -> None:
-    """Raise UserError if a folder holds files of the other command, which would be left beside those of this one."""
+def check_replaceable(folder: Path, command: Literal["train", "stream"], files: Iterable[Path]) -> None:
+    """Raise UserError if a folder holds something that a command may not replace, though it was asked to.
+
+    That is what the other command left, which would stay beside the files of this one, and what the user has written:
+    files of the same names in a folder without a sign of an earlier run or stream.
+
+    Args:
+        folder: The folder; it may be missing.
+        command: The command that writes to it.
+        files: What the command removes before.
+    """
     other = "stream" if command == "train" else "train"
     found = next((name for name in ONLY[other] if (folder / name).exists()), None)
     if found is not None:
         raise UserError(
             f"out {folder} must not be a folder of `fptt {other}`, got one with {found}: give another folder."
         )
+    own = next((file for file in files if os.path.lexists(file)), None)
+    if own is not None and not _has_sign_of_a_run(folder):
+        raise UserError(
+            f"out {folder} has a file {own.name}, which would be replaced, but no config, summary or checkpoint of "
+            f"`fptt {command}`: give another folder, or move the file."
+        )
+
+
+def _has_sign_of_a_run(folder: Path) -> bool:
+    """Return whether a folder has a checkpoint, perhaps damaged, a summary of a run or stream, or a config of a run."""
+    checkpoints = Checkpoints(folder)
+    if checkpoints.files() or checkpoints.set_aside():
+        return True
+    try:
+        return bool(RunFolder(folder).read_summary().get("status"))
+    except UserError:
+        pass
+    try:
+        return bool(RunFolder(folder).read_config())
+    except UserError:
+        return False
 
 
 # -- the lock ---------------------------------------------------------------------------------------------------------

@@ -238,9 +238,18 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
     """Write summary and plot, test the selected weights, complete the summary, remove the checkpoints of a whole run.
 
     Does nothing in processes that do not lead, and without a single update, when there is nothing to keep.
+
+    Raises:
+        UserError: If the run came to its end without an update.
     """
     if not run.replicas.is_leader or not run.method.updates:
-        log.close(status)
+        is_idle = run.replicas.is_leader and status == "finished"
+        log.close("failed" if is_idle else status)
+        if is_idle:
+            raise UserError(
+                f"nothing was learned: all {run.method.skipped:,} chunks were skipped, for their numbers were not "
+                "finite. Try a smaller lr or max_norm, or look for such numbers in the data."
+            )
         return {}
     on_event("finish", run)
     task, device = run.task, run.fabric.device

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import prepare_process
-from fptt.experiments.tasks.language import CHARACTERS, UNDERSCORED, WORDS, Level, encode
+from fptt.experiments.tasks.language import CHARACTERS, UNDERSCORED, UNKNOWN, WORDS, Level, encode
 from fptt.experiments.training.build import make_language_model
 from fptt.experiments.training.evaluation import load_weights
 from fptt.experiments.training.folder import RunFolder
@@ -18,7 +18,7 @@ from fptt.experiments.training.folder import RunFolder
 def sample_text(
     path: Path,
     *,
-    prompt: str,
+    prompt: str | None,
     num_tokens: int,
     temperature: float,
     seed: int,
@@ -28,7 +28,8 @@ def sample_text(
 
     Args:
         path: The run folder, of a task with a vocabulary.
-        prompt: The beginning of the text, at least one token.
+        prompt: The beginning of the text, at least one token. None for a new line, or the most frequent token of the
+            training text where that has no lines.
         num_tokens: Tokens to draw, ≥ 1: characters or words, as the run has them.
         temperature: Divides the scores, ≥ 0; 0 takes the most likely token.
         seed: Of the draws.
@@ -50,7 +51,7 @@ def sample_text(
     folder = RunFolder(path)
     config = folder.read_config()
     level = _level(config)
-    beginning = level.split(prompt)
+    beginning = level.split("\n" if prompt is None else prompt)
     if not beginning:
         raise UserError(f"prompt must have at least one {level.token}, got {prompt!r}.")
     prepare_process(config.threads)
@@ -59,6 +60,9 @@ def sample_text(
         raise UserError(f"run folder {path} is damaged: vocabulary.json is missing.")
     model = make_language_model(config, len(vocabulary))
     load_weights(model, folder.read_weights(averages=averages), folder)
+    if prompt is None and not set(beginning) <= set(vocabulary):
+        # the most frequent ones come first
+        beginning = [next((token for token in vocabulary if token != UNKNOWN), UNKNOWN)]
     tokens = encode(beginning, vocabulary, level, "prompt").tolist()
     generator = torch.Generator().manual_seed(seed)
     drawn = continue_text(model, tokens, num_tokens=num_tokens, temperature=temperature, generator=generator)
