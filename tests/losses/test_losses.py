@@ -52,6 +52,28 @@ def test_ignored_targets_are_not_real_steps() -> None:
         torch.testing.assert_close(found, functional.cross_entropy(output.flatten(0, 1), targets.flatten()))
 
 
+def test_a_byte_is_no_ignored_label() -> None:
+    """−100 is 156 as a byte, a class like any other of 256."""
+    output, targets = torch.randn(4, 3, 256), torch.full((4, 3), 156, dtype=torch.uint8)
+    targets[0] = 7
+    mask = torch.arange(4)[:, None] < torch.tensor([4, 2, 3])
+    steps = functools.partial(mean_of_chunks, fptt.SequenceLoss(functional.cross_entropy), output)
+    plain = functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(steps(targets, None, [3, 1]), plain)
+    torch.testing.assert_close(steps(targets, mask, [3, 1]), functional.cross_entropy(output[mask], targets[mask]))
+    last = fptt.TerminalLoss(functional.cross_entropy)
+    expected = functional.cross_entropy(output[-1], targets[-1])
+    torch.testing.assert_close(mean_of_chunks(last, output, targets[-1], None, [4]), expected)
+
+
+def test_a_byte_that_is_the_ignored_label_is_ignored() -> None:
+    output, targets = torch.randn(4, 3, 256), torch.full((4, 3), 156, dtype=torch.uint8)
+    targets[0] = 255
+    function = nn.CrossEntropyLoss(ignore_index=255)
+    expected = function(output.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(mean_of_chunks(fptt.SequenceLoss(function), output, targets, None, [4]), expected)
+
+
 def squared_unless_zero(output: Tensor, target: Tensor, ignore_index: int = 0) -> Tensor:
     """Return a loss of one's own that leaves it to the caller to drop what is to be ignored."""
     del ignore_index

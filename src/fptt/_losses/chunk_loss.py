@@ -15,6 +15,7 @@ from fptt._losses.elementwise import (
     is_of_classes,
     is_without_softmax,
     name_of,
+    where_kept,
 )
 from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
 from fptt._sequence import Progress, last_true
@@ -177,10 +178,8 @@ class SequenceLoss(ChunkLoss):
 
     def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         """Return where steps count, (T, B); None if all do."""
-        if self.ignore_index is None or targets.is_floating_point():
-            return mask
-        kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
-        return kept if mask is None else kept & mask
+        kept = where_kept(targets, self.ignore_index, num_dims=2)
+        return kept if mask is None else mask if kept is None else kept & mask
 
     def _without_masked(self, targets: Tensor, mask: Tensor | None) -> Tensor:
         """Return the targets, those that the mask leaves out as `ignore_index` if the function skips it."""
@@ -314,8 +313,8 @@ class TerminalLoss(ChunkLoss):
                 f"{tuple(targets.shape)}."
             )
         counted = progress.position > 0
-        if self.ignore_index is not None and not targets.is_floating_point() and targets.dim() == 2:
-            counted = counted & (targets != self.ignore_index)
+        kept = where_kept(targets, self.ignore_index, num_dims=2)
+        counted = counted if kept is None else counted & kept
         masks = [None] * len(lengths) if mask is None else mask.split(list(lengths))
         last = [None if chunk is None else last_true(chunk) for chunk in masks]
         columns = (targets, progress.position, progress.num_chunks, counted, [shape[1]] * shape[0], last, lengths)
@@ -323,10 +322,8 @@ class TerminalLoss(ChunkLoss):
 
     def _kept(self, targets: Tensor) -> tuple[Tensor | None, int | Tensor]:
         """Return the samples whose label is not ignored, (B,), and their number."""
-        if self.ignore_index is None or targets.is_floating_point() or targets.dim() != 1:
-            return None, len(targets)
-        kept = targets != self.ignore_index
-        return kept, kept.sum().clamp(min=1)
+        kept = where_kept(targets, self.ignore_index, num_dims=1)
+        return kept, len(targets) if kept is None else kept.sum().clamp(min=1)
 
     def num_counted(self, parts: Sequence[TerminalPart]) -> float:
         """Return the samples of the batch that count, at least 1."""

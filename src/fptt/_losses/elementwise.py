@@ -78,6 +78,24 @@ def ignored_index(function: LossFunction) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def where_kept(targets: Tensor, ignore_index: int | None, num_dims: int) -> Tensor | None:
+    """Return where targets are not ignored, of the first dims; None where all are kept.
+
+    Args:
+        targets: Of `num_dims` dims, or more, of which an element has several targets: one of them is enough.
+        ignore_index: The target that a loss ignores, or None.
+        num_dims: Of what is returned.
+    """
+    if ignore_index is None or targets.is_floating_point():
+        return None
+    if ignore_index < 0 and not targets.dtype.is_signed:
+        return (
+            None  # no such label, though torch would compare with the byte to which it casts the number, 156 for -100
+        )
+    kept = targets != ignore_index
+    return kept.flatten(num_dims).any(-1) if kept.dim() > num_dims else kept
+
+
 def is_without_softmax(function: LossFunction) -> bool:
     """Return whether a loss is one of torch's for outputs that are no logits of classes under a softmax."""
     return _kind(function) in WITHOUT_SOFTMAX
