@@ -140,6 +140,18 @@ def test_steps_labelled_by_any_byte_count() -> None:
         assert progress.num_steps[0].tolist() == [6, 1]  # the second lane has not begun
 
 
+@pytest.mark.parametrize("per_step", [True, False])
+def test_an_idle_lane_is_not_in_the_gradient_of_a_loss_without_zero(per_step: bool) -> None:
+    """The targets of an idle lane, and of the steps after a sequence, are 0, of which there is no logarithm."""
+    kind = fptt.SequenceLoss if per_step else fptt.TerminalLoss
+    method = make_method(kind(lambda output, target: (output - target.log()).square()))
+    inputs = torch.randn(7, 3, D)
+    targets = torch.rand(7, 3, C) + 0.5 if per_step else torch.rand(3, C) + 0.5
+    lanes = fptt.stagger([(inputs, targets)], num_chunks=3, per_step=per_step)
+    assert all(result.loss.isfinite() for result in method.train_stream(lanes))
+    assert method.updates == 5  # the last lane begins two chunks late
+
+
 def test_a_running_prior_learns_from_a_lane_when_its_sequence_ends() -> None:
     given, _ = batches([[6] * 3] * 2)
     prior = fptt.RunningPrior(C, decay=0.5)

@@ -128,6 +128,32 @@ def test_any_loss_of_a_regression(function: Any) -> None:
     torch.testing.assert_close(found, function(output[mask], targets[mask]).mean())
 
 
+def squared_log_ratio(output: Tensor, target: Tensor) -> Tensor:
+    """Return a loss that no target of 0 has."""
+    return (output - target.log()).square()
+
+
+@pytest.mark.parametrize("padding", [torch.nan, 0.0, -1.0])
+@pytest.mark.parametrize("function", [squared_log_ratio, functional.mse_loss, functional.cross_entropy])
+def test_padding_of_targets_is_in_neither_loss_nor_gradient(function: Any, padding: float) -> None:
+    """Nor where a real target is NaN itself, in the chunks without it."""
+    output, targets = torch.randn(10, 2, 3, requires_grad=True), torch.rand(10, 2, 3) + 0.1
+    mask = torch.rand(10, 2) < 0.6
+    mask[0], mask[-1] = False, True
+    targets[~mask] = padding
+    loss, own = fptt.SequenceLoss(function), Elementwise(function)
+    found = mean_of_chunks(loss, output, targets, mask, LENGTHS)
+    expected = own(output[mask], targets[mask]).mean()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, output)[0] for value in (found, expected)))
+    first = mask.nonzero()[0]
+    targets[tuple(first)] = torch.nan
+    parts = loss.split(targets, mask, LENGTHS, 2)
+    last = loss(output[7:], parts[-1])
+    torch.testing.assert_close(last, own(output[7:][mask[7:]], targets[7:][mask[7:]]).sum() * 3 / mask.sum())
+    assert torch.autograd.grad(last, output)[0].isfinite().all()
+
+
 @pytest.mark.usefixtures("float64")
 def test_terminal_loss_by_hand() -> None:
     """Logits (0, ln 3): P = (¼, ¾). Label 0: −ln ¼; uniform Q: −½ ln ¼ − ½ ln ¾."""

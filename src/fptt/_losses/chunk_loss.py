@@ -96,7 +96,8 @@ class SequencePart(NamedTuple):
     """The targets of a chunk, and their weights.
 
     Attributes:
-        targets: (T_k, B, …); labels that the mask leaves out are the `ignore_index` of a loss of torch's.
+        targets: (T_k, B, …); labels that the mask leaves out are the `ignore_index` of a loss of torch's, numbers that
+            it leaves out are those of another step.
         counted: Where they count, (T_k, B); None if all do.
         num_chunks: K; or that of each lane's sequence, (B,).
         num_counted: N, the counted steps of the batch; or, of each lane, B times those of its sequence, (B,).
@@ -182,8 +183,12 @@ class SequenceLoss(ChunkLoss):
         return kept if mask is None else mask if kept is None else kept & mask
 
     def _without_masked(self, targets: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the targets, those that the mask leaves out as `ignore_index` if the function skips it."""
-        if mask is None or self.ignore_index is None or not self._skips(targets):
+        """Return the targets; where the mask leaves them out, of numbers others, of labels `ignore_index` if skipped."""
+        if mask is None:
+            return targets
+        if targets.is_floating_point():
+            return _filled(targets, mask)
+        if self.ignore_index is None or not self._skips(targets):
             return targets
         return torch.where(mask[(...,) + (None,) * (targets.dim() - 2)], targets, self.ignore_index)
 
@@ -210,6 +215,18 @@ class SequenceLoss(ChunkLoss):
             values = values.unflatten(0, output.shape[:2]).sum(0)
             return (values * part.num_chunks / part.num_counted).sum()
         return values.sum() * part.num_chunks / part.num_counted
+
+
+def _filled(targets: Tensor, counted: Tensor) -> Tensor:
+    """Return floating targets, (T, B, …), with the first finite ones that count, (T, B), in place of all that do not.
+
+    Where the loss of a step is dropped, its gradient is zero times what it would be: NaN if the target is.
+    """
+    # not zeros: they may be outside of what the function takes, as for a logarithm
+    is_good = counted & targets.isfinite().reshape(*counted.shape, -1).all(-1)
+    first = is_good.flatten().int().argmax().view(1)
+    fill = targets.flatten(0, 1).index_select(0, first)
+    return torch.where(counted[(...,) + (None,) * (targets.dim() - 2)], targets, fill)
 
 
 class TerminalPart(NamedTuple):
@@ -315,6 +332,7 @@ class TerminalLoss(ChunkLoss):
         counted = progress.position > 0
         kept = where_kept(targets, self.ignore_index, num_dims=2)
         counted = counted if kept is None else counted & kept
+        targets = _filled(targets, counted) if targets.is_floating_point() else targets
         masks = [None] * len(lengths) if mask is None else mask.split(list(lengths))
         last = [None if chunk is None else last_true(chunk) for chunk in masks]
         columns = (targets, progress.position, progress.num_chunks, counted, [shape[1]] * shape[0], last, lengths)
