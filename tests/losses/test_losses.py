@@ -277,8 +277,37 @@ def test_whole_targets_of_a_regression_are_not_broadcast() -> None:
         (fptt.SequenceLoss(functional.mse_loss), torch.ones(5, 3, dtype=torch.long), [5]),
     ):
         (part,) = loss.split(targets, None, lengths, 3)
-        with pytest.raises(ValueError, match="one value per element"), pytest.warns(UserWarning, match="broadcasting"):
-            loss(torch.zeros(5, 3, 1), part)
+        for size in (1, 3):  # (3, 3) and (3,) would be broadcast without a warning
+            with pytest.raises(ValueError, match="shape of the outputs"):
+                loss(torch.zeros(5, 3, size), part)
+
+
+def test_whole_targets_of_a_regression_in_the_shape_of_the_outputs_are_numbers() -> None:
+    output, counts = torch.randn(5, 3, 2), torch.randint(4, (3, 2))
+    loss = fptt.TerminalLoss(nn.PoissonNLLLoss())
+    (part,) = loss.split(counts, None, [5], 3)
+    torch.testing.assert_close(loss(output, part), functional.poisson_nll_loss(output[-1], counts))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3,), (3, 5, 4), (3, 1, 4)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_outputs_that_are_no_steps_of_the_batch_are_named(shape: tuple[int, ...], masked: bool) -> None:
+    """(B, C) instead of (T_k, B, C) would be read as four steps of four samples."""
+    loss = fptt.TerminalLoss(functional.mse_loss)
+    mask = torch.ones(3, 4, dtype=torch.bool) if masked else None
+    (part,) = loss.split(torch.zeros(4), mask, [3], 4)
+    with pytest.raises(ValueError, match=r"must return outputs \(T_k, B, …\) with T_k, B = \(3, 4\)"):
+        loss(torch.zeros(shape), part)
+    for steps in (1, 3) if mask is None else (3,):
+        assert loss(torch.ones(steps, 4), part).item() == 1
+
+
+def test_a_divergence_needs_one_label_a_sample() -> None:
+    """Classes are the last dim of the outputs there, and the second one of outputs for several labels."""
+    loss = fptt.TerminalLoss(functional.cross_entropy, "uniform")
+    (part, _) = loss.split(torch.zeros(3, 4, dtype=torch.long), None, [1, 1], 3)
+    with pytest.raises(ValueError, match=r"divergence needs one label a sample, outputs \(B, C\), got \(3, 3, 4\)"):
+        loss(torch.zeros(1, 3, 3, 4), part)
 
 
 def test_several_targets_a_step() -> None:
@@ -364,6 +393,25 @@ def test_ignored_labels_of_sequences_do_not_count() -> None:
     (part,) = loss.split(targets, mask, [5], 3)
     expected = functional.cross_entropy(torch.stack([output[4, 0], output[1, 2]]), targets[[0, 2]])
     torch.testing.assert_close(loss(output, part), expected)
+
+
+def test_a_sequence_with_one_of_several_labels_counts() -> None:
+    output, targets = torch.randn(5, 4, 6, 3), torch.randint(6, (4, 3))
+    targets[1] = -100
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    (part,) = loss.split(targets, None, [5], 4)
+    assert part.counted is not None
+    assert part.counted.tolist() == [True, False, True, True]
+    torch.testing.assert_close(loss(output, part), functional.cross_entropy(output[-1], targets))
+
+
+def test_probabilities_of_classes_have_a_divergence_under_a_mask() -> None:
+    output, targets = torch.randn(5, 3, 4), torch.rand(3, 4).softmax(-1)
+    mask = torch.arange(5)[:, None] < torch.tensor([5, 2, 5])
+    loss = fptt.TerminalLoss(functional.cross_entropy, "uniform")
+    (part,) = loss.split(targets, mask, [5], 3)
+    last = torch.stack([output[4, 0], output[1, 1], output[4, 2]])
+    torch.testing.assert_close(loss(output, part), functional.cross_entropy(last, targets))
 
 
 def test_running_prior_keeps_its_precision_beside_bfloat16_outputs() -> None:

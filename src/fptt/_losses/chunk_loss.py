@@ -360,7 +360,9 @@ class TerminalLoss(ChunkLoss):
 
     def _labels(self, part: TerminalPart) -> Tensor:
         """Return the targets for Q; an ignored label has no row there, and its term does not count."""
-        return part.targets if part.counted is None else torch.where(part.counted, part.targets, 0)
+        if part.counted is None:
+            return part.targets
+        return torch.where(part.counted[(...,) + (None,) * (part.targets.dim() - 1)], part.targets, 0)
 
     @torch.no_grad()
     def observe(self, output: Tensor, part: TerminalPart, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -373,6 +375,12 @@ class TerminalLoss(ChunkLoss):
 
     def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
         """Return the output at the last real step of each sequence in the chunk, (B, …)."""
+        is_flat = output.dim() == 2 and len(output) not in (1, part.num_steps)  # rather (B, C) than (T_k, B)
+        if output.dim() < 2 or output.shape[1] != len(part.targets) or is_flat:
+            raise ValueError(
+                f"the model must return outputs (T_k, B, …) with T_k, B = {(part.num_steps, len(part.targets))}, or "
+                f"those of the last step, (1, B, …), got {tuple(output.shape)}."
+            )
         if part.last is None:
             return output[-1]
         if len(output) != part.num_steps:

@@ -46,6 +46,7 @@ class Elementwise(nn.Module):
                 f"function must have reduction 'mean' or 'none', got {reduction!r}: real steps are averaged."
             )
         self.has_labels = ignored_index(function) is not None  # as cross_entropy and nll_loss
+        self.has_numbers = is_without_softmax(function)
         self.function = _without_reduction(function)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ class Elementwise(nn.Module):
             raise ValueError(
                 f"targets must be whole labels, torch.int64, for {name_of(self.function)}, got {target.dtype}."
             )
-        # a floating target of another shape would be broadcast by torch to a wrong loss without an error
-        if target.is_floating_point() and target.shape != output.shape:
+        # a target of another shape would be broadcast by torch to a wrong loss without an error
+        if target.shape != output.shape and (self.has_numbers or target.is_floating_point()):
             raise ValueError(
                 f"targets of a regression must have the shape of the outputs, got {tuple(target.shape[1:])} for "
                 f"{tuple(output.shape[1:])} per element."
