@@ -40,6 +40,20 @@ def test_a_model_that_keeps_its_state_is_named() -> None:
         method.train_batch(torch.randn(T, B, D), torch.arange(B))
 
 
+@pytest.mark.parametrize("kind", [fptt.BPTT, fptt.TBPTT, fptt.FPTT])
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_a_model_without_a_gradient_is_named(kind: Any, is_frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fptt.nn.LSTM(D, H, C)
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    method = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, num_chunks=K)
+    if is_frozen:
+        model.requires_grad_(requires_grad=False)
+    else:
+        monkeypatch.setattr(model, "forward", torch.no_grad()(model.forward))
+    with pytest.raises(RuntimeError, match=r"the loss of chunk \d depends on no weight that requires a gradient: all"):
+        method.train_batch(torch.randn(T, B, D), torch.arange(B))
+
+
 def test_a_recomputed_gradient_sees_the_prior_before_it_observes() -> None:
     model = fptt.nn.LSTM(D, H, C).double()
     loss = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C, decay=0.5)).double()

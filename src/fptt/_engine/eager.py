@@ -191,6 +191,11 @@ class EagerEngine:
         try:
             backward(loss * chunk.weight if self.replicas.shares_updates else loss)
         except RuntimeError as error:
+            if not loss.requires_grad:
+                raise RuntimeError(
+                    f"the loss of chunk {chunk.number} depends on no weight that requires a gradient: all parameters "
+                    "of the model are frozen, or it ran under torch.no_grad() or on detached tensors."
+                ) from error
             holders = list(_modules_with_own_state(self.model))
             if "second time" in str(error) and holders:
                 raise RuntimeError(
