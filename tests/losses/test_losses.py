@@ -326,8 +326,10 @@ def test_a_step_with_one_of_several_targets_counts() -> None:
     expected = torch.ones(6, 2, dtype=torch.bool)
     expected[2, 1] = False
     assert torch.equal(part.counted, expected)
-    values = functional.cross_entropy(output.flatten(0, 1), targets.flatten(0, 1), reduction="none").mean(1)
-    torch.testing.assert_close(loss(output, part), values.sum() / 11)
+    for chosen in (None, torch.arange(6)[:, None] < torch.tensor([6, 3])):
+        real = torch.ones(6, 2, dtype=torch.bool) if chosen is None else chosen
+        found = mean_of_chunks(loss, output, targets, chosen, [4, 2])
+        torch.testing.assert_close(found, functional.cross_entropy(output[real], targets[real]))
 
 
 @pytest.mark.parametrize("make", [fptt.SequenceLoss, fptt.TerminalLoss])
@@ -398,6 +400,7 @@ def test_ignored_labels_of_sequences_do_not_count() -> None:
 def test_a_sequence_with_one_of_several_labels_counts() -> None:
     output, targets = torch.randn(5, 4, 6, 3), torch.randint(6, (4, 3))
     targets[1] = -100
+    targets[3, 0] = -100
     loss = fptt.TerminalLoss(functional.cross_entropy)
     (part,) = loss.split(targets, None, [5], 4)
     assert part.counted is not None

@@ -15,6 +15,7 @@ from fptt._losses.elementwise import (
     is_of_classes,
     is_without_softmax,
     name_of,
+    num_kept,
     where_kept,
 )
 from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
@@ -100,7 +101,8 @@ class SequencePart(NamedTuple):
             it leaves out are those of another step.
         counted: Where they count, (T_k, B); None if all do.
         num_chunks: K; or that of each lane's sequence, (B,).
-        num_counted: N, the counted steps of the batch; or, of each lane, B times those of its sequence, (B,).
+        num_counted: N, the counted steps of the batch, one of several targets by their share; or, of each lane, B times
+            those of its sequence, (B,).
     """
 
     targets: Tensor
@@ -116,9 +118,10 @@ class SequenceLoss(ChunkLoss):
 
     so that the mean of the ℓ_k is the mean over all real steps, and every real step has the same weight however the
     sequence is cut. With equal chunks and no mask ℓ_k is the chunk's mean. Steps whose target is the function's
-    `ignore_index` do not count as real; one with several targets counts if any of them does. Weights of classes
-    multiply the ℓ(y_t, ŷ_t) and leave N as it is: torch's own mean, over the sum of the weights, would give a step
-    another weight in every batch.
+    `ignore_index` do not count as real; one with several targets counts by the share of them that are not, so that the
+    mean is over all targets that are not ignored, as torch's own (in staggered lanes it counts whole, and an ignored
+    target among others as 0). Weights of classes multiply the ℓ(y_t, ŷ_t) and leave N as it is: torch's own mean, over
+    the sum of the weights, would give a step another weight in every batch.
 
     Args:
         function: Any torch loss, such as `torch.nn.functional.cross_entropy` or `torch.nn.MSELoss()`; or a function of
@@ -153,7 +156,7 @@ class SequenceLoss(ChunkLoss):
         chunks = self._without_masked(targets, mask).split(list(lengths))
         if counted is None:
             return [SequencePart(chunk, None, float(len(lengths)), float(math.prod(expected))) for chunk in chunks]
-        total = counted.sum().clamp(min=1)
+        total = num_kept(targets, self.ignore_index, counted)
         masks = counted.split(list(lengths))
         return [
             SequencePart(chunk, mask, float(len(lengths)), total) for chunk, mask in zip(chunks, masks, strict=True)
@@ -183,7 +186,7 @@ class SequenceLoss(ChunkLoss):
         return kept if mask is None else mask if kept is None else kept & mask
 
     def _without_masked(self, targets: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the targets; where the mask leaves them out, of numbers others, of labels `ignore_index` if skipped."""
+        """Return the targets; of those that the mask leaves out, others of numbers, `ignore_index` of labels."""
         if mask is None:
             return targets
         if targets.is_floating_point():
@@ -197,7 +200,7 @@ class SequenceLoss(ChunkLoss):
         return self.skips_ignored and targets.dtype == torch.int64  # an unsigned label cannot be -100
 
     def num_counted(self, parts: Sequence[SequencePart]) -> float:
-        """Return N, the real steps of the batch, at least 1."""
+        """Return N, the real steps of the batch, at least a single target."""
         return float(parts[0].num_counted)
 
     def forward(self, output: Tensor, part: SequencePart) -> Tensor:
@@ -237,7 +240,8 @@ class TerminalPart(NamedTuple):
         position: k + 1; or that of each lane in its sequence, (B,), 0 in an idle one.
         num_chunks: K, or that of each sample, (B,).
         counted: Where a sample counts, (B,); None if all do.
-        num_counted: Samples that count anywhere in the batch; in staggered lanes their number, B.
+        num_counted: Samples that count anywhere in the batch, one of several labels by their share; in staggered lanes
+            their number, B.
         last: Last real step in the chunk of each sample, (B,); None for the last step.
         num_steps: T_k.
     """
@@ -261,8 +265,9 @@ class TerminalLoss(ChunkLoss):
     Q instead of the label. With one chunk it is the plain loss of the label. A sequence that ends early, by the mask,
     has a K of its own, the chunk where its last real step lies: there b = 1, and after it there is no term. In every
     chunk the mean is over all B sequences, those that are over included, so that a term weighs 1/B wherever it stands.
-    Samples whose label is the function's `ignore_index` do not count, in B neither; weights of classes multiply the
-    terms and leave B as it is.
+    Samples whose label is the function's `ignore_index` do not count, in B neither (but in staggered lanes); one with
+    several labels counts by the share of them that is not ignored. Weights of classes multiply the terms and leave B as
+    it is.
 
     Args:
         function: Any torch loss of (output, target), for classes or regression.
@@ -341,10 +346,10 @@ class TerminalLoss(ChunkLoss):
     def _kept(self, targets: Tensor) -> tuple[Tensor | None, int | Tensor]:
         """Return the samples whose label is not ignored, (B,), and their number."""
         kept = where_kept(targets, self.ignore_index, num_dims=1)
-        return kept, len(targets) if kept is None else kept.sum().clamp(min=1)
+        return kept, len(targets) if kept is None else num_kept(targets, self.ignore_index, kept)
 
     def num_counted(self, parts: Sequence[TerminalPart]) -> float:
-        """Return the samples of the batch that count, at least 1."""
+        """Return the samples of the batch that count, at least a single label."""
         return float(parts[0].num_counted)
 
     def forward(self, output: Tensor, part: TerminalPart) -> Tensor:

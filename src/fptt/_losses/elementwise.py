@@ -97,6 +97,19 @@ def where_kept(targets: Tensor, ignore_index: int | None, num_dims: int) -> Tens
     return kept.flatten(num_dims).any(-1) if kept.dim() > num_dims else kept
 
 
+def num_kept(targets: Tensor, ignore_index: int | None, counted: Tensor) -> Tensor:
+    """Return the number of elements that count, at least a single target.
+
+    An element of several targets counts by the share of them that are not ignored: times its mean over all of them, in
+    which an ignored one is 0, that is torch's mean over those that are not.
+    """
+    kept = where_kept(targets, ignore_index, targets.dim()) if targets.dim() > counted.dim() else None
+    if kept is None:
+        return counted.sum().clamp(min=1)
+    kept = kept.flatten(counted.dim()) & counted.unsqueeze(-1)
+    return kept.sum().clamp(min=1) / kept.shape[-1]
+
+
 def is_without_softmax(function: LossFunction) -> bool:
     """Return whether a loss is one of torch's for outputs that are no logits of classes under a softmax."""
     return _kind(function) in WITHOUT_SOFTMAX
