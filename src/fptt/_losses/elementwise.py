@@ -89,10 +89,9 @@ def where_kept(targets: Tensor, ignore_index: int | None, num_dims: int) -> Tens
     """
     if ignore_index is None or targets.is_floating_point():
         return None
+    # no such label, though torch would compare with the byte to which it casts the number, 156 for -100
     if ignore_index < 0 and not targets.dtype.is_signed:
-        return (
-            None  # no such label, though torch would compare with the byte to which it casts the number, 156 for -100
-        )
+        return None
     kept = targets != ignore_index
     return kept.flatten(num_dims).any(-1) if kept.dim() > num_dims else kept
 
