@@ -130,6 +130,28 @@ def test_the_gradient_is_the_mean_of_the_lanes_own_worked_out_one_by_one(kind: s
     assert chunks.progress.position.tolist() == [[1, 1, 0, 0], [2, 2, 1, 0], [3, 3, 2, 1]]
 
 
+def test_steps_labelled_by_any_byte_count() -> None:
+    """−100, which does not count, is 156 as a byte."""
+    inputs, labels = torch.randn(6, 2, D), torch.full((6, 2), 156)
+    for dtype in (torch.uint8, torch.int64):
+        given = [fptt.Batch(inputs, labels.to(dtype))]
+        progress = next(fptt.stagger(given, num_chunks=3, per_step=True)).progress
+        assert progress is not None
+        assert progress.num_steps[0].tolist() == [6, 1]  # the second lane has not begun
+
+
+@pytest.mark.parametrize("per_step", [True, False])
+def test_an_idle_lane_is_not_in_the_gradient_of_a_loss_without_zero(per_step: bool) -> None:
+    """The targets of an idle lane, and of the steps after a sequence, are 0, of which there is no logarithm."""
+    kind = fptt.SequenceLoss if per_step else fptt.TerminalLoss
+    method = make_method(kind(lambda output, target: (output - target.log()).square()))
+    inputs = torch.randn(7, 3, D)
+    targets = torch.rand(7, 3, C) + 0.5 if per_step else torch.rand(3, C) + 0.5
+    lanes = fptt.stagger([(inputs, targets)], num_chunks=3, per_step=per_step)
+    assert all(result.loss.isfinite() for result in method.train_stream(lanes))
+    assert method.updates == 5  # the last lane begins two chunks late
+
+
 def test_a_running_prior_learns_from_a_lane_when_its_sequence_ends() -> None:
     given, _ = batches([[6] * 3] * 2)
     prior = fptt.RunningPrior(C, decay=0.5)

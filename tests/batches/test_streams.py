@@ -194,6 +194,19 @@ def test_lanes_are_consecutive_parts_and_chunks_those_of_chunk_lengths(tmp_path:
             assert torch.equal(whole, expected if whole.dtype == torch.int64 else expected % 5 == 0)
 
 
+def test_a_list_of_tensors_is_a_recording() -> None:
+    inputs, targets = recording(10)
+    found = fptt.ArrayChunks(list(inputs), tuple(targets[:, :1]), chunk_length=3, batch_size=2)
+    for one, other in zip(found, fptt.ArrayChunks(inputs, targets[:, :1], chunk_length=3, batch_size=2), strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+    (packed,) = fptt.pack_lanes([(list(inputs), list(targets))], batch_size=1, chunk_length=10)
+    assert torch.equal(packed.inputs[:, 0], inputs)
+    uneven = [*inputs[:9], torch.zeros(D + 1)]
+    with pytest.raises(ValueError, match=r"list of tensors must have time steps of one shape, got \[\(2,\), \(3,\)\]"):
+        list(fptt.ArrayChunks(uneven, targets, chunk_length=5))
+
+
 @every_method
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_a_stopped_stream_goes_on_bitwise(name: str, ahead: int) -> None:

@@ -40,6 +40,20 @@ def test_a_model_that_keeps_its_state_is_named() -> None:
         method.train_batch(torch.randn(T, B, D), torch.arange(B))
 
 
+@pytest.mark.parametrize("kind", [fptt.BPTT, fptt.TBPTT, fptt.FPTT])
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_a_model_without_a_gradient_is_named(kind: Any, is_frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fptt.nn.LSTM(D, H, C)
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    method = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, num_chunks=K)
+    if is_frozen:
+        model.requires_grad_(requires_grad=False)
+    else:
+        monkeypatch.setattr(model, "forward", torch.no_grad()(model.forward))
+    with pytest.raises(RuntimeError, match=r"the loss of chunk \d depends on no weight that requires a gradient: all"):
+        method.train_batch(torch.randn(T, B, D), torch.arange(B))
+
+
 def test_a_recomputed_gradient_sees_the_prior_before_it_observes() -> None:
     model = fptt.nn.LSTM(D, H, C).double()
     loss = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C, decay=0.5)).double()
@@ -84,3 +98,54 @@ def test_gradients_are_cleared_as_the_optimizer_does() -> None:
         clear_gradients(optimizer)
         for param in params:
             assert (None if param.grad is None else param.grad.tolist()) == expected
+
+
+class Leaky(nn.Module):
+    """A cell whose state decays, in place or not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(D, H), in_place
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        hidden = inputs.new_zeros(inputs.shape[1], H) if state is None else state
+        hidden = hidden.mul_(0.5) if self.in_place else hidden * 0.5
+        outputs = []
+        for step in self.layer(inputs):
+            hidden = torch.tanh(hidden + step)
+            outputs.append(hidden)
+        return torch.stack(outputs), hidden
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"horizon": 2},
+        {"horizon": 3},
+        {"on_bad_number": "skip"},
+        {"on_bad_number": "skip", "horizon": 2},
+        {"coupling": "coupled", "previous_gradient": "recomputed"},
+        {"coupling": "coupled", "previous_gradient": "recomputed", "horizon": 2},
+    ],
+    ids=str,
+)
+def test_a_model_may_write_into_the_tensors_of_a_state(options: dict[str, Any]) -> None:
+    ends = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        model, given = Leaky(in_place=in_place), torch.ones(B, H)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        loss = fptt.SequenceLoss(functional.mse_loss)
+        method = fptt.FPTT(model, optimizer, loss, num_chunks=6, alpha=0.4, **options)
+        state, found = given, []
+        for _ in range(2):
+            inputs, targets = torch.randn(T, B, D), torch.zeros(T, B, H)
+            targets[4] = torch.nan if "on_bad_number" in options else 0.0
+            result = method.train_batch(inputs, targets, state=state)
+            state = result.state
+            found += [result.chunk_losses.nan_to_num(), state]
+        assert torch.equal(given, torch.ones(B, H))
+        ends.append([*model.parameters(), *found])
+    for one, other in zip(*ends, strict=True):
+        assert torch.equal(one, other)

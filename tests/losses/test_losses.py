@@ -52,6 +52,28 @@ def test_ignored_targets_are_not_real_steps() -> None:
         torch.testing.assert_close(found, functional.cross_entropy(output.flatten(0, 1), targets.flatten()))
 
 
+def test_a_byte_is_no_ignored_label() -> None:
+    """−100 is 156 as a byte, a class like any other of 256."""
+    output, targets = torch.randn(4, 3, 256), torch.full((4, 3), 156, dtype=torch.uint8)
+    targets[0] = 7
+    mask = torch.arange(4)[:, None] < torch.tensor([4, 2, 3])
+    steps = functools.partial(mean_of_chunks, fptt.SequenceLoss(functional.cross_entropy), output)
+    plain = functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(steps(targets, None, [3, 1]), plain)
+    torch.testing.assert_close(steps(targets, mask, [3, 1]), functional.cross_entropy(output[mask], targets[mask]))
+    last = fptt.TerminalLoss(functional.cross_entropy)
+    expected = functional.cross_entropy(output[-1], targets[-1])
+    torch.testing.assert_close(mean_of_chunks(last, output, targets[-1], None, [4]), expected)
+
+
+def test_a_byte_that_is_the_ignored_label_is_ignored() -> None:
+    output, targets = torch.randn(4, 3, 256), torch.full((4, 3), 156, dtype=torch.uint8)
+    targets[0] = 255
+    function = nn.CrossEntropyLoss(ignore_index=255)
+    expected = function(output.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(mean_of_chunks(fptt.SequenceLoss(function), output, targets, None, [4]), expected)
+
+
 def squared_unless_zero(output: Tensor, target: Tensor, ignore_index: int = 0) -> Tensor:
     """Return a loss of one's own that leaves it to the caller to drop what is to be ignored."""
     del ignore_index
@@ -104,6 +126,32 @@ def test_any_loss_of_a_regression(function: Any) -> None:
     mask = torch.rand(10, 2) < 0.6
     found = mean_of_chunks(fptt.SequenceLoss(function), output, targets, mask, LENGTHS)
     torch.testing.assert_close(found, function(output[mask], targets[mask]).mean())
+
+
+def squared_log_ratio(output: Tensor, target: Tensor) -> Tensor:
+    """Return a loss that no target of 0 has."""
+    return (output - target.log()).square()
+
+
+@pytest.mark.parametrize("padding", [torch.nan, 0.0, -1.0])
+@pytest.mark.parametrize("function", [squared_log_ratio, functional.mse_loss, functional.cross_entropy])
+def test_padding_of_targets_is_in_neither_loss_nor_gradient(function: Any, padding: float) -> None:
+    """Nor where a real target is NaN itself, in the chunks without it."""
+    output, targets = torch.randn(10, 2, 3, requires_grad=True), torch.rand(10, 2, 3) + 0.1
+    mask = torch.rand(10, 2) < 0.6
+    mask[0], mask[-1] = False, True
+    targets[~mask] = padding
+    loss, own = fptt.SequenceLoss(function), Elementwise(function)
+    found = mean_of_chunks(loss, output, targets, mask, LENGTHS)
+    expected = own(output[mask], targets[mask]).mean()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, output)[0] for value in (found, expected)))
+    first = mask.nonzero()[0]
+    targets[tuple(first)] = torch.nan
+    parts = loss.split(targets, mask, LENGTHS, 2)
+    last = loss(output[7:], parts[-1])
+    torch.testing.assert_close(last, own(output[7:][mask[7:]], targets[7:][mask[7:]]).sum() * 3 / mask.sum())
+    assert torch.autograd.grad(last, output)[0].isfinite().all()
 
 
 @pytest.mark.usefixtures("float64")
@@ -229,8 +277,37 @@ def test_whole_targets_of_a_regression_are_not_broadcast() -> None:
         (fptt.SequenceLoss(functional.mse_loss), torch.ones(5, 3, dtype=torch.long), [5]),
     ):
         (part,) = loss.split(targets, None, lengths, 3)
-        with pytest.raises(ValueError, match="one value per element"), pytest.warns(UserWarning, match="broadcasting"):
-            loss(torch.zeros(5, 3, 1), part)
+        for size in (1, 3):  # (3, 3) and (3,) would be broadcast without a warning
+            with pytest.raises(ValueError, match="shape of the outputs"):
+                loss(torch.zeros(5, 3, size), part)
+
+
+def test_whole_targets_of_a_regression_in_the_shape_of_the_outputs_are_numbers() -> None:
+    output, counts = torch.randn(5, 3, 2), torch.randint(4, (3, 2))
+    loss = fptt.TerminalLoss(nn.PoissonNLLLoss())
+    (part,) = loss.split(counts, None, [5], 3)
+    torch.testing.assert_close(loss(output, part), functional.poisson_nll_loss(output[-1], counts))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3,), (3, 5, 4), (3, 1, 4)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_outputs_that_are_no_steps_of_the_batch_are_named(shape: tuple[int, ...], masked: bool) -> None:
+    """(B, C) instead of (T_k, B, C) would be read as four steps of four samples."""
+    loss = fptt.TerminalLoss(functional.mse_loss)
+    mask = torch.ones(3, 4, dtype=torch.bool) if masked else None
+    (part,) = loss.split(torch.zeros(4), mask, [3], 4)
+    with pytest.raises(ValueError, match=r"must return outputs \(T_k, B, …\) with T_k, B = \(3, 4\)"):
+        loss(torch.zeros(shape), part)
+    for steps in (1, 3) if mask is None else (3,):
+        assert loss(torch.ones(steps, 4), part).item() == 1
+
+
+def test_a_divergence_needs_one_label_a_sample() -> None:
+    """Classes are the last dim of the outputs there, and the second one of outputs for several labels."""
+    loss = fptt.TerminalLoss(functional.cross_entropy, "uniform")
+    (part, _) = loss.split(torch.zeros(3, 4, dtype=torch.long), None, [1, 1], 3)
+    with pytest.raises(ValueError, match=r"divergence needs one label a sample, outputs \(B, C\), got \(3, 3, 4\)"):
+        loss(torch.zeros(1, 3, 3, 4), part)
 
 
 def test_several_targets_a_step() -> None:
@@ -249,8 +326,10 @@ def test_a_step_with_one_of_several_targets_counts() -> None:
     expected = torch.ones(6, 2, dtype=torch.bool)
     expected[2, 1] = False
     assert torch.equal(part.counted, expected)
-    values = functional.cross_entropy(output.flatten(0, 1), targets.flatten(0, 1), reduction="none").mean(1)
-    torch.testing.assert_close(loss(output, part), values.sum() / 11)
+    for chosen in (None, torch.arange(6)[:, None] < torch.tensor([6, 3])):
+        real = torch.ones(6, 2, dtype=torch.bool) if chosen is None else chosen
+        found = mean_of_chunks(loss, output, targets, chosen, [4, 2])
+        torch.testing.assert_close(found, functional.cross_entropy(output[real], targets[real]))
 
 
 @pytest.mark.parametrize("make", [fptt.SequenceLoss, fptt.TerminalLoss])
@@ -316,6 +395,26 @@ def test_ignored_labels_of_sequences_do_not_count() -> None:
     (part,) = loss.split(targets, mask, [5], 3)
     expected = functional.cross_entropy(torch.stack([output[4, 0], output[1, 2]]), targets[[0, 2]])
     torch.testing.assert_close(loss(output, part), expected)
+
+
+def test_a_sequence_with_one_of_several_labels_counts() -> None:
+    output, targets = torch.randn(5, 4, 6, 3), torch.randint(6, (4, 3))
+    targets[1] = -100
+    targets[3, 0] = -100
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    (part,) = loss.split(targets, None, [5], 4)
+    assert part.counted is not None
+    assert part.counted.tolist() == [True, False, True, True]
+    torch.testing.assert_close(loss(output, part), functional.cross_entropy(output[-1], targets))
+
+
+def test_probabilities_of_classes_have_a_divergence_under_a_mask() -> None:
+    output, targets = torch.randn(5, 3, 4), torch.rand(3, 4).softmax(-1)
+    mask = torch.arange(5)[:, None] < torch.tensor([5, 2, 5])
+    loss = fptt.TerminalLoss(functional.cross_entropy, "uniform")
+    (part,) = loss.split(targets, mask, [5], 3)
+    last = torch.stack([output[4, 0], output[1, 1], output[4, 2]])
+    torch.testing.assert_close(loss(output, part), functional.cross_entropy(last, targets))
 
 
 def test_running_prior_keeps_its_precision_beside_bfloat16_outputs() -> None:

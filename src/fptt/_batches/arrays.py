@@ -11,7 +11,10 @@ from fptt._checks import check_count, check_keys
 
 
 class TimeSteps(Protocol):
-    """An array that can be sliced in time: a tensor, a NumPy array or memory map, an HDF5 data set, a list."""
+    """An array that can be sliced in time: a tensor, a NumPy array or memory map, an HDF5 data set, a list.
+
+    Steps of a list are numbers, lists of them, or tensors of one shape.
+    """
 
     def __len__(self) -> int: ...
 
@@ -112,8 +115,19 @@ class ArrayChunks:
 
 
 def as_tensor(piece: Any) -> Tensor:
-    """Return a tensor of a slice; what is no tensor is copied, as a memory map may be read-only."""
-    return piece if isinstance(piece, Tensor) else torch.tensor(piece)
+    """Return a tensor of a slice; what is no tensor is copied, as a memory map may be read-only.
+
+    Raises:
+        ValueError: If it is a list of tensors of different shapes.
+    """
+    if isinstance(piece, Tensor):
+        return piece
+    if isinstance(piece, list | tuple) and piece and isinstance(piece[0], Tensor):
+        shapes = {tuple(step.shape) for step in piece}
+        if len(shapes) > 1:
+            raise ValueError(f"a list of tensors must have time steps of one shape, got {sorted(shapes)}.")
+        return torch.stack(list(piece))
+    return torch.tensor(piece)
 
 
 def _checked_length(arrays: dict[str, TimeSteps | None]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fptt._batches.batch import Batch, as_batch
 from fptt._batches.lanes import LanePacker
 from fptt._checks import check_iterable, check_keys, check_tensors
+from fptt._losses.elementwise import where_kept
 from fptt._sequence import Progress, check_chunking, chunk_lengths, length_mask
 
 
@@ -135,9 +136,8 @@ class StaggeredLanes(Iterator[Batch]):
         targets = self._time_major(batch.targets) if self.per_step else batch.targets
         steps = self._real_steps(batch)  # (B,)
         counted = steps
-        if self.per_step and not targets.is_floating_point():
-            kept = targets != self.ignore_index
-            kept = kept if kept.dim() == 2 else kept.flatten(2).any(-1)
+        kept = where_kept(targets, self.ignore_index, num_dims=2) if self.per_step else None
+        if kept is not None:
             counted = (kept & length_mask(steps, len(kept))).sum(0)
         counts = (-(-steps // self._length)).tolist()
         inputs = self._in_chunks(inputs)

@@ -91,7 +91,8 @@ class EagerEngine:
 
     def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
         """Learn all chunks in order, beginning at a detached state; see `Engine`."""
-        walked, window = Walked(state), Window((), state)
+        # a model may write into the tensors of a state: not into the caller's
+        walked, window = Walked(state), Window((), state if self._runs_again else map_state(Tensor.clone, state))
         for span in [[chunk] for chunk in chunks] if self.updates_each_chunk else [chunks]:
             # a copy of everything, in time and memory: only who skips pays for it
             before = self._snapshot() if self.skips else None
@@ -125,13 +126,13 @@ class EagerEngine:
         clip, and advance dual and average. Where inputs, loss or gradient are bad, no step is made.
         """
         last = span[-1]
-        state, outputs, losses = copied_nest(window.state), [], []
+        state, outputs, losses = self._own(window.state), [], []
         states: list[State] = []
-        recomputes = self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
-        random = RandomState.capture(last.inputs.device) if recomputes else None
+        random = RandomState.capture(last.inputs.device) if self._recomputes else None
         for chunk in window.chunks:
             _, state = run_chunk(self.model, self.chunking, chunk, state)
-            states.append(copied_nest(state))
+            states.append(state)
+            state = self._own(state)
         for chunk in span:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
@@ -165,6 +166,19 @@ class EagerEngine:
             self.loss.observe(output, chunk.part, self.replicas.reduce)
         return Learned([loss.detach() for loss in losses], norm, states[0], state)
 
+    @property
+    def _recomputes(self) -> bool:
+        return self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
+
+    @property
+    def _runs_again(self) -> bool:
+        """Whether chunks run from a state that is kept: in a horizon, for a recomputed gradient, after a skip."""
+        return self.skips or self.horizon > 1 or self._recomputes
+
+    def _own(self, state: State) -> State:
+        """Return a state that a model may write into: what is kept stays, as does what autograd has saved of it."""
+        return map_state(Tensor.clone, state) if self._runs_again else copied_nest(state)
+
     def _snapshot(self) -> Snapshot:
         return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self.hooks)
 
@@ -177,6 +191,11 @@ class EagerEngine:
         try:
             backward(loss * chunk.weight if self.replicas.shares_updates else loss)
         except RuntimeError as error:
+            if not loss.requires_grad:
+                raise RuntimeError(
+                    f"the loss of chunk {chunk.number} depends on no weight that requires a gradient: all parameters "
+                    "of the model are frozen, or it ran under torch.no_grad() or on detached tensors."
+                ) from error
             holders = list(_modules_with_own_state(self.model))
             if "second time" in str(error) and holders:
                 raise RuntimeError(
@@ -194,10 +213,11 @@ class EagerEngine:
         is not scaled here, whatever `backward` does: λ is in the unit of the gradient.
         """
         assert self.regularizer is not None
-        state = copied_nest(window.state)
+        state = self._own(window.state)
         with random.replay():
             for earlier in window.chunks:
                 _, state = run_chunk(self.model, self.chunking, earlier, state)
+                state = self._own(state)
             _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
             is_bad = not self.replicas.shares_updates and self._is_bad(loss)
             if not is_bad:

@@ -15,6 +15,8 @@ from fptt._losses.elementwise import (
     is_of_classes,
     is_without_softmax,
     name_of,
+    num_kept,
+    where_kept,
 )
 from fptt._losses.priors import Prior, UniformPrior, cross_entropy_to
 from fptt._sequence import Progress, last_true
@@ -95,10 +97,12 @@ class SequencePart(NamedTuple):
     """The targets of a chunk, and their weights.
 
     Attributes:
-        targets: (T_k, B, …); labels that the mask leaves out are the `ignore_index` of a loss of torch's.
+        targets: (T_k, B, …); labels that the mask leaves out are the `ignore_index` of a loss of torch's, numbers that
+            it leaves out are those of another step.
         counted: Where they count, (T_k, B); None if all do.
         num_chunks: K; or that of each lane's sequence, (B,).
-        num_counted: N, the counted steps of the batch; or, of each lane, B times those of its sequence, (B,).
+        num_counted: N, the counted steps of the batch, one of several targets by their share; or, of each lane, B times
+            those of its sequence, (B,).
     """
 
     targets: Tensor
@@ -114,9 +118,10 @@ class SequenceLoss(ChunkLoss):
 
     so that the mean of the ℓ_k is the mean over all real steps, and every real step has the same weight however the
     sequence is cut. With equal chunks and no mask ℓ_k is the chunk's mean. Steps whose target is the function's
-    `ignore_index` do not count as real; one with several targets counts if any of them does. Weights of classes
-    multiply the ℓ(y_t, ŷ_t) and leave N as it is: torch's own mean, over the sum of the weights, would give a step
-    another weight in every batch.
+    `ignore_index` do not count as real; one with several targets counts by the share of them that are not, so that the
+    mean is over all targets that are not ignored, as torch's own (in staggered lanes it counts whole, and an ignored
+    target among others as 0). Weights of classes multiply the ℓ(y_t, ŷ_t) and leave N as it is: torch's own mean, over
+    the sum of the weights, would give a step another weight in every batch.
 
     Args:
         function: Any torch loss, such as `torch.nn.functional.cross_entropy` or `torch.nn.MSELoss()`; or a function of
@@ -151,7 +156,7 @@ class SequenceLoss(ChunkLoss):
         chunks = self._without_masked(targets, mask).split(list(lengths))
         if counted is None:
             return [SequencePart(chunk, None, float(len(lengths)), float(math.prod(expected))) for chunk in chunks]
-        total = counted.sum().clamp(min=1)
+        total = num_kept(targets, self.ignore_index, counted)
         masks = counted.split(list(lengths))
         return [
             SequencePart(chunk, mask, float(len(lengths)), total) for chunk, mask in zip(chunks, masks, strict=True)
@@ -177,14 +182,16 @@ class SequenceLoss(ChunkLoss):
 
     def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         """Return where steps count, (T, B); None if all do."""
-        if self.ignore_index is None or targets.is_floating_point():
-            return mask
-        kept = (targets != self.ignore_index).flatten(2).any(-1) if targets.dim() > 2 else targets != self.ignore_index
-        return kept if mask is None else kept & mask
+        kept = where_kept(targets, self.ignore_index, num_dims=2)
+        return kept if mask is None else mask if kept is None else kept & mask
 
     def _without_masked(self, targets: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the targets, those that the mask leaves out as `ignore_index` if the function skips it."""
-        if mask is None or self.ignore_index is None or not self._skips(targets):
+        """Return the targets; of those that the mask leaves out, others of numbers, `ignore_index` of labels."""
+        if mask is None:
+            return targets
+        if targets.is_floating_point():
+            return _filled(targets, mask)
+        if self.ignore_index is None or not self._skips(targets):
             return targets
         return torch.where(mask[(...,) + (None,) * (targets.dim() - 2)], targets, self.ignore_index)
 
@@ -193,7 +200,7 @@ class SequenceLoss(ChunkLoss):
         return self.skips_ignored and targets.dtype == torch.int64  # an unsigned label cannot be -100
 
     def num_counted(self, parts: Sequence[SequencePart]) -> float:
-        """Return N, the real steps of the batch, at least 1."""
+        """Return N, the real steps of the batch, at least a single target."""
         return float(parts[0].num_counted)
 
     def forward(self, output: Tensor, part: SequencePart) -> Tensor:
@@ -213,6 +220,18 @@ class SequenceLoss(ChunkLoss):
         return values.sum() * part.num_chunks / part.num_counted
 
 
+def _filled(targets: Tensor, counted: Tensor) -> Tensor:
+    """Return floating targets, (T, B, …), with the first finite ones that count, (T, B), in place of all that do not.
+
+    Where the loss of a step is dropped, its gradient is zero times what it would be: NaN if the target is.
+    """
+    # not zeros: they may be outside of what the function takes, as for a logarithm
+    is_good = counted & targets.isfinite().reshape(*counted.shape, -1).all(-1)
+    first = is_good.flatten().int().argmax().view(1)
+    fill = targets.flatten(0, 1).index_select(0, first)
+    return torch.where(counted[(...,) + (None,) * (targets.dim() - 2)], targets, fill)
+
+
 class TerminalPart(NamedTuple):
     """The targets of a chunk of T_k steps, and their weights.
 
@@ -221,7 +240,8 @@ class TerminalPart(NamedTuple):
         position: k + 1; or that of each lane in its sequence, (B,), 0 in an idle one.
         num_chunks: K, or that of each sample, (B,).
         counted: Where a sample counts, (B,); None if all do.
-        num_counted: Samples that count anywhere in the batch; in staggered lanes their number, B.
+        num_counted: Samples that count anywhere in the batch, one of several labels by their share; in staggered lanes
+            their number, B.
         last: Last real step in the chunk of each sample, (B,); None for the last step.
         num_steps: T_k.
     """
@@ -245,8 +265,9 @@ class TerminalLoss(ChunkLoss):
     Q instead of the label. With one chunk it is the plain loss of the label. A sequence that ends early, by the mask,
     has a K of its own, the chunk where its last real step lies: there b = 1, and after it there is no term. In every
     chunk the mean is over all B sequences, those that are over included, so that a term weighs 1/B wherever it stands.
-    Samples whose label is the function's `ignore_index` do not count, in B neither; weights of classes multiply the
-    terms and leave B as it is.
+    Samples whose label is the function's `ignore_index` do not count, in B neither (but in staggered lanes); one with
+    several labels counts by the share of them that is not ignored. Weights of classes multiply the terms and leave B as
+    it is.
 
     Args:
         function: Any torch loss of (output, target), for classes or regression.
@@ -314,8 +335,9 @@ class TerminalLoss(ChunkLoss):
                 f"{tuple(targets.shape)}."
             )
         counted = progress.position > 0
-        if self.ignore_index is not None and not targets.is_floating_point() and targets.dim() == 2:
-            counted = counted & (targets != self.ignore_index)
+        kept = where_kept(targets, self.ignore_index, num_dims=2)
+        counted = counted if kept is None else counted & kept
+        targets = _filled(targets, counted) if targets.is_floating_point() else targets
         masks = [None] * len(lengths) if mask is None else mask.split(list(lengths))
         last = [None if chunk is None else last_true(chunk) for chunk in masks]
         columns = (targets, progress.position, progress.num_chunks, counted, [shape[1]] * shape[0], last, lengths)
@@ -323,13 +345,11 @@ class TerminalLoss(ChunkLoss):
 
     def _kept(self, targets: Tensor) -> tuple[Tensor | None, int | Tensor]:
         """Return the samples whose label is not ignored, (B,), and their number."""
-        if self.ignore_index is None or targets.is_floating_point() or targets.dim() != 1:
-            return None, len(targets)
-        kept = targets != self.ignore_index
-        return kept, kept.sum().clamp(min=1)
+        kept = where_kept(targets, self.ignore_index, num_dims=1)
+        return kept, len(targets) if kept is None else num_kept(targets, self.ignore_index, kept)
 
     def num_counted(self, parts: Sequence[TerminalPart]) -> float:
-        """Return the samples of the batch that count, at least 1."""
+        """Return the samples of the batch that count, at least a single label."""
         return float(parts[0].num_counted)
 
     def forward(self, output: Tensor, part: TerminalPart) -> Tensor:
@@ -345,7 +365,9 @@ class TerminalLoss(ChunkLoss):
 
     def _labels(self, part: TerminalPart) -> Tensor:
         """Return the targets for Q; an ignored label has no row there, and its term does not count."""
-        return part.targets if part.counted is None else torch.where(part.counted, part.targets, 0)
+        if part.counted is None:
+            return part.targets
+        return torch.where(part.counted[(...,) + (None,) * (part.targets.dim() - 1)], part.targets, 0)
 
     @torch.no_grad()
     def observe(self, output: Tensor, part: TerminalPart, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -358,6 +380,12 @@ class TerminalLoss(ChunkLoss):
 
     def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
         """Return the output at the last real step of each sequence in the chunk, (B, …)."""
+        is_flat = output.dim() == 2 and len(output) not in (1, part.num_steps)  # rather (B, C) than (T_k, B)
+        if output.dim() < 2 or output.shape[1] != len(part.targets) or is_flat:
+            raise ValueError(
+                f"the model must return outputs (T_k, B, …) with T_k, B = {(part.num_steps, len(part.targets))}, or "
+                f"those of the last step, (1, B, …), got {tuple(output.shape)}."
+            )
         if part.last is None:
             return output[-1]
         if len(output) != part.num_steps:

@@ -46,6 +46,7 @@ class Elementwise(nn.Module):
                 f"function must have reduction 'mean' or 'none', got {reduction!r}: real steps are averaged."
             )
         self.has_labels = ignored_index(function) is not None  # as cross_entropy and nll_loss
+        self.has_numbers = is_without_softmax(function)
         self.function = _without_reduction(function)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ class Elementwise(nn.Module):
             raise ValueError(
                 f"targets must be whole labels, torch.int64, for {name_of(self.function)}, got {target.dtype}."
             )
-        # a floating target of another shape would be broadcast by torch to a wrong loss without an error
-        if target.is_floating_point() and target.shape != output.shape:
+        # a target of another shape would be broadcast by torch to a wrong loss without an error
+        if target.shape != output.shape and (self.has_numbers or target.is_floating_point()):
             raise ValueError(
                 f"targets of a regression must have the shape of the outputs, got {tuple(target.shape[1:])} for "
                 f"{tuple(output.shape[1:])} per element."
@@ -76,6 +77,36 @@ def ignored_index(function: LossFunction) -> int | None:
     """Return the target that a torch loss ignores (`ignore_index`), or None if it has no such argument."""
     value = _argument(function, "ignore_index")
     return value if isinstance(value, int) else None
+
+
+def where_kept(targets: Tensor, ignore_index: int | None, num_dims: int) -> Tensor | None:
+    """Return where targets are not ignored, of the first dims; None where all are kept.
+
+    Args:
+        targets: Of `num_dims` dims, or more, of which an element has several targets: one of them is enough.
+        ignore_index: The target that a loss ignores, or None.
+        num_dims: Of what is returned.
+    """
+    if ignore_index is None or targets.is_floating_point():
+        return None
+    # no such label, though torch would compare with the byte to which it casts the number, 156 for -100
+    if ignore_index < 0 and not targets.dtype.is_signed:
+        return None
+    kept = targets != ignore_index
+    return kept.flatten(num_dims).any(-1) if kept.dim() > num_dims else kept
+
+
+def num_kept(targets: Tensor, ignore_index: int | None, counted: Tensor) -> Tensor:
+    """Return the number of elements that count, at least a single target.
+
+    An element of several targets counts by the share of them that are not ignored: times its mean over all of them, in
+    which an ignored one is 0, that is torch's mean over those that are not.
+    """
+    kept = where_kept(targets, ignore_index, targets.dim()) if targets.dim() > counted.dim() else None
+    if kept is None:
+        return counted.sum().clamp(min=1)
+    kept = kept.flatten(counted.dim()) & counted.unsqueeze(-1)
+    return kept.sum().clamp(min=1) / kept.shape[-1]
 
 
 def is_without_softmax(function: LossFunction) -> bool:

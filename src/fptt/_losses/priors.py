@@ -31,6 +31,8 @@ class UniformPrior(Prior):
 
     def forward(self, output: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         """Return 1/C for every class, (1, C)."""
+        if output.dim() != 2:
+            raise ValueError(f"divergence needs one label a sample, outputs (B, C), got {tuple(output.shape)}.")
         if output.shape[-1] < 2:
             raise ValueError(f"divergence needs the outputs of at least 2 classes, got {output.shape[-1]}.")
         return output.new_full((1, output.shape[-1]), 1 / output.shape[-1])
