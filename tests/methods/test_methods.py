@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
+from fptt._methods.method import Method
 from tests.problems import FORMS, OPTIMIZERS, assert_same_weights, weights
 
 T, B, D, H, C = 13, 4, 3, 5, 6
@@ -361,6 +362,37 @@ def test_the_optimizer_must_train_the_model() -> None:
         fptt.BPTT(lstm(), sgd(lstm()), terminal())
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer"):
         fptt.DynamicRegularizer(lstm().parameters()).attach("sgd")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (fptt.BPTT, "engine", "compiled"),  # which updates at every chunk
+        (fptt.BPTT, "regularizer", None),
+        (fptt.TBPTT, "regularizer", None),
+        (fptt.TBPTT, "updates_each_chunk", False),
+        (fptt.FPTT, "gamma", 0.1),
+    ],
+)
+def test_options_that_a_method_does_not_have_are_refused(kind: Any, name: str, value: Any) -> None:
+    model = lstm()
+    optimizer = sgd(model)
+    if name == "regularizer":
+        value = fptt.DynamicRegularizer(model.parameters(), 0.1)
+    with pytest.raises(
+        TypeError, match=rf"{kind.__name__} has no argument '{name}'; its options are backward, batch_f"
+    ):
+        kind(model, optimizer, terminal(), num_chunks=2, **{name: value})
+    fptt.TBPTT(model, optimizer, terminal(), num_chunks=2)  # no hooks were left behind
+
+
+def test_a_method_that_waits_for_the_end_has_no_engine_that_updates_each_chunk() -> None:
+    class OneUpdate(Method):
+        updates_each_chunk = False
+
+    model = lstm()
+    with pytest.raises(ValueError, match="engine must be 'eager' with BPTT, got 'compiled'"):
+        OneUpdate(model, sgd(model), terminal(), num_chunks=2, engine="compiled")
 
 
 class OutputsOnly(nn.Module):

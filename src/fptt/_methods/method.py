@@ -1,7 +1,7 @@
 """The interface of the training methods: a batch in, its losses and the next state out."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
@@ -93,6 +93,14 @@ def step_optimizer(optimizer: Optimizer) -> Any:
     return optimizer.step()
 
 
+def check_options(method: "Method", options: Mapping[str, Any]) -> None:
+    """Raise TypeError unless all options are those that every method has: `Method` itself takes more."""
+    known = sorted(MethodOptions.__optional_keys__)
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{type(method).__name__} has no argument {name!r}; its options are {', '.join(known)}.")
+
+
 class Method:
     """A method that trains a model on batches of sequences: `BPTT`, `TBPTT` or `FPTT`.
 
@@ -133,6 +141,8 @@ class Method:
         check_choice("engine", engine, ("eager", "compiled"))
         check_choice("on_bad_number", on_bad_number, ("raise", "skip") if check_finite else ("raise",))
         check_count("horizon", horizon)
+        if engine == "compiled" and not self.updates_each_chunk:
+            raise ValueError("engine must be 'eager' with BPTT, got 'compiled', whose steps update at every chunk.")
         if horizon > 1 and not self.updates_each_chunk:
             raise ValueError(f"horizon must be 1 with BPTT, whose gradient goes through all chunks, got {horizon}.")
         if num_chunks is not None:
