@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
-from fptt.nn.cells import fused_operator, run_plain, run_whole
+from fptt.nn.cells import fused_operator, has_cell, run_plain, run_whole
 from fptt.nn.native import suits_native
 
 Kernel = Literal["fused", "torch", "plain"]
@@ -122,6 +122,9 @@ class _Model(nn.Module):
     def kernel_for(self, inputs: Tensor) -> RunningKernel:
         """Return what runs the recurrent layers on inputs of this shape, here and now: autocast and threads count.
 
+        A layer that others have put into `rnn`, with a `forward` of its own, and one with hooks is always called
+        itself, in a compiled step as well; one with parametrized weights (`torch.nn.utils.parametrize`) need not be.
+
         Args:
             inputs: (T, B, D), or (B, T, D) with batch_first.
 
@@ -137,18 +140,19 @@ class _Model(nn.Module):
         return self._kernel_for(inputs.transpose(0, 1) if self.batch_first else inputs)
 
     def _kernel_for(self, inputs: Tensor) -> RunningKernel:
+        if _has_hooks(self.rnn) or not has_cell(self.rnn):
+            return "torch"
         if self.kernel == "plain":
             return "plain"
         if plain_is_wanted():
             return (fused_operator(self.rnn, inputs) if self.kernel == "fused" else None) or "plain"
-        may_replace = self.kernel == "fused" and not _has_hooks(self.rnn)
-        return "native" if may_replace and suits_native(self.rnn, inputs) else "torch"
+        return "native" if self.kernel == "fused" and suits_native(self.rnn, inputs) else "torch"
 
     def _run_kernel(self, kernel: RunningKernel, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if self.kernel == "plain" or plain_is_wanted():
-            return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
-        if kernel == "native":
+        if kernel == "native" and not plain_is_wanted():
             return run_whole(self.rnn, inputs, states)
+        if kernel != "torch":
+            return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
         # torch.nn takes and returns a pair for an LSTM, else one tensor
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]
