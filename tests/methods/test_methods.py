@@ -428,9 +428,18 @@ def test_method_states_that_do_not_fit_are_refused_whole() -> None:
     for state in ({}, saved):
         with pytest.raises(ValueError, match="must have the keys"):
             other.load_state_dict(state)
+    larger = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C + 1))
+    state = {**saved, "loss": larger.state_dict()}
+    with pytest.raises(ValueError, match=rf"state_dict\['loss'\]\['prior.*'\] must have shape \({C}, .*got .*{C + 1}"):
+        other.load_state_dict(state)
+    state["loss"] = dict.fromkeys(state["loss"])
+    with pytest.raises(ValueError, match=r"must have shape .* got None"):
+        other.load_state_dict(state)
     assert other.regularizer is not None
     assert not other.regularizer.state
     assert other.batches == 0
+    other.load_state_dict({**saved, "loss": prior.state_dict()})
+    assert other.batches == 2
 
 
 @every_method

@@ -381,13 +381,19 @@ class Method:
         return {**counters, "loss": self.loss.state_dict(), "regularizer": regularizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned; nothing changes if it does not fit.
 
         Raises:
-            ValueError: If a key is missing, or it was saved by a method with another regularizer or loss.
+            ValueError: If a key is missing, or it was saved by a method with another regularizer or loss, or one whose
+                estimates have another size.
         """
         check_keys("state_dict", state_dict, self.state_dict())
-        check_keys("state_dict['loss']", state_dict["loss"], self.loss.state_dict())
+        own, saved = self.loss.state_dict(), state_dict["loss"]
+        check_keys("state_dict['loss']", saved, own)
+        for name, value in own.items():  # here, since torch finds it out after the regularizer is loaded
+            shape = getattr(saved[name], "shape", None)
+            if isinstance(value, Tensor) and shape != value.shape:
+                raise ValueError(f"state_dict['loss'][{name!r}] must have shape {tuple(value.shape)}, got {shape}.")
         if (state_dict["regularizer"] is None) != (self.regularizer is None):
             raise ValueError("state_dict must come from a method that has a regularizer if and only if this one has.")
         if self.regularizer is not None:
