@@ -274,8 +274,8 @@ class Method:
         so far are out: go on with `state=result.state` of the last.
 
         Args:
-            source: Any iterable of `Batch`s or pairs `(inputs, targets)`, as for `train_batch`; their lengths may
-                differ, the batch size not.
+            source: Any iterable of `Batch`s or pairs of tensors `(inputs, targets)`, as for `train_batch` but not
+                packed; their lengths may differ, the batch size not.
             state: Initial state; None for the model's own.
 
         Returns:
