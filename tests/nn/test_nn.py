@@ -219,3 +219,17 @@ def test_parametrized_weights(name: str, kernel: Any, width: int) -> None:
     gradients = [torch.autograd.grad(outputs.square().sum(), params) for outputs in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@every_model
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.float16])
+def test_inputs_of_another_dtype_are_named(name: str, kernel: Any, dtype: torch.dtype) -> None:
+    model, inputs = MODELS[name](3, 32, 2, kernel=kernel), torch.ones(7, 4, 3, dtype=dtype)
+    with pytest.raises(ValueError, match=f"must have the dtype of the weights, torch.float32, got {dtype}"):
+        model(inputs)
+    if dtype == torch.float16:
+        with torch.autocast("cpu", torch.float16):
+            assert model(inputs)[0].shape == (7, 4, 2)
+    model.rnn.register_forward_pre_hook(lambda _, arguments: tuple(tensor.float() for tensor in arguments[:1]))
+    assert model(inputs)[0].shape == (7, 4, 2)

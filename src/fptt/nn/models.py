@@ -91,6 +91,7 @@ class _Model(nn.Module):
             raise ValueError(
                 f"inputs must have shape {layout} with D = {self.rnn.input_size}, got {tuple(inputs.shape)}."
             )
+        self._check_dtype(inputs)
         # time-major from here on, as the kernels want it
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         states = self._checked_states(inputs, states)
@@ -101,6 +102,17 @@ class _Model(nn.Module):
             hidden = states[0][-1:] if kernel == "native" else hidden[-1:]
         outputs = self.readout(hidden)
         return outputs.transpose(0, 1) if self.batch_first else outputs, states
+
+    def _check_dtype(self, inputs: Tensor) -> None:
+        weight = next(self.rnn.parameters(), None)
+        if weight is None or inputs.dtype == weight.dtype or torch.is_autocast_enabled(inputs.device.type):
+            return
+        if self._is_as_made():  # hooks, or a forward pass of somebody's own, may convert
+            raise ValueError(f"inputs must have the dtype of the weights, {weight.dtype}, got {inputs.dtype}.")
+
+    def _is_as_made(self) -> bool:
+        """Return whether the recurrent layer is one that its weights alone describe."""
+        return has_cell(self.rnn) and not _has_hooks(self.rnn)
 
     def _zero_states(self, inputs: Tensor) -> list[Tensor]:
         """Return the state tensors from which sequences of inputs (T, B, D) begin."""
@@ -140,7 +152,7 @@ class _Model(nn.Module):
         return self._kernel_for(inputs.transpose(0, 1) if self.batch_first else inputs)
 
     def _kernel_for(self, inputs: Tensor) -> RunningKernel:
-        if _has_hooks(self.rnn) or not has_cell(self.rnn):
+        if not self._is_as_made():
             return "torch"
         if self.kernel == "plain":
             return "plain"
@@ -182,7 +194,8 @@ class LSTM(_Model):
             few inputs and a wide state, those of `torch.nn` are so small that the state hardly hears the inputs.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
+            the dtype of the weights, outside of autocast.
 
     Examples:
         >>> model = fptt.nn.LSTM(3, 16, 10, readout_sizes=[32])
