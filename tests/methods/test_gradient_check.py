@@ -336,7 +336,7 @@ class RootOfZero(nn.Module):
         self.scale, self.root, self.layer = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3)), nn.GRU(3, 3)
         self.is_used = is_used
 
-    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         outputs, state = self.layer(inputs, state)
         root = self.root.sqrt() if self.is_used else torch.where(self.root > 0, self.root.sqrt(), 0 * self.root)
         return self.scale * outputs + root, state

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fptt
 
@@ -189,7 +189,7 @@ def test_hooks_of_the_layer_run(name: str, kernel: Any) -> None:
 class Halved(nn.GRU):
     """A layer of `torch.nn` with a `forward` of its own."""
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: A002  # as in torch.nn
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002  # as in torch.nn
         outputs, state = super().forward(input, hx)
         return outputs / 2, state
 
@@ -198,7 +198,7 @@ class Halved(nn.GRU):
 @pytest.mark.parametrize(
     "layer", [Halved(3, 32), nn.GRU(3, 32, bias=False), nn.RNN(3, 32, nonlinearity="relu")], ids=["own", "bias", "relu"]
 )
-def test_a_layer_of_another_kind_is_called_itself(layer: nn.Module, kernel: Any) -> None:
+def test_a_layer_of_another_kind_is_called_itself(layer: nn.RNNBase, kernel: Any) -> None:
     model, inputs = fptt.nn.GRU(3, 32, 2, kernel=kernel), torch.randn(7, 4, 3)
     model.rnn = layer
     assert model.kernel_for(inputs) == "torch"
