@@ -206,6 +206,14 @@ def test_local_updates_go_on_together_after_a_bad_loss_in_one_process(
     assert all(tensor.isfinite().all() for tensor in tensors)
 
 
+def test_a_process_that_skips_all_stops_the_others(found: list[dict[str, Any]]) -> None:
+    (said, tensors), (its, its_tensors) = (process["skips for ever"] for process in found)
+    assert said[0].startswith("OtherProcessError: process 1 has met NaN or Inf")
+    assert its[0].startswith("FloatingPointError: on_bad_number='skip' has skipped 4 chunks in a row")
+    assert said[1:] == its[1:] == ["no error"] * 2
+    assert difference(tensors, its_tensors) == 0
+
+
 @pytest.mark.parametrize("name", ["skip 2", "skip 0"])
 def test_traced_steps_of_ones_own_skip_what_the_eager_engine_skips(
     found: list[dict[str, Any]], traced: list[dict[str, Any]], name: str

@@ -36,6 +36,7 @@ def work(number: int) -> dict[str, Any]:
     found["local"] = local_updates(number)
     found["skips"] = skips(number)
     found["bad losses"] = bad_losses(number)
+    found["skips for ever"] = skips_for_ever(number)
     found["resumed"] = resumed(number)
     found["gradients"] = missing_gradient(number)
     found["buffers"] = buffers(number)
@@ -149,6 +150,22 @@ def bad_losses(number: int, engine: str = "eager") -> dict[str, list[Any]]:
         method.sync()
         found[f"{policy} {bad_chunk}"] = [said, method.skipped, everything(method)]
     return found
+
+
+def skips_for_ever(number: int) -> list[Any]:
+    """Return what is said if process 1 skips all of the first batch of three, and may not skip so many, and the end."""
+    setting = {**SETTINGS["FPTT masked steps"], "on_bad_number": "skip"}
+    method = make_method(setting, fptt.DataParallel(sync_every=3, check=True))
+    said = []
+    with mock.patch("fptt._methods.method.MOST_SKIPPED_IN_A_ROW", K):
+        for index in range(3):
+            inputs, targets, _ = batch(index, per_step=True)
+            if index == 0:
+                targets[:, 1] = float("inf")
+            own = slice(number, None, 2)
+            said.append(message(partial(method.train_batch, inputs[:, own], targets[:, own])))
+    method.sync()
+    return [said, everything(method)]
 
 
 def resumed(number: int) -> list[Tensor]:

@@ -308,7 +308,11 @@ class Method:
         chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream, num_lanes=num_lanes)
         updates = self.updates
         walked = self._engine.walk(chunks, detach_state(state))
-        self._count_skipped(walked.skipped, made_updates=self.updates > updates)
+        try:
+            self._count_skipped(walked.skipped, made_updates=self.updates > updates)
+        except FloatingPointError:
+            self._replicas.report_failure()
+            raise
         if walked.bad is not None:
             self._replicas.report_failure()
             raise walked.bad.error(self.batches)
