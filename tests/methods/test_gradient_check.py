@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -324,3 +325,36 @@ def test_whole_numbers_of_a_state_stay_whole() -> None:
             return self.layer(inputs + self.embedding(count)), count + 1
 
     assert check(Counting(), state=torch.zeros(4, dtype=torch.int64), differences=False).passed
+
+
+class RootOfZero(nn.Module):
+    """Has a parameter whose gradient alone is no number, 0 · ∞ or ∞, where the loss is one."""
+
+    def __init__(self, *, is_used: bool) -> None:
+        super().__init__()
+        # in the middle: Python's max keeps a NaN that comes first
+        self.scale, self.root, self.layer = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3)), nn.GRU(3, 3)
+        self.is_used = is_used
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        outputs, state = self.layer(inputs, state)
+        root = self.root.sqrt() if self.is_used else torch.where(self.root > 0, self.root.sqrt(), 0 * self.root)
+        return self.scale * outputs + root, state
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+@pytest.mark.parametrize("options", [{}, {"differences": True}, {"dtype": torch.float32}], ids=str)
+def test_a_gradient_that_is_no_number_is_wrong(options: dict[str, Any], is_used: bool) -> None:
+    report = check(RootOfZero(is_used=is_used), **options)
+    assert all(math.isnan(chunk.autograd_error) for chunk in report.chunks)
+    assert report.not_applicable or {chunk.worst_parameter for chunk in report.chunks} == {"root"}
+    assert not report.passed
+    assert "WRONG" in str(report)
+
+
+@pytest.mark.parametrize("name", ["autograd_error", "difference_error"])
+def test_an_error_of_nan_beside_a_small_one_does_not_pass(name: str) -> None:
+    report = check(fptt.nn.GRU(3, 5, 3))
+    assert report.passed
+    chunks = [report.chunks[0], report.chunks[1]._replace(**{name: math.nan})]
+    assert not report._replace(chunks=chunks).passed

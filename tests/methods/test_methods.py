@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
+from fptt._methods.method import Method
 from tests.problems import FORMS, OPTIMIZERS, assert_same_weights, weights
 
 T, B, D, H, C = 13, 4, 3, 5, 6
@@ -363,6 +364,37 @@ def test_the_optimizer_must_train_the_model() -> None:
         fptt.DynamicRegularizer(lstm().parameters()).attach("sgd")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (fptt.BPTT, "engine", "compiled"),  # which updates at every chunk
+        (fptt.BPTT, "regularizer", None),
+        (fptt.TBPTT, "regularizer", None),
+        (fptt.TBPTT, "updates_each_chunk", False),
+        (fptt.FPTT, "gamma", 0.1),
+    ],
+)
+def test_options_that_a_method_does_not_have_are_refused(kind: Any, name: str, value: Any) -> None:
+    model = lstm()
+    optimizer = sgd(model)
+    if name == "regularizer":
+        value = fptt.DynamicRegularizer(model.parameters(), 0.1)
+    with pytest.raises(
+        TypeError, match=rf"{kind.__name__} has no argument '{name}'; its options are backward, batch_f"
+    ):
+        kind(model, optimizer, terminal(), num_chunks=2, **{name: value})
+    fptt.TBPTT(model, optimizer, terminal(), num_chunks=2)  # no hooks were left behind
+
+
+def test_a_method_that_waits_for_the_end_has_no_engine_that_updates_each_chunk() -> None:
+    class OneUpdate(Method):
+        updates_each_chunk = False
+
+    model = lstm()
+    with pytest.raises(ValueError, match="engine must be 'eager' with BPTT, got 'compiled'"):
+        OneUpdate(model, sgd(model), terminal(), num_chunks=2, engine="compiled")
+
+
 class OutputsOnly(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -396,9 +428,18 @@ def test_method_states_that_do_not_fit_are_refused_whole() -> None:
     for state in ({}, saved):
         with pytest.raises(ValueError, match="must have the keys"):
             other.load_state_dict(state)
+    larger = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C + 1))
+    state = {**saved, "loss": larger.state_dict()}
+    with pytest.raises(ValueError, match=rf"state_dict\['loss'\]\['prior.*'\] must have shape \({C}, .*got .*{C + 1}"):
+        other.load_state_dict(state)
+    state["loss"] = dict.fromkeys(state["loss"])
+    with pytest.raises(ValueError, match=r"must have shape .* got None"):
+        other.load_state_dict(state)
     assert other.regularizer is not None
     assert not other.regularizer.state
     assert other.batches == 0
+    other.load_state_dict({**saved, "loss": prior.state_dict()})
+    assert other.batches == 2
 
 
 @every_method

@@ -48,7 +48,7 @@ class Case:
         return [outputs, *(tensor[0] for tensor in (final if len(states) > 1 else [final]))]
 
     def by_native(self, inputs: Tensor | None = None, *, as_operator: bool = False) -> list[Tensor]:
-        gates = CELLS[type(self.layer)][1]
+        gates = CELLS[self.layer.mode][1]
         inputs = self.inputs if inputs is None else inputs
         outputs, final = native.run_native(inputs, self.weights, self.state, gates, as_operator=as_operator)
         return [outputs, *final]
@@ -83,7 +83,7 @@ def test_gradients_are_the_limits_of_differences(cell: str, shape: Any) -> None:
     count = len(case.state)
 
     def run(inputs: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        outputs, final = native.run_native(inputs, rest[count:], rest[:count], CELLS[type(case.layer)][1])
+        outputs, final = native.run_native(inputs, rest[count:], rest[:count], CELLS[case.layer.mode][1])
         return outputs, *final
 
     assert gradcheck(run, tuple(case.leaves))
@@ -178,7 +178,7 @@ def test_calls_do_not_disturb_each_other(cell: str, as_operator: bool) -> None:
 def test_one_chunk_after_another_is_the_whole() -> None:
     case = Case("lstm", (9, 3, 2, 20))
     first, *state = case.by_native(case.inputs[:4])
-    gates = CELLS[nn.LSTM][1]
+    gates = CELLS["LSTM"][1]
     second, final = native.run_native(case.inputs[4:], case.weights, state, gates)
     results = [torch.cat([first, second]), *final]
     assert_close(case.gradients(results), case.gradients(case.by_torch()), 1e-11)

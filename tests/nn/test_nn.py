@@ -169,3 +169,67 @@ def test_a_linear_readout_calls_what_is_put_into_it() -> None:
     model.readout[1] = nn.ReLU()
     hidden, _ = model.rnn(inputs)
     torch.testing.assert_close(model(inputs)[0], last(first(hidden).relu()))
+
+
+every_kernel = pytest.mark.parametrize("kernel", ["fused", "torch", "plain"])
+
+
+@every_model
+@every_kernel
+def test_hooks_of_the_layer_run(name: str, kernel: Any) -> None:
+    """32 units are enough for machine code, which would pass them over, as would the plain cell."""
+    model, inputs = MODELS[name](3, 32, 2, kernel=kernel), torch.randn(7, 4, 3)
+    expected = model.readout(2 * model.rnn(inputs + 1)[0])
+    model.rnn.register_forward_pre_hook(lambda _, arguments: (arguments[0] + 1, *arguments[1:]))
+    model.rnn.register_forward_hook(lambda _, __, results: (2 * results[0], results[1]))
+    assert model.kernel_for(inputs) == "torch"
+    torch.testing.assert_close(model(inputs)[0], expected)
+
+
+class Halved(nn.GRU):
+    """A layer of `torch.nn` with a `forward` of its own."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002  # as in torch.nn
+        outputs, state = super().forward(input, hx)
+        return outputs / 2, state
+
+
+@every_kernel
+@pytest.mark.parametrize(
+    "layer", [Halved(3, 32), nn.GRU(3, 32, bias=False), nn.RNN(3, 32, nonlinearity="relu")], ids=["own", "bias", "relu"]
+)
+def test_a_layer_of_another_kind_is_called_itself(layer: nn.RNNBase, kernel: Any) -> None:
+    model, inputs = fptt.nn.GRU(3, 32, 2, kernel=kernel), torch.randn(7, 4, 3)
+    model.rnn = layer
+    assert model.kernel_for(inputs) == "torch"
+    torch.testing.assert_close(model(inputs)[0], model.readout(layer(inputs)[0]))
+
+
+@every_model
+@every_kernel
+@pytest.mark.parametrize("width", [5, 32])
+def test_parametrized_weights(name: str, kernel: Any, width: int) -> None:
+    """W = g v/|v|, by torch.nn's own layer and by ours: outputs and gradients of g and v."""
+    torch.manual_seed(0)
+    model, inputs = MODELS[name](3, width, 2, kernel=kernel), torch.randn(7, 4, 3)
+    nn.utils.parametrizations.weight_norm(model.rnn, "weight_hh_l0")
+    params = list(model.parameters())
+    found, expected = model(inputs)[0], model.readout(model.rnn(inputs)[0])
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(outputs.square().sum(), params) for outputs in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@every_model
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.float16])
+def test_inputs_of_another_dtype_are_named(name: str, kernel: Any, dtype: torch.dtype) -> None:
+    model, inputs = MODELS[name](3, 32, 2, kernel=kernel), torch.ones(7, 4, 3, dtype=dtype)
+    with pytest.raises(ValueError, match=f"must have the dtype of the weights, torch.float32, got {dtype}"):
+        model(inputs)
+    if dtype == torch.float16:
+        with torch.autocast("cpu", torch.float16):
+            assert model(inputs)[0].shape == (7, 4, 2)
+    model.rnn.register_forward_pre_hook(lambda _, arguments: tuple(tensor.float() for tensor in arguments[:1]))
+    assert model(inputs)[0].shape == (7, 4, 2)

@@ -64,6 +64,11 @@ def test_batch_first_and_last_only_are_the_same_numbers(model: nn.Module) -> Non
     last = fptt.nn.LSTM(3, 6, 2, num_layers=2, last_only=True)
     last.load_state_dict(model.state_dict())
     torch.testing.assert_close(fptt.predict(last, whole, chunk_length=3), every)
+    # as well as ragged sequences that are not, and a mask that leaves nothing out
+    sequences = list(whole.unbind(1))
+    for given in (sequences, pack_sequence(sequences)):
+        torch.testing.assert_close(fptt.predict(last, given, chunk_length=3), every)
+    torch.testing.assert_close(fptt.predict(last, whole, torch.ones(7, 4, dtype=torch.bool), chunk_length=3), every)
     with pytest.raises(ValueError, match=r"output for each of 7 steps \(last_only=False\), got shape \(1, 4, 2\)"):
         fptt.predict(last, whole, per_step=True)
     with pytest.raises(ValueError, match="last_only=False"):

@@ -188,6 +188,40 @@ def test_a_chunk_that_is_bad_in_one_process_is_skipped(found: list[dict[str, Any
         assert all(tensor.isfinite().all() for tensor in tensors[0])
 
 
+@pytest.mark.parametrize("name", ["raise 1", "raise 2", "skip 2", "skip 0"])
+@pytest.mark.parametrize("engine", ["found", "traced"])
+def test_local_updates_go_on_together_after_a_bad_loss_in_one_process(
+    request: pytest.FixtureRequest, engine: str, name: str
+) -> None:
+    """Whether the error was caught or the chunk was skipped: the others have counted more updates than that process."""
+    (said, skipped, tensors), (its, its_skipped, its_tensors) = (
+        process["bad losses"][name] for process in request.getfixturevalue(engine)
+    )
+    raises = name.startswith("raise")
+    assert said[2:] == its[2:] == ["no error"] * 3
+    assert said[1].startswith("OtherProcessError: process 1 has met NaN or Inf" if raises else "no error")
+    assert its[1].startswith(f"FloatingPointError: the loss is inf in chunk {name[-1]} of" if raises else "no error")
+    assert (skipped, its_skipped) == (0, 0 if raises else 1)
+    assert difference(tensors, its_tensors) == 0
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_a_process_that_skips_all_stops_the_others(found: list[dict[str, Any]]) -> None:
+    (said, tensors), (its, its_tensors) = (process["skips for ever"] for process in found)
+    assert said[0].startswith("OtherProcessError: process 1 has met NaN or Inf")
+    assert its[0].startswith("FloatingPointError: on_bad_number='skip' has skipped 4 chunks in a row")
+    assert said[1:] == its[1:] == ["no error"] * 2
+    assert difference(tensors, its_tensors) == 0
+
+
+@pytest.mark.parametrize("name", ["skip 2", "skip 0"])
+def test_traced_steps_of_ones_own_skip_what_the_eager_engine_skips(
+    found: list[dict[str, Any]], traced: list[dict[str, Any]], name: str
+) -> None:
+    for process, eager in zip(traced, found, strict=True):
+        assert difference(process["bad losses"][name][2], eager["bad losses"][name][2]) < 1e-10
+
+
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 def test_a_traced_step_that_is_bad_in_one_process_is_so_in_both(traced: list[dict[str, Any]], policy: str) -> None:
     (said, skipped, updates, tensors), other = (process["errors"][policy] for process in traced)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 from unittest import mock
 
@@ -34,6 +35,8 @@ def work(number: int) -> dict[str, Any]:
         found[name] = learned(method, batches, number, staggered="staggered" in setting)
     found["local"] = local_updates(number)
     found["skips"] = skips(number)
+    found["bad losses"] = bad_losses(number)
+    found["skips for ever"] = skips_for_ever(number)
     found["resumed"] = resumed(number)
     found["gradients"] = missing_gradient(number)
     found["buffers"] = buffers(number)
@@ -46,6 +49,7 @@ def work_traced(number: int) -> dict[str, Any]:
     with interpreted():
         found: dict[str, Any] = {name: with_engine(name, number, range(10)) for name in CHUNKED}
         found["local"] = local_updates(number, "compiled")
+        found["bad losses"] = bad_losses(number, "compiled")
         found["errors"] = {policy: bad_targets(number, policy) for policy in ("raise", "skip")}
         found["gradients"] = message(lambda: missing_gradient(number, "compiled"))
     return found
@@ -125,6 +129,43 @@ def skips(number: int) -> dict[str, Any]:
         method.sync()
         found[f"skipped {sync_every}"], found[f"tensors {sync_every}"] = skipped, everything(method)
     return found
+
+
+def bad_losses(number: int, engine: str = "eager") -> dict[str, list[Any]]:
+    """Return what comes of a loss in process 1 that is infinite, in a batch among five of 4 local updates each.
+
+    What is said of each batch, how many chunks were skipped, and everything after the last averaging.
+    """
+    found: dict[str, list[Any]] = {}
+    for policy, bad_chunk, bad_batch in (("raise", 1, 1), ("raise", 2, 1), ("skip", 2, 1), ("skip", 0, 0)):
+        setting = {**SETTINGS["FPTT masked steps"], "engine": engine, "on_bad_number": policy}
+        method = make_method(setting, fptt.DataParallel(sync_every=3, check=True))
+        said = []
+        for index in range(5):
+            inputs, targets, _ = batch(index, per_step=True)
+            if index == bad_batch:
+                targets[2 * bad_chunk + 1, 1] = float("inf")  # a sequence of process 1
+            own = slice(number, None, 2)
+            said.append(message(partial(method.train_batch, inputs[:, own], targets[:, own])))
+        method.sync()
+        found[f"{policy} {bad_chunk}"] = [said, method.skipped, everything(method)]
+    return found
+
+
+def skips_for_ever(number: int) -> list[Any]:
+    """Return what is said if process 1 skips all of the first batch of three, and may not skip so many, and the end."""
+    setting = {**SETTINGS["FPTT masked steps"], "on_bad_number": "skip"}
+    method = make_method(setting, fptt.DataParallel(sync_every=3, check=True))
+    said = []
+    with mock.patch("fptt._methods.method.MOST_SKIPPED_IN_A_ROW", K):
+        for index in range(3):
+            inputs, targets, _ = batch(index, per_step=True)
+            if index == 0:
+                targets[:, 1] = float("inf")
+            own = slice(number, None, 2)
+            said.append(message(partial(method.train_batch, inputs[:, own], targets[:, own])))
+    method.sync()
+    return [said, everything(method)]
 
 
 def resumed(number: int) -> list[Tensor]:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._methods.method import Method, MethodOptions
+from fptt._methods.method import Method, MethodOptions, check_options
 from fptt._sequence import State
 
 
@@ -29,7 +29,8 @@ class BPTT(Method):
 
     Raises:
         ValueError: If a setting is out of range, or both `num_chunks` and `chunk_length` are given.
-        TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps.
+        TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps;
+            or if there is no such option.
         RuntimeError: If the optimizer has the hooks of another method or regularizer.
 
     Examples:
@@ -52,6 +53,7 @@ class BPTT(Method):
         chunk_length: int | None = None,
         **options: Unpack[MethodOptions],
     ) -> None:
+        check_options(self, options)
         if num_chunks is None and chunk_length is None:
             num_chunks = 1
         super().__init__(model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, **options)

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from fptt._checks import check_positive
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._methods.method import EngineName, Method, MethodOptions
+from fptt._methods.method import EngineName, Method, MethodOptions, check_options
 from fptt._regularizer.regularizer import Coupling, DynamicRegularizer, Form, PreviousGradient
 
 OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_duals")
@@ -56,7 +56,8 @@ class FPTT(Method):
 
     Raises:
         ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.
-        TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps.
+        TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps;
+            or if there is no such option.
         RuntimeError: If the optimizer has the hooks of another method or regularizer.
 
     Examples:
@@ -88,6 +89,7 @@ class FPTT(Method):
         regularizer: DynamicRegularizer | None = None,
         **options: Unpack[MethodOptions],
     ) -> None:
+        check_options(self, options)
         if alpha != 0:
             check_positive("alpha", alpha)
         elif regularizer is not None:

@@ -67,10 +67,10 @@ class GradientReport(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether every error is within the tolerance, and there is a gradient at all."""
-        is_right = all(
-            max(chunk.autograd_error, chunk.difference_error or 0.0) <= self.tolerance for chunk in self.chunks
-        )
+        """Whether every error is within the tolerance, which NaN is not, and there is a gradient at all."""
+        # each by itself: Python's max may drop a NaN, which is within no tolerance
+        errors = [error for chunk in self.chunks for error in (chunk.autograd_error, chunk.difference_error)]
+        is_right = all(error is None or error <= self.tolerance for error in errors)
         return is_right and not self.is_zero
 
     @property
@@ -294,11 +294,11 @@ class _Checker:
         gradient, window = walked.gradients[chunk.number], walked.windows[chunk.number]
         expected, uses_state = self.isolated_gradient(window, chunk)
         scale = _norm(expected)
-        autograd_error = max(_relative((gradient[name] - expected[name]).norm().item(), scale) for name in expected)
+        errors = {name: _relative((gradient[name] - expected[name]).norm().item(), scale) for name in expected}
         return ChunkGradient(
             chunk.number,
             walked.losses[chunk.number],
-            autograd_error,
+            errors[_worst(errors)],
             None,
             None,
             _angle(gradient, full),
@@ -322,7 +322,7 @@ class _Checker:
                 direction = _direction(value)
                 ahead, behind = (self._loss_at(name, direction * at, window, chunk) for at in (STEP, -STEP))
                 errors[name] = _relative(abs((ahead - behind) / (2 * STEP) - (value * direction).sum().item()), scale)
-            name = max(errors, key=errors.__getitem__)
+            name = _worst(errors)
             if errors[name] > may_not_apply_above:
                 reason = self._why_not_applicable(gradient, window, chunk)
                 if reason:
@@ -401,6 +401,11 @@ def _direction(like: Tensor) -> Tensor:
 
 def _relative(error: float, scale: float) -> float:
     return error / scale if scale > 0 else error
+
+
+def _worst(errors: dict[str, float]) -> str:
+    """Return the name of the largest error; NaN is larger than all."""
+    return max(errors, key=lambda name: (math.isnan(errors[name]), errors[name]))
 
 
 def _angle(one: Gradient, other: Gradient) -> float:

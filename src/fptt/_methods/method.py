@@ -1,7 +1,7 @@
 """The interface of the training methods: a batch in, its losses and the next state out."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 
@@ -93,6 +93,14 @@ def step_optimizer(optimizer: Optimizer) -> Any:
     return optimizer.step()
 
 
+def check_options(method: "Method", options: Mapping[str, Any]) -> None:
+    """Raise TypeError unless all options are those that every method has: `Method` itself takes more."""
+    known = sorted(MethodOptions.__optional_keys__)
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{type(method).__name__} has no argument {name!r}; its options are {', '.join(known)}.")
+
+
 class Method:
     """A method that trains a model on batches of sequences: `BPTT`, `TBPTT` or `FPTT`.
 
@@ -133,6 +141,8 @@ class Method:
         check_choice("engine", engine, ("eager", "compiled"))
         check_choice("on_bad_number", on_bad_number, ("raise", "skip") if check_finite else ("raise",))
         check_count("horizon", horizon)
+        if engine == "compiled" and not self.updates_each_chunk:
+            raise ValueError("engine must be 'eager' with BPTT, got 'compiled', whose steps update at every chunk.")
         if horizon > 1 and not self.updates_each_chunk:
             raise ValueError(f"horizon must be 1 with BPTT, whose gradient goes through all chunks, got {horizon}.")
         if num_chunks is not None:
@@ -264,8 +274,8 @@ class Method:
         so far are out: go on with `state=result.state` of the last.
 
         Args:
-            source: Any iterable of `Batch`s or pairs `(inputs, targets)`, as for `train_batch`; their lengths may
-                differ, the batch size not.
+            source: Any iterable of `Batch`s or pairs of tensors `(inputs, targets)`, as for `train_batch` but not
+                packed; their lengths may differ, the batch size not.
             state: Initial state; None for the model's own.
 
         Returns:
@@ -298,7 +308,11 @@ class Method:
         chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream, num_lanes=num_lanes)
         updates = self.updates
         walked = self._engine.walk(chunks, detach_state(state))
-        self._count_skipped(walked.skipped, made_updates=self.updates > updates)
+        try:
+            self._count_skipped(walked.skipped, made_updates=self.updates > updates)
+        except FloatingPointError:
+            self._replicas.report_failure()
+            raise
         if walked.bad is not None:
             self._replicas.report_failure()
             raise walked.bad.error(self.batches)
@@ -371,13 +385,19 @@ class Method:
         return {**counters, "loss": self.loss.state_dict(), "regularizer": regularizer}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned; nothing changes if it does not fit.
 
         Raises:
-            ValueError: If a key is missing, or it was saved by a method with another regularizer or loss.
+            ValueError: If a key is missing, or it was saved by a method with another regularizer or loss, or one whose
+                estimates have another size.
         """
         check_keys("state_dict", state_dict, self.state_dict())
-        check_keys("state_dict['loss']", state_dict["loss"], self.loss.state_dict())
+        own, saved = self.loss.state_dict(), state_dict["loss"]
+        check_keys("state_dict['loss']", saved, own)
+        for name, value in own.items():  # here, since torch finds it out after the regularizer is loaded
+            shape = getattr(saved[name], "shape", None)
+            if isinstance(value, Tensor) and shape != value.shape:
+                raise ValueError(f"state_dict['loss'][{name!r}] must have shape {tuple(value.shape)}, got {shape}.")
         if (state_dict["regularizer"] is None) != (self.regularizer is None):
             raise ValueError("state_dict must come from a method that has a regularizer if and only if this one has.")
         if self.regularizer is not None:

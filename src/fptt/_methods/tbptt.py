@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._methods.method import EngineName, Method, MethodOptions
+from fptt._methods.method import EngineName, Method, MethodOptions, check_options
 
 
 class TBPTT(Method):
@@ -42,7 +42,8 @@ class TBPTT(Method):
 
     Raises:
         ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.
-        TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps.
+        TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps;
+            or if there is no such option.
         RuntimeError: If the optimizer has the hooks of another method or regularizer.
 
     Examples:
@@ -64,6 +65,7 @@ class TBPTT(Method):
         engine: EngineName = "eager",
         **options: Unpack[MethodOptions],
     ) -> None:
+        check_options(self, options)
         super().__init__(
             model, optimizer, loss, num_chunks=num_chunks, chunk_length=chunk_length, engine=engine, **options
         )

@@ -31,7 +31,8 @@ class DataParallel:
 
     The model begins with the weights of process 0. Every process must train on as many batches, cut into as many
     chunks. A `BatchResult` is of the whole batch, and the same in all processes, but for the final state. NaN or Inf
-    in one process stops all of them. Buffers of the model, as of BatchNorm, become their means after every batch. Use
+    in one process stops all of them; who catches the error in all may go on with the next batch, at whose first update
+    the weights are averaged. Buffers of the model, as of BatchNorm, become their means after every batch. Use
     no `DistributedDataParallel` around the model: it would average a second time.
 
     Args:
@@ -316,6 +317,9 @@ class DistributedReplicas(Replicas):
         """Exchange whether the processes are well, and raise OtherProcessError if one is not."""
         flags = collectives.gather(torch.tensor([float(is_well)], device=self.device), self.group).flatten()
         if not flags.all():
+            # the others have made more updates since the last averaging: all count alike again, so that who goes on
+            # with the next batch averages at its first update
+            self.num_unsynced = self.parallel.sync_every - 1
             number = int((flags == 0).nonzero()[0])
             raise OtherProcessError(f"process {number} has met NaN or Inf; its own error says where.")
 

@@ -45,12 +45,18 @@ def rnn_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellSta
     return ((from_input[0] + from_hidden[0]).tanh(),)
 
 
-CELLS: dict[type[nn.RNNBase], tuple[Cell, int]] = {
-    nn.LSTM: (lstm_cell, 4),
-    nn.GRU: (gru_cell, 3),
-    nn.RNN: (rnn_cell, 1),
-}
-"""The cell of each layer, and how many gates it has."""
+CELLS: dict[str, tuple[Cell, int]] = {"LSTM": (lstm_cell, 4), "GRU": (gru_cell, 3), "RNN_TANH": (rnn_cell, 1)}
+"""The cell of each layer, by the name that `torch.nn` gives it, and how many gates it has."""
+
+FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+"""What the cells stand for: a layer with a `forward` of its own may compute anything."""
+
+
+def has_cell(rnn: nn.Module) -> bool:
+    """Return whether the cells compute what a layer does: one of `torch.nn`, also with parametrized weights."""
+    if not isinstance(rnn, nn.RNNBase) or type(rnn).forward not in FORWARDS or "forward" in vars(rnn):
+        return False
+    return rnn.mode in CELLS and rnn.bias and not rnn.bidirectional and not rnn.proj_size
 
 
 def run_plain(
@@ -93,7 +99,7 @@ def _run_layers(
             inputs = functional.dropout(inputs, rnn.dropout, rnn.training)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         weights = [getattr(rnn, f"{name}_l{layer}") for name in names]
-        inputs, final = run(inputs, weights, tuple(state[layer] for state in states), CELLS[type(rnn)][1])
+        inputs, final = run(inputs, weights, tuple(state[layer] for state in states), CELLS[rnn.mode][1])
         finals.append(final)
     return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
-from fptt.nn.cells import fused_operator, run_plain, run_whole
+from fptt.nn.cells import fused_operator, has_cell, run_plain, run_whole
 from fptt.nn.native import suits_native
 
 Kernel = Literal["fused", "torch", "plain"]
@@ -91,6 +91,7 @@ class _Model(nn.Module):
             raise ValueError(
                 f"inputs must have shape {layout} with D = {self.rnn.input_size}, got {tuple(inputs.shape)}."
             )
+        self._check_dtype(inputs)
         # time-major from here on, as the kernels want it
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         states = self._checked_states(inputs, states)
@@ -101,6 +102,17 @@ class _Model(nn.Module):
             hidden = states[0][-1:] if kernel == "native" else hidden[-1:]
         outputs = self.readout(hidden)
         return outputs.transpose(0, 1) if self.batch_first else outputs, states
+
+    def _check_dtype(self, inputs: Tensor) -> None:
+        weight = next(iter(self.rnn._parameters.values()), None)  # at every call: `parameters()` takes 10 µs
+        if weight is None or inputs.dtype == weight.dtype or torch.is_autocast_enabled(inputs.device.type):
+            return
+        if self._is_as_made():  # hooks, or a forward pass of somebody's own, may convert
+            raise ValueError(f"inputs must have the dtype of the weights, {weight.dtype}, got {inputs.dtype}.")
+
+    def _is_as_made(self) -> bool:
+        """Return whether the recurrent layer is one that its weights alone describe."""
+        return has_cell(self.rnn) and not _has_hooks(self.rnn)
 
     def _zero_states(self, inputs: Tensor) -> list[Tensor]:
         """Return the state tensors from which sequences of inputs (T, B, D) begin."""
@@ -122,6 +134,9 @@ class _Model(nn.Module):
     def kernel_for(self, inputs: Tensor) -> RunningKernel:
         """Return what runs the recurrent layers on inputs of this shape, here and now: autocast and threads count.
 
+        A layer that others have put into `rnn`, with a `forward` of its own, and one with hooks is always called
+        itself, in a compiled step as well; one with parametrized weights (`torch.nn.utils.parametrize`) need not be.
+
         Args:
             inputs: (T, B, D), or (B, T, D) with batch_first.
 
@@ -137,18 +152,19 @@ class _Model(nn.Module):
         return self._kernel_for(inputs.transpose(0, 1) if self.batch_first else inputs)
 
     def _kernel_for(self, inputs: Tensor) -> RunningKernel:
+        if not self._is_as_made():
+            return "torch"
         if self.kernel == "plain":
             return "plain"
         if plain_is_wanted():
             return (fused_operator(self.rnn, inputs) if self.kernel == "fused" else None) or "plain"
-        may_replace = self.kernel == "fused" and not _has_hooks(self.rnn)
-        return "native" if may_replace and suits_native(self.rnn, inputs) else "torch"
+        return "native" if self.kernel == "fused" and suits_native(self.rnn, inputs) else "torch"
 
     def _run_kernel(self, kernel: RunningKernel, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if self.kernel == "plain" or plain_is_wanted():
-            return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
-        if kernel == "native":
+        if kernel == "native" and not plain_is_wanted():
             return run_whole(self.rnn, inputs, states)
+        if kernel != "torch":
+            return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
         # torch.nn takes and returns a pair for an LSTM, else one tensor
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]
@@ -178,7 +194,8 @@ class LSTM(_Model):
             few inputs and a wide state, those of `torch.nn` are so small that the state hardly hears the inputs.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
+            the dtype of the weights, outside of autocast.
 
     Examples:
         >>> model = fptt.nn.LSTM(3, 16, 10, readout_sizes=[32])

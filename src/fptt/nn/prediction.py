@@ -66,8 +66,8 @@ def predict(
     dim = int(batch_first)
     _check_mask(inputs, mask, dim)
     num_steps = inputs.shape[dim]
-    # (B,), the number of the last real step of each sequence
-    last = None if mask is None else last_true(mask.T if batch_first else mask).to(inputs.device)
+    # (B,), the number of the last real step of each sequence; None where that is the last one of all
+    last = None if mask is None or mask.all() else last_true(mask.T if batch_first else mask).to(inputs.device)
     state: State = None
     parts: list[Tensor] = []
     found: Tensor | None = None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
@@ -416,3 +417,40 @@ def test_no_step_is_compiled_from_bad_numbers() -> None:
         assert method.updates == 1
     train_both(methods, *batch(6))
     assert_equal_memory(methods, 1e-10)
+
+
+def halved(_: nn.Module, __: Any, results: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    return results[0] / 2, results[1]
+
+
+def weight_norm(rnn: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
+
+
+@pytest.mark.parametrize("kernel", ["fused", "torch", "plain"])
+@pytest.mark.parametrize("change", [weight_norm, lambda rnn: rnn.register_forward_hook(halved)])
+def test_a_recurrent_layer_that_somebody_has_changed(change: Any, kernel: Any) -> None:
+    """A step with its weights alone would leave out the rest."""
+    model = fptt.nn.GRU(D, H, C, kernel=kernel)
+    change(model.rnn)
+    methods = make_pair(model)
+    train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+
+
+@pytest.mark.parametrize("kernel", ["fused", "plain"])
+def test_a_hook_that_comes_later(kernel: Any) -> None:
+    methods = make_pair(fptt.nn.GRU(D, H, C, kernel=kernel))
+    train_both(methods, *batch())
+    for method in methods:
+        method.model.get_submodule("rnn").register_forward_hook(halved)
+    train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+
+
+def test_a_pruned_layer_is_refused() -> None:
+    """Its weight is made anew by a hook, from one call to the next, as an attribute."""
+    method = make_method(fptt.nn.GRU(D, H, C), "sgd", engine="compiled")
+    prune.random_unstructured(method.model.get_submodule("rnn"), "weight_hh_l0", 0.5)
+    with pytest.raises(fptt.CompilationError, match=r"cannot follow model\.rnn\.weight_hh_l0, which the forward pass"):
+        method.train_batch(*batch())

@@ -20,7 +20,7 @@ from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
 from fptt._engine.eager import forward_chunk, run_chunk, state_without
-from fptt._engine.engine import Walked
+from fptt._engine.engine import Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import DistributedReplicas, Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
@@ -104,7 +104,9 @@ class CompiledEngine:
         window = Window((), state)
         if not self.skips:
             return self._run(chunks, window)[0]
-        if all(chunk.bad_inputs is None for chunk in chunks):
+        # local updates of several processes are averaged in between, which cannot be learned again
+        are_shared = not isinstance(self.replicas, DistributedReplicas) or self.replicas.shares_updates
+        if are_shared and all(chunk.bad_inputs is None for chunk in chunks):
             before = self._snapshot()
             walked, _ = self._run(chunks, window)
             if walked.bad is None:
@@ -127,6 +129,9 @@ class CompiledEngine:
                 state = state_without(self.risk.model, [chunk], walked.state)
                 if state is not walked.state:
                     walked.state, window = state, Window((), state)
+            if self.replicas.count_update():  # a skipped one counts, as the others have not skipped it
+                # by parameter: a process that has skipped all chunks so far has no buffers
+                self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.risk.loss))
         return walked
 
     def _begin(self, chunks: Sequence[Chunk], window: Window, context: Key) -> tuple[Sequence[Chunk], Window]:
@@ -254,7 +259,7 @@ class CompiledEngine:
                 loss, norm, *states = run(*in_place, *series[0], *walk.state_tensors, **weight)
                 result = SeriesResult([loss], [norm], states)
             walk.take(result, entry.next_nest, groups)
-            if self.replicas.count_update():
+            if not self.skips and self.replicas.count_update():  # otherwise `walk` counts what is left out as well
                 if self._is_dead():
                     return False  # there is nothing to share
                 self.replicas.sync(self._trained())
