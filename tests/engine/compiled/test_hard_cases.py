@@ -454,3 +454,55 @@ def test_a_pruned_layer_is_refused() -> None:
     prune.random_unstructured(method.model.get_submodule("rnn"), "weight_hh_l0", 0.5)
     with pytest.raises(fptt.CompilationError, match=r"cannot follow model\.rnn\.weight_hh_l0, which the forward pass"):
         method.train_batch(*batch())
+
+
+class Decaying(nn.Module):
+    """A cell that halves the state that it is given, in place or not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(D, C), in_place
+
+    def initial_state(self, inputs: Tensor) -> Tensor:
+        return inputs.new_zeros(inputs.shape[1], C)
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = self.initial_state(inputs) if state is None else state
+        state = state.mul_(0.5) if self.in_place else state * 0.5
+        outputs = []
+        for step in self.layer(inputs):
+            state = torch.tanh(state + step)
+            outputs.append(state)
+        return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"horizon": 2}, {"on_bad_number": "skip"}, {"on_bad_number": "skip", "horizon": 3}], ids=str
+)
+def test_a_model_may_write_into_the_state_that_it_is_given(options: dict[str, Any]) -> None:
+    ends = []
+    for in_place, engine in ((False, "eager"), (True, "compiled")):
+        torch.manual_seed(0)
+        model, given = Decaying(in_place=in_place), torch.ones(B, C)
+        optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.3), fptt.SequenceLoss(functional.mse_loss)
+        method = fptt.FPTT(model, optimizer, loss, num_chunks=4, alpha=0.4, engine=engine, **options)
+        found, state = [], given
+        for _ in range(2):
+            inputs, targets = torch.randn(T, B, D), torch.zeros(T, B, C)
+            targets[T // 2] = torch.nan if "on_bad_number" in options else 0.0
+            result = method.train_batch(inputs, targets, state=state)
+            state = result.state
+            found += [result.chunk_losses.nan_to_num(), state]
+        assert torch.equal(given, torch.ones(B, C))
+        ends.append([*model.parameters(), *found])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_without_a_gradient_is_named() -> None:
+    model = fptt.nn.LSTM(D, H, C, last_only=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = fptt.TBPTT(model, optimizer, terminal_loss(), num_chunks=4, engine="compiled")
+    model.requires_grad_(requires_grad=False)
+    with pytest.raises(fptt.CompilationError, match="a loss that depends on a weight that requires a gradient: all"):
+        method.train_batch(*batch())

@@ -327,7 +327,8 @@ class CompiledEngine:
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
-        options = {"horizon": len(walk.inputs[walk.position]), "has_effects": has_effects}
+        effects = {"has_effects": has_effects, "copies_state": found.writes_state}
+        options = {"horizon": len(walk.inputs[walk.position]), **effects}
         step = ChunkStep(self.risk, groups, list(module), moving, self._update(), **options)
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
         numbers = [rows[id(group)][0] for group in groups]
@@ -348,14 +349,17 @@ class CompiledEngine:
 
     def _probe(self, walk: "_Walk") -> Probe | BadNumber:
         bad: list[BadNumber] = []
+        copies: list[Tensor] = []
 
         def loss_of_chunk() -> Tensor:
             # copies, since a model may change its inputs in place, and the chunk is still to be learned
             window, chunk = walk.window(), walk.chunk._replace(inputs=walk.chunk.inputs.clone())
             state = map_state(Tensor.clone, window.state)
+            copies.extend(flatten_state(state))
             for earlier in window.chunks:
                 own = earlier._replace(inputs=earlier.inputs.clone())
                 _, state = run_chunk(self.risk.model, self.risk.chunking, own, state)
+                state = map_state(Tensor.clone, state)
             output, loss, _ = forward_chunk(self.risk.model, self.risk.loss, self.risk.chunking, chunk, state)
             if not self.replicas.shares_updates:  # otherwise it would communicate, and all judge the loss of all
                 self.risk.loss.observe(output.detach(), chunk.part)
@@ -366,7 +370,8 @@ class CompiledEngine:
         trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         with plain_cells():  # by the cells that will be compiled, so that rounding is the only difference
             found = probe(loss_of_chunk, self.risk, trained)
-        return bad[0] if bad else found
+        # torch counts the writes into a tensor
+        return bad[0] if bad else found._replace(writes_state=any(copy._version for copy in copies))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled and gathered: a copy makes its own."""

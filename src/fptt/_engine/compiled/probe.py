@@ -22,6 +22,7 @@ class Probe(NamedTuple):
         is_random: Whether it draws random numbers.
         loss: Its loss.
         norm: The norm of its gradient.
+        writes_state: Whether the forward pass writes into the state that it is given.
     """
 
     used: frozenset[str]
@@ -29,6 +30,7 @@ class Probe(NamedTuple):
     is_random: bool
     loss: Tensor
     norm: Tensor
+    writes_state: bool = False
 
     def equals(self, other: "Probe") -> bool:
         """Return whether both have the same loss, and the same gradient for the same parameters."""
@@ -76,6 +78,11 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
     before, random = constants(module), _random_state()
     with _restored(module) as originals, random.replay():
         loss = forward()
+        if not params or not loss.requires_grad:
+            raise CompilationError(
+                "engine='compiled' needs a loss that depends on a weight that requires a gradient: all parameters of "
+                "the model are frozen, or it runs under torch.no_grad() or on detached tensors."
+            )
         gradients = torch.autograd.grad(loss, params, allow_unused=True)
         drawn = _random_state()
         attribute = changed(before, constants(module))
