@@ -117,6 +117,21 @@ class Leaky(nn.Module):
         return torch.stack(outputs), hidden
 
 
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_the_gradient_of_a_model_that_writes_into_its_state_is_checked(horizon: int) -> None:
+    reports = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        model, loss = Leaky(in_place=in_place), fptt.SequenceLoss(functional.mse_loss)
+        inputs, targets = torch.randn(T, B, D), torch.zeros(T, B, H)
+        state = torch.ones(B, H)
+        options: dict[str, Any] = {"num_chunks": K, "horizon": horizon, "state": state}
+        reports.append(fptt.check_gradient(model, inputs, targets, loss, **options))
+        assert torch.equal(state, torch.ones(B, H))
+    assert reports[0].passed
+    assert reports[0].chunks == reports[1].chunks
+
+
 @pytest.mark.parametrize(
     "options",
     [

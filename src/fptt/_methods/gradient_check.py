@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fptt._batches.batch import Batch
 from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, check_model, cut_batch
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import State, copied_nest, detach_state, flatten_state, map_state
+from fptt._sequence import State, detach_state, flatten_state, map_state
 from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes
 
 Gradient = dict[str, Tensor]
@@ -247,12 +247,13 @@ class _Checker:
 
     def window_loss(self, model: nn.Module, window: Window, chunk: Chunk) -> tuple[Tensor, State]:
         """Return the loss of a chunk, through its window, and the state after the first chunk that was run."""
-        # copies of the nests: norse writes its new state into the list that it is given
-        state = copied_nest(window.state)
+        # copies: norse writes its new state into the list that it is given, others into its tensors
+        state = map_state(Tensor.clone, window.state)
         states: list[State] = []
         for earlier in window.chunks:
             _, state = self.chunk_loss(model, earlier, state)
-            states.append(copied_nest(state))
+            states.append(state)
+            state = map_state(Tensor.clone, state)
         loss, state = self.chunk_loss(model, chunk, state)
         return loss, [*states, state][0]
 
@@ -275,7 +276,7 @@ class _Checker:
         model = copy.deepcopy(self.untouched)
         losses = []
         for chunk in chunks:
-            loss, state = self.chunk_loss(model, chunk, state)
+            loss, state = self.chunk_loss(model, chunk, map_state(Tensor.clone, state))
             losses.append(loss)
         model.zero_grad()
         torch.stack(losses).mean().backward()

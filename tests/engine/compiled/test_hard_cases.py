@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fptt
 from fptt._engine.compiled.probe import constants
+from fptt._methods.method import EngineName
 from tests.engine.compiled.agreement import (
     RULES,
     B,
@@ -481,7 +482,8 @@ class Decaying(nn.Module):
 )
 def test_a_model_may_write_into_the_state_that_it_is_given(options: dict[str, Any]) -> None:
     ends = []
-    for in_place, engine in ((False, "eager"), (True, "compiled")):
+    engines: tuple[EngineName, EngineName] = ("eager", "compiled")
+    for in_place, engine in zip((False, True), engines, strict=True):
         torch.manual_seed(0)
         model, given = Decaying(in_place=in_place), torch.ones(B, C)
         optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.3), fptt.SequenceLoss(functional.mse_loss)
