@@ -48,16 +48,6 @@ def rnn_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellSta
 CELLS: dict[str, tuple[Cell, int]] = {"LSTM": (lstm_cell, 4), "GRU": (gru_cell, 3), "RNN_TANH": (rnn_cell, 1)}
 """The cell of each layer, by the name that `torch.nn` gives it, and how many gates it has."""
 
-FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
-"""What the cells stand for: a layer with a `forward` of its own may compute anything."""
-
-
-def has_cell(rnn: nn.Module) -> bool:
-    """Return whether the cells compute what a layer does: one of `torch.nn`, also with parametrized weights."""
-    if not isinstance(rnn, nn.RNNBase) or type(rnn).forward not in FORWARDS or "forward" in vars(rnn):
-        return False
-    return rnn.mode in CELLS and rnn.bias and not rnn.bidirectional and not rnn.proj_size
-
 
 def run_plain(
     rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], *, may_fuse: bool = False

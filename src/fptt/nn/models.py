@@ -12,8 +12,11 @@ from torch.nn import functional
 
 from fptt._checks import check_choice
 from fptt._sequence import flatten_state
-from fptt.nn.cells import fused_operator, has_cell, run_plain, run_whole
-from fptt.nn.native import suits_native
+from fptt.nn.cells import fused_operator, run_plain, run_whole
+from fptt.nn.native import MODES, suits_native
+
+FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+"""Of the layers that the cells stand for."""
 
 Kernel = Literal["fused", "torch", "plain"]
 
@@ -111,8 +114,12 @@ class _Model(nn.Module):
             raise ValueError(f"inputs must have the dtype of the weights, {weight.dtype}, got {inputs.dtype}.")
 
     def _is_as_made(self) -> bool:
-        """Return whether the recurrent layer is one that its weights alone describe."""
-        return has_cell(self.rnn) and not _has_hooks(self.rnn)
+        """Return whether the recurrent layer computes what the cells do: one of `torch.nn`, perhaps parametrized."""
+        rnn = self.rnn
+        if not isinstance(rnn, nn.RNNBase) or type(rnn).forward not in FORWARDS or "forward" in vars(rnn):
+            return False  # with a `forward` of its own it may compute anything
+        is_usual = rnn.mode in MODES and rnn.bias and not rnn.bidirectional and not rnn.proj_size
+        return is_usual and not _has_hooks(rnn)
 
     def _zero_states(self, inputs: Tensor) -> list[Tensor]:
         """Return the state tensors from which sequences of inputs (T, B, D) begin."""
