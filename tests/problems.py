@@ -55,3 +55,23 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
 
 def attached(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: Any) -> fptt.DynamicRegularizer:
     return fptt.DynamicRegularizer(model.parameters(), **settings).attach(optimizer)
+
+
+class DecayingCell(nn.Module):
+    """A cell of D inputs that halves the state (B, H) that it is given, in place or not."""
+
+    def __init__(self, input_size: int, hidden_size: int, *, in_place: bool) -> None:
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(input_size, hidden_size), in_place
+
+    def initial_state(self, inputs: Tensor) -> Tensor:
+        return inputs.new_zeros(inputs.shape[1], self.layer.out_features)
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = self.initial_state(inputs) if state is None else state
+        state = state.mul_(0.5) if self.in_place else state * 0.5
+        outputs = []
+        for step in self.layer(inputs):
+            state = torch.tanh(state + step)
+            outputs.append(state)
+        return torch.stack(outputs), state

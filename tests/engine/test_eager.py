@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import fptt
 from fptt._engine.eager import clear_gradients
-from tests.problems import assert_same_weights
+from tests.problems import DecayingCell, assert_same_weights
 
 T, B, D, H, C, K = 12, 3, 2, 5, 4, 3
 
@@ -100,29 +100,12 @@ def test_gradients_are_cleared_as_the_optimizer_does() -> None:
             assert (None if param.grad is None else param.grad.tolist()) == expected
 
 
-class Leaky(nn.Module):
-    """A cell whose state decays, in place or not."""
-
-    def __init__(self, *, in_place: bool) -> None:
-        super().__init__()
-        self.layer, self.in_place = nn.Linear(D, H), in_place
-
-    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        hidden = inputs.new_zeros(inputs.shape[1], H) if state is None else state
-        hidden = hidden.mul_(0.5) if self.in_place else hidden * 0.5
-        outputs = []
-        for step in self.layer(inputs):
-            hidden = torch.tanh(hidden + step)
-            outputs.append(hidden)
-        return torch.stack(outputs), hidden
-
-
 @pytest.mark.parametrize("horizon", [1, 2])
 def test_the_gradient_of_a_model_that_writes_into_its_state_is_checked(horizon: int) -> None:
     reports = []
     for in_place in (True, False):
         torch.manual_seed(0)
-        model, loss = Leaky(in_place=in_place), fptt.SequenceLoss(functional.mse_loss)
+        model, loss = DecayingCell(D, H, in_place=in_place), fptt.SequenceLoss(functional.mse_loss)
         inputs, targets = torch.randn(T, B, D), torch.zeros(T, B, H)
         state = torch.ones(B, H)
         options: dict[str, Any] = {"num_chunks": K, "horizon": horizon, "state": state}
@@ -149,7 +132,7 @@ def test_a_model_may_write_into_the_tensors_of_a_state(options: dict[str, Any]) 
     ends = []
     for in_place in (True, False):
         torch.manual_seed(0)
-        model, given = Leaky(in_place=in_place), torch.ones(B, H)
+        model, given = DecayingCell(D, H, in_place=in_place), torch.ones(B, H)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
         loss = fptt.SequenceLoss(functional.mse_loss)
         method = fptt.FPTT(model, optimizer, loss, num_chunks=6, alpha=0.4, **options)

@@ -32,6 +32,7 @@ from tests.engine.compiled.agreement import (
     terminal_loss,
     train_both,
 )
+from tests.problems import DecayingCell
 
 pytestmark = pytest.mark.usefixtures("float64", "interpreted")
 
@@ -457,26 +458,6 @@ def test_a_pruned_layer_is_refused() -> None:
         method.train_batch(*batch())
 
 
-class Decaying(nn.Module):
-    """A cell that halves the state that it is given, in place or not."""
-
-    def __init__(self, *, in_place: bool) -> None:
-        super().__init__()
-        self.layer, self.in_place = nn.Linear(D, C), in_place
-
-    def initial_state(self, inputs: Tensor) -> Tensor:
-        return inputs.new_zeros(inputs.shape[1], C)
-
-    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        state = self.initial_state(inputs) if state is None else state
-        state = state.mul_(0.5) if self.in_place else state * 0.5
-        outputs = []
-        for step in self.layer(inputs):
-            state = torch.tanh(state + step)
-            outputs.append(state)
-        return torch.stack(outputs), state
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"horizon": 2}, {"on_bad_number": "skip"}, {"on_bad_number": "skip", "horizon": 3}], ids=str
 )
@@ -485,7 +466,7 @@ def test_a_model_may_write_into_the_state_that_it_is_given(options: dict[str, An
     engines: tuple[EngineName, EngineName] = ("eager", "compiled")
     for in_place, engine in zip((False, True), engines, strict=True):
         torch.manual_seed(0)
-        model, given = Decaying(in_place=in_place), torch.ones(B, C)
+        model, given = DecayingCell(D, C, in_place=in_place), torch.ones(B, C)
         optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.3), fptt.SequenceLoss(functional.mse_loss)
         method = fptt.FPTT(model, optimizer, loss, num_chunks=4, alpha=0.4, engine=engine, **options)
         found, state = [], given

@@ -359,7 +359,8 @@ def _unseen(targets: dict[str, np.ndarray | None], class_names: tuple[str | int,
     train = targets["train"]
     if class_names is None or train is None:
         return ""
-    unseen = tuple(name for name in class_names if str(name) not in set(np.unique(_texts(train)).tolist()))
+    seen = set(np.unique(_texts(train)).tolist())
+    unseen = tuple(name for name in class_names if str(name) not in seen)
     return f"; none to train of{_described_names(unseen)}" if unseen else ""
 
 

@@ -219,9 +219,8 @@ def _from_list(x: Sequence[Any]) -> Sequences:
 def _array(x: Any) -> np.ndarray:
     try:
         if isinstance(x, Tensor):
-            return np.asarray(
-                x.detach().cpu().double() if x.is_floating_point() else x.detach().cpu()
-            )  # NumPy lacks bfloat16
+            x = x.detach().cpu()
+            x = x.double() if x.is_floating_point() else x  # NumPy lacks bfloat16
         return np.asarray(x)
     except (ValueError, TypeError) as error:  # lists in a list, of several lengths
         raise UserError(f"x must be arrays of numbers, or a list of them: {one_line(error)}") from error
