@@ -319,7 +319,10 @@ def test_which_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernel() == "torch"
     with plain_cells():
         assert kernel(torch.zeros(12, 2, 3)) == "native"
-        assert kernel(torch.zeros(11, 2, 3)) == "plain"  # few steps are cheaper written out
+        # few steps are cheaper written out, of a small batch above all
+        for batch, shortest in ((31, 12), (32, 7), (127, 7), (128, 4)):
+            assert kernel(torch.zeros(shortest, batch, 3)) == "native"
+            assert kernel(torch.zeros(shortest - 1, batch, 3)) == "plain"
         assert kernel(torch.zeros(12, 2, 3), hidden_size=31) == "plain"
         assert kernel(torch.zeros(12, 2, 3), kernel="torch") == "plain"
     for options in ({"bidirectional": True}, {"proj_size": 4}, {"bias": False}):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fptt.nn.cudnn import run_cudnn, suits_cudnn
-from fptt.nn.native import SHORTEST_COMPILED, run_native, suits_native
+from fptt.nn.native import run_native, suits_compiled, suits_native
 
 CellState = tuple[Tensor, ...]
 """The tensors of one layer's state, (B, H) each; the first is its output."""
@@ -76,7 +76,7 @@ def fused_operator(rnn: nn.RNNBase, inputs: Tensor) -> Literal["cudnn", "native"
     """Return the operator that a compiled step should call for all time steps of a layer on inputs, (T, B, D)."""
     if suits_cudnn(inputs):
         return "cudnn"
-    return "native" if len(inputs) >= SHORTEST_COMPILED and suits_native(rnn, inputs) else None
+    return "native" if suits_compiled(inputs) and suits_native(rnn, inputs) else None
 
 
 def _run_layers(
