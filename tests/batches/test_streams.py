@@ -207,6 +207,31 @@ def test_a_list_of_tensors_is_a_recording() -> None:
         list(fptt.ArrayChunks(uneven, targets, chunk_length=5))
 
 
+def test_arrays_of_any_layout_and_frames_are_recordings(tmp_path: Path) -> None:
+    """Reversed in time, transposed, of the other byte order, in a read-only memory map, or of pandas."""
+    plain = np.arange(40, dtype=np.float32).reshape(20, 2)
+    expected = torch.tensor(plain)
+    swapped = plain.astype(plain.dtype.newbyteorder())
+    np.save(tmp_path / "swapped.npy", swapped)
+    mapped = np.load(tmp_path / "swapped.npy", mmap_mode="r")
+    arrays: list[Any] = [plain[::-1].copy()[::-1], plain.T.copy().T, swapped, mapped, plain[:, ::-1].copy()[:, ::-1]]
+    assert any(stride < 0 for stride in arrays[0].strides)
+    pandas = pytest.importorskip("pandas")
+    # of labels that are numbers, pandas takes a slice for one of labels, both ends included
+    frame = pandas.DataFrame(plain, columns=["a", "b"], index=np.linspace(3.0, 1.0, 20))
+    for array in [*arrays, frame]:
+        chunks = list(fptt.ArrayChunks(array, frame["a"], chunk_length=4, batch_size=2))
+        lanes = torch.cat([chunk.inputs for chunk in chunks])
+        assert torch.equal(lanes, expected.view(2, 10, 2).transpose(0, 1))
+        assert torch.equal(torch.cat([chunk.targets for chunk in chunks]), lanes[..., 0])
+        (packed,) = fptt.pack_lanes([(array, frame["b"])], batch_size=1, chunk_length=20)
+        assert torch.equal(packed.inputs[:, 0], expected)
+        assert torch.equal(packed.targets[:, 0], expected[:, 1])
+    chunk = next(iter(fptt.ArrayChunks(swapped, swapped, chunk_length=20)))
+    chunk.inputs.zero_()  # a copy
+    assert swapped[1, 1] == 3
+
+
 @every_method
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_a_stopped_stream_goes_on_bitwise(name: str, ahead: int) -> None:
@@ -259,6 +284,13 @@ def test_slips_of_arrays_are_named() -> None:
     for arguments, options, error, message in slips:
         with pytest.raises(error, match=message):
             fptt.ArrayChunks(*arguments, **options)
+    text = np.array(["a"] * 10, dtype=object)
+    with pytest.raises(TypeError, match=r"targets must hold numbers in steps of one shape, got a ndarray: .*object"):
+        list(fptt.ArrayChunks(x, text, chunk_length=3))
+    with pytest.raises(ValueError, match="inputs must hold numbers in steps of one shape, got a list: expected seq"):
+        list(fptt.ArrayChunks([[1.0], [1.0, 2.0]] * 5, y, chunk_length=10))
+    with pytest.raises(TypeError, match="inputs of sequence 1 must hold numbers in steps of one shape, got a dict: "):
+        list(fptt.pack_lanes([(x, y), ({}, y)], batch_size=1, chunk_length=3))
     saved = fptt.ArrayChunks(x, y, chunk_length=3).state_dict()
     with pytest.raises(ValueError, match="state_dict must have batch_size=2 as here, got 1"):
         fptt.ArrayChunks(x, y, chunk_length=3, batch_size=2).load_state_dict(saved)

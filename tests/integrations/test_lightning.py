@@ -133,6 +133,26 @@ def test_averages_of_a_derived_callback_are_found(tmp_path: Path) -> None:
         assert torch.equal(averaged[name], callback.regularizer.state[param].average)
 
 
+def test_tied_weights_have_their_average_under_every_name(tmp_path: Path) -> None:
+    module, callback = Module(), FPTTCallback(**SETTINGS)
+    module.model.register_parameter("tied", next(module.model.parameters()))
+    running = trainer(callback)
+    running.fit(module, steps(5))
+    running.save_checkpoint(tmp_path / "tied.ckpt")
+    checkpoint = torch.load(tmp_path / "tied.ckpt", weights_only=True)
+    assert callback.regularizer is not None
+    averages = {param: entry.average.clone() for param, entry in callback.regularizer.state.items()}
+    module.load_state_dict(averaged_state_dict(checkpoint))
+    for name, param in module.named_parameters():
+        assert torch.equal(param, averages[param]), name
+
+    # a checkpoint of an earlier version, with one name of each
+    names = checkpoint["callbacks"]["FPTTCallback"]["names"]
+    checkpoint["callbacks"]["FPTTCallback"]["names"] = [own[0] for own in names]
+    averaged = averaged_state_dict(checkpoint)
+    assert all(torch.equal(averaged[own[0]], averages[param]) for own, param in zip(names, averages, strict=True))
+
+
 def test_weights_come_back_after_an_error_and_no_checkpoint_is_saved_within_validation(tmp_path: Path) -> None:
     module, callback = Module(), FPTTCallback(**SETTINGS, evaluate="averages")
     bare = copy.deepcopy(module.model)

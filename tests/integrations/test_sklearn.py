@@ -523,6 +523,28 @@ def test_the_regressors_criterion_is_the_one_that_is_given(criterion: Any, optio
     assert np.isfinite(validated.history[0, "valid_loss"])
 
 
+class Focal(nn.Module):
+    """(1 − p)² times the cross-entropy of logits, a value per element."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        logs = output.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        return -((1 - logs.exp()) ** 2) * logs
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, nn.MultiMarginLoss, Focal])
+def test_probabilities_are_the_softmax_of_the_outputs(criterion: Any, per_step: bool, num_labels: int) -> None:
+    y = np.digitize(X if per_step else X.mean(1), [-0.1, 0.1][: num_labels - 1])
+    net = classifier(criterion=criterion, divergence=None, per_step=per_step).fit(X, y)
+    outputs = np.exp(net.forward(X).numpy())
+    found = net.predict_proba(X)
+    assert found.shape == (N, *[T] * per_step, num_labels)
+    np.testing.assert_allclose(found, outputs / outputs.sum(-1, keepdims=True), rtol=1e-5)
+    net.set_params(predict_nonlinearity=None)
+    np.testing.assert_array_equal(net.predict_proba(X), net.forward(X).numpy())
+
+
 def test_a_criterion_survives_clone_and_a_search_finds_its_options() -> None:
     net = classifier(criterion__weight=WEIGHT, criterion=nn.CrossEntropyLoss)
     copied: Any = clone(net)

@@ -171,6 +171,27 @@ def test_a_linear_readout_calls_what_is_put_into_it() -> None:
     torch.testing.assert_close(model(inputs)[0], last(first(hidden).relu()))
 
 
+@pytest.mark.parametrize("without", [[0], [2], [4], [0, 2], [0, 2, 4]])
+def test_a_linear_readout_works_without_biases(without: list[int]) -> None:
+    torch.manual_seed(0)
+    model = fptt.nn.LSTM(3, 16, 2, readout_sizes=[32, 8]).double()
+    assert isinstance(model.readout, nn.Sequential)
+    for number in without:
+        model.readout[number].register_parameter("bias", None)
+    hidden = torch.randn(50, 8, 16, dtype=torch.float64)  # many: the weights are multiplied first, where they can be
+    torch.testing.assert_close(model.readout(hidden), nn.Sequential(*model.readout)(hidden))
+
+
+def test_a_linear_readout_works_without_layers() -> None:
+    model = fptt.nn.LSTM(3, 16, 2, readout_sizes=[32])
+    assert isinstance(model.readout, nn.Sequential)
+    hidden = torch.randn(50, 8, 16)
+    model.readout[2] = nn.Identity()
+    assert torch.equal(model.readout(hidden), model.readout[0](hidden))
+    model.readout[0] = nn.Identity()
+    assert torch.equal(model.readout(hidden), hidden)
+
+
 every_kernel = pytest.mark.parametrize("kernel", ["fused", "torch", "plain"])
 
 

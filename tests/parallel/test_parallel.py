@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fptt
-from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, batch, difference, everything, make_method, train
+from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, Model, batch, difference, everything, make_method, train
 from tests.parallel.processes import run_in_processes
 from tests.parallel.work import CHUNKED, TwoReadouts, compiled, compiled_all, work, work_traced
 
@@ -104,6 +104,40 @@ class ScaledLoss(fptt.TerminalLoss):
     def split(self, targets: Tensor, mask: Tensor | None, lengths: Any, batch_size: int) -> list[Any]:
         (part,) = super().split(targets, mask, lengths, batch_size)
         return [part._replace(position=float(self.number + 1), num_chunks=float(K))]
+
+
+def test_results_of_local_updates_are_the_same_in_all_processes(found: list[dict[str, Any]]) -> None:
+    """The gradient's norm is the mean over the updates of all, here by hand, and the number that of the most."""
+    one, other = (process["local results"] for process in found)
+    for own, its in zip(one, other, strict=True):
+        assert own.updates == its.updates == K
+        for field in ("loss", "chunk_losses", "penalty", "gradient_norm"):
+            assert torch.equal(getattr(own, field).nan_to_num(-1.0), getattr(its, field).nan_to_num(-1.0))
+    assert [(own.skipped, its.skipped) for own, its in zip(one, other, strict=True)] == [(0, 0), (0, 0), (0, 1)]
+    assert one[2].chunk_losses.isnan().tolist() == [False, False, True, False]
+    assert torch.equal(one[2].loss, one[2].chunk_losses.nanmean())
+
+    # of each chunk of each process, at weights that do not move
+    inputs, targets, _ = batch(1, per_step=True)
+    torch.manual_seed(0)
+    model, norms = Model().double(), torch.zeros(2, K, dtype=torch.float64)
+    masks = [torch.ones(8, dtype=torch.bool), torch.arange(8) < 1]
+    for number in (0, 1):
+        state: Any = None
+        for k in range(K):
+            chunk, own = slice(2 * k, 2 * k + 2), slice(number, None, 2)
+            outputs, state = model(inputs[chunk, own], state)
+            state = tuple(tensor.detach() for tensor in state)
+            kept = masks[number][chunk]
+            if kept.any():
+                model.zero_grad()
+                share = K * kept.sum() / masks[number].sum()  # the chunk's weight in the mean over the process's steps
+                (share * nn.functional.mse_loss(outputs[kept], targets[chunk, own][kept])).backward()
+                gradients = [param.grad.flatten() for param in model.parameters() if param.grad is not None]
+                norms[number, k] = torch.cat(gradients).norm()
+    expected = norms.sum() / (norms > 0).sum()
+    assert (norms > 0).sum() == K + 1
+    torch.testing.assert_close(one[1].gradient_norm, expected, check_dtype=False)
 
 
 def test_going_on_keeps_the_updates_since_the_last_sync(found: list[dict[str, Any]]) -> None:

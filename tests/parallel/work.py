@@ -34,6 +34,7 @@ def work(number: int) -> dict[str, Any]:
         batches = range(NUM_UPDATES if setting["kind"] is fptt.BPTT else NUM_UPDATES // K)
         found[name] = learned(method, batches, number, staggered="staggered" in setting)
     found["local"] = local_updates(number)
+    found["local results"] = local_results(number)
     found["skips"] = skips(number)
     found["bad losses"] = bad_losses(number)
     found["skips for ever"] = skips_for_ever(number)
@@ -102,6 +103,30 @@ def local_updates(number: int, engine: str = "eager") -> list[list[Tensor]]:
         train(method, range(index, index + 1), number, 2)
         seen.append(everything(method))
     return seen
+
+
+def local_results(number: int) -> list[fptt.BatchResult]:
+    """Return the results of three batches of 4 chunks: without gaps, with 1 real step in process 1, and with a NaN.
+
+    The learning rate is 0, so that the gradients are those of the first weights.
+    """
+    torch.manual_seed(0)
+    model = Model().double()
+    optimizer, loss = torch.optim.SGD(model.parameters(), 0.0), make_loss("steps")
+    parallel = fptt.DataParallel(sync_every=2)
+    options: dict[str, Any] = {"num_chunks": K, "on_bad_number": "skip", "parallel": parallel}
+    method, results = fptt.TBPTT(model, optimizer, loss, **options), []
+    for index in range(3):
+        inputs, targets, _ = batch(1, per_step=True)
+        mask = torch.ones(inputs.shape[:2], dtype=torch.bool)
+        if index == 1:
+            mask[1:, 1::2] = False
+        if index == 2:
+            inputs[5, 1] = float("nan")
+        own = slice(number, None, 2)
+        result = method.train_batch(inputs[:, own], targets[:, own], mask=mask[:, own])
+        results.append(result._replace(state=None))
+    return results
 
 
 def compiled(number: int) -> dict[str, Any]:

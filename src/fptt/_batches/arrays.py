@@ -13,7 +13,8 @@ from fptt._checks import check_count, check_keys
 class TimeSteps(Protocol):
     """An array that can be sliced in time: a tensor, a NumPy array or memory map, an HDF5 data set, a list.
 
-    Steps of a list are numbers, lists of them, or tensors of one shape.
+    A series or frame of pandas is one, too, by the position of its rows, whatever their index is. Steps of a list are
+    numbers, lists of them, or tensors of one shape.
     """
 
     def __len__(self) -> int: ...
@@ -40,7 +41,7 @@ class ArrayChunks:
 
     Raises:
         ValueError: If a number is out of range, lengths differ, or there are fewer steps than lanes.
-        TypeError: If one cannot be sliced.
+        TypeError: If one cannot be sliced; on iterating, if it has something else than numbers.
 
     Examples:
         >>> chunks = fptt.ArrayChunks(torch.arange(20), torch.arange(1, 21), chunk_length=4, batch_size=2)
@@ -65,7 +66,7 @@ class ArrayChunks:
         self.num_steps = _checked_length(arrays)
         if self.num_steps < batch_size:
             raise ValueError(f"batch_size must be at most the {self.num_steps} time steps, got {batch_size}.")
-        self._arrays = list(arrays.values())
+        self._arrays = arrays
         self.chunk_length, self.batch_size, self.batch_first = chunk_length, batch_size, batch_first
         self._lane_length = self.num_steps // batch_size
         self._next = 0
@@ -85,12 +86,16 @@ class ArrayChunks:
     def _read(self, number: int) -> Batch:
         base, remainder = divmod(self._lane_length, len(self))  # the lengths of `chunk_lengths`, without the list
         start, end = (k * base + min(k, remainder) for k in (number, number + 1))
-        return Batch(*(None if array is None else self._lanes(array, start, end) for array in self._arrays))  # pyright: ignore
+        parts = [
+            None if array is None else self._lanes(name, array, start, end) for name, array in self._arrays.items()
+        ]
+        return Batch(*parts)  # pyright: ignore[reportArgumentType]
 
-    def _lanes(self, array: TimeSteps, start: int, end: int) -> Tensor:
+    def _lanes(self, name: str, array: TimeSteps, start: int, end: int) -> Tensor:
         """Return the same steps of all lanes, (T, B, …) or (B, T, …)."""
         offsets = range(0, self.batch_size * self._lane_length, self._lane_length)
-        lanes = [as_tensor(array[offset + start : offset + end]) for offset in offsets]
+        rows = getattr(array, "iloc", array)  # pandas may slice by the labels of its rows otherwise
+        lanes = [as_tensor(name, rows[offset + start : offset + end]) for offset in offsets]
         return torch.stack(lanes, dim=0 if self.batch_first else 1)
 
     def state_dict(self) -> dict[str, int]:
@@ -114,11 +119,12 @@ class ArrayChunks:
         self._next = state_dict["chunk"]
 
 
-def as_tensor(piece: Any) -> Tensor:
+def as_tensor(name: str, piece: Any) -> Tensor:
     """Return a tensor of a slice; what is no tensor is copied, as a memory map may be read-only.
 
     Raises:
-        ValueError: If it is a list of tensors of different shapes.
+        ValueError: If it is a list of steps of different shapes.
+        TypeError: If it has something else than numbers.
     """
     if isinstance(piece, Tensor):
         return piece
@@ -127,7 +133,17 @@ def as_tensor(piece: Any) -> Tensor:
         if len(shapes) > 1:
             raise ValueError(f"a list of tensors must have time steps of one shape, got {sorted(shapes)}.")
         return torch.stack(list(piece))
-    return torch.tensor(piece)
+    try:
+        return torch.as_tensor(in_own_order(piece)) if hasattr(piece, "__array__") else torch.tensor(piece)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} must hold numbers in steps of one shape, got a {type(piece).__name__}: {error}") from error
+
+
+def in_own_order(array: Any) -> Any:
+    """Return a copy of what has `__array__` as torch takes it: without negative strides, bytes in native order."""
+    array = array.__array__()
+    return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def _checked_length(arrays: dict[str, TimeSteps | None]) -> int:

@@ -215,7 +215,7 @@ def pack_lanes(
 
     Raises:
         ValueError: If a number is out of range, or a sequence is empty or not like the first.
-        TypeError: If `sequences` is not iterable or does not give pairs.
+        TypeError: If `sequences` is not iterable, does not give pairs, or one has something else than numbers.
 
     Examples:
         >>> sequences = [(torch.full((n,), float(n)), torch.zeros(n)) for n in (3, 1, 2, 2)]
@@ -233,7 +233,10 @@ def _checked(sequences: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     for number, pair in enumerate(sequences):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"sequences must give pairs (inputs, targets), got a {type(pair).__name__} at {number}.")
-        inputs, targets = map(as_tensor, pair)
+        inputs, targets = (
+            as_tensor(f"{name} of sequence {number}", part)
+            for name, part in zip(("inputs", "targets"), pair, strict=True)
+        )
         if inputs.dim() == 0 or len(inputs) == 0 or targets.shape[:1] != inputs.shape[:1]:
             raise ValueError(
                 "sequences must have inputs (T_i, …) and targets (T_i, …) of at least one step, "

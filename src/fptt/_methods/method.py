@@ -18,7 +18,7 @@ from fptt._engine.compiled.engine import CompiledEngine
 from fptt._engine.eager import EagerEngine
 from fptt._engine.engine import Engine, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._parallel.replicas import DataParallel, DistributedReplicas, Replicas
+from fptt._parallel.replicas import DataParallel, DistributedReplicas, Replicas, Totals
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
 from fptt._sequence import State, check_chunking, describe_state, detach_state
@@ -38,7 +38,7 @@ class BatchResult(NamedTuple):
         loss: Mean of the chunk losses, a scalar.
         chunk_losses: ℓ_k at the weights before the update of chunk k, (K,).
         penalty: R after the last update, a scalar; 0 without a regularizer.
-        updates: Updates that the optimizer made.
+        updates: Updates that the optimizer made; with local updates of several processes, in the one with most.
         gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
         state: Final recurrent state, detached: the `state` of the next batch if the sequences continue.
         skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
@@ -322,9 +322,9 @@ class Method:
         norm = torch.stack(walked.norms).mean() if walked.norms else losses.new_zeros(())
         with torch.no_grad():
             penalty = losses.new_zeros(()) if self.regularizer is None else self.regularizer.penalty()
-            losses, norm, penalty = self._replicas.total(losses, norm, penalty, weight=chunks[0].weight)
-        loss = losses.nanmean() if walked.skipped else losses.mean()
-        updates = self.updates - updates
+            own = Totals(losses, norm, penalty, self.updates - updates, len(walked.skipped))
+            losses, norm, penalty, updates, skipped = self._replicas.total(own, chunks[0].weight)
+        loss = losses.nanmean() if skipped else losses.mean()
         return BatchResult(loss, losses, penalty, updates, norm, detach_state(walked.state), len(walked.skipped))
 
     def _cut(self, batch: Batch, *, is_stream: bool) -> list[Chunk]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from fptt._batches.arrays import in_own_order
 from fptt._checks import all_finite
 from fptt._online.targets import to_python
 
@@ -51,12 +52,15 @@ class Features:
     def rows(self, inputs: Any) -> Tensor:
         """Return the rows of several steps, (n, …), from a tensor or array (n, …) or a sequence of steps.
 
+        A row of a data frame is a mapping of its columns' names.
+
         Raises:
             ValueError: If there is none, or one has another shape or other features than the first step had.
             TypeError: If something is not a number.
             FloatingPointError: If a number is NaN or Inf.
         """
         self._forget_refused()
+        inputs = inputs.to_dict("records") if hasattr(inputs, "columns") else inputs
         if not isinstance(inputs, Tensor) and not hasattr(inputs, "__array__"):
             steps = [self._to_row(step) for step in inputs]
             if len({step.shape for step in steps}) > 1:
@@ -94,6 +98,8 @@ class Features:
         if isinstance(values, Tensor) and not values.is_floating_point():
             return values.detach().to(self.like.device)
         try:
+            if not isinstance(values, Tensor) and hasattr(values, "__array__"):
+                values = in_own_order(values)
             return torch.as_tensor(values, dtype=self.like.dtype, device=self.like.device).detach()
         except OverflowError as error:  # an integer of Python
             raise ValueError(f"x must hold numbers of {self.like.dtype}, got one that is too large.") from error

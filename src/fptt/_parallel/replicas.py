@@ -30,10 +30,12 @@ class DataParallel:
     stay with their process.
 
     The model begins with the weights of process 0. Every process must train on as many batches, cut into as many
-    chunks. A `BatchResult` is of the whole batch, and the same in all processes, but for the final state. NaN or Inf
-    in one process stops all of them; who catches the error in all may go on with the next batch, at whose first update
-    the weights are averaged. Buffers of the model, as of BatchNorm, become their means after every batch. Use
-    no `DistributedDataParallel` around the model: it would average a second time.
+    chunks. A `BatchResult` is of the whole batch, and the same in all processes, but for the final state and, with
+    local updates, the chunks that were skipped: the number of updates is then that of the process with most, and the
+    gradient's norm the mean over the updates of all. NaN or Inf in one process stops all of them; who catches the error
+    in all may go on with the next batch, at whose first update the weights are averaged. Buffers of the model, as of
+    BatchNorm, become their means after every batch. Use no `DistributedDataParallel` around the model: it would average
+    a second time.
 
     Args:
         group: The processes; None for all of them.
@@ -86,6 +88,24 @@ class Agreed(NamedTuple):
     num_timesteps: int
 
 
+class Totals(NamedTuple):
+    """What came of a batch: in one process, or in all of them.
+
+    Attributes:
+        losses: Of the chunks, (K,).
+        norm: Mean norm of the gradient over the updates, a scalar.
+        penalty: After the last update, a scalar.
+        updates: Updates made, in the process with most.
+        skipped: Chunks skipped, in the process with most.
+    """
+
+    losses: Tensor
+    norm: Tensor
+    penalty: Tensor
+    updates: int
+    skipped: int
+
+
 class Replicas:
     """The processes that train one model: here a single one, which has nothing to exchange.
 
@@ -121,9 +141,9 @@ class Replicas:
     def sync(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their means over all processes, if there were local updates."""
 
-    def total(self, losses: Tensor, *others: Tensor, weight: float) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """Return the losses of the whole batch, (K,), and the means of other scalars."""
-        return losses, *others
+    def total(self, own: Totals, weight: float) -> Totals:  # noqa: ARG002
+        """Return what came of the whole batch, for what came of the part of this process."""
+        return own
 
     def report_failure(self) -> None:
         """Report NaN or Inf that the other processes cannot detect themselves."""
@@ -313,15 +333,22 @@ class DistributedReplicas(Replicas):
             collectives.average_(tensors, self.group)
             self.num_unsynced = 0
 
-    def _confirm(self, *, is_well: bool = True) -> None:
-        """Exchange whether the processes are well, and raise OtherProcessError if one is not."""
-        flags = collectives.gather(torch.tensor([float(is_well)], device=self.device), self.group).flatten()
+    def _confirm(self, updates: int = 0, skipped: int = 0, *, is_well: bool = True) -> Tensor:
+        """Exchange whether the processes are well, and return the updates and skipped chunks of each, (size, 2).
+
+        Raises:
+            OtherProcessError: If a process is not well.
+        """
+        own = torch.tensor([is_well, updates, skipped], dtype=torch.float64, device=self.device)
+        rows = collectives.gather(own, self.group)
+        flags = rows[:, 0]
         if not flags.all():
             # the others have made more updates since the last averaging: all count alike again, so that who goes on
             # with the next batch averages at its first update
             self.num_unsynced = self.parallel.sync_every - 1
             number = int((flags == 0).nonzero()[0])
             raise OtherProcessError(f"process {number} has met NaN or Inf; its own error says where.")
+        return rows[:, 1:]
 
     def report_failure(self) -> None:
         """Take part in the next exchange of the others, as the process that is not well.
@@ -334,21 +361,28 @@ class DistributedReplicas(Replicas):
 
     # -- after a batch -----------------------------------------------------------------------------------------------
 
-    def total(self, losses: Tensor, *others: Tensor, weight: float) -> tuple[Tensor, ...]:
-        """Return the losses of the whole batch, (K,), and means of scalars; also average the buffers of the model.
+    def total(self, own: Totals, weight: float) -> Totals:
+        """Return what came of the whole batch, the same in all processes; also average the buffers of the model.
 
         Raises:
             OtherProcessError: If another process has met NaN or Inf.
             RuntimeError: If the processes are compared, and have drifted apart.
         """
+        size, updates, skipped = self.parallel.size, own.updates, own.skipped
+        share, shares = 1.0, float(size)
         if not self.shares_updates:
-            self._confirm()
-        own = torch.cat([losses * weight, *(other.reshape(1).to(losses) / self.parallel.size for other in others)])
-        whole, *means = self._sum(own).split([len(losses), *(1 for _ in others)])
+            # each process has made updates of its own, as many as it has chunks with real steps
+            numbers = self._confirm(updates, skipped)
+            share, shares = float(updates), max(float(numbers[:, 0].sum()), 1.0)
+            updates, skipped = (int(number) for number in numbers.amax(0))
+        norm, penalty = (scalar.reshape(1).to(own.losses) for scalar in (own.norm, own.penalty))
+        losses, (norm, penalty) = self._sum(
+            torch.cat([own.losses * weight, norm * share / shares, penalty / size])
+        ).split([len(own.losses), 2])
         collectives.average_(_floating(self.model.buffers()), self.group)
         if self.parallel.check and not self.num_unsynced:
             self._compare()
-        return whole, *(mean[0] for mean in means)
+        return Totals(losses, norm, penalty, updates, skipped)
 
     def _compare(self) -> None:
         memory = {} if self.regularizer is None else self.regularizer.named_tensors()

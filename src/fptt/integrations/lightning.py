@@ -65,7 +65,7 @@ class FPTTCallback(Callback):
         self.options |= {"form": form, "coupling": coupling}
         self.evaluate = evaluate
         self.regularizer: fptt.DynamicRegularizer | None = None
-        self._names: dict[Tensor, str] = {}
+        self._names: dict[Tensor, list[str]] = {}
         self._loaded: dict[str, Any] = {}
         self._averaged: AbstractContextManager[None] | None = None  # entered in one hook, left in another
 
@@ -79,7 +79,9 @@ class FPTTCallback(Callback):
         if self.regularizer is not None:
             self.regularizer.detach()  # of an earlier fit, whose optimizer is gone
         self.regularizer = fptt.DynamicRegularizer.for_optimizer(trainer.optimizers[0], **self.options)
-        self._names = {param: name for name, param in pl_module.named_parameters()}
+        self._names = {}
+        for name, param in pl_module.named_parameters(remove_duplicate=False):  # tied weights have several names
+            self._names.setdefault(param, []).append(name)
         if self._loaded:
             self.regularizer.load_state_dict(self._loaded["regularizer"])
         elif trainer.ckpt_path:
@@ -127,7 +129,7 @@ class FPTTCallback(Callback):
         if self.regularizer is None:
             return self._loaded
         params = [param for group in self.regularizer.param_groups for param in group["params"]]
-        return {"regularizer": self.regularizer.state_dict(), "names": [self._names.get(param) for param in params]}
+        return {"regularizer": self.regularizer.state_dict(), "names": [self._names.get(param, []) for param in params]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what `state_dict` returned until training starts."""
@@ -153,5 +155,9 @@ def averaged_state_dict(checkpoint: dict[str, Any]) -> dict[str, Any]:
     saved = next((own for own in states if isinstance(own, dict) and {"regularizer", "names"} <= own.keys()), None)
     if saved is None:
         raise ValueError("checkpoint must be of a training with an FPTTCallback, got one without averages.")
-    averages = {saved["names"][number]: entry["average"] for number, entry in saved["regularizer"]["state"].items()}
+    averages: dict[str, Any] = {}
+    for number, entry in saved["regularizer"]["state"].items():
+        names = saved["names"][number]
+        # a version that did not know tied weights saved one name alone
+        averages |= dict.fromkeys([names] if isinstance(names, str) else names or [], entry["average"])
     return {name: averages.get(name, weight) for name, weight in checkpoint["state_dict"].items()}

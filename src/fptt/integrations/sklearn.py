@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, Literal, Self
 
@@ -501,7 +502,8 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         **skorch_options: Any other argument of `skorch.NeuralNetClassifier`: `callbacks`, `device`, `warm_start`,
             `optimizer__…`, `module__…`, …; skorch checks their names in `fit`. A `criterion`, a class of losses of
             logits and class numbers with a value per element, or one such loss, and its options, `criterion__weight`,
-            `criterion__label_smoothing`, …, are those of the chunk losses and of the validation loss.
+            `criterion__label_smoothing`, …, are those of the chunk losses and of the validation loss. Probabilities are
+            the softmax of the outputs, whatever the criterion, unless `predict_nonlinearity` says otherwise.
 
     Attributes:
         classes_: The labels, (C,), sorted. For callbacks they are 0 … C − 1, as in skorch's data sets.
@@ -575,6 +577,11 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         if isinstance(probabilities, list):
             return [self.classes_[own.argmax(-1)] for own in probabilities]
         return self.classes_[probabilities.argmax(-1)]
+
+    def _get_predict_nonlinearity(self) -> Callable[[Tensor], Tensor]:
+        given = super()._get_predict_nonlinearity()
+        # skorch infers it from nn.CrossEntropyLoss alone, while any criterion here is one of logits
+        return partial(torch.softmax, dim=-1) if self.predict_nonlinearity == "auto" else given
 
     def _score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
         return float(accuracy_score(targets, predictions))

@@ -290,7 +290,10 @@ class _LinearLayers(nn.Sequential):
         # exactly these: who puts another module in a layer's place, or a hook on one, wants it called
         if not all(type(layer) in {nn.Linear, nn.Identity} and not _has_hooks(layer) for layer in self):
             return super().forward(input)
-        first, *others = (layer for layer in self if isinstance(layer, nn.Linear))
+        linear = [layer for layer in self if isinstance(layer, nn.Linear)]
+        if len(linear) < 2 or linear[0].bias is None:  # somebody has taken a layer, or the bias that goes through all
+            return super().forward(input)
+        first, *others = linear
         num_samples = input.numel() // input.shape[-1]
         # multiply-adds: samples through every layer; or the layers among themselves, then samples through their product
         apart = num_samples * (first.weight.numel() + sum(layer.weight.numel() for layer in others))
