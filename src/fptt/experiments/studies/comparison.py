@@ -35,8 +35,8 @@ class Comparison(Study):
         budgets: Of `BUDGETS`.
 
     Raises:
-        UserError: If the setting has other limits than epochs, a control is without FPTT, or a contender is the same
-            as another one.
+        UserError: If the setting has other limits than epochs, or early stopping would give the runs of a budget other
+            schedules; if a control is without FPTT, or a contender is the same as another one.
     """
 
     table_file, plot_file = "compare.md", "curves.png"
@@ -52,6 +52,14 @@ class Comparison(Study):
         super().__init__(out)
         if setting.epochs is None or setting.max_updates is not None or setting.max_seconds is not None:
             raise UserError("a comparison needs epochs, and neither max_updates nor max_seconds: it sets those itself.")
+        beyond = [budget for budget in budgets if budget != "epochs"]
+        # stopped early, the reference has hardly begun to lower its rate; runs with its updates would do so to the end
+        if beyond and setting.early_stopping is not None and setting.schedule not in ("constant", "plateau"):
+            raise UserError(
+                f"budgets must be epochs alone, or schedule constant or plateau, with early_stopping "
+                f"{setting.early_stopping}, got budgets {','.join(budgets)} with schedule {setting.schedule}: the "
+                f"learning rates at equal {' and '.join(beyond)} would not be those of the run that stopped early."
+            )
         for contender in contenders:
             contender.check(setting)
         self.setting, self.contenders, self.seeds, self.budgets = setting, contenders, seeds, budgets
