@@ -160,12 +160,13 @@ class Comparison(Study):
     def draw(self, rows: Sequence[Row], path: Path) -> None:  # noqa: ARG002
         """Draw the validation metric of every run, a panel for each budget."""
         runs = self._all_runs()
-        base = self._run("epochs", self.reference, self.seeds[0]).setting
+        reference = self._run("epochs", self.reference, self.seeds[0])
         panels = []
         for budget in self.budgets:
             column = {"epochs": "epoch"}.get(budget, budget)
             axis_label = {"seconds": "seconds of training"}.get(budget, budget)
             chosen = [run for run in runs if run.group == f"equal-{budget}"]
+            base = replace(reference, group=f"equal-{budget}").setting
             panels.append(Panel(column, axis_label, chosen, title=f"at equal {budget}", base=base))
         draw_runs(panels, self.metric, path)
 
@@ -196,8 +197,9 @@ def stand_ins(runs: Sequence[FinishedRun], groups: Collection[str]) -> Iterator[
         for budget in BUDGETS[1:]:
             group = run.group.removesuffix("epochs") + budget
             is_same = run.config.method == reference or (budget == "updates" and run.summary["updates"] in goals)
-            if group in groups and is_same and (group, run.setting, run.config.seed) not in found:
-                yield replace(run, group=group)
+            stand_in = replace(run, group=group)  # whose setting is without the limits of its own
+            if group in groups and is_same and (group, stand_in.setting, run.config.seed) not in found:
+                yield stand_in
 
 
 def parse_budgets(text: str) -> list[str]:
