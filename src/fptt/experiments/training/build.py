@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -261,3 +262,22 @@ def make_method(
         return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
     names = ("num_chunks", *OF_FPTT)
     return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)
+
+
+def check_parts(config: TrainConfig, task: Task) -> None:
+    """Build the parts of a run once, to see whether that is possible: on the CPU, whatever the device is.
+
+    Raises:
+        UserError: If chunks, device, precision, or options of the model do not fit.
+        ValueError: If options of model or method do not.
+    """
+    check_chunks(config, task)
+    check_precision(config)
+    make_fabric(config.accelerator, config.precision, config.devices, config.num_nodes)
+    model = make_model(config, task)
+    # a device's precision may be none of the CPU's
+    on_cpu = replace(config, accelerator="cpu", precision="32-true")
+    method = make_method(
+        on_cpu, model, make_optimizer(config, model), make_loss(config, task), fabric=make_fabric("cpu")
+    )
+    method.close()
