@@ -190,6 +190,7 @@ def test_a_grid_with_a_momentum_that_an_optimizer_lacks_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("num_duals=1:3", "^fptt-num_duals-3: num_duals must be 1 or num_chunks, 8, got 3"),
         ("horizon=1:16", "^fptt-horizon-16: horizon must be at most num_chunks, 8, got 16"),
         ("mu=1:2", "^fptt-mu-2.0: mu must be 1 in the form 'paper', got 2.0"),
         ("permuted=true", "^fptt-permuted-True: permuted belongs to the task 'mnist'"),
@@ -211,6 +212,13 @@ def test_the_usual_previous_gradients_can_be_built() -> None:
         ("tbptt", "dual", "decoupled"),
         ("bptt", "dual", "decoupled"),
     ]
+
+
+def test_a_dual_for_each_chunk_stays_one_for_each() -> None:
+    for own, expected in ((1, [1, 1, 1]), (8, [8, 2, 4])):
+        setting = TrainConfig.of(TINY, num_duals=own)
+        configs = Ablation(setting, parse_axes("num_chunks=2:4"), [0], Path("out")).configs.values()
+        assert [config.num_duals for config in configs if config.method == "fptt"] == expected
 
 
 def test_chunks_are_checked_beside_the_length_of_their_variant() -> None:

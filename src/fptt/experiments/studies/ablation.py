@@ -115,6 +115,8 @@ class Ablation(Study):
         if changed.get("optimizer", "sgd") != "sgd":
             # the momentum of the setting belongs to SGD; one among the axes stays, and is refused as impossible
             changed.setdefault("momentum", 0.0)
+        if "num_chunks" in changed and self.setting.num_duals == self.setting.num_chunks > 1:
+            changed.setdefault("num_duals", changed["num_chunks"])  # one for each chunk
         if changed.get("previous_gradient") == "recomputed" and not (self.grid and "coupling" in self.axes):
             changed.setdefault("coupling", "coupled")  # the only one that has it
         # nor has every cell what the setting has for its own

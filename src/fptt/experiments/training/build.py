@@ -171,7 +171,7 @@ def check_precision(config: TrainConfig) -> None:
 
 
 def check_chunks(config: TrainConfig, task: Task) -> None:
-    """Raise UserError if there are more chunks than time steps."""
+    """Raise UserError if chunks, lanes, horizon or duals do not fit the sequences or one another."""
     length = task.training_length()
     name = "bptt_losses" if config.method == "bptt" else "num_chunks"
     if getattr(config, name) > length:
@@ -185,6 +185,8 @@ def check_chunks(config: TrainConfig, task: Task) -> None:
             f"lanes must be together with ragged sequences, got staggered with {task.name}: how many batches an epoch "
             "has would depend on its order."
         )
+    if config.method == "fptt" and config.num_duals not in (1, config.num_chunks):
+        raise UserError(f"num_duals must be 1 or num_chunks, {config.num_chunks}, got {config.num_duals}.")
     if config.lanes == "staggered" and config.num_duals > 1 and config.method == "fptt":
         raise UserError(f"num_duals must be 1 with lanes staggered, got {config.num_duals}.")
 
