@@ -187,10 +187,46 @@ def test_a_grid_with_a_momentum_that_an_optimizer_lacks_is_named() -> None:
         Ablation(setting, axes, [0], Path("out"), grid=True)
 
 
-def test_chunks_beside_other_lengths_are_checked_by_the_runs_themselves() -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_duals=1:3", "^fptt-num_duals-3: num_duals must be 1 or num_chunks, 8, got 3"),
+        ("horizon=1:16", "^fptt-horizon-16: horizon must be at most num_chunks, 8, got 16"),
+        ("mu=1:2", "^fptt-mu-2.0: mu must be 1 in the form 'paper', got 2.0"),
+        ("permuted=true", "^fptt-permuted-True: permuted belongs to the task 'mnist'"),
+        ("num_duals=1:8,engine=compiled", "^fptt-num_duals-8-engine-compiled: num_duals must be 1 with engine"),
+        ("coupling,previous_gradient", "^fptt-previous_gradient-recomputed: previous_gradient='recomputed' needs"),
+    ],
+)
+def test_a_variant_that_cannot_be_built_is_named_before_any_run(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ablation_of(text, grid="," in text)
+
+
+def test_the_usual_previous_gradients_can_be_built() -> None:
+    """The decoupled penalty of the setting has no recomputed one."""
+    configs = ablation_of("previous_gradient", method="fptt").configs.values()
+    assert [(config.method, config.previous_gradient, config.coupling) for config in configs] == [
+        ("fptt", "dual", "decoupled"),
+        ("fptt", "recomputed", "coupled"),
+        ("tbptt", "dual", "decoupled"),
+        ("bptt", "dual", "decoupled"),
+    ]
+
+
+def test_a_dual_for_each_chunk_stays_one_for_each() -> None:
+    for own, expected in ((1, [1, 1, 1]), (8, [8, 2, 4])):
+        setting = TrainConfig.of(TINY, num_duals=own)
+        configs = Ablation(setting, parse_axes("num_chunks=2:4"), [0], Path("out")).configs.values()
+        assert [config.num_duals for config in configs if config.method == "fptt"] == expected
+
+
+def test_chunks_are_checked_beside_the_length_of_their_variant() -> None:
     setting = TrainConfig(task="adding", length=20, limit=64, num_chunks=4)
     ablation = Ablation(setting, parse_axes("num_chunks=40,length=50"), [0], Path("out"), grid=True, method="tbptt")
     assert names(ablation)[0] == "tbptt-num_chunks-40-length-50/seed-0"
+    with pytest.raises(UserError, match="num_chunks must be at most the sequence length 30, got 40"):
+        Ablation(setting, parse_axes("num_chunks=40,length=30"), [0], Path("out"), grid=True, method="tbptt")
     with pytest.raises(UserError, match="num_chunks must be at most the sequence length 20, got 40"):
         Ablation(setting, parse_axes("num_chunks=40"), [0], Path("out"), method="tbptt")
 

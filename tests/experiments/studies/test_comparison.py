@@ -175,3 +175,18 @@ def test_a_new_run_with_impossible_results_is_an_error(tmp_path: Path, monkeypat
     monkeypatch.setattr(launcher, "_run", lambda path, config, *_, **__: write_run(path, config, updates=-1))
     with pytest.raises(UserError, match=r"fptt-seed-0: damaged: updates in summary.json must be finite and at least 0"):
         Comparison(SMALL, parse_methods("fptt"), [0], tmp_path).run(Console(quiet=True), 1)
+
+
+@pytest.mark.parametrize("budget", ["updates", "seconds"])
+@pytest.mark.parametrize("schedule", ["cosine", "trapezoid", "steps"])
+def test_early_stopping_at_other_budgets_needs_a_schedule_without_an_end(
+    budget: str, schedule: str, tmp_path: Path
+) -> None:
+    """Half a cosine of 40 epochs that ends after two is nearly constant; one of as many updates ends at 0."""
+    contenders, stopped = parse_methods("tbptt,fptt"), TrainConfig.of(SMALL, early_stopping=1, schedule=schedule)
+    expected = f"early_stopping 1, got budgets epochs,{budget} with schedule {schedule}: .* at equal {budget} would"
+    with pytest.raises(UserError, match=expected):
+        Comparison(stopped, contenders, [0], tmp_path, parse_budgets(budget))
+    Comparison(stopped, contenders, [0], tmp_path, ["epochs"])
+    for allowed in ("constant", "plateau"):
+        Comparison(TrainConfig.of(stopped, schedule=allowed), contenders, [0], tmp_path, parse_budgets(budget))

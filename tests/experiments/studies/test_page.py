@@ -11,7 +11,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies import differences, page, plots
 from fptt.experiments.studies.comparison import stand_ins
-from fptt.experiments.studies.page import make_rows, read_results, write_report
+from fptt.experiments.studies.page import difference_parts, make_rows, panels, read_results, write_report
 from fptt.experiments.studies.references import Reference
 from fptt.experiments.training.folder import RunFolder
 from tests.experiments.studies.runs import SMALL, write_run
@@ -163,6 +163,29 @@ def test_a_comparison_with_early_stopping_has_one_row_a_contender(tmp_path: Path
     assert [(row["group"], row["method"], row["num_seeds"], row["differs"]) for row in rows] == [
         (group, method, 2, "") for group in ("equal-epochs", "equal-updates") for method in ("tbptt", "fptt")
     ]
+
+
+def test_runs_of_other_epochs_are_other_rows_at_equal_epochs(tmp_path: Path) -> None:
+    """Of a comparison that was made again with more epochs and fewer seeds: the later seeds are the older ones."""
+    for seed, epochs in enumerate((6, 1)):
+        for method, test in (("tbptt", 0.5), ("fptt", 0.75)):
+            config = TrainConfig.of(SMALL, method=method, seed=seed, epochs=epochs)
+            write_run(tmp_path / "small" / "equal-epochs" / f"{method}-seed-{seed}", config, test)
+    found = read_results(tmp_path).experiments["small"]
+    rows = make_rows("small", found, {})
+    assert [(row["method"], row["num_seeds"], row["differs"]) for row in rows] == [
+        (method, 1, f"epochs {epochs}") for method in ("tbptt", "fptt") for epochs in (1, 6)
+    ]
+    (differences,) = difference_parts(rows, "accuracy")  # with those of the same epochs only
+    assert len(differences.splitlines()) == 2 + 3
+    names = [{panel.name(run) for run in panel.runs} for panel in panels(found)]
+    assert names == [{"FPTT", "TBPTT", "FPTT, epochs 1", "TBPTT, epochs 1"}] * 2
+
+
+def test_lines_have_the_same_names_at_equal_epochs_and_equal_updates(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "small")
+    names = [{panel.name(run) for run in panel.runs} for panel in panels(read_results(tmp_path).experiments["small"])]
+    assert names == [{"FPTT", "TBPTT", "BPTT"}] * 2
 
 
 def test_the_page_is_the_same_twice(tmp_path: Path) -> None:

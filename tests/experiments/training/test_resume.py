@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
+from fptt.experiments.process.machine import MemoryMeter
 from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.run import Run
+from fptt.experiments.training.run import Progress, Run
 from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
@@ -303,6 +304,36 @@ def test_a_run_killed_in_its_last_validation_still_validates(
             run([*command, "--out", str(killed.path)])
     assert run(["train", "--resume", "--out", str(killed.path)]) == 0
     assert_same_end(undisturbed(*command), killed)
+
+
+@pytest.mark.parametrize("event", ["trained", "validate", "finish"])
+def test_a_resumed_run_has_the_peak_memory_of_all_its_processes(
+    event: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one 7 bytes above the 2 of its start, the next 4 above 3; at the end there is nothing to train."""
+    arguments = ["train", *QUICK, "--batch-size", "32", "--checkpoint-updates", "8", "--out", str(tmp_path)]
+    monkeypatch.setattr(MemoryMeter, "_current", lambda _: 2)
+    monkeypatch.setattr(MemoryMeter, "_peak", lambda _: 9)
+    with monkeypatch.context() as patch:
+        kill_at(event, patch, lambda run: run.method.batches == 3 or event != "trained")
+        with pytest.raises(Killed):
+            run(arguments)
+    monkeypatch.setattr(MemoryMeter, "_current", lambda _: 3)
+    monkeypatch.setattr(MemoryMeter, "_peak", lambda _: 7)
+    assert run(["train", "--resume", "--out", str(tmp_path)]) == 0
+    summary = RunFolder(tmp_path).read_summary()
+    assert (summary["peak_memory_bytes"], summary["training_memory_bytes"]) == (9, 7)
+
+
+def test_the_peak_memory_of_an_interrupted_run_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(1, monkeypatch)
+    assert run(["train", *QUICK, "--out", str(tmp_path)]) == INTERRUPTED
+    assert RunFolder(tmp_path).read_summary()["peak_memory_bytes"] > 0
+
+
+def test_a_checkpoint_from_before_memory_was_saved_is_read() -> None:
+    saved = {"epoch": 1, "rows": 1, "seconds": 2.0, "metric": 0.5, "saved_at": 8, "rollbacks": 0}
+    assert Progress.load(saved) == Progress(**saved, peak_memory_bytes=0, training_memory_bytes=0)
 
 
 def test_a_run_killed_in_its_test_need_not_train_again(

@@ -64,7 +64,8 @@ class Compare(_Study):
     the regularizer does more than a smaller rate. bptt-small-batches: BPTT with a loss at the end of every chunk and
     batches smaller by --num-chunks, so with the losses and the number of updates of FPTT, and an uncut gradient."""
     budgets: str = "epochs,updates,seconds"
-    """Comma-separated budgets at which the methods are compared; epochs is always one of them."""
+    """Comma-separated budgets at which the methods are compared; epochs is always one of them. With --early-stopping
+    the others need the schedule constant or plateau."""
     out: Path | None = None
     """Folder for all runs, table (compare.md) and plot; out/compare-TASK by default."""
 

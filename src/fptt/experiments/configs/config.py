@@ -204,7 +204,7 @@ class TrainingSetting(Checked):
     epochs: Count | None = 60
     """Passes over the training data."""
     max_updates: Count | None = None
-    """Stop after this many updates."""
+    """Stop after the batch in which this many updates are reached; skipped chunks count as updates here."""
     max_seconds: Positive | None = None
     """Stop after this many seconds of training."""
     batch_size: Count = 64

@@ -83,7 +83,7 @@ class MemoryMeter:
             RESET_PEAK.write_text("5", encoding="utf-8")
 
     def stop(self) -> None:
-        """Stop measuring."""
+        """Note the peak so far."""
         self.peak = max(self.peak, self._peak())
 
     def sizes(self) -> dict[str, int]:

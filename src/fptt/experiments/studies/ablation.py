@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import MethodName, ModelSetting, Setting, TrainConfig
+from fptt.experiments.configs.config import DataSetting, MethodName, Setting, TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.studies.differences import EXPLANATION, difference_cells, direction, matched_pairs
@@ -30,7 +30,7 @@ from fptt.experiments.studies.tables import (
 )
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.task import Task
-from fptt.experiments.training.build import NOT_FOR_SPIKING, SPIKING, SPIKING_ONLY, check_chunks, make_model
+from fptt.experiments.training.build import NOT_FOR_SPIKING, SPIKING, SPIKING_ONLY, check_parts
 
 Changes = tuple[tuple[str, Any], ...]
 """The fields in which a variant differs from the setting, in the order of the axes."""
@@ -40,8 +40,8 @@ Key = tuple[MethodName, Changes]
 
 HEADS = {"num_chunks": "K", "alpha": "α or γ"}
 
-OF_THE_LENGTH = ("length", "by")
-"""Fields that decide how many steps a sequence has."""
+OF_THE_DATA = ("batch_size", *(field.name for field in fields(DataSetting)))
+"""Fields of which the data of a run depend; a text is cut by the size of a batch."""
 
 
 class Ablation(Study):
@@ -82,19 +82,12 @@ class Ablation(Study):
                 raise UserError(f"{field} makes no difference to {method}.")
         self.setting, self.seeds, self.grid = setting, seeds, grid
         self.methods = METHODS[METHODS.index(method) :]
-        # the length bounds K; a seed changes the samples, not their length
-        is_of_models = not {field.name for field in fields(ModelSetting)}.isdisjoint(axes)
-        task = load_task(setting, 0) if "num_chunks" in axes or is_of_models else None
         self.axes = {field: list(values) or default_values(setting, field) for field, values in axes.items()}
-        if task is not None and axes.get("num_chunks") == []:
-            self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= task.training_length()]
+        if axes.get("num_chunks") == []:  # a seed changes the samples, not their length
+            length = load_task(setting, 0).training_length()
+            self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= length]
         self.configs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
-        for config in self.configs.values():
-            has_own_length = any(getattr(config, field) != getattr(setting, field) for field in OF_THE_LENGTH)
-            if task is not None and not has_own_length:
-                check_chunks(config, task)
-        if task is not None and is_of_models:
-            self._check_models(task)
+        self._check_variants()
 
     def _keys(self) -> list[Key]:
         """Return the variants of each method, once for all that differ only in fields of no use to it."""
@@ -122,6 +115,10 @@ class Ablation(Study):
         if changed.get("optimizer", "sgd") != "sgd":
             # the momentum of the setting belongs to SGD; one among the axes stays, and is refused as impossible
             changed.setdefault("momentum", 0.0)
+        if "num_chunks" in changed and self.setting.num_duals == self.setting.num_chunks > 1:
+            changed.setdefault("num_duals", changed["num_chunks"])  # one for each chunk
+        if changed.get("previous_gradient") == "recomputed" and not (self.grid and "coupling" in self.axes):
+            changed.setdefault("coupling", "coupled")  # the only one that has it
         # nor has every cell what the setting has for its own
         lacking = ["forget_bias"] if changed.get("chrono_init") is not None else []
         if "cell" in changed:
@@ -131,14 +128,18 @@ class Ablation(Study):
             changed.setdefault(name, getattr(Setting, name))
         return TrainConfig.of(self.setting, **changed)
 
-    def _check_models(self, task: Task) -> None:
-        """Raise UserError if a variant has no model: better than after the runs of all others."""
-        for key, seed in self.configs:
-            if seed == self.seeds[0]:
-                try:
-                    make_model(self.configs[key, seed], task)
-                except ValueError as error:
-                    raise UserError(f"{self.folder(key, seed).parent.name}: {one_line(error)}") from error
+    def _check_variants(self) -> None:
+        """Raise UserError if a variant cannot be built: better than after the runs of all others."""
+        tasks: dict[tuple[Any, ...], Task] = {}
+        for (key, seed), config in self.configs.items():
+            if seed != self.seeds[0]:
+                continue
+            try:
+                data = tuple(getattr(config, name) for name in OF_THE_DATA)
+                tasks[data] = tasks[data] if data in tasks else load_task(config, seed)
+                check_parts(config, tasks[data])
+            except (UserError, ValueError, RuntimeError) as error:
+                raise UserError(f"{self.folder(key, seed).parent.name}: {one_line(error)}") from error
 
     def folder(self, key: Key, seed: int) -> Path:
         """Return the folder of a run."""

@@ -35,8 +35,8 @@ class Comparison(Study):
         budgets: Of `BUDGETS`.
 
     Raises:
-        UserError: If the setting has other limits than epochs, a control is without FPTT, or a contender is the same
-            as another one.
+        UserError: If the setting has other limits than epochs, or early stopping would give the runs of a budget other
+            schedules; if a control is without FPTT, or a contender is the same as another one.
     """
 
     table_file, plot_file = "compare.md", "curves.png"
@@ -52,6 +52,14 @@ class Comparison(Study):
         super().__init__(out)
         if setting.epochs is None or setting.max_updates is not None or setting.max_seconds is not None:
             raise UserError("a comparison needs epochs, and neither max_updates nor max_seconds: it sets those itself.")
+        beyond = [budget for budget in budgets if budget != "epochs"]
+        # stopped early, the reference has hardly begun to lower its rate; runs with its updates would do so to the end
+        if beyond and setting.early_stopping is not None and setting.schedule not in ("constant", "plateau"):
+            raise UserError(
+                f"budgets must be epochs alone, or schedule constant or plateau, with early_stopping "
+                f"{setting.early_stopping}, got budgets {','.join(budgets)} with schedule {setting.schedule}: the "
+                f"learning rates at equal {' and '.join(beyond)} would not be those of the run that stopped early."
+            )
         for contender in contenders:
             contender.check(setting)
         self.setting, self.contenders, self.seeds, self.budgets = setting, contenders, seeds, budgets
@@ -152,12 +160,13 @@ class Comparison(Study):
     def draw(self, rows: Sequence[Row], path: Path) -> None:  # noqa: ARG002
         """Draw the validation metric of every run, a panel for each budget."""
         runs = self._all_runs()
-        base = self._run("epochs", self.reference, self.seeds[0]).setting
+        reference = self._run("epochs", self.reference, self.seeds[0])
         panels = []
         for budget in self.budgets:
             column = {"epochs": "epoch"}.get(budget, budget)
             axis_label = {"seconds": "seconds of training"}.get(budget, budget)
             chosen = [run for run in runs if run.group == f"equal-{budget}"]
+            base = replace(reference, group=f"equal-{budget}").setting
             panels.append(Panel(column, axis_label, chosen, title=f"at equal {budget}", base=base))
         draw_runs(panels, self.metric, path)
 
@@ -188,8 +197,9 @@ def stand_ins(runs: Sequence[FinishedRun], groups: Collection[str]) -> Iterator[
         for budget in BUDGETS[1:]:
             group = run.group.removesuffix("epochs") + budget
             is_same = run.config.method == reference or (budget == "updates" and run.summary["updates"] in goals)
-            if group in groups and is_same and (group, run.setting, run.config.seed) not in found:
-                yield replace(run, group=group)
+            stand_in = replace(run, group=group)  # whose setting is without the limits of its own
+            if group in groups and is_same and (group, stand_in.setting, run.config.seed) not in found:
+                yield stand_in
 
 
 def parse_budgets(text: str) -> list[str]:

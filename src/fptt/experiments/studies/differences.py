@@ -114,10 +114,18 @@ def base_row(rows: Sequence[Row]) -> Row:
     return min(rows, key=lambda row: (METHODS.index(row["config"].method), row.get("group", "")))
 
 
+SHARED = ("data", "epochs")
+"""Fields that all settings of a comparison have in common."""
+
+
 def pairs_with_base(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Return that row beside each of the others that are of the same data: what a comparison compares."""
+    """Return that row beside each of the others that are of the same data and epochs: what a comparison compares."""
     base = base_row(rows)
-    return [(base, row) for row in rows if row is not base and row["config"].data == base["config"].data]
+    return [
+        (base, row)
+        for row in rows
+        if row is not base and all(getattr(row["config"], name) == getattr(base["config"], name) for name in SHARED)
+    ]
 
 
 def matched_pairs(rows: Sequence[Row], besides: Sequence[str] = ()) -> list[tuple[Row, Row]]:

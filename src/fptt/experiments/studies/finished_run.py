@@ -25,6 +25,9 @@ UNUSED: dict[MethodName, tuple[str, ...]] = {
 }
 """Fields that make no difference to a method."""
 
+LIMITS = ("epochs", "max_updates", "max_seconds", "early_stopping")
+"""Fields that say when a run ends, and are no settings at equal updates or time: there another run says it."""
+
 COSTS = ("epochs", "updates", "seconds", "peak_memory_bytes", "training_memory_bytes")
 ORIGINS = ("commit", "device", "torch")
 HARMLESS = ("threads", "checkpoint_updates")
@@ -68,11 +71,21 @@ class FinishedRun:
         """
         defaults = Setting()
         plain: dict[str, Any] = {name: getattr(defaults, name) for name in (*UNUSED[self.config.method], *HARMLESS)}
-        if self.group.rpartition("/")[2].startswith("equal-"):  # there every seed has a limit of its own
+        if has_limits_of_another(self.group):  # there every seed has a limit of its own
             plain.update(epochs=1, max_updates=None, max_seconds=None, early_stopping=None)
         if self.config.task in GENERATED:  # by a limit or without, an epoch may have as many samples
             plain["limit"] = samples_an_epoch(self.config)
         return replace(self.config, seed=0, data=self.data, **plain)
+
+
+def has_limits_of_another(group: str) -> bool:
+    """Return whether the runs of a group end with the updates or seconds of another run."""
+    return group.rpartition("/")[2] in ("equal-updates", "equal-seconds")
+
+
+def unused_fields(method: MethodName, group: str) -> tuple[str, ...]:
+    """Return the fields that make no difference to a method, or are no setting in a group."""
+    return (*UNUSED[method], *(LIMITS if has_limits_of_another(group) else ()))
 
 
 def read_run(path: Path, group: str = "") -> FinishedRun:

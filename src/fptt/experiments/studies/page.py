@@ -28,6 +28,7 @@ from fptt.experiments.studies.finished_run import (
     FinishedRun,
     read_run,
     told_apart_by_data,
+    unused_fields,
 )
 from fptt.experiments.studies.labels import chunk_losses
 from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
@@ -255,7 +256,7 @@ def make_rows(name: str, runs: Sequence[FinishedRun], references: References) ->
     varied = varied_fields(runs)  # so that rows with the same method and K can be told apart
     rows = []
     for (group, config), row in seed_rows(everything, [(run.group, run.setting) for run in everything]).items():
-        unused = UNUSED[config.method]
+        unused = unused_fields(config.method, group)
         reference = references.get((name, config.method), Reference(None, None, ""))
         mean = row[f"test_{runs[0].metric}_mean"]
         rows.append(
@@ -281,16 +282,16 @@ PARAMETERS = ("form", "coupling", "alpha")
 """Fields of FPTT that have a column."""
 
 _HAVE_COLUMNS = ("method", "seed", "num_chunks", "bptt_losses", "engine", *PARAMETERS)
-_LIMITS = ("epochs", "max_updates", "max_seconds")
 
 
 def varied_fields(runs: Sequence[FinishedRun]) -> list[str]:
     """Return the fields that differ among the runs of an experiment and have no column of their own."""
     names = [field.name for field in fields(TrainConfig)]
     values = {
-        name: {getattr(run.setting, name) for run in runs if name not in UNUSED[run.config.method]} for name in names
+        name: {getattr(run.setting, name) for run in runs if name not in unused_fields(run.config.method, run.group)}
+        for name in names
     }
-    return [name for name in names if name not in (*_HAVE_COLUMNS, *_LIMITS, *HARMLESS) and len(values[name]) > 1]
+    return [name for name in names if name not in (*_HAVE_COLUMNS, *HARMLESS) and len(values[name]) > 1]
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -386,10 +387,13 @@ def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
         everything = [*runs, *stand_ins(runs, groups)]
         at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
         chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
-    else:
-        chosen = [runs, runs]
-    base = min(chosen[0], key=lambda run: METHODS.index(run.config.method)).setting
-    if "equal-epochs" not in groups and (fields_varied := [*varied_fields(runs), *_varied_columns(runs)]):
+        bases = [min(own, key=lambda run: METHODS.index(run.config.method)).setting for own in chosen]
+        return [
+            Panel("epoch", "epochs", chosen[0], base=bases[0]),
+            Panel("updates", "updates", chosen[1], base=bases[1]),
+        ]
+    base = min(runs, key=lambda run: METHODS.index(run.config.method)).setting
+    if fields_varied := [*varied_fields(runs), *_varied_columns(runs)]:
         settings = [run.setting for run in runs if run.config.method == base.method]
         usual = {name: mode(getattr(setting, name) for setting in settings) for name in fields_varied}
         base = replace(base, **usual)
@@ -401,10 +405,7 @@ def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
         if len(fields_varied) == 1:
             (name,) = fields_varied
             return [Panel(*axis, runs, "", base, varied=name) for axis in (("epoch", "epochs"), ("updates", "updates"))]
-    return [
-        Panel("epoch", "epochs", chosen[0], base=base),
-        Panel("updates", "updates", chosen[1], base=base),
-    ]
+    return [Panel("epoch", "epochs", runs, base=base), Panel("updates", "updates", runs, base=base)]
 
 
 def _varied_columns(runs: Sequence[FinishedRun]) -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ def check_precision(config: TrainConfig) -> None:
 
 
 def check_chunks(config: TrainConfig, task: Task) -> None:
-    """Raise UserError if there are more chunks than time steps."""
+    """Raise UserError if chunks, lanes, horizon or duals do not fit the sequences or one another."""
     length = task.training_length()
     name = "bptt_losses" if config.method == "bptt" else "num_chunks"
     if getattr(config, name) > length:
@@ -184,6 +185,8 @@ def check_chunks(config: TrainConfig, task: Task) -> None:
             f"lanes must be together with ragged sequences, got staggered with {task.name}: how many batches an epoch "
             "has would depend on its order."
         )
+    if config.method == "fptt" and config.num_duals not in (1, config.num_chunks):
+        raise UserError(f"num_duals must be 1 or num_chunks, {config.num_chunks}, got {config.num_duals}.")
     if config.lanes == "staggered" and config.num_duals > 1 and config.method == "fptt":
         raise UserError(f"num_duals must be 1 with lanes staggered, got {config.num_duals}.")
 
@@ -261,3 +264,22 @@ def make_method(
         return fptt.TBPTT(model, optimizer, loss, num_chunks=config.num_chunks, **options)
     names = ("num_chunks", *OF_FPTT)
     return fptt.FPTT(model, optimizer, loss, **{name: getattr(config, name) for name in names}, **options)
+
+
+def check_parts(config: TrainConfig, task: Task) -> None:
+    """Build the parts of a run once, to see whether that is possible: on the CPU, whatever the device is.
+
+    Raises:
+        UserError: If chunks, device, precision, or options of the model do not fit.
+        ValueError: If options of model or method do not.
+    """
+    check_chunks(config, task)
+    check_precision(config)
+    make_fabric(config.accelerator, config.precision, config.devices, config.num_nodes)
+    model = make_model(config, task)
+    # a device's precision may be none of the CPU's
+    on_cpu = replace(config, accelerator="cpu", precision="32-true")
+    method = make_method(
+        on_cpu, model, make_optimizer(config, model), make_loss(config, task), fabric=make_fabric("cpu")
+    )
+    method.close()

@@ -94,9 +94,8 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
         with closing(make_display(console)) as display, interruption:
             while not run.is_over:
                 try:
-                    run.memory.start()
-                    _train_epoch(run, folder, display, interruption)
-                    run.memory.stop()
+                    with run.measuring_memory():
+                        _train_epoch(run, folder, display, interruption)
                     _validate(run, folder, display, log)
                 except FloatingPointError as error:
                     _roll_back(run, folder, console, error)
@@ -143,6 +142,7 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
         is_due = every is not None and run.method.updates - run.progress.saved_at >= every
         run.fraction, is_asked, is_due = run.replicas.agree(run.spent(), is_asked=interruption.is_asked, is_due=is_due)
         if is_due or is_asked:
+            run.note_memory()
             _save(run, folder)
         if is_asked:
             raise KeyboardInterrupt
@@ -321,7 +321,8 @@ def _summary(
         "timesteps": method.timesteps,
         "seconds": round(progress.seconds, 3),
         "seconds_clock": run.clock.kind,
-        **run.memory.sizes(),
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "training_memory_bytes": progress.training_memory_bytes,
         "processes": run.replicas.size,
         "skipped": method.skipped,
         "rollbacks": progress.rollbacks,

@@ -1,5 +1,7 @@
 """One training run: its parts, its progress, and all of that as a state from which it resumes bitwise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,6 +43,8 @@ class Progress:
         metric: Of the last validation.
         saved_at: Updates at the last checkpoint.
         rollbacks: How often the run went back to a checkpoint; each made the learning rate smaller.
+        peak_memory_bytes: The peak of all processes of the run so far; 0 in older checkpoints.
+        training_memory_bytes: How far a peak was above the memory before training, likewise.
     """
 
     epoch: int = 0
@@ -49,6 +53,8 @@ class Progress:
     metric: float | None = None
     saved_at: int = 0
     rollbacks: int = 0
+    peak_memory_bytes: int = 0
+    training_memory_bytes: int = 0
 
     @classmethod
     def load(cls, saved: dict[str, Any]) -> "Progress":
@@ -180,6 +186,21 @@ class Run:
         self.progress.seconds += self.clock.now() - start
         self.state = result.state if self.carries_state else None
         self.totals.add(result)
+
+    @contextmanager
+    def measuring_memory(self) -> Iterator[None]:
+        """Measure the memory of what is done inside, however that ends."""
+        self.memory.start()
+        try:
+            yield
+        finally:
+            self.note_memory()
+
+    def note_memory(self) -> None:
+        """Note the peak since the measuring began, if none before was higher, also in a run that was resumed."""
+        self.memory.stop()
+        for name, size in self.memory.sizes().items():
+            setattr(self.progress, name, max(getattr(self.progress, name), size))
 
     @property
     def carries_state(self) -> bool:
