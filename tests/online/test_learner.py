@@ -317,6 +317,25 @@ def test_a_saved_learner_is_read_without_pickle(labels: list[Any]) -> None:
     assert list(online.predict_proba_one(stream()[0][9])) == labels
 
 
+def test_a_state_is_a_snapshot_that_any_number_of_learners_go_on_from() -> None:
+    saved, copied, other = (learner(chunk_length=2) for _ in range(3))
+    inputs, labels = stream()
+    saved.learn_many(inputs[:7], labels[:7])
+    state_dict, before = saved.state_dict(), saved.predict_many(inputs).clone()
+    for online in (copied, other):
+        online.load_state_dict(state_dict)
+        online.learn_many(inputs[7:], labels[7:])
+    saved.learn_many(inputs[7:], labels[7:])  # as if it were the only one: no weights or moments in common
+    torch.testing.assert_close(saved.predict_many(inputs), copied.predict_many(inputs), rtol=0, atol=0)
+    torch.testing.assert_close(saved.predict_many(inputs), other.predict_many(inputs), rtol=0, atol=0)
+    for _ in range(2):  # rolled back, also a second time
+        saved.load_state_dict(state_dict)
+        assert (saved.steps, saved.method.updates) == (7, 3)
+        torch.testing.assert_close(saved.predict_many(inputs), before, rtol=0, atol=0)
+        saved.learn_many(inputs[7:], labels[7:])
+        torch.testing.assert_close(saved.predict_many(inputs), copied.predict_many(inputs), rtol=0, atol=0)
+
+
 def test_a_model_without_a_state_is_resumed_in_the_middle_of_a_chunk() -> None:
     class Pointwise(nn.Linear):
         def forward(self, inputs: Tensor, state: None = None) -> tuple[Tensor, None]:  # pyright: ignore
