@@ -184,6 +184,17 @@ def test_a_prediction_then_learned_is_one_forward_pass() -> None:
     assert calls == [False] * 4
 
 
+def test_outputs_that_are_written_to_do_not_change_the_next_prediction() -> None:
+    online, undisturbed = (learner(chunk_length=4, window=3) for _ in range(2))
+    inputs, labels = stream()
+    for step in range(T):
+        online.predict_many(inputs[step : step + 1]).neg_()
+        assert online.predict_one(inputs[step]) == undisturbed.predict_one(inputs[step])
+        for own in (online, undisturbed):
+            own.learn_one(inputs[step], labels[step])
+        assert online.error == undisturbed.error
+
+
 def test_weights_that_others_change_are_noticed_between_two_predictions() -> None:
     online = learner(chunk_length=3)
     learn(online)

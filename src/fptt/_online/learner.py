@@ -142,7 +142,7 @@ class OnlineLearner:
         Args:
             inputs: A tensor or array, (n, …), or a sequence of steps as of `predict_one`.
         """
-        return self._predict(self._features.rows(inputs))
+        return self._predict(self._features.rows(inputs)).clone()  # the caller may write to them, not to the cache
 
     def _predict(self, rows: Tensor) -> Tensor:
         return self._infer(self._standardized(rows)[0])[0]
