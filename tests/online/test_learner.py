@@ -736,6 +736,19 @@ def test_the_error_is_that_of_the_predictions_before_learning(length: int, max_d
     assert_same_weights(silent.method.model, online.method.model)
 
 
+def test_a_state_without_predictions_forgets_those_of_the_stream_before() -> None:
+    measured, silent = learner(max_delay=2, window=5), learner(max_delay=2)
+    inputs, labels = stream()
+    for online in (measured, silent):
+        online.learn_one(inputs[0], labels[0])
+        online.learn_one(inputs[1])
+    assert measured.error is not None
+    measured.load_state_dict(silent.state_dict())
+    assert measured.error is None
+    measured.learn_delayed(labels[1], 1)
+    assert measured.error is None  # the prediction of that step is not known
+
+
 def test_the_error_of_a_regression_is_the_mean_absolute_one() -> None:
     model, loss = lstm(), fptt.SequenceLoss(functional.mse_loss)
     method = fptt.FPTT(model, torch.optim.SGD(model.parameters(), lr=0.05), loss, chunk_length=2)

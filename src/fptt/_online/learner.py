@@ -323,8 +323,8 @@ class OnlineLearner:
         self._trainer.load_state_dict(state_dict["trainer"], example)
         self._inferred_state = self._forward.restored(state_dict["inferred_state"], example)
         self.steps, self.labels = (state_dict["counters"][name] for name in ("steps", "labels"))
-        if self._score is not None and state_dict.get("score") is not None:
-            self._score.load_state_dict(state_dict["score"])
+        if self._score is not None:  # without a score in the state nothing is known of its stream
+            self._score.load_state_dict(state_dict.get("score") or {"errors": [], "predictions": []})
 
 
 def _is_regression(method: Method) -> bool:
