@@ -209,6 +209,23 @@ def test_weights_that_others_change_are_noticed_between_two_predictions() -> Non
     assert not torch.equal(online.predict_many(inputs), before)
 
 
+def test_weights_that_are_replaced_are_noticed_between_two_predictions() -> None:
+    """As `nn.utils.vector_to_parameters` does, also where the memory of other weights is used again."""
+    online = learner(chunk_length=3)
+    inputs = stream()[0]
+    params = list(online.method.model.parameters())
+    vector = nn.utils.parameters_to_vector(params).detach()
+    answers = []
+    for factor in range(1, 21):
+        for sign in (-1, 1):  # the first are gone before anything is predicted with them
+            nn.utils.vector_to_parameters(sign * factor * vector, params)
+        answers.append(online.predict_many(inputs))
+        fresh = learner(chunk_length=3)
+        fresh.method.model.load_state_dict(online.method.model.state_dict())
+        assert torch.equal(answers[-1], fresh.predict_many(inputs))
+    assert not torch.equal(answers[0], answers[1])
+
+
 def test_a_chunk_with_a_bad_loss_is_dropped_and_the_stream_goes_on_behind_it() -> None:
     """As if the steps of the chunk, and those passed in the same call after it, had not been."""
 
