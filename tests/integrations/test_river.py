@@ -4,6 +4,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -148,9 +149,9 @@ def test_late_labels_go_on_after_a_label_that_cannot_be_learned() -> None:
     for step in range(12):
         if step >= 3:
             y = 1e30 if step == 6 else 0.1 * step  # its square is infinite in float32
-            for learn, arguments in ((model.learn_one, ({"x": 0.1 * (step - 3)}, y)), (by_hand.learn_delayed, (y, 3))):
+            for learn in (partial(model.learn_one, {"x": 0.1 * (step - 3)}, y), partial(by_hand.learn_delayed, y, 3)):
                 with pytest.raises(FloatingPointError) if step == 6 else contextlib.nullcontext():
-                    learn(*arguments)
+                    learn()
         expected = by_hand.predict_one([0.1 * step])
         by_hand.learn_one([0.1 * step])
         assert model.predict_one({"x": 0.1 * step}) == expected
