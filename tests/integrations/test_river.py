@@ -1,8 +1,10 @@
+import contextlib
 import copy
 import itertools
 import math
 import pickle
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -133,3 +135,24 @@ def test_a_clone_has_learned_nothing_and_a_copy_everything() -> None:
         for again, y in cycle(5):
             other.learn_one(again, y)
         assert other.predict_proba_one(x) != model.predict_proba_one(x)
+
+
+def test_late_labels_go_on_after_a_label_that_cannot_be_learned() -> None:
+    def make(num_features: int) -> fptt.OnlineLearner:
+        torch.manual_seed(0)
+        model = fptt.nn.GRU(num_features, 4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        loss = fptt.SequenceLoss(functional.mse_loss)
+        return fptt.OnlineLearner(fptt.FPTT(model, optimizer, loss, chunk_length=1), classes=None, max_delay=3)
+
+    model, by_hand = RiverRegressor(make), make(1)
+    for step in range(12):
+        if step >= 3:
+            y = 1e30 if step == 6 else 0.1 * step  # its square is infinite in float32
+            for learn in (partial(model.learn_one, {"x": 0.1 * (step - 3)}, y), partial(by_hand.learn_delayed, y, 3)):
+                with pytest.raises(FloatingPointError) if step == 6 else contextlib.nullcontext():
+                    learn()
+        expected = by_hand.predict_one([0.1 * step])
+        by_hand.learn_one([0.1 * step])
+        assert model.predict_one({"x": 0.1 * step}) == expected
+    assert by_hand.labels == 9

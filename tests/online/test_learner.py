@@ -184,6 +184,17 @@ def test_a_prediction_then_learned_is_one_forward_pass() -> None:
     assert calls == [False] * 4
 
 
+def test_outputs_that_are_written_to_do_not_change_the_next_prediction() -> None:
+    online, undisturbed = (learner(chunk_length=4, window=3) for _ in range(2))
+    inputs, labels = stream()
+    for step in range(T):
+        online.predict_many(inputs[step : step + 1]).neg_()
+        assert online.predict_one(inputs[step]) == undisturbed.predict_one(inputs[step])
+        for own in (online, undisturbed):
+            own.learn_one(inputs[step], labels[step])
+        assert online.error == undisturbed.error
+
+
 def test_weights_that_others_change_are_noticed_between_two_predictions() -> None:
     online = learner(chunk_length=3)
     learn(online)
@@ -196,6 +207,23 @@ def test_weights_that_others_change_are_noticed_between_two_predictions() -> Non
     assert torch.equal(online.predict_many(inputs), before)
     online.method.model.load_state_dict(lstm().state_dict())
     assert not torch.equal(online.predict_many(inputs), before)
+
+
+def test_weights_that_are_replaced_are_noticed_between_two_predictions() -> None:
+    """As `nn.utils.vector_to_parameters` does, also where the memory of other weights is used again."""
+    online = learner(chunk_length=3)
+    inputs = stream()[0]
+    params = list(online.method.model.parameters())
+    vector = nn.utils.parameters_to_vector(params).detach()
+    answers = []
+    for factor in range(1, 21):
+        for sign in (-1, 1):  # the first are gone before anything is predicted with them
+            nn.utils.vector_to_parameters(sign * factor * vector, params)
+        answers.append(online.predict_many(inputs))
+        fresh = learner(chunk_length=3)
+        fresh.method.model.load_state_dict(online.method.model.state_dict())
+        assert torch.equal(answers[-1], fresh.predict_many(inputs))
+    assert not torch.equal(answers[0], answers[1])
 
 
 def test_a_chunk_with_a_bad_loss_is_dropped_and_the_stream_goes_on_behind_it() -> None:
@@ -315,6 +343,25 @@ def test_a_saved_learner_is_read_without_pickle(labels: list[Any]) -> None:
     restored.load_state_dict(reloaded(online.state_dict()))
     assert restored.predict_proba_one(stream()[0][9]) == online.predict_proba_one(stream()[0][9])
     assert list(online.predict_proba_one(stream()[0][9])) == labels
+
+
+def test_a_state_is_a_snapshot_that_any_number_of_learners_go_on_from() -> None:
+    saved, copied, other = (learner(chunk_length=2) for _ in range(3))
+    inputs, labels = stream()
+    saved.learn_many(inputs[:7], labels[:7])
+    state_dict, before = saved.state_dict(), saved.predict_many(inputs).clone()
+    for online in (copied, other):
+        online.load_state_dict(state_dict)
+        online.learn_many(inputs[7:], labels[7:])
+    saved.learn_many(inputs[7:], labels[7:])  # as if it were the only one: no weights or moments in common
+    torch.testing.assert_close(saved.predict_many(inputs), copied.predict_many(inputs), rtol=0, atol=0)
+    torch.testing.assert_close(saved.predict_many(inputs), other.predict_many(inputs), rtol=0, atol=0)
+    for _ in range(2):  # rolled back, also a second time
+        saved.load_state_dict(state_dict)
+        assert (saved.steps, saved.method.updates) == (7, 3)
+        torch.testing.assert_close(saved.predict_many(inputs), before, rtol=0, atol=0)
+        saved.learn_many(inputs[7:], labels[7:])
+        torch.testing.assert_close(saved.predict_many(inputs), copied.predict_many(inputs), rtol=0, atol=0)
 
 
 def test_a_model_without_a_state_is_resumed_in_the_middle_of_a_chunk() -> None:
@@ -704,6 +751,19 @@ def test_the_error_is_that_of_the_predictions_before_learning(length: int, max_d
     silent.load_state_dict(online.state_dict())
     assert silent.error is None
     assert_same_weights(silent.method.model, online.method.model)
+
+
+def test_a_state_without_predictions_forgets_those_of_the_stream_before() -> None:
+    measured, silent = learner(max_delay=2, window=5), learner(max_delay=2)
+    inputs, labels = stream()
+    for online in (measured, silent):
+        online.learn_one(inputs[0], labels[0])
+        online.learn_one(inputs[1])
+    assert measured.error is not None
+    measured.load_state_dict(silent.state_dict())
+    assert measured.error is None
+    measured.learn_delayed(labels[1], 1)
+    assert measured.error is None  # the prediction of that step is not known
 
 
 def test_the_error_of_a_regression_is_the_mean_absolute_one() -> None:

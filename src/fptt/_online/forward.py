@@ -1,8 +1,8 @@
 """Cached inference on the next steps of a stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from fptt.nn.prediction import evaluating
 
 
 class _Run(NamedTuple):
-    """Inference on rows (n, …) from a state: all that it depends on, then outputs (n, C) and the state after it."""
+    """Inference on rows (n, …) from a state: all that it depends on, then outputs (n, C) and the state after it.
+
+    The weights are held, so that no others come to lie where they are, which would look the same.
+    """
 
     rows: Tensor
     state: State
     weights: tuple[int, ...]
+    held: list[Tensor]
     outputs: Tensor
     next_state: State
 
@@ -33,6 +37,10 @@ class Forward:
         self.method = method
         self.num_outputs: int | None = None
         self._last: _Run | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: not the last run, since its weights lie elsewhere."""
+        return {**vars(self), "_last": None}
 
     @torch.no_grad()
     def run(self, rows: Tensor, state: State) -> tuple[Tensor, State]:
@@ -69,17 +77,23 @@ class Forward:
             or not torch.equal(last.rows, rows)
         ):
             outputs, next_state = self.run(rows, state)
-            last = self._last = _Run(rows, state, self._weights(), outputs, next_state)
+            held = [tensor.detach() for tensor in self._tensors()]
+            last = self._last = _Run(rows, state, self._weights(), held, outputs, next_state)
         return last.outputs, last.next_state
 
     def _weights(self) -> tuple[int, ...]:
-        """Return a version of the weights: it changes with every update of the method, and every write by others.
+        """Return a version of the weights: it changes with every update of the method, and with the writes by others.
 
         Torch counts the writes to each tensor, those of an optimizer, of `load_state_dict` and of `averaged()` too. It
-        does not see the compiled engine's, which writes to flat buffers: hence the method's own counter.
+        does not see the compiled engine's, which writes to flat buffers: hence the method's own counter. Nor does it
+        see another tensor put in by `.data = …`, as by `nn.utils.vector_to_parameters`: hence where each one lies. A
+        write in place to a `.data`, as `.data.copy_(…)`, is the one that is not noticed.
         """
-        tensors = chain(self.method.model.parameters(), self.method.model.buffers())
-        return (self.method.updates, *(tensor._version for tensor in tensors))
+        places = (tensor.data_ptr() for tensor in self._tensors() if tensor.layout == torch.strided)
+        return (self.method.updates, *(tensor._version for tensor in self._tensors()), *places)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return chain(self.method.model.parameters(), self.method.model.buffers())
 
     def restored(self, tensors: Sequence[Tensor] | None, example: Tensor | None) -> State:
         """Return the state with these tensors, in the nest that the model makes of an example step."""

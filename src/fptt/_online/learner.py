@@ -142,7 +142,7 @@ class OnlineLearner:
         Args:
             inputs: A tensor or array, (n, …), or a sequence of steps as of `predict_one`.
         """
-        return self._predict(self._features.rows(inputs))
+        return self._predict(self._features.rows(inputs)).clone()  # the caller may write to them, not to the cache
 
     def _predict(self, rows: Tensor) -> Tensor:
         return self._infer(self._standardized(rows)[0])[0]
@@ -254,14 +254,18 @@ class OnlineLearner:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the learner needs to resume: weights, optimizer, method, states, waiting steps, counters.
 
+        A snapshot: what is learned afterwards, here or by a learner that loaded it, does not change it.
         `torch.load(…, weights_only=True)` reads it, if labels and names of features are numbers, text or tuples of
         these; those of NumPy have become Python's own.
         """
         inferred_state = self._inferred_state if len(self._trainer) else None
-        return {
+        live = {  # of the very tensors that training writes to
             "model": self.method.model.state_dict(),
             "optimizer": self.method.optimizer.state_dict(),
             "method": self.method.state_dict(),
+        }
+        return {
+            **copy.deepcopy(live),
             "features": self._features.state_dict(),
             "targets": self._targets.state_dict(),
             "moments": None if self._moments is None else tuple(self._moments),
@@ -299,7 +303,6 @@ class OnlineLearner:
             own = self._settings()[name]
             if saved != own:
                 raise ValueError(f"{name} must be that of the saved learner, {saved!r}, got {own!r}.")
-        before = copy.deepcopy(before)
         try:
             self._restore(state_dict)
         except Exception:  # torch, too, loads the weights that fit before it refuses others
@@ -310,7 +313,8 @@ class OnlineLearner:
         self._targets.load_state_dict(state_dict["targets"])
         self._features.load_state_dict(state_dict["features"])
         self.method.model.load_state_dict(state_dict["model"])
-        self.method.optimizer.load_state_dict(state_dict["optimizer"])
+        # A copy, since torch's optimizers take the tensors themselves, and then write to them.
+        self.method.optimizer.load_state_dict(copy.deepcopy(state_dict["optimizer"]))
         self.method.load_state_dict(state_dict["method"])
         moments = state_dict["moments"]
         self._moments = None if moments is None else RunningMoments(*moments).to(self._features.like.device)
@@ -319,8 +323,8 @@ class OnlineLearner:
         self._trainer.load_state_dict(state_dict["trainer"], example)
         self._inferred_state = self._forward.restored(state_dict["inferred_state"], example)
         self.steps, self.labels = (state_dict["counters"][name] for name in ("steps", "labels"))
-        if self._score is not None and state_dict.get("score") is not None:
-            self._score.load_state_dict(state_dict["score"])
+        if self._score is not None:  # without a score in the state nothing is known of its stream
+            self._score.load_state_dict(state_dict.get("score") or {"errors": [], "predictions": []})
 
 
 def _is_regression(method: Method) -> bool:

@@ -36,15 +36,21 @@ class _Estimator:
         """Return the prediction of a step, and advance by the step if its label comes late."""
         learner = self._learner_for(x)
         if learner.max_delay:
-            learner.learn_one(x)
-            self._num_unlabeled += 1
+            num_before = learner.steps
+            try:
+                learner.learn_one(x)
+            finally:  # a chunk with a bad loss raises an error after the step is entered
+                self._num_unlabeled += learner.steps - num_before
         return prediction
 
     def _learn(self, x: dict[Any, Any], y: Any) -> None:
         learner = self._learner_for(x)
         if self._num_unlabeled:
-            learner.learn_delayed(y, self._num_unlabeled)
-            self._num_unlabeled -= 1
+            num_before = learner.labels
+            try:
+                learner.learn_delayed(y, self._num_unlabeled)
+            finally:  # as above; a label that is refused is not taken
+                self._num_unlabeled -= learner.labels - num_before
         else:
             learner.learn_one(x, y)
 
