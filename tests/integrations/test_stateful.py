@@ -287,6 +287,59 @@ def test_the_gradient_is_right() -> None:
     assert report.spike_rate > 0.05
 
 
+class Masked(nn.Module):
+    """A leaky sum, in training without the units that its mask leaves out, the same at all steps of a sequence."""
+
+    v: Any = 0.0
+    mask: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = 0.5 * self.v + self.scale * x
+        if not self.training:
+            return self.v
+        if self.mask is None:
+            self.mask = 2 * torch.bernoulli(torch.full_like(x, 0.5))
+        return self.v * self.mask
+
+
+def test_what_one_mode_alone_keeps_goes_through_the_other() -> None:
+    torch.manual_seed(0)
+    model, x = Explicit(Masked()), torch.ones(2, 1, 8)
+    outputs, state = model(x)
+    mask = outputs[0, 0]  # v = 1 at first
+    assert set(mask.tolist()) == {0.0, 2.0}
+    outputs, state = model.eval()(x, state)
+    torch.testing.assert_close(outputs[:, 0, 0], torch.tensor([1.75, 1.875]))
+    outputs, state = model.train()(x, state)
+    torch.testing.assert_close(outputs[:, 0], torch.tensor([[1.9375], [1.96875]]) * mask)
+    outputs, state = model.eval()(x)
+    assert list(state) == ["v"]
+    outputs, state = model.train()(x, state)  # training makes what it alone keeps, as at the beginning
+    assert set(outputs[0, 0].tolist()) == {0.0, 3.5}
+    torch.testing.assert_close(outputs[1], outputs[0] * 1.875 / 1.75)
+    with pytest.raises(ValueError, match=r"state must be a dict of .*got one of mask, v, w"):
+        model(x, dict(sorted({**state, "w": x}.items())))
+    with pytest.raises(ValueError, match=r"state must be a dict of .*got one of mask"):
+        model(x, {"mask": state["mask"]})
+
+
+def test_a_stream_is_learned_with_what_training_alone_keeps() -> None:
+    model = Explicit(Masked())
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters()), loss, chunk_length=2)
+    online = fptt.OnlineLearner(method, max_delay=1)
+    for step in range(9):
+        online.predict_one([1.0])
+        online.learn_one([1.0], None if step in (2, 3) else 1.0)  # a chunk without a label is run by inference
+    assert method.updates == 3
+    with pytest.raises(ValueError, match="state must have 1 tensors, as the model keeps in evaluation mode, got 2"):
+        online.load_state_dict(online.state_dict())
+
+
 # -- what does not fit is named ----------------------------------------------------------------------------------------
 
 

@@ -208,9 +208,14 @@ class Explicit(nn.Module):
         return outputs, state
 
     def _go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, State]]:
-        """Run from a given state, and put back what was there."""
+        """Run from a given state, and put back what was there.
+
+        The state may be of the other mode: what that one alone keeps goes through, and what it lacks begins.
+        """
         found = self._known(inputs)
-        if not isinstance(state, dict) or state.keys() != found.state.keys():
+        modes = [own.state.keys() for own in self._findings.by_mode.values()]
+        known = {name for names in modes for name in names}
+        if not isinstance(state, dict) or state.keys() - known or not any(state.keys() >= names for names in modes):
             kept = ", ".join(found.state) or "nothing"
             got = f"one of {', '.join(state) or 'nothing'}" if isinstance(state, dict) else f"a {type(state).__name__}"
             raise ValueError(f"state must be a dict of {kept}, as the {type(self.module).__name__} keeps, got {got}.")
@@ -219,14 +224,18 @@ class Explicit(nn.Module):
         def put(place: _Place, value: Any) -> None:
             container = place.container(self.module)
             before.append((container, place.key, container.get(place.key, _ABSENT)))
-            container[place.key] = value
+            if value is not _ABSENT:
+                container[place.key] = value
 
         try:
             for place, value in found.plain.items():
                 put(place, _copied(value, {}))
             for name, place in found.state.items():
                 # a nest of its own: the module may write into it
-                put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
+                if name in state:
+                    put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
+                else:
+                    put(place, _copied(place.container(self.module).get(place.key, _ABSENT), {}))
             outputs = self._run(inputs)
             after = {name: place.container(self.module).get(place.key) for name, place in found.state.items()}
             for place, value in found.plain.items():
@@ -242,7 +251,7 @@ class Explicit(nn.Module):
                     container.pop(key, None)
                 else:
                     container[key] = value
-        return outputs, after
+        return outputs, {**state, **after}
 
     def _known(self, inputs: Tensor) -> _Found:
         """Return what a forward pass changes; a copy of the adapter, or one in another mode, has to try."""
