@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import fptt
 from fptt.integrations.stateful import Explicit
@@ -247,6 +248,29 @@ def test_statistics_are_no_state_and_move_on() -> None:
     model.initial_state(inputs)  # which tries a step without a lasting effect
     assert statistics.running_mean is not None
     assert statistics.running_mean.tolist() == [0.75] * D
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["prune", "weight_norm", "spectral_norm"],
+)
+def test_weights_that_torch_computes_before_each_call_are_no_state(rewrite: Any) -> None:
+    torch.manual_seed(0)
+    model = Explicit(nn.Sequential(rewrite(nn.Linear(D, C)), Memories()).double())
+    inputs, _ = data()
+    labels, is_first = torch.randint(C, (T, B)), torch.zeros(T, B, dtype=torch.bool)
+    is_first[5, 1] = True
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = fptt.TBPTT(model, optimizer, fptt.SequenceLoss(functional.cross_entropy), num_chunks=K)
+    assert list(method.train_batch(inputs, labels, is_first=is_first).state) == ["1._memories.v"]
+    outputs, _ = model.eval()(inputs)
+    torch.testing.assert_close(outputs, torch.stack([model.module(step) for step in inputs]))
 
 
 def test_all_steps_at_once_and_one_of_two_outputs() -> None:

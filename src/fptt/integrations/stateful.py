@@ -58,8 +58,15 @@ class _Held(NamedTuple):
         return not self.holder and type(value) in DICTS
 
     def values(self) -> Iterator[tuple[_Place, Any]]:
-        """Yield what is in it now."""
+        """Yield what is in it now, but for weights that torch computes from parameters before each call.
+
+        Pruning and the older `spectral_norm` name those parameters `…_orig`, the older `weight_norm` `…_g` and `…_v`.
+        """
+        is_hooked = not self.holder and self.container["_forward_pre_hooks"]
+        params = self.container["_parameters"] if is_hooked else {}
         for key in _keys(self.holder, self.container):
+            if f"{key}_orig" in params or {f"{key}_g", f"{key}_v"} <= params.keys():
+                continue
             yield _Place(self.owner, self.holder, key), self.container[key]
 
     def put_back(self) -> None:
@@ -98,8 +105,9 @@ class Explicit(nn.Module):
     state is whatever tensors a forward pass puts in the place of attributes, buffers and entries of dicts, or changes
     there in place, also within lists, tuples, deques and dicts at any depth, by their names. Each call puts the given
     state in, runs the module, takes the new state out, and puts back what was there. So a sequence begins, with state
-    None, as the module stands: give it fresh, or reset. Parameters, statistics that are changed in place
-    (`nn.BatchNorm1d`) and constants are left alone.
+    None, as the module stands: give it fresh, or reset. What training alone keeps, such as a mask of dropout, goes
+    through inference as it is. Parameters, statistics that are changed in place (`nn.BatchNorm1d`), weights that torch
+    computes before each call (`nn.utils.prune`) and constants are left alone.
 
     Args:
         module: Called with the inputs alone. Not copied: its weights are those of the adapter.
