@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import fptt
 from fptt.integrations.stateful import Explicit
@@ -249,6 +250,29 @@ def test_statistics_are_no_state_and_move_on() -> None:
     assert statistics.running_mean.tolist() == [0.75] * D
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["prune", "weight_norm", "spectral_norm"],
+)
+def test_weights_that_torch_computes_before_each_call_are_no_state(rewrite: Any) -> None:
+    torch.manual_seed(0)
+    model = Explicit(nn.Sequential(rewrite(nn.Linear(D, C)), Memories()).double())
+    inputs, _ = data()
+    labels, is_first = torch.randint(C, (T, B)), torch.zeros(T, B, dtype=torch.bool)
+    is_first[5, 1] = True
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = fptt.TBPTT(model, optimizer, fptt.SequenceLoss(functional.cross_entropy), num_chunks=K)
+    assert list(method.train_batch(inputs, labels, is_first=is_first).state) == ["1._memories.v"]
+    outputs, _ = model.eval()(inputs)
+    torch.testing.assert_close(outputs, torch.stack([model.module(step) for step in inputs]))
+
+
 def test_all_steps_at_once_and_one_of_two_outputs() -> None:
     class Layer(nn.Module):
         h: Any = None
@@ -285,6 +309,59 @@ def test_the_gradient_is_right() -> None:
     assert report.passed
     assert report.spike_rate is not None
     assert report.spike_rate > 0.05
+
+
+class Masked(nn.Module):
+    """A leaky sum, in training without the units that its mask leaves out, the same at all steps of a sequence."""
+
+    v: Any = 0.0
+    mask: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = 0.5 * self.v + self.scale * x
+        if not self.training:
+            return self.v
+        if self.mask is None:
+            self.mask = 2 * torch.bernoulli(torch.full_like(x, 0.5))
+        return self.v * self.mask
+
+
+def test_what_one_mode_alone_keeps_goes_through_the_other() -> None:
+    torch.manual_seed(0)
+    model, x = Explicit(Masked()), torch.ones(2, 1, 8)
+    outputs, state = model(x)
+    mask = outputs[0, 0]  # v = 1 at first
+    assert set(mask.tolist()) == {0.0, 2.0}
+    outputs, state = model.eval()(x, state)
+    torch.testing.assert_close(outputs[:, 0, 0], torch.tensor([1.75, 1.875]))
+    outputs, state = model.train()(x, state)
+    torch.testing.assert_close(outputs[:, 0], torch.tensor([[1.9375], [1.96875]]) * mask)
+    outputs, state = model.eval()(x)
+    assert list(state) == ["v"]
+    outputs, state = model.train()(x, state)  # training makes what it alone keeps, as at the beginning
+    assert set(outputs[0, 0].tolist()) == {0.0, 3.5}
+    torch.testing.assert_close(outputs[1], outputs[0] * 1.875 / 1.75)
+    with pytest.raises(ValueError, match=r"state must be a dict of .*got one of mask, v, w"):
+        model(x, dict(sorted({**state, "w": x}.items())))
+    with pytest.raises(ValueError, match=r"state must be a dict of .*got one of mask"):
+        model(x, {"mask": state["mask"]})
+
+
+def test_a_stream_is_learned_with_what_training_alone_keeps() -> None:
+    model = Explicit(Masked())
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters()), loss, chunk_length=2)
+    online = fptt.OnlineLearner(method, max_delay=1)
+    for step in range(9):
+        online.predict_one([1.0])
+        online.learn_one([1.0], None if step in (2, 3) else 1.0)  # a chunk without a label is run by inference
+    assert method.updates == 3
+    with pytest.raises(ValueError, match="state must have 1 tensors, as the model keeps in evaluation mode, got 2"):
+        online.load_state_dict(online.state_dict())
 
 
 # -- what does not fit is named ----------------------------------------------------------------------------------------

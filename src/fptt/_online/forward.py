@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fptt._methods.method import Method
-from fptt._sequence import State, refill_state
+from fptt._sequence import State, flatten_state, refill_state
 from fptt.nn.prediction import evaluating
 
 
@@ -96,8 +96,19 @@ class Forward:
         return chain(self.method.model.parameters(), self.method.model.buffers())
 
     def restored(self, tensors: Sequence[Tensor] | None, example: Tensor | None) -> State:
-        """Return the state with these tensors, in the nest that the model makes of an example step."""
+        """Return the state with these tensors, in the nest that the model makes of an example step.
+
+        Raises:
+            ValueError: If that has another number of tensors, as where the model keeps some in training alone.
+        """
         if example is None:
             return None
         like = self.run(example.unsqueeze(0), None)[1]
-        return None if tensors is None else refill_state(like, tensors)
+        if tensors is None:
+            return None
+        own = len(flatten_state(like))
+        if len(tensors) != own:
+            raise ValueError(
+                f"state must have {own} tensors, as the model keeps in evaluation mode, got {len(tensors)}."
+            )
+        return refill_state(like, tensors)

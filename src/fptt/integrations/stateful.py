@@ -58,8 +58,15 @@ class _Held(NamedTuple):
         return not self.holder and type(value) in DICTS
 
     def values(self) -> Iterator[tuple[_Place, Any]]:
-        """Yield what is in it now."""
+        """Yield what is in it now, but for weights that torch computes from parameters before each call.
+
+        Pruning and the older `spectral_norm` name those parameters `…_orig`, the older `weight_norm` `…_g` and `…_v`.
+        """
+        is_hooked = not self.holder and self.container["_forward_pre_hooks"]
+        params = self.container["_parameters"] if is_hooked else {}
         for key in _keys(self.holder, self.container):
+            if f"{key}_orig" in params or {f"{key}_g", f"{key}_v"} <= params.keys():
+                continue
             yield _Place(self.owner, self.holder, key), self.container[key]
 
     def put_back(self) -> None:
@@ -98,8 +105,9 @@ class Explicit(nn.Module):
     state is whatever tensors a forward pass puts in the place of attributes, buffers and entries of dicts, or changes
     there in place, also within lists, tuples, deques and dicts at any depth, by their names. Each call puts the given
     state in, runs the module, takes the new state out, and puts back what was there. So a sequence begins, with state
-    None, as the module stands: give it fresh, or reset. Parameters, statistics that are changed in place
-    (`nn.BatchNorm1d`) and constants are left alone.
+    None, as the module stands: give it fresh, or reset. What training alone keeps, such as a mask of dropout, goes
+    through inference as it is. Parameters, statistics that are changed in place (`nn.BatchNorm1d`), weights that torch
+    computes before each call (`nn.utils.prune`) and constants are left alone.
 
     Args:
         module: Called with the inputs alone. Not copied: its weights are those of the adapter.
@@ -208,9 +216,14 @@ class Explicit(nn.Module):
         return outputs, state
 
     def _go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, State]]:
-        """Run from a given state, and put back what was there."""
+        """Run from a given state, and put back what was there.
+
+        The state may be of the other mode: what that one alone keeps goes through, and what it lacks begins.
+        """
         found = self._known(inputs)
-        if not isinstance(state, dict) or state.keys() != found.state.keys():
+        modes = [own.state.keys() for own in self._findings.by_mode.values()]
+        known = {name for names in modes for name in names}
+        if not isinstance(state, dict) or state.keys() - known or not any(state.keys() >= names for names in modes):
             kept = ", ".join(found.state) or "nothing"
             got = f"one of {', '.join(state) or 'nothing'}" if isinstance(state, dict) else f"a {type(state).__name__}"
             raise ValueError(f"state must be a dict of {kept}, as the {type(self.module).__name__} keeps, got {got}.")
@@ -219,14 +232,18 @@ class Explicit(nn.Module):
         def put(place: _Place, value: Any) -> None:
             container = place.container(self.module)
             before.append((container, place.key, container.get(place.key, _ABSENT)))
-            container[place.key] = value
+            if value is not _ABSENT:
+                container[place.key] = value
 
         try:
             for place, value in found.plain.items():
                 put(place, _copied(value, {}))
             for name, place in found.state.items():
                 # a nest of its own: the module may write into it
-                put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
+                if name in state:
+                    put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
+                else:
+                    put(place, _copied(place.container(self.module).get(place.key, _ABSENT), {}))
             outputs = self._run(inputs)
             after = {name: place.container(self.module).get(place.key) for name, place in found.state.items()}
             for place, value in found.plain.items():
@@ -242,7 +259,7 @@ class Explicit(nn.Module):
                     container.pop(key, None)
                 else:
                     container[key] = value
-        return outputs, after
+        return outputs, {**state, **after}
 
     def _known(self, inputs: Tensor) -> _Found:
         """Return what a forward pass changes; a copy of the adapter, or one in another mode, has to try."""
