@@ -526,6 +526,16 @@ def test_delta_spikes_follow_the_signal() -> None:
     assert (up * down).sum() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_delta_spikes_of_half_precision_are_those_of_its_values(dtype: torch.dtype) -> None:
+    """A reference of bfloat16 would stand still at 256, for 256 + 0.5 is 256, and spike at every step from there."""
+    signal = torch.linspace(200, 300, 401).to(dtype).view(-1, 1, 1)
+    spikes = spiking.delta_spikes(signal, 0.5)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes.float(), spiking.delta_spikes(signal.float(), 0.5))
+    assert spikes.float().sum().item() == 200
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
