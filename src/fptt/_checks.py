@@ -61,6 +61,12 @@ def check_tensors(**values: Any) -> None:
             raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
 
 
+def check_dtype(name: str, tensor: Tensor, weight: Tensor) -> None:
+    """Raise ValueError unless a tensor has the dtype of the weights, or autocast converts both."""
+    if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(tensor.device.type):
+        raise ValueError(f"{name} must have the dtype of the weights, {weight.dtype}, got {tensor.dtype}.")
+
+
 def check_iterable(name: str, value: Any) -> None:
     """Raise TypeError unless the value can be iterated over."""
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):

@@ -389,6 +389,24 @@ def test_bad_inputs_and_states_are_named() -> None:
     readout = spiking.LeakyReadout(5, 4)
     with pytest.raises(ValueError, match=r"state must be a ReadoutState of shapes \(\(2, 4\), None, None\)"):
         readout(torch.zeros(6, 2, 5), spiking.LeakyReadout(5, 4, pool="max")(torch.zeros(6, 2, 5))[1])
+    for shape in ((6, 5), (6, 2, 4), (5,)):
+        with pytest.raises(ValueError, match=rf"inputs must have shape \(T, B, H\) with H = 5, got \({shape[0]},"):
+            readout(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("cell", MODELS)
+def test_inputs_of_another_dtype_are_named(cell: Any, width: int) -> None:
+    inputs = torch.randn(6, 2, width)
+    model, readout = cell(width, 5, 4), spiking.LeakyReadout(width, 4)
+    for other in (inputs.double(), inputs.bfloat16(), inputs > 0):
+        for part in (model, readout):
+            with pytest.raises(ValueError, match=f"dtype of the weights, torch.float32, got {other.dtype}"):
+                part(other)
+    with pytest.raises(ValueError, match=r"the weights, torch.float64, got torch.float32"):
+        model.double()(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cell(width, 5, 4)(inputs.bfloat16())[1].neurons.v.dtype == torch.float32
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -524,6 +542,16 @@ def test_delta_spikes_follow_the_signal() -> None:
     assert up.sum() > 10
     assert down.sum() > 10
     assert (up * down).sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_delta_spikes_of_half_precision_are_those_of_its_values(dtype: torch.dtype) -> None:
+    """A reference of bfloat16 would stand still at 256, for 256 + 0.5 is 256, and spike at every step from there."""
+    signal = torch.linspace(200, 300, 401).to(dtype).view(-1, 1, 1)
+    spikes = spiking.delta_spikes(signal, 0.5)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes.float(), spiking.delta_spikes(signal.float(), 0.5))
+    assert spikes.float().sum().item() == 200
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt._checks import check_choice
+from fptt._checks import check_choice, check_dtype
 from fptt._sequence import flatten_state
 from fptt.nn.cells import fused_operator, run_plain, run_whole
 from fptt.nn.native import MODES, suits_native
@@ -108,10 +108,10 @@ class _Model(nn.Module):
 
     def _check_dtype(self, inputs: Tensor) -> None:
         weight = next(iter(self.rnn._parameters.values()), None)  # at every call: `parameters()` takes 10 µs
-        if weight is None or inputs.dtype == weight.dtype or torch.is_autocast_enabled(inputs.device.type):
+        if weight is None or inputs.dtype == weight.dtype:
             return
         if self._is_as_made():  # hooks, or a forward pass of somebody's own, may convert
-            raise ValueError(f"inputs must have the dtype of the weights, {weight.dtype}, got {inputs.dtype}.")
+            check_dtype("inputs", inputs, weight)
 
     def _is_as_made(self) -> bool:
         """Return whether the recurrent layer computes what the cells do: one of `torch.nn`, perhaps parametrized."""

@@ -68,7 +68,7 @@ def delta_spikes(signal: Tensor, step: float) -> Tensor:
         step: > 0.
 
     Returns:
-        Zeros and ones, (T, B, …, 2 D): spikes up, then spikes down.
+        Zeros and ones, (T, B, …, 2 D), in the dtype and on the device of `signal`: spikes up, then spikes down.
 
     Raises:
         ValueError: If the step is not positive, or the signal is empty or no floating-point number.
@@ -83,13 +83,14 @@ def delta_spikes(signal: Tensor, step: float) -> Tensor:
         raise ValueError(
             f"signal must be floating-point of shape (T, …, D) with T ≥ 1, got {signal.dtype} of {tuple(signal.shape)}."
         )
-    reference, spikes = signal[0], []
-    for value in signal:
-        up = (value - reference >= step).to(signal.dtype)
-        down = (reference - value >= step).to(signal.dtype)
+    dtype = torch.promote_types(signal.dtype, torch.float32)  # half precision takes small steps for none: 256 + 0.5
+    reference, spikes = signal[0].to(dtype), []
+    for value in signal.to(dtype):
+        up = (value - reference >= step).to(dtype)
+        down = (reference - value >= step).to(dtype)
         reference = reference + step * (up - down)
         spikes.append(torch.cat([up, down], dim=-1))
-    return torch.stack(spikes)
+    return torch.stack(spikes).to(signal.dtype)
 
 
 def _check_unit(name: str, values: Tensor) -> None:

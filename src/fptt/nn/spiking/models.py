@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
+from fptt._checks import check_choice, check_count, check_dtype, check_positive, check_unit_interval
 from fptt.nn.spiking.neurons import ALIFLayer, ALIFState, LIFLayer, LIFState, LiquidLIFLayer, Reset
 from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_shapes, counter_dtype
 from fptt.nn.spiking.surrogates import MultiGaussian, Surrogate
@@ -65,7 +65,8 @@ class LIF(nn.Module):
         **options: Those of a subclass.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
+            the dtype of the weights, outside of autocast.
         TypeError: If the surrogate is none.
 
     Examples:
@@ -136,17 +137,26 @@ class LIF(nn.Module):
 
     def _zeros(self, inputs: Tensor) -> SpikingState:
         shape = (self.num_layers, inputs.shape[1], self.hidden_size)
-        zeros = [inputs.new_zeros(shape) for _ in range(self.layer.num_moving)]
+        # in the dtype of the weights, which autocast does not shorten
+        moving = self._like().dtype
+        zeros = [inputs.new_zeros(shape, dtype=moving) for _ in range(self.layer.num_moving)]
         dtype = counter_dtype(inputs)
         zeros.append(inputs.new_zeros(shape, dtype=dtype))
         neurons = self.layer.state(*zeros, num_steps=inputs.new_zeros(inputs.shape[1], 1, dtype=dtype))
         return SpikingState(neurons, None if self.readout is None else self.readout.initial_state(inputs))
+
+    def _like(self) -> Tensor:
+        """Return a weight, whose dtype is that of all."""
+        layer = self.layers[0]
+        assert isinstance(layer, LIFLayer)
+        return layer.rate_logit
 
     def forward(self, inputs: Tensor, state: SpikingState | None = None) -> tuple[Tensor, SpikingState]:
         """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
         if inputs.dim() != 3 or inputs.shape[-1] != self.input_size:
             layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
             raise ValueError(f"inputs must have shape {layout} with D = {self.input_size}, got {tuple(inputs.shape)}.")
+        check_dtype("inputs", inputs, self._like())
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         state = self._zeros(inputs) if state is None else self._checked(inputs, state)
         *moving, num_spikes, num_steps = state.neurons
@@ -198,7 +208,8 @@ class ALIF(LIF):
         **options: Those of `LIF`.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
+            the dtype of the weights, outside of autocast.
         TypeError: If the surrogate is none.
 
     Examples:
@@ -244,7 +255,8 @@ class LiquidLIF(ALIF):
         **options: Those of `ALIF` and `LIF`.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
+            the dtype of the weights, outside of autocast.
         TypeError: If the surrogate is none.
 
     Examples:

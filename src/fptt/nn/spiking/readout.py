@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from fptt._checks import check_choice, check_count, check_positive
+from fptt._checks import check_choice, check_count, check_dtype, check_positive
 
 Pool = Literal["last", "mean", "max"]
 """What is read out at a step: the potential itself, or its mean or maximum since the sequence began."""
@@ -38,7 +38,8 @@ class LeakyReadout(nn.Module):
             Nature Machine Intelligence 2023).
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if the state does not fit.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
+            the dtype of the weights, outside of autocast.
 
     Examples:
         >>> readout = fptt.nn.spiking.LeakyReadout(8, 3, pool="mean")
@@ -66,7 +67,7 @@ class LeakyReadout(nn.Module):
 
     def initial_state(self, inputs: Tensor) -> ReadoutState:
         """Return the state that None stands for, zeros, for a batch of spikes (T, B, H)."""
-        o = inputs.new_zeros(inputs.shape[1], self.linear.out_features)
+        o = inputs.new_zeros(inputs.shape[1], self.linear.out_features, dtype=self.rate_logit.dtype)
         if self.pool == "last":
             return ReadoutState(o, None, None)
         num_steps = inputs.new_zeros(inputs.shape[1], 1, dtype=counter_dtype(inputs))
@@ -79,6 +80,11 @@ class LeakyReadout(nn.Module):
 
     def forward(self, inputs: Tensor, state: ReadoutState | None = None) -> tuple[Tensor, ReadoutState]:
         """Return outputs, (T, B, C), and state for spikes (T, B, H); state None is zeros."""
+        if inputs.dim() != 3 or inputs.shape[-1] != self.linear.in_features:
+            raise ValueError(
+                f"inputs must have shape (T, B, H) with H = {self.linear.in_features}, got {tuple(inputs.shape)}."
+            )
+        check_dtype("inputs", inputs, self.rate_logit)
         if state is None:
             state = self.initial_state(inputs)
         else:
