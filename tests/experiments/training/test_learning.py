@@ -1,5 +1,6 @@
 """What the default recipes must reach; minutes each, so run by `make test-all`."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,15 @@ def test_an_update_at_every_pixel_learns_the_digits(tmp_path: Path) -> None:
     summary = RunFolder(tmp_path / "run").read_summary()
     assert summary["updates"] == 64 * summary["batches"]
     assert summary["test_accuracy"] >= 0.93
+
+
+@pytest.mark.parametrize("batch_size", [64, 24])
+@pytest.mark.parametrize("divergence", ["uniform", "none"])
+def test_the_training_loss_leaves_idle_lanes_out(divergence: str, batch_size: int, tmp_path: Path) -> None:
+    """A model that is hardly trained holds all ten classes for as likely, wherever in a sequence a lane stands."""
+    options = ["--limit", "64", "--epochs", "1", "--lr", "1e-9", "--hidden-size", "8", "--threads", "1"]
+    options += ["--lanes", "staggered", "--batch-size", str(batch_size), "--divergence", divergence]
+    assert run(["train", "--task", "digits", "--method", "tbptt", *options, "--out", str(tmp_path)]) == 0
+    (row,) = RunFolder(tmp_path).read_metrics()
+    whole = 1 if divergence == "uniform" else 9 / 16  # the mean of k/8, the weight of the label, over the chunks
+    assert row["train_loss"] == pytest.approx(whole * math.log(10), rel=0.05 if divergence == "uniform" else 0.2)

@@ -78,16 +78,20 @@ class Totals:
     """Sums over the batches of the current epoch, kept on the device, so that nothing waits for it.
 
     Attributes:
-        sums: Of loss, penalty and gradient norm, (3,).
+        sums: Of loss, per lane that is not idle, penalty and gradient norm, (3,).
         batches: The number of batches.
     """
 
     sums: Tensor
     batches: int = 0
 
-    def add(self, result: fptt.BatchResult) -> None:
-        """Add one batch."""
-        self.sums = self.sums + torch.stack([result.loss, result.penalty, result.gradient_norm])
+    def add(self, result: fptt.BatchResult, progress: fptt.Progress | None) -> None:
+        """Add one batch; with staggered lanes, where they stand: idle ones count 0 in the loss of the batch."""
+        loss = result.loss
+        if progress is not None:
+            is_busy = progress.position > 0
+            loss = loss * (is_busy.numel() / is_busy.sum()).to(loss.dtype)
+        self.sums = self.sums + torch.stack([loss, result.penalty, result.gradient_norm])
         self.batches += 1
 
     def means(self) -> dict[str, float]:
@@ -185,7 +189,7 @@ class Run:
             self.average.update_parameters(self.model)
         self.progress.seconds += self.clock.now() - start
         self.state = result.state if self.carries_state else None
-        self.totals.add(result)
+        self.totals.add(result, batch.progress)
 
     @contextmanager
     def measuring_memory(self) -> Iterator[None]:
