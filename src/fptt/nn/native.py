@@ -28,7 +28,7 @@ HIDDEN_SIZES = range(32, 513)
 LARGEST_INPUTS = 512
 """The widest inputs: their product is taken step by step, with weights from the cache, and not for all at once."""
 
-SHORTEST_COMPILED = {128: 4, 32: 7, 1: 12}
+SHORTEST_COMPILED = {1: 12, 32: 7, 128: 4}
 """The time steps from which on a compiled step calls it instead of writing the steps out, by the sequences of a batch.
 
 A call costs as much as half a dozen steps of one sequence, and a step of a large batch more by itself (docs/log.md).
@@ -44,7 +44,8 @@ WIDEST_VECTOR = 32
 def suits_compiled(inputs: Tensor) -> bool:
     """Return whether a compiled step gains by it on inputs, (T, B, D), of a layer that suits."""
     steps, batch = inputs.shape[:2]
-    return any(batch >= least and steps >= shortest for least, shortest in SHORTEST_COMPILED.items())
+    # the steps first: an exported program is of one, for batches of any size
+    return any(steps >= shortest and batch >= least for least, shortest in SHORTEST_COMPILED.items())
 
 
 def suits_native(rnn: nn.RNNBase, inputs: Tensor) -> bool:
