@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Three methods, two seeds, at equal epochs. FPTT_DATA: a folder with the folder mnist; else the hub.
+# Three methods, one seed, at equal epochs. FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
-.venv/bin/fptt compare --recipe smnist-small --seeds 2 --budgets epochs ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-small
+.venv/bin/fptt compare --recipe smnist-small --seeds 1 --budgets epochs ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-small

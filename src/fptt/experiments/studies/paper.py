@@ -17,7 +17,7 @@ EXPLANATION = (
     "Of each task the longest training here that has a control, beside TBPTT and BPTT with the same settings and "
     "epochs (in brackets the seeds). Published and replicated: see the sections of the experiments. Differences are "
     "paired by seed, with 95 % intervals where there are two seeds. †: inputs not standardized as in the published "
-    "settings; these runs are being made anew. ‡: on another device or in another precision than FPTT."
+    "settings. ‡: on another device or in another precision than FPTT."
 )
 
 HARDWARE = ("accelerator", "precision")
