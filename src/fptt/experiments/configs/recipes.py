@@ -227,9 +227,10 @@ RECIPES: dict[str, Recipe] = {
         minutes=600,
     ),
     "cifar10-small": Recipe(
-        about="CIFAR-10 pixel by pixel, K = 32, in 20 minutes",
+        about="CIFAR-10 pixel by pixel, K = 32, in seven minutes",
         config=TrainConfig(task="cifar10", **{**SMALL_IMAGES, "num_chunks": 32}),
-        minutes=20,
+        minutes=6,
+        result="accuracy 0.316 (one seed)",
     ),
     "ptb-300": Recipe(
         about="words of the Penn Treebank, T = 300, the published setting",
