@@ -343,6 +343,7 @@ def test_what_one_mode_alone_keeps_goes_through_the_other() -> None:
     outputs, state = model.eval()(x)
     assert list(state) == ["v"]
     outputs, state = model.train()(x, state)  # training makes what it alone keeps, as at the beginning
+    assert "mask" not in vars(model.module)
     assert set(outputs[0, 0].tolist()) == {0.0, 3.5}
     torch.testing.assert_close(outputs[1], outputs[0] * 1.875 / 1.75)
     with pytest.raises(ValueError, match=r"state must be a dict of .*got one of mask, v, w"):
