@@ -171,6 +171,30 @@ def test_attach_checks_its_arguments() -> None:
         regularizer.attach(optimizer)
 
 
+def test_a_coupled_penalty_needs_an_optimizer_that_minimizes() -> None:
+    """Who climbs on the sum of both gradients climbs on the penalty too: −(w − 2)²/2 ended at 36 instead of 2."""
+    param = nn.Parameter(torch.ones(1))
+    climbing = torch.optim.SGD([{"params": [param], "maximize": True}], lr=0.1)
+    with pytest.raises(ValueError, match="maximize must be False in the optimizer with coupling='coupled', got True"):
+        fptt.DynamicRegularizer.for_optimizer(climbing, 20.0, coupling="coupled")
+    for coupling, alpha in (("decoupled", 20.0), ("coupled", None)):
+        group = {"params": [param], "fptt_alpha": alpha}
+        fptt.DynamicRegularizer([group], coupling=coupling).attach(climbing).detach()
+
+    # decoupled it is the same as descending on the negative
+    ends = []
+    for sign in (1.0, -1.0):
+        own = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = torch.optim.SGD([own], lr=0.1, maximize=sign < 0)
+        fptt.DynamicRegularizer.for_optimizer(optimizer, 0.5)
+        for _ in range(40):
+            optimizer.zero_grad()
+            (sign * 0.5 * (own - 2).square()).sum().backward()
+            optimizer.step()
+        ends.append(own.item())
+    assert ends[0] == ends[1] == pytest.approx(2, abs=0.05)
+
+
 def test_the_norm_of_a_sparse_gradient_is_that_of_the_dense_one() -> None:
     """Token 1 occurs twice: its two rows add up before the norm is taken."""
     norms = []

@@ -36,7 +36,7 @@ class DynamicRegularizer:
     one recent step ahead: it is not a long-run average.
 
     A *coupled* penalty adds ∇R to the gradient, as in the paper; an adaptive optimizer then rescales it, and on a
-    plateau the penalty can outweigh the loss. A *decoupled* penalty is taken off the weights after the optimizer's own
+    plateau the penalty can outweigh the loss. The optimizer must minimize. A *decoupled* penalty is taken off the weights after the optimizer's own
     step, as AdamW does with weight decay, with γ = ηα in the place of α. For SGD without momentum both are the same.
 
     Args:
@@ -262,7 +262,8 @@ class DynamicRegularizer:
             The regularizer itself.
 
         Raises:
-            ValueError: If the optimizer lacks a regularized parameter, or max_norm is not positive.
+            ValueError: If the optimizer lacks a regularized parameter, or maximizes while the penalty is coupled, or
+                max_norm is not positive.
             TypeError: If it is no optimizer, or LBFGS.
             RuntimeError: If the regularizer is attached already, or the optimizer has hooks of another one or a method.
         """

@@ -64,7 +64,7 @@ class StepHooks:
             )
         _check_free(optimizer)
         if regularizer is not None:
-            _check_holds(optimizer, regularizer)
+            _check_fits(optimizer, regularizer)
         self.regularizer, self.max_norm, self.check_finite = regularizer, max_norm, check_finite
         self.num_steps = 0
         self._optimizer = optimizer
@@ -160,8 +160,9 @@ def _pre_hooks(optimizer: Optimizer) -> list[Any]:
     return list(optimizer._optimizer_step_pre_hooks.values())
 
 
-def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
+def _check_fits(optimizer: Optimizer, regularizer: Regularizer) -> None:
     held = {param for group in optimizer.param_groups for param in group["params"]}
+    climbing = {param for group in optimizer.param_groups if group.get("maximize") for param in group["params"]}
     for group in regularizer.param_groups:
         for param in group["params"]:
             # a frozen one has no gradient, and so no penalty, until the optimizer gets it
@@ -169,6 +170,12 @@ def _check_holds(optimizer: Optimizer, regularizer: Regularizer) -> None:
                 raise ValueError(
                     f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not: "
                     "DynamicRegularizer.for_optimizer(optimizer) takes those that it has."
+                )
+            if group["fptt_alpha"] is not None and param in climbing and regularizer.coupling == "coupled":
+                # the optimizer would climb on ∇R too, away from the average
+                raise ValueError(
+                    "maximize must be False in the optimizer with coupling='coupled', got True: minimize the negative "
+                    "of the loss."
                 )
 
 

@@ -25,11 +25,20 @@ RULES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "momentum": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.8, dampening=0.3),
     "nesterov": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.8, nesterov=True, weight_decay=0.01),
     "adam": lambda params: torch.optim.Adam(params, lr=0.01, betas=(0.8, 0.95), weight_decay=0.02),
-    "amsgrad": lambda params: torch.optim.Adam(params, lr=0.01, amsgrad=True, maximize=True),
+    "amsgrad": lambda params: torch.optim.Adam(params, lr=0.01, amsgrad=True),
+    "maximize": lambda params: torch.optim.Adam(params, lr=0.01, maximize=True),
     "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.1, eps=1e-5),
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.005, alpha=0.9, weight_decay=0.01),
     "centered": lambda params: torch.optim.RMSprop(params, lr=0.005, centered=True, momentum=0.5),
 }
+
+# a coupled penalty is refused with an optimizer that maximizes
+FORMS_AND_RULES = [
+    (form, rule)
+    for form, settings in FORMS.items()
+    for rule in RULES
+    if rule != "maximize" or settings.get("coupling") != "coupled"
+]
 
 CELLS = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
 

@@ -6,7 +6,7 @@ import torch
 from tests.engine.compiled.agreement import (
     CELLS,
     FORMS,
-    RULES,
+    FORMS_AND_RULES,
     T,
     assert_equal_memory,
     assert_equal_results,
@@ -27,8 +27,7 @@ def run(cell: str, form: str, rule: str, *, num_updates: int, tolerance: float =
     assert_equal_memory(methods, tolerance)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "rule"), FORMS_AND_RULES)
 @pytest.mark.usefixtures("float64", "interpreted")
 def test_traced_step_equals_eager(form: str, rule: str) -> None:
     run("lstm", form, rule, num_updates=60)
@@ -47,8 +46,7 @@ def test_compiled_equals_eager() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "rule"), FORMS_AND_RULES)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.usefixtures("float64")
 def test_compiled_equals_eager_for_all(cell: str, form: str, rule: str) -> None:
