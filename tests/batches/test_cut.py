@@ -32,6 +32,40 @@ def test_bidirectional_layers_are_refused(kind: Any, model: nn.Module, layer: st
         build(kind, model)
 
 
+class Tagger(nn.Module):
+    """A model of one's own, which says nothing about its layout."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict({"layer": layer, "attention": nn.MultiheadAttention(4, 1, batch_first=True)})
+        self.readout = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        outputs, state = self.body["layer"](inputs, state)
+        return self.readout(outputs), state
+
+
+@every_method
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, fptt.nn.LSTM])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_layer_of_another_layout_inside_a_model_is_named(kind: Any, make: Any, batch_first: bool) -> None:
+    options = {"batch_first": batch_first} | ({} if kind is fptt.BPTT else {"num_chunks": 2})
+    layout = "(T, B, …)" if batch_first else "(B, T, …)"
+    message = (
+        f"batch_first is {batch_first}, but {not batch_first} in {make.__name__} 'body.layer' of the model, which "
+        f"would take time for the batch: give batch_first={not batch_first} if inputs and outputs of the model are "
+        f"{layout}, or set self.batch_first = {batch_first} in a model that transposes."
+    )
+    model = Tagger(make(3, 4, batch_first=not batch_first))
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        build(kind, model, **options)
+    assert [own.filename for own in caught] == [__file__]
+    # warnings are errors here: none where the layouts agree, or where the model itself says that it transposes
+    build(kind, Tagger(make(3, 4, batch_first=batch_first)), **options)
+    model.batch_first = batch_first  # pyright: ignore[reportArgumentType]
+    build(kind, model, **options)
+
+
 class Stateless(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 import inspect
 import itertools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -220,6 +221,8 @@ def check_horizon(horizon: int, num_chunks: int) -> None:
 def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool) -> None:
     """Raise an error if a model cannot be trained in chunks, or the optimizer, if there is one, does not train it.
 
+    It warns of a layer inside whose layout is not that of the data: a model may transpose, but rarely does.
+
     Raises:
         TypeError: If the model is not called with a state.
         ValueError: If it reads backward in time, its layout is not that of the data, or no parameter of it is trained.
@@ -235,6 +238,15 @@ def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool
     layout = getattr(model, "batch_first", batch_first)
     if layout != batch_first:
         raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
+    others = ", ".join(_layers_of_other_layout(model, "", batch_first))
+    if others:
+        warnings.warn(
+            f"batch_first is {batch_first}, but {not batch_first} in {others} of the model, which would take time for "
+            f"the batch: give batch_first={not batch_first} if inputs and outputs of the model are "
+            f"{'(T, B, …)' if batch_first else '(B, T, …)'}, or set self.batch_first = {batch_first} in a model that "
+            "transposes.",
+            stacklevel=4,  # who makes the method, above the constructors of two classes
+        )
     if optimizer is None:
         return
     held = {param for group in optimizer.param_groups for param in group["params"]}
@@ -243,6 +255,18 @@ def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool
         raise ValueError("optimizer must hold parameters of the model, got none of them.")
     if not any(param.requires_grad for param in own):
         raise ValueError("model must have a trainable parameter in the optimizer, got frozen ones alone.")
+
+
+def _layers_of_other_layout(module: nn.Module, name: str, batch_first: bool) -> Iterator[str]:
+    """Yield the outermost layers that say that their layout is another one than that of the data."""
+    if isinstance(module, nn.MultiheadAttention | nn.Transformer):  # over whatever the model lets it attend to
+        return
+    own = getattr(module, "batch_first", None)
+    if own is None:
+        for key, child in module.named_children():
+            yield from _layers_of_other_layout(child, f"{name}.{key}".removeprefix("."), batch_first)
+    elif own != batch_first:  # what it has inside is its own business
+        yield f"{type(module).__name__} {name!r}"
 
 
 def _check_takes_state(model: nn.Module) -> None:
