@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,15 @@ def test_widths_and_lengths() -> None:
         (X, X.mean(1), {}, "Unknown label type"),
         (X, np.full(N, "one"), {}, "y must have labels of at least 2 classes"),
         (X, Y, {"method": "rtrl"}, "method must be one of"),
-        (X, Y, {"cell": "qrnn"}, "cell must be one of"),
+        (
+            X,
+            Y,
+            {"cell": "qrnn"},
+            r"cell must be one of .* callable \(input_size, hidden_size, output_size, \*\*options",
+        ),
+        (X, Y, {"cell": nn.LSTM}, "cell must be .* got torch.nn.LSTM, which has no output_size: .* is num_layers"),
+        (X, Y, {"cell": nn.GRUCell}, "cell must be .* got torch.nn.GRUCell, which has no output_size: .* is bias"),
+        (X, Y, {"cell": partial(nn.GRU)}, "output_size = 3 outputs a step, got 6 of GRU"),
         (X, Y, {"divergence": "flat"}, "divergence must be"),
         (X, Y, {"alpha": -1.0}, "alpha must be"),
         (X, Y, {"hiden_size": 3}, "unexpected argument"),
@@ -193,6 +202,12 @@ def test_widths_and_lengths() -> None:
 def test_bad_input_is_named(X: Any, y: Any, settings: dict[str, Any], message: str) -> None:  # noqa: N803
     with pytest.raises(ValueError, match=message):
         classifier(**settings).fit(X, y)
+
+
+def test_a_cell_of_ones_own_has_the_numbers_of_the_named_one() -> None:
+    own = partial(fptt.nn.GRU, fan_in_init=True, last_only=True, dropout=0.5, num_layers=2)
+    named = classifier(cell="gru", module__dropout=0.5, module__num_layers=2)
+    assert_same(classifier(cell=own).fit(X, Y), named.fit(X, Y))
 
 
 def test_what_does_not_fit_the_net_is_named() -> None:

@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
 
 CELLS: dict[Any, Callable[..., nn.Module]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
 FLOATS: Any = [np.float32, np.float64]
+SIGNATURE = "(input_size, hidden_size, output_size, **options) that returns a time-major model"
 OF_TBPTT = ("num_chunks", "engine", "max_norm")
 
 Cell = Literal["lstm", "gru", "rnn"]
@@ -175,8 +176,14 @@ class SequenceNet(NeuralNet, ABC):
         if not hasattr(self, "input_size_"):
             raise ValueError(f"{type(self).__name__} learns its sizes from the data: call fit or partial_fit.")
         make = CELLS.get(self.cell, self.cell)
+        wanted = f"cell must be one of {', '.join(map(repr, CELLS))} or a callable {SIGNATURE}"
         if not callable(make):
-            raise ValueError(f"cell must be one of {', '.join(map(repr, CELLS))} or a callable, got {self.cell!r}.")
+            raise ValueError(f"{wanted}, got {self.cell!r}.")
+        if isinstance(make, type) and issubclass(make, nn.RNNBase | nn.RNNCellBase):
+            raise ValueError(
+                f"{wanted}, got torch.nn.{make.__name__}, which has no output_size: its third argument is "
+                f"{'num_layers' if issubclass(make, nn.RNNBase) else 'bias'}."
+            )
         own = self.get_params_for("module")
         options = (self._first_options(own) if self.cell in CELLS else {}) | own
         self.module_ = make(self.input_size_, self.hidden_size, self.output_size_, **options)
@@ -352,8 +359,22 @@ class SequenceNet(NeuralNet, ABC):
         inputs, targets = batch
         self._set_training(True)  # a callback may have predicted since the last batch
         sequences, mask = self._time_major(inputs)
+        is_first = self.method_.batches == 0
         loss = self.method_.train_batch(sequences, self._time_major_targets(targets), mask=mask).loss
+        if is_first and self.cell not in CELLS:
+            self._check_num_outputs(batch)
         return {"loss": loss, "y_pred": self.evaluation_step(batch) if self._predictions_are_wanted() else None}
+
+    def _check_num_outputs(self, batch: Any) -> None:
+        """Raise ValueError if a cell of one's own has another number of outputs: as classes torch would take more."""
+        with torch.random.fork_rng(devices=[]):  # the numbers of training are those of a loop by hand
+            found = self.evaluation_step(batch).shape[-1]
+        self._set_training(True)
+        if found != self.output_size_:
+            raise ValueError(
+                f"cell must be a callable {SIGNATURE} with output_size = {self.output_size_} outputs a step, got "
+                f"{found} of {type(self.module_).__name__}."
+            )
 
     def _predictions_are_wanted(self) -> bool:
         """Return whether a callback scores the predictions of training batches; they cost one more forward pass."""
