@@ -1,5 +1,8 @@
+import datetime
 import io
+import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -343,6 +346,21 @@ def test_a_saved_learner_is_read_without_pickle(labels: list[Any]) -> None:
     restored.load_state_dict(reloaded(online.state_dict()))
     assert restored.predict_proba_one(stream()[0][9]) == online.predict_proba_one(stream()[0][9])
     assert list(online.predict_proba_one(stream()[0][9])) == labels
+
+
+@pytest.mark.parametrize("label", [datetime.date(2026, 1, 2), frozenset("a"), ("a", (1, Fraction(1, 2)))], ids=str)
+def test_a_label_that_cannot_be_read_without_pickle_is_named_where_it_is_saved(label: Any) -> None:
+    online = learner(classes=())
+    online.learn_many(torch.ones(2, D), [("a", (1.5, None, True)), label])
+    with pytest.warns(UserWarning, match=rf"will not read the label .*, a {type(label).__name__}: give labels as"):
+        saved = online.state_dict()
+    with pytest.raises(pickle.UnpicklingError):
+        reloaded(saved)
+    online.load_state_dict(saved)  # in memory it is a snapshot like any other
+    assert list(online.predict_proba_one(torch.ones(D)))[1] == label
+    online = learner(classes=())
+    online.learn_one(torch.ones(D), ("a", (1.5, None, True)))
+    assert reloaded(online.state_dict())["targets"] == {"labels": [("a", (1.5, None, True))]}
 
 
 def test_a_state_is_a_snapshot_that_any_number_of_learners_go_on_from() -> None:

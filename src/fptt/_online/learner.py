@@ -1,6 +1,7 @@
 """Learner of a stream that predicts and learns one step after another, for as long as the stream lasts."""
 
 import copy
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ class OnlineLearner:
             and time-major data, eager or compiled. Its model is called as `model(inputs, state) -> (outputs, state)`
             with inputs (T, 1, …) and one output per step, (T, 1, C).
         classes: All class labels, any that can be hashed but NaN; empty to number them as they come, up to C; None for
-            a regression, which a loss of torch that is one, as `mse_loss`, tells by itself.
+            a regression, which a loss of torch that is one, as `mse_loss`, tells by itself. `torch.load(…,
+            weights_only=True)` reads those of a saved learner if they are numbers, bool, text, or tuples of these.
         max_delay: Steps that a label may be late: it is awaited until so many steps have followed.
         standardize: Scale every input by mean and deviation of the steps before it, also those before a `reset`.
         missing: What a gap is, that is NaN, None, or a name that a mapping lacks: an `error`, or `hold`, the value
@@ -256,8 +258,19 @@ class OnlineLearner:
 
         A snapshot: what is learned afterwards, here or by a learner that loaded it, does not change it.
         `torch.load(…, weights_only=True)` reads it, if labels and names of features are numbers, text or tuples of
-        these; those of NumPy have become Python's own.
+        these; those of NumPy have become Python's own. It warns of a label that is something else, as a date.
         """
+        label = self._targets.unreadable()
+        if label is not None:
+            warnings.warn(
+                f"torch.load(…, weights_only=True) will not read the label {label!r}, a {type(label).__name__}: give "
+                "labels as numbers, text or tuples of these, as isoformat() of a date, or load with weights_only=False "
+                "what you trust.",
+                stacklevel=2,
+            )
+        return self._snapshot()
+
+    def _snapshot(self) -> dict[str, Any]:
         inferred_state = self._inferred_state if len(self._trainer) else None
         live = {  # of the very tensors that training writes to
             "model": self.method.model.state_dict(),
@@ -295,7 +308,7 @@ class OnlineLearner:
                 `chunk_length`, `max_delay`, `standardize` or `missing`.
             RuntimeError: If it was saved with another model.
         """
-        before = self.state_dict()
+        before = self._snapshot()
         missing = before.keys() - state_dict.keys() - {"score", "settings"}  # which earlier versions did not have
         if missing:
             raise ValueError(f"state_dict must be that of an OnlineLearner, got one without {sorted(missing)}.")

@@ -23,6 +23,13 @@ def to_python(value: Any) -> Any:
     return value
 
 
+def _is_plain(label: Any) -> bool:
+    """Return whether `torch.load(…, weights_only=True)` reads a label: a number, text, or a tuple of such."""
+    if type(label) is tuple:
+        return all(map(_is_plain, label))
+    return label is None or type(label) in (bool, int, float, complex, str, bytes)
+
+
 def _check_label(y: Any) -> None:
     """Raise an error for a value that is never equal to another one of its kind: each would be a class of its own.
 
@@ -85,6 +92,10 @@ class Targets(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned about the labels."""
         return {"labels": None}
+
+    def unreadable(self) -> Any:
+        """Return a label that `torch.load(…, weights_only=True)` does not read; None if there is none."""
+        return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -176,6 +187,10 @@ class Classes(Targets):
     def state_dict(self) -> dict[str, Any]:
         """Return the labels in the order of their numbers."""
         return {"labels": list(self.labels)}
+
+    def unreadable(self) -> Any:
+        """Return the first label that is no number, no text, and no tuple of these; None if there is none."""
+        return next((label for label in self.labels if not _is_plain(label)), None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; labels given beforehand must be the same."""
