@@ -478,6 +478,33 @@ def test_priors_and_outputs_that_do_not_fit_are_named() -> None:
             loss(torch.zeros(5, 3, size), part)
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (1, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("function", "divergence", "targets"),
+    [
+        (functional.cross_entropy, None, torch.tensor([0, 1, 2])),
+        (nn.NLLLoss(), None, torch.tensor([0, 1, 2])),
+        (lambda output, target: (output - target).square(), "uniform", torch.zeros(3)),
+        (functional.mse_loss, None, torch.zeros(3, 5)),
+    ],
+)
+def test_outputs_of_the_last_step_without_a_time_dimension_are_refused_whatever_their_number(
+    shape: tuple[int, int], function: Any, divergence: Any, targets: Tensor
+) -> None:
+    """Batch-first, (B, C) comes as (C, B), which has the shape of one number a step where C = T_k."""
+    loss = fptt.TerminalLoss(function, divergence)
+    (part,) = loss.split(targets, None, [5], 3)
+    with pytest.raises(ValueError, match="the output of the last step alone keeps its time dimension"):
+        loss(torch.zeros(shape), part)
+
+
+def test_one_number_a_step_needs_no_dimension_of_its_own() -> None:
+    loss = fptt.TerminalLoss(functional.mse_loss)
+    output, targets = torch.randn(5, 3), torch.randn(3)
+    (part,) = loss.split(targets, None, [5], 3)
+    torch.testing.assert_close(loss(output, part), functional.mse_loss(output[-1], targets))
+
+
 def test_a_mask_needs_the_outputs_of_all_steps() -> None:
     loss = fptt.TerminalLoss(functional.cross_entropy)
     mask = torch.arange(5)[:, None] < torch.tensor([5, 3, 2])

@@ -297,6 +297,7 @@ class TerminalLoss(ChunkLoss):
         self.function = Elementwise(function)
         self.ignore_index = ignored_index(function)
         self.prior = UniformPrior() if isinstance(divergence, str) else divergence
+        self.has_classes = self.prior is not None or is_of_classes(function)
 
     def split(
         self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
@@ -380,11 +381,15 @@ class TerminalLoss(ChunkLoss):
 
     def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
         """Return the output at the last real step of each sequence in the chunk, (B, …)."""
-        is_flat = output.dim() == 2 and len(output) not in (1, part.num_steps)  # rather (B, C) than (T_k, B)
+        # rather (B, C), or (C, B) of a batch-first model, than (T_k, B), which has one number a step and no more
+        is_flat = output.dim() == 2 and (
+            len(output) not in (1, part.num_steps) or self.has_classes or part.targets.dim() > 1
+        )
         if output.dim() < 2 or output.shape[1] != len(part.targets) or is_flat:
             raise ValueError(
                 f"the model must return outputs (T_k, B, …) with T_k, B = {(part.num_steps, len(part.targets))}, or "
-                f"those of the last step, (1, B, …), got {tuple(output.shape)}."
+                f"those of the last step, (1, B, …), got {tuple(output.shape)}, time-major: the output of the last "
+                "step alone keeps its time dimension."
             )
         if part.last is None:
             return output[-1]
