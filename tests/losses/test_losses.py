@@ -520,6 +520,19 @@ def test_a_reduced_loss_of_ones_own_is_refused() -> None:
         loss(torch.zeros(5, 3, 1), part)
 
 
+@pytest.mark.parametrize(
+    "found", [(torch.zeros(3), 1), [torch.zeros(3)], 0.5, None], ids=lambda own: type(own).__name__
+)
+def test_a_loss_that_returns_no_tensor_is_named(found: Any) -> None:
+    loss = fptt.TerminalLoss(lambda output, target: found)  # noqa: ARG005
+    (part,) = loss.split(torch.zeros(3), None, [5], 3)
+    message = (
+        f"function must return a tensor with one value per element, and nothing else, got a {type(found).__name__}"
+    )
+    with pytest.raises(TypeError, match=message):
+        loss(torch.zeros(5, 3), part)
+
+
 def test_losses_pickle() -> None:
     loss = fptt.TerminalLoss(functools.partial(functional.cross_entropy, label_smoothing=0.1), "uniform")
     copied = pickle.loads(pickle.dumps(loss))

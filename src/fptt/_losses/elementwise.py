@@ -33,7 +33,7 @@ class Elementwise(nn.Module):
 
     Raises:
         ValueError: If the loss asks for another reduction than "mean" or "none".
-        TypeError: If it cannot be called.
+        TypeError: If it cannot be called, or returns no tensor.
     """
 
     def __init__(self, function: LossFunction) -> None:
@@ -53,6 +53,11 @@ class Elementwise(nn.Module):
         """Return one value per element, (N,)."""
         self._check_targets(output, target)
         values = self.function(output, target)
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                "function must return a tensor with one value per element, and nothing else, got a "
+                f"{type(values).__name__}."
+            )
         if values.shape not in ((len(output),), target.shape, output.shape):
             raise ValueError(
                 f"function must return one value per element for outputs {tuple(output.shape)} and targets "
