@@ -533,6 +533,48 @@ def test_a_loss_that_returns_no_tensor_is_named(found: Any) -> None:
         loss(torch.zeros(5, 3), part)
 
 
+RANGE = r"targets must be labels in 0 … C − 1 = 3, with C outputs .*, got labels from {} to {}\.$"
+SHAPE = r"targets must be a label for each output, .*: got {} for {} per element, which needs {}\.$"
+
+
+@pytest.mark.parametrize("function", [functional.cross_entropy, nn.NLLLoss()], ids=["function", "module"])
+@pytest.mark.parametrize(
+    ("shape", "targets", "message"),
+    [
+        ((5, 3, 4), torch.tensor([1, 4, 2]), RANGE.format(1, 4)),
+        ((5, 3, 4), torch.tensor([-1, -100, 0]), RANGE.format(-1, 0)),
+        ((5, 3, 4), torch.tensor([[1], [2], [3]]), SHAPE.format(r"\(1,\)", r"\(4,\)", r"\(\)")),
+        ((5, 3, 4), torch.ones(3, 5).long(), SHAPE.format(r"\(5,\)", r"\(4,\)", r"\(\)")),
+        ((5, 3, 4), torch.ones(3, 4).long(), SHAPE.format(r"\(4,\)", r"\(4,\)", r"\(\)")),
+        ((5, 3, 4, 2), torch.ones(3).long(), SHAPE.format(r"\(\)", r"\(4, 2\)", r"\(2,\)")),
+    ],
+)
+def test_labels_that_torch_refuses_are_explained(function: Any, shape: Any, targets: Tensor, message: str) -> None:
+    loss = fptt.TerminalLoss(function)
+    (part,) = loss.split(targets, None, [5], 3)
+    with pytest.raises(ValueError, match=message) as caught:
+        loss(torch.zeros(shape), part)
+    assert isinstance(caught.value.__cause__, IndexError | RuntimeError | ValueError)
+
+
+def test_labels_of_steps_that_torch_refuses_are_explained() -> None:
+    loss = fptt.SequenceLoss(functional.cross_entropy)
+    for targets, message in (
+        (torch.full((5, 3), 4), RANGE.format(4, 4)),
+        (torch.zeros(5, 3, 1).long(), SHAPE.format(r"\(1,\)", r"\(4,\)", r"\(\)")),
+    ):
+        (part,) = loss.split(targets, None, [5], 3)
+        with pytest.raises(ValueError, match=message):
+            loss(torch.zeros(5, 3, 4), part)
+
+
+def test_what_is_not_the_fault_of_labels_is_left_to_torch() -> None:
+    loss = fptt.TerminalLoss(nn.CrossEntropyLoss(weight=torch.ones(3)))
+    (part,) = loss.split(torch.tensor([0, 3, -100]), None, [5], 3)
+    with pytest.raises(RuntimeError, match="weight tensor"):
+        loss(torch.zeros(5, 3, 4), part)
+
+
 def test_losses_pickle() -> None:
     loss = fptt.TerminalLoss(functools.partial(functional.cross_entropy, label_smoothing=0.1), "uniform")
     copied = pickle.loads(pickle.dumps(loss))

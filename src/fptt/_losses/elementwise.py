@@ -52,7 +52,12 @@ class Elementwise(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return one value per element, (N,)."""
         self._check_targets(output, target)
-        values = self.function(output, target)
+        try:
+            values = self.function(output, target)
+        except (IndexError, RuntimeError, ValueError) as error:  # not looked for beforehand: that would take time
+            if is_of_classes(self.function):
+                _check_labels(output, target, ignored_index(self.function), error)
+            raise
         if not isinstance(values, Tensor):
             raise TypeError(
                 "function must return a tensor with one value per element, and nothing else, got a "
@@ -76,6 +81,24 @@ class Elementwise(nn.Module):
                 f"targets of a regression must have the shape of the outputs, got {tuple(target.shape[1:])} for "
                 f"{tuple(output.shape[1:])} per element."
             )
+
+
+def _check_labels(output: Tensor, target: Tensor, ignore_index: int | None, error: Exception) -> None:
+    """Raise ValueError from an error of torch's, if labels are what is wrong: of another shape, or no classes."""
+    labels = (len(output), *output.shape[2:])
+    if target.shape not in (labels, output.shape) or (target.shape != labels and not target.is_floating_point()):
+        raise ValueError(
+            "targets must be a label for each output, of shape (B, …) of a TerminalLoss, (T, B, …) of a SequenceLoss: "
+            f"got {tuple(target.shape[1:])} for {tuple(output.shape[1:])} per element, which needs {labels[1:]}."
+        ) from error
+    if target.is_floating_point() or output.dim() < 2:
+        return
+    found = target if ignore_index is None else target[target != ignore_index]
+    if found.numel() and not 0 <= found.min() <= found.max() < output.shape[1]:
+        raise ValueError(
+            f"targets must be labels in 0 … C − 1 = {output.shape[1] - 1}, with C outputs of the model, "
+            f"got labels from {found.min().item()} to {found.max().item()}."
+        ) from error
 
 
 def ignored_index(function: LossFunction) -> int | None:
