@@ -1,6 +1,7 @@
 from collections import OrderedDict, UserDict, defaultdict, deque
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -58,6 +59,21 @@ def test_split_yields_views_of_all_tensors_in_order() -> None:
         fptt.split_sequence(inputs, targets[:9], num_chunks=2)
     with pytest.raises(ValueError, match="tensors"):
         fptt.split_sequence(num_chunks=2)
+
+
+@pytest.mark.parametrize(
+    ("other", "dim", "kind", "message"),
+    [
+        ([1, 2, 3], 0, TypeError, r"tensors\[1\] must be a tensor, got a list"),
+        (np.zeros((4, 3)), 0, TypeError, r"tensors\[1\] must be a tensor, got a ndarray"),
+        (torch.zeros(4, 3), 2, ValueError, r"tensors\[1\] must have dim 2, the time, got shape \(4, 3\)"),
+        (torch.zeros(4, 3), -3, ValueError, r"tensors\[1\] must have dim -3, the time, got shape \(4, 3\)"),
+        (torch.tensor(1.0), 0, ValueError, r"tensors\[1\] must have dim 0, the time, got shape \(\)"),
+    ],
+)
+def test_what_has_no_time_to_split_is_named(other: Any, dim: int, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        fptt.split_sequence(torch.zeros(4, 3, 4), other, num_chunks=2, dim=dim)
 
 
 class Nested(NamedTuple):

@@ -91,7 +91,9 @@ def split_sequence(
         An iterator of K tuples, one view of each tensor.
 
     Raises:
-        ValueError: If no tensor is given, the lengths differ, or the chunking is out of range (see `chunk_lengths`).
+        TypeError: If one is no tensor.
+        ValueError: If no tensor is given, one lacks dimension `dim`, the lengths differ, or the chunking is out of
+            range (see `chunk_lengths`).
 
     Examples:
         >>> inputs, targets = torch.randn(20, 4, 3), torch.randn(20, 4)
@@ -100,6 +102,10 @@ def split_sequence(
     """
     if not tensors:
         raise ValueError("tensors must hold at least one sequence, got none.")
+    for number, tensor in enumerate(tensors):
+        check_tensors(**{f"tensors[{number}]": tensor})
+        if not -tensor.dim() <= dim < tensor.dim():
+            raise ValueError(f"tensors[{number}] must have dim {dim}, the time, got shape {tuple(tensor.shape)}.")
     steps = [tensor.shape[dim] for tensor in tensors]
     if len(set(steps)) > 1:
         raise ValueError(f"tensors must have the same number of time steps in dim {dim}, got {steps}.")
