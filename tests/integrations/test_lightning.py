@@ -1,6 +1,7 @@
 """A Lightning `Trainer` with the callback makes the steps of a plain loop with the regularizer attached."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,32 @@ def test_a_resumed_training_goes_on_bit_for_bit_and_warns_without_averages(tmp_p
         trainer(epochs=2).fit(Module(), steps(5), ckpt_path=tmp_path / "half.ckpt")
     with pytest.raises(ValueError, match="must be of a training with an FPTTCallback"):
         averaged_state_dict(torch.load(tmp_path / "without.ckpt", weights_only=True))
+
+
+def test_a_resumed_training_has_the_settings_of_its_checkpoint_and_warns_of_others(tmp_path: Path) -> None:
+    begun = trainer(FPTTCallback(**SETTINGS))
+    begun.fit(Module(), steps(2))
+    begun.save_checkpoint(tmp_path / "1.ckpt")
+    for epoch in (1, 2):  # a checkpoint of the resumed training has the settings in effect, not those that were given
+        callback = FPTTCallback(0.5, beta=0.9, coupling="coupled")
+        resumed = trainer(callback, epochs=epoch + 1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            resumed.fit(Module(), steps(2), ckpt_path=tmp_path / f"{epoch}.ckpt")
+        ours = [str(own.message) for own in caught if "FPTTCallback" in str(own.message)]
+        assert [message.partition(":")[0] for message in ours] == [
+            "alpha is 0.3, that of the checkpoint, got 0.5 for the FPTTCallback",
+            "beta is 0.5, that of the checkpoint, got 0.9 for the FPTTCallback",
+        ]
+        assert callback.regularizer is not None
+        assert callback.regularizer.param_groups[0]["fptt_alpha"] == 0.3
+        assert callback.regularizer.beta == 0.5
+        resumed.save_checkpoint(tmp_path / f"{epoch + 1}.ckpt")
+    callback = FPTTCallback(**SETTINGS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(callback, epochs=4).fit(Module(), steps(2), ckpt_path=tmp_path / "3.ckpt")
+    assert not [own for own in caught if "FPTTCallback" in str(own.message)]
 
 
 def test_averages_of_a_derived_callback_are_found(tmp_path: Path) -> None:

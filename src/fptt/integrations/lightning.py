@@ -25,7 +25,8 @@ class FPTTCallback(Callback):
     The regularizer is that of `DynamicRegularizer.for_optimizer`, made when training starts; a later group of the
     optimizer, as `BaseFinetuning` adds one, is taken in before the next batch. With automatic optimization a batch is
     one chunk. For several chunks a batch set `automatic_optimization = False`, and step after each. Lightning's own
-    clipping comes before the penalty; `max_norm` comes after it.
+    clipping comes before the penalty; `max_norm` comes after it. In a resumed training alpha, beta and mu are those of
+    the checkpoint, as the learning rate is of torch's optimizers; a warning says where others were given.
 
     Args:
         alpha: Strength of the penalty, see `fptt.DynamicRegularizer`, and so the others.
@@ -65,6 +66,7 @@ class FPTTCallback(Callback):
         self.options |= {"form": form, "coupling": coupling}
         self.evaluate = evaluate
         self.regularizer: fptt.DynamicRegularizer | None = None
+        self._settings: dict[str, float] = {}
         self._names: dict[Tensor, list[str]] = {}
         self._loaded: dict[str, Any] = {}
         self._averaged: AbstractContextManager[None] | None = None  # entered in one hook, left in another
@@ -82,14 +84,27 @@ class FPTTCallback(Callback):
         self._names = {}
         for name, param in pl_module.named_parameters(remove_duplicate=False):  # tied weights have several names
             self._names.setdefault(param, []).append(name)
+        self._settings = {name: self.options[name] for name in ("alpha", "beta", "mu")}
         if self._loaded:
             self.regularizer.load_state_dict(self._loaded["regularizer"])
+            self._keep_settings(self._loaded.get("settings", {}))  # which earlier versions did not save
         elif trainer.ckpt_path:
             warnings.warn(
                 f"checkpoint {trainer.ckpt_path} has no averages and duals of an FPTTCallback: they begin again.",
                 stacklevel=2,
             )
         self._loaded = {}
+
+    def _keep_settings(self, saved: dict[str, float]) -> None:
+        """Keep the settings of the checkpoint, which the regularizer now has; warn where others were given."""
+        for name, value in saved.items():
+            if self._settings[name] != value:
+                warnings.warn(
+                    f"{name} is {value}, that of the checkpoint, got {self._settings[name]} for the FPTTCallback: a "
+                    "resumed training keeps alpha, beta and mu, as it keeps the learning rate.",
+                    stacklevel=3,
+                )
+        self._settings = self._settings | saved
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take in groups that the optimizer has got since the last batch."""
@@ -129,7 +144,8 @@ class FPTTCallback(Callback):
         if self.regularizer is None:
             return self._loaded
         params = [param for group in self.regularizer.param_groups for param in group["params"]]
-        return {"regularizer": self.regularizer.state_dict(), "names": [self._names.get(param, []) for param in params]}
+        names = [self._names.get(param, []) for param in params]
+        return {"regularizer": self.regularizer.state_dict(), "names": names, "settings": dict(self._settings)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what `state_dict` returned until training starts."""
