@@ -381,15 +381,15 @@ class TerminalLoss(ChunkLoss):
 
     def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
         """Return the output at the last real step of each sequence in the chunk, (B, …)."""
-        # rather (B, C), or (C, B) of a batch-first model, than (T_k, B), which has one number a step and no more
-        is_flat = output.dim() == 2 and (
-            len(output) not in (1, part.num_steps) or self.has_classes or part.targets.dim() > 1
-        )
+        has_rows = self.has_classes or part.targets.dim() > 1  # outputs of C numbers, and not a single one a step
+        # rather (B, C), or (C, B) of a batch-first model, than (T_k, B)
+        is_flat = output.dim() == 2 and (has_rows or len(output) not in (1, part.num_steps))
         if output.dim() < 2 or output.shape[1] != len(part.targets) or is_flat:
+            rest = "C, …" if has_rows else "…"
             raise ValueError(
-                f"the model must return outputs (T_k, B, …) with T_k, B = {(part.num_steps, len(part.targets))}, or "
-                f"those of the last step, (1, B, …), got {tuple(output.shape)}, time-major: the output of the last "
-                "step alone keeps its time dimension."
+                f"the model must return outputs (T_k, B, {rest}) with T_k, B = {(part.num_steps, len(part.targets))}, "
+                f"or those of the last step, (1, B, {rest}), got {tuple(output.shape)}, time-major: the output of the "
+                "last step alone keeps its time dimension."
             )
         if part.last is None:
             return output[-1]
