@@ -1,5 +1,6 @@
 """Cases in which a compiled step could silently do something else than the eager one."""
 
+import copy
 import weakref
 from dataclasses import dataclass
 from functools import partial
@@ -373,6 +374,21 @@ def test_clear_refusals() -> None:
     idle = fptt.TBPTT(model, RULES["adam"]([model.idle]), terminal_loss(), num_chunks=2, engine="compiled")
     with pytest.raises(fptt.CompilationError, match="no parameter of the optimizer in the loss"):
         idle.train_batch(*batch())
+
+
+def test_an_optimizer_may_hold_a_part_of_the_model() -> None:
+    """The recurrent layer has a gradient, which nobody takes and no norm counts."""
+    model = make_model("lstm")
+    models = [model, copy.deepcopy(model)]
+    before = [param.clone() for param in model.rnn.parameters()]
+    methods = []
+    for model, engine in zip(models, ("eager", "compiled"), strict=True):
+        optimizer = RULES["adam"](model.readout.parameters())
+        methods.append(fptt.FPTT(model, optimizer, terminal_loss(), num_chunks=6, max_norm=0.5, engine=engine))
+    for _ in range(3):
+        train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+    assert all(torch.equal(*pair) for pair in zip(before, model.rnn.parameters(), strict=True))
 
 
 def test_half_precision_does_not_overflow_in_the_norm() -> None:

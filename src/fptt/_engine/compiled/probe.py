@@ -54,7 +54,7 @@ def probe(forward: Callable[[], Tensor], module: nn.Module, trained: list[Tensor
     Args:
         forward: Returns the loss.
         module: What it calls.
-        trained: The parameters of the optimizer.
+        trained: The parameters of the optimizer; none stands for all.
 
     Raises:
         CompilationError: If it keeps something from one run to the next, or trains what is not in the module: a
@@ -68,8 +68,10 @@ def probe(forward: Callable[[], Tensor], module: nn.Module, trained: list[Tensor
     _check_equal(first, second)
     if any(gradient.is_sparse for gradient in first.gradients.values()):
         raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
-    gradients = list(first.gradients.values())
-    # the norm stands for all gradients when the compiled step is compared: one number, and no parameter is missed
+    # the norm stands for all gradients when the compiled step is compared: one number, and no parameter is missed. What
+    # the optimizer does not hold has no gradient there
+    own = {names[param] for param in trained if param in names} if trained else first.gradients.keys()
+    gradients = [gradient for name, gradient in first.gradients.items() if name in own]
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(first.loss)
     return Probe(frozenset(first.gradients), first.moving, first.is_random, first.loss, norm)
 
