@@ -101,7 +101,7 @@ def test_gradients_are_cleared_as_the_optimizer_does() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 2])
-def test_the_gradient_of_a_model_that_writes_into_its_state_is_checked(horizon: int) -> None:
+def test_the_gradient_of_a_model_that_writes_into_its_inputs_and_state_is_checked(horizon: int) -> None:
     reports = []
     for in_place in (True, False):
         torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_the_gradient_of_a_model_that_writes_into_its_state_is_checked(horizon: 
     ],
     ids=str,
 )
-def test_a_model_may_write_into_the_tensors_of_a_state(options: dict[str, Any]) -> None:
+def test_a_model_may_write_into_its_inputs_and_the_tensors_of_a_state(options: dict[str, Any]) -> None:
     ends = []
     for in_place in (True, False):
         torch.manual_seed(0)

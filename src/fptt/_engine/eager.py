@@ -130,13 +130,13 @@ class EagerEngine:
         states: list[State] = []
         random = RandomState.capture(last.inputs.device) if self._recomputes else None
         for chunk in window.chunks:
-            _, state = run_chunk(self.model, self.chunking, chunk, state)
+            _, state = run_chunk(self.model, self.chunking, self._own_chunk(chunk), state)
             states.append(state)
             state = self._own(state)
         for chunk in span:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
-            output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
+            output, loss, state = forward_chunk(self.model, self.loss, self.chunking, self._own_chunk(chunk), state)
             if not self.replicas.shares_updates and self._is_bad(loss):
                 return BadNumber(chunk.number, "loss", loss.item())
             states.append(state)
@@ -179,6 +179,10 @@ class EagerEngine:
         """Return a state that a model may write into: what is kept stays, as does what autograd has saved of it."""
         return map_state(Tensor.clone, state) if self._runs_again else copied_nest(state)
 
+    def _own_chunk(self, chunk: Chunk) -> Chunk:
+        """Return a chunk into whose inputs a model may write: what runs again is then the same."""
+        return chunk._replace(inputs=chunk.inputs.clone()) if self._runs_again else chunk
+
     def _snapshot(self) -> Snapshot:
         return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self.hooks)
 
@@ -216,9 +220,9 @@ class EagerEngine:
         state = self._own(window.state)
         with random.replay():
             for earlier in window.chunks:
-                _, state = run_chunk(self.model, self.chunking, earlier, state)
+                _, state = run_chunk(self.model, self.chunking, self._own_chunk(earlier), state)
                 state = self._own(state)
-            _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
+            _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, self._own_chunk(chunk), state)
             is_bad = not self.replicas.shares_updates and self._is_bad(loss)
             if not is_bad:
                 total = self._take_gradient(loss, chunk, Tensor.backward)

@@ -235,7 +235,7 @@ class _Checker:
     def chunk_loss(self, model: nn.Module, chunk: Chunk, state: State) -> tuple[Tensor, State]:
         """Return the loss of a chunk and the next state."""
         try:
-            output, state = model(chunk.inputs, state)
+            output, state = model(chunk.inputs.clone(), state)  # every chunk runs several times
         except RuntimeError as error:
             if any(word in str(error) for word in ("dtype", "scalar type", "Float", "Double", "Half")):
                 raise self._not_in_dtype(str(error)) from error

@@ -36,8 +36,9 @@ class DynamicRegularizer:
     one recent step ahead: it is not a long-run average.
 
     A *coupled* penalty adds ∇R to the gradient, as in the paper; an adaptive optimizer then rescales it, and on a
-    plateau the penalty can outweigh the loss. The optimizer must minimize. A *decoupled* penalty is taken off the weights after the optimizer's own
-    step, as AdamW does with weight decay, with γ = ηα in the place of α. For SGD without momentum both are the same.
+    plateau the penalty can outweigh the loss; the optimizer must minimize. A *decoupled* penalty is taken off the
+    weights after the optimizer's own step, as AdamW does with weight decay, with γ = ηα in the place of α. For SGD
+    without momentum both are the same.
 
     Args:
         params: Parameters, or groups `{"params": [...], "fptt_alpha": ...}` as for `torch.optim`; other keys are

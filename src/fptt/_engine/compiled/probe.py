@@ -22,7 +22,7 @@ class Probe(NamedTuple):
         is_random: Whether it draws random numbers.
         loss: Its loss.
         norm: The norm of its gradient.
-        writes_state: Whether the forward pass writes into the state that it is given.
+        writes_given: Whether the forward pass writes into the inputs or the state that it is given.
     """
 
     used: frozenset[str]
@@ -30,7 +30,7 @@ class Probe(NamedTuple):
     is_random: bool
     loss: Tensor
     norm: Tensor
-    writes_state: bool = False
+    writes_given: bool = False
 
     def equals(self, other: "Probe") -> bool:
         """Return whether both have the same loss, and the same gradient for the same parameters."""
@@ -61,7 +61,7 @@ def probe(forward: Callable[[], Tensor], module: nn.Module, trained: list[Tensor
             compiled step would do so once and never again.
         ValueError: If a gradient is sparse.
     """
-    names = {param: name for name, param in module.named_parameters()}
+    names: dict[Tensor, str] = {param: name for name, param in module.named_parameters()}
     params = [param for param in dict.fromkeys([*names, *trained]) if param.requires_grad]
     # twice: what a model remembers outside of parameters, buffers and state shows in the second run
     first, second = (_run(forward, module, params, names) for _ in range(2))
