@@ -33,7 +33,7 @@ def test_bad_complex_numbers_are_seen(bad: complex, shape: tuple[int, ...]) -> N
     tensor = torch.full(shape, 1 + 2j)
     assert all_finite(tensor)
     assert are_finite([torch.ones(2), tensor])
-    tensor.view(-1)[-1] = bad
+    tensor.view(-1)[-1] = torch.tensor(bad)
     assert not all_finite(tensor)
     assert not are_finite([torch.ones(2), tensor])
     assert not are_finite([tensor, torch.ones(2)])

@@ -55,6 +55,12 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     return all(map(all_finite, filled))  # finite numbers can add up to Inf
 
 
+def check_grad_enabled(what: str) -> None:
+    """Raise RuntimeError where gradients are off."""
+    if not torch.is_grad_enabled():
+        raise RuntimeError(f"{what} needs gradients: leave torch.no_grad() or torch.inference_mode().")
+
+
 def check_tensors(**values: Any) -> None:
     """Raise TypeError unless all values are tensors."""
     for name, value in values.items():

@@ -414,3 +414,8 @@ def test_a_wrong_imaginary_part_of_a_gradient_is_found(monkeypatch: pytest.Monke
     report = check_rotating(Rotating())
     assert not report.passed
     assert report.chunks[0].worst_parameter == "rotation"
+
+
+def test_a_check_without_gradients_is_named() -> None:
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"needs gradients: leave torch\.no_grad\(\) or torch\.inf"):
+        check(fptt.nn.LSTM(3, 5, 3))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
 from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, check_model, cut_batch
+from fptt._checks import check_grad_enabled
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import State, detach_state, flatten_state, map_state
 from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes
@@ -159,6 +160,7 @@ def check_gradient(
     Raises:
         ValueError: If the arguments do not fit together, or the model has no trainable parameter or is bidirectional.
         TypeError: If the model does not take a state, or does not run in `dtype`.
+        RuntimeError: If gradients are off.
 
     Examples:
         >>> model = nn.LSTM(3, 5)
@@ -167,6 +169,7 @@ def check_gradient(
         True
     """
     check_model(model, None, batch_first)
+    check_grad_enabled("the check")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}.")
     if differences not in (True, False, "auto"):
