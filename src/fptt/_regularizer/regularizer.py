@@ -168,8 +168,8 @@ class DynamicRegularizer:
             largest = torch.finfo(dtype).max
             if ratio > largest:
                 raise ValueError(
-                    f"{name} must be at least about {self.beta / largest:.2g} with weights of {dtype}, in which beta/alpha "
-                    f"would overflow, got {alpha}."
+                    f"{name} must be at least about {self.beta / largest:.2g} with weights of {dtype}, in which "
+                    f"beta/alpha would overflow, got {alpha}."
                 )
 
     def penalty(self) -> Tensor:
