@@ -342,6 +342,8 @@ def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: boo
         raise
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
+    if not isinstance(result[0], Tensor):
+        raise TypeError(f"model must return (outputs, state), outputs a tensor, got a {type(result[0]).__name__}.")
     if is_given and state is not None and describe_state(state) != describe_state(result[1]):
         raise ValueError(f"state must match the model's own, {describe_state(result[1])}, got {describe_state(state)}.")
     return result
