@@ -58,7 +58,7 @@ def attached(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: Any
 
 
 class DecayingCell(nn.Module):
-    """A cell of D inputs that halves the state (B, H) that it is given, in place or not."""
+    """A cell of D inputs that halves them and the state (B, H) that it is given, in place or not."""
 
     def __init__(self, input_size: int, hidden_size: int, *, in_place: bool) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class DecayingCell(nn.Module):
 
     def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         state = self.initial_state(inputs) if state is None else state
-        state = state.mul_(0.5) if self.in_place else state * 0.5
+        inputs, state = ((own.mul_(0.5) if self.in_place else own * 0.5) for own in (inputs, state))
         outputs = []
         for step in self.layer(inputs):
             state = torch.tanh(state + step)

@@ -26,6 +26,19 @@ def test_a_single_bad_number_is_seen(bad: float, shape: tuple[int, ...], dtype: 
     assert all_finite(torch.ones(shape, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("bad", [complex(torch.inf, 0), complex(0, -torch.inf), complex(1, torch.nan)], ids=str)
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_bad_complex_numbers_are_seen(bad: complex, shape: tuple[int, ...]) -> None:
+    """Also beside real ones, whose type has no imaginary part."""
+    tensor = torch.full(shape, 1 + 2j)
+    assert all_finite(tensor)
+    assert are_finite([torch.ones(2), tensor])
+    tensor.view(-1)[-1] = torch.tensor(bad)
+    assert not all_finite(tensor)
+    assert not are_finite([torch.ones(2), tensor])
+    assert not are_finite([tensor, torch.ones(2)])
+
+
 def test_bad_numbers_of_both_signs_do_not_cancel() -> None:
     assert not are_finite([torch.tensor([torch.inf, -torch.inf])])
     assert not are_finite([torch.tensor([torch.inf]), torch.tensor([-torch.inf])])

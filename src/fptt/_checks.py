@@ -1,5 +1,6 @@
 """Checks of arguments; each error names the argument, the value and the expectation."""
 
+import cmath
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -35,10 +36,10 @@ def check_unit_interval(name: str, value: float, *, closed: bool) -> None:
 
 def all_finite(tensor: Tensor) -> bool:
     """Return whether a tensor holds neither NaN nor Inf; always true for integers."""
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() and not tensor.is_complex():
         return True
     # a loss or a norm, several at every update: torch's isfinite is five operations
-    return math.isfinite(tensor.item()) if tensor.numel() == 1 else bool(torch.isfinite(tensor).all())
+    return cmath.isfinite(tensor.item()) if tensor.numel() == 1 else bool(torch.isfinite(tensor).all())
 
 
 @torch.no_grad()
@@ -48,10 +49,16 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     if not filled:
         return True
     # a sum with NaN or Inf is never finite; it takes a fifteenth of the time of a maximum, and no tensor of booleans
-    sums = [tensor.sum() for tensor in filled]
+    sums = [tensor.sum().abs() if tensor.is_complex() else tensor.sum() for tensor in filled]
     if all_finite(torch.stack([total.to(sums[0]) for total in sums]).sum()):
         return True
     return all(map(all_finite, filled))  # finite numbers can add up to Inf
+
+
+def check_grad_enabled(what: str) -> None:
+    """Raise RuntimeError where gradients are off."""
+    if not torch.is_grad_enabled():
+        raise RuntimeError(f"{what} needs gradients: leave torch.no_grad() or torch.inference_mode().")
 
 
 def check_tensors(**values: Any) -> None:

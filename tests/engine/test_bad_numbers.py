@@ -180,6 +180,40 @@ def test_a_buffer_that_the_model_assigns_anew_is_put_back() -> None:
     torch.testing.assert_close(model.mean, mean)
 
 
+def test_a_buffer_that_repeats_one_number_is_put_back() -> None:
+    """Nothing can be copied into all of an expanded tensor: its numbers have one place."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.register_buffer("calls", torch.zeros(3, 1).expand(3, 5))
+
+        def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            self.get_buffer("calls")[:, 0] += torch.tensor([1.0, 2.0, 3.0])
+            return (inputs * self.weight).sum(-1, keepdim=True), state
+
+    model = Counting().double()
+    model.calls = model.calls[:, :1].expand(3, 5)  # pyright: ignore  # `double` has written it out
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), 0.1), loss, num_chunks=K, on_bad_number="skip")
+    assert method.train_batch(*batch(0, (1,), "loss")).skipped == 1
+    assert model.get_buffer("calls").tolist() == [[3.0] * 5, [6.0] * 5, [9.0] * 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex128])
+def test_the_loss_of_a_skipped_chunk_is_real(dtype: torch.dtype) -> None:
+    model = Model().double()
+    model.register_parameter("first", nn.Parameter(torch.ones(2, dtype=dtype), requires_grad=False))
+    model._parameters = {"first": model._parameters.pop("first"), **model._parameters}
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), 0.1), loss, num_chunks=K, on_bad_number="skip")
+    result = method.train_batch(*batch(0, (0,), "loss"))
+    assert result.chunk_losses.dtype == torch.float64
+    assert result.chunk_losses.isnan().tolist() == [True, False, False, False]
+    assert result.loss.isfinite()
+
+
 @pytest.mark.parametrize("what", ["inputs", "loss", "weights"])
 def test_bptt_skips_the_batch(what: str) -> None:
     method = make(fptt.BPTT, on_bad_number="skip")

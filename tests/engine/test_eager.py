@@ -54,6 +54,35 @@ def test_a_model_without_a_gradient_is_named(kind: Any, is_frozen: bool, monkeyp
         method.train_batch(torch.randn(T, B, D), torch.arange(B))
 
 
+class ReturnsOtherOutputs(nn.Module):
+    """A layer whose outputs are made into something else."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(D, H), kind
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Any, Any]:
+        return self.kind(self.layer(inputs)), state
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (lambda outputs: {"outputs": outputs}, "dict"),
+        (lambda _: None, "NoneType"),
+        (lambda outputs: (outputs,), "tuple"),
+        (lambda outputs: outputs.detach().numpy(), "ndarray"),
+    ],
+    ids=["dict", "None", "tuple", "array"],
+)
+def test_outputs_that_are_no_tensor_are_named(kind: Any, name: str, engine: Any) -> None:
+    model, loss = ReturnsOtherOutputs(kind), fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, num_chunks=K, engine=engine)
+    with pytest.raises(TypeError, match=rf"^model must return \(outputs, state\), outputs a tensor, got a {name}\."):
+        method.train_batch(torch.randn(T, B, D), torch.zeros(T, B, H))
+
+
 def test_a_recomputed_gradient_sees_the_prior_before_it_observes() -> None:
     model = fptt.nn.LSTM(D, H, C).double()
     loss = fptt.TerminalLoss(functional.cross_entropy, fptt.RunningPrior(C, decay=0.5)).double()
@@ -101,7 +130,7 @@ def test_gradients_are_cleared_as_the_optimizer_does() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 2])
-def test_the_gradient_of_a_model_that_writes_into_its_state_is_checked(horizon: int) -> None:
+def test_the_gradient_of_a_model_that_writes_into_its_inputs_and_state_is_checked(horizon: int) -> None:
     reports = []
     for in_place in (True, False):
         torch.manual_seed(0)
@@ -128,7 +157,7 @@ def test_the_gradient_of_a_model_that_writes_into_its_state_is_checked(horizon: 
     ],
     ids=str,
 )
-def test_a_model_may_write_into_the_tensors_of_a_state(options: dict[str, Any]) -> None:
+def test_a_model_may_write_into_its_inputs_and_the_tensors_of_a_state(options: dict[str, Any]) -> None:
     ends = []
     for in_place in (True, False):
         torch.manual_seed(0)

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fptt
 from fptt._losses.elementwise import Elementwise
+from fptt._sequence import Progress
 
 LENGTHS = [4, 3, 3]
 
@@ -34,6 +35,26 @@ def test_sequence_loss_weighs_every_real_step_alike_however_it_is_cut(lengths: l
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     one, other = (torch.autograd.grad(value, output)[0] for value in (found, expected))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", ["all", "masked", "of lanes"])
+def test_the_sum_of_a_mean_in_half_precision_does_not_overflow(steps: str) -> None:
+    """100,000 values: float16 ends at 65504."""
+    output, targets = torch.ones(50_000, 2, 1).half(), torch.zeros(50_000, 2, 1).half()
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    if steps == "of lanes":
+        whole = Progress(*(torch.tensor([[number, number]]) for number in (1, 1, 50_000)))
+        (part,) = loss.split_lanes(targets, None, [50_000], whole)
+    else:
+        mask = torch.ones(50_000, 2, dtype=torch.bool) if steps == "masked" else None
+        (part,) = loss.split(targets, mask, [50_000], 2)
+    assert loss(output, part).item() == pytest.approx(1.0)
+
+
+def test_the_sum_over_samples_in_half_precision_does_not_overflow() -> None:
+    loss = fptt.TerminalLoss(functional.mse_loss)
+    (part,) = loss.split(torch.zeros(30_000, 1).half(), None, [1], 30_000)
+    assert loss(torch.full((1, 30_000, 1), 2.0).half(), part).item() == pytest.approx(4.0)
 
 
 def test_chunk_of_equal_length_is_its_own_mean() -> None:

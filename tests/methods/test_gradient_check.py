@@ -358,3 +358,64 @@ def test_an_error_of_nan_beside_a_small_one_does_not_pass(name: str) -> None:
     assert report.passed
     chunks = [report.chunks[0], report.chunks[1]._replace(**{name: math.nan})]
     assert not report._replace(chunks=chunks).passed
+
+
+class Rotating(nn.Module):
+    """h = a h + x with complex a, and the real part of the sum as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotation = nn.Parameter(torch.tensor([0.5 + 0.5j, 0.25 - 0.5j]))
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = torch.zeros(inputs.shape[1], 2, dtype=self.rotation.dtype) if state is None else state
+        outputs = []
+        for step in inputs:
+            state = self.rotation * state + step
+            outputs.append(state.real.sum(-1, keepdim=True))
+        return torch.stack(outputs), state
+
+
+def check_rotating(model: nn.Module, **options: Any) -> fptt.GradientReport:
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    return fptt.check_gradient(model, torch.ones(4, 1, 1), torch.zeros(4, 1, 1), loss, num_chunks=2, **options)
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_weights_are_checked_whole() -> None:
+    """By hand: h = 1, 1 + a, 1 + a + a², …; the outputs are 2, 2.75, 2.5625 and 2.140625."""
+    report = check_rotating(Rotating())
+    assert report.passed
+    assert [chunk.loss for chunk in report.chunks] == [(2**2 + 2.75**2) / 2, (2.5625**2 + 2.140625**2) / 2]
+    assert report.chunks[1].uses_state
+    assert check_rotating(Rotating(), dtype=torch.float32).passed
+
+
+class WrongRotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rotation: Tensor) -> Tensor:  # noqa: ARG004
+        return rotation.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        return gradients[0].conj()  # wrong in the imaginary part alone
+
+
+def test_a_wrong_imaginary_part_of_a_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Rotating.forward
+
+    def wrong(self: Rotating, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        given = Rotating()
+        del given.rotation
+        given.rotation = WrongRotation.apply(self.rotation)  # pyright: ignore
+        return forward(given, inputs, state)
+
+    monkeypatch.setattr(Rotating, "forward", wrong)
+    report = check_rotating(Rotating())
+    assert not report.passed
+    assert report.chunks[0].worst_parameter == "rotation"
+
+
+def test_a_check_without_gradients_is_named() -> None:
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"needs gradients: leave torch\.no_grad\(\) or torch\.inf"):
+        check(fptt.nn.LSTM(3, 5, 3))

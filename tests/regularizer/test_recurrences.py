@@ -57,6 +57,23 @@ def test_penalty_gradient_is_the_gradient_of_the_penalty(form: str, mu: float) -
     torch.testing.assert_close(param.grad, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("paper", 2.5),  # ½ · |3 + 2i − (1 + i)|²
+        ("released", -3.5),  # ½ · |3 + 2i|² − Re (2 − 2i)(4 + i) = 6.5 − 10
+    ],
+)
+def test_penalty_of_a_complex_weight_by_hand(form: str, expected: float) -> None:
+    param = torch.tensor(4 + 1j, dtype=torch.complex128, requires_grad=True)
+    average, dual = torch.tensor([1 - 1j, 2 + 2j], dtype=torch.complex128)
+    found = recurrences.penalty(param, average, dual, alpha=1.0, form=form)
+    assert found.item() == expected
+    found.backward()
+    assert param.grad is not None
+    assert param.grad.item() == recurrences.penalty_gradient(param.detach(), average, dual, alpha=1.0, form=form).item()
+
+
 def test_average_lags_by_the_previous_dual() -> None:
     """β = ½: W̄_{t+1} = W_{t+1} − λ_t/(2α), whatever moves the weights, thus in either form."""
     average = param = torch.randn(7, dtype=torch.float64)

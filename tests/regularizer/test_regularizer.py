@@ -406,6 +406,30 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], name: str) -> None:
         fptt.DynamicRegularizer(small_model().parameters(), **arguments)
 
 
+@pytest.mark.parametrize("frozen_first", [False, True])
+def test_a_strength_too_small_for_half_precision_changes_nothing(frozen_first: bool) -> None:
+    """β/α = ½/10⁻⁶, by which the dual is multiplied after the step, is above 65504."""
+    params = [nn.Parameter(torch.ones(2).half())]
+    if frozen_first:
+        params.insert(0, nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False))
+    with pytest.raises(ValueError, match=r"^alpha must be at least about 7\.6e-06 .* torch\.float16, .* got 1e-06"):
+        fptt.DynamicRegularizer(params, alpha=1e-6)
+    with pytest.raises(ValueError, match=r"^fptt_alpha must be at least .* torch\.float16, .* got 1e-06"):
+        fptt.DynamicRegularizer([{"params": params, "fptt_alpha": 1e-6}])
+    assert fptt.DynamicRegularizer([nn.Parameter(torch.ones(2))], alpha=1e-6).alpha == 1e-6
+    optimizer = torch.optim.SGD(params[-1:], lr=0.5)
+    regularizer = fptt.DynamicRegularizer(params, alpha=8e-6).attach(optimizer)
+    for is_small in (False, True):
+        params[-1].grad = torch.ones(2).half()
+        if is_small:  # by a schedule
+            regularizer.param_groups[0]["fptt_alpha"] = 1e-6
+            with pytest.raises(ValueError, match="fptt_alpha must be at least"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert params[-1].tolist() == [0.5, 0.5]
+
+
 def test_bad_parameters_are_named() -> None:
     param = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="params must hold at least one"):

@@ -79,7 +79,7 @@ class Snapshot:
         self.num_steps = hooks.num_steps
         self.random = RandomState.capture({tensor.device for tensor in self.tensors})
         with torch.no_grad():  # parameters are leaves: their clones must not be in a graph
-            self.copies = [tensor.clone() for tensor in self.tensors]
+            self.copies = [_once(tensor).clone() for tensor in self.tensors]
             self.moments = {param: _copied(state) for param, state in optimizer.state.items()}
             self.memory = {} if regularizer is None else {p: _copied(e._asdict()) for p, e in regularizer.state.items()}
 
@@ -90,7 +90,7 @@ class Snapshot:
             module._buffers.clear()
             module._buffers.update(buffers)
         for tensor, copy in zip(self.tensors, self.copies, strict=True):
-            tensor.copy_(copy)
+            _once(tensor).copy_(copy)
         for param in list(self.optimizer.state):
             if param in self.moments:
                 _put_back(self.optimizer.state[param], self.moments[param])
@@ -103,8 +103,17 @@ class Snapshot:
 
 
 def bad_loss(model: nn.Module) -> Tensor:
-    """Return NaN, the loss of a chunk that was skipped, a scalar like the model's weights."""
-    return next(model.parameters()).new_full((), float("nan"))
+    """Return NaN, the loss of a chunk that was skipped, a scalar like the model's weights: real, and no integer."""
+    weight = next(param for param in model.parameters() if param.is_floating_point() or param.is_complex())
+    return weight.new_full((), float("nan"), dtype=weight.dtype.to_real())
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """Return a view of a tensor without what `expand` repeats, which torch refuses to write into."""
+    if tensor.layout == torch.strided:
+        for dim, stride in enumerate(tensor.stride()):
+            tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim])) if stride == 0 else tensor
+    return tensor
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -130,13 +130,13 @@ class EagerEngine:
         states: list[State] = []
         random = RandomState.capture(last.inputs.device) if self._recomputes else None
         for chunk in window.chunks:
-            _, state = run_chunk(self.model, self.chunking, chunk, state)
+            _, state = run_chunk(self.model, self.chunking, self._own_chunk(chunk), state)
             states.append(state)
             state = self._own(state)
         for chunk in span:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
-            output, loss, state = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
+            output, loss, state = forward_chunk(self.model, self.loss, self.chunking, self._own_chunk(chunk), state)
             if not self.replicas.shares_updates and self._is_bad(loss):
                 return BadNumber(chunk.number, "loss", loss.item())
             states.append(state)
@@ -179,6 +179,10 @@ class EagerEngine:
         """Return a state that a model may write into: what is kept stays, as does what autograd has saved of it."""
         return map_state(Tensor.clone, state) if self._runs_again else copied_nest(state)
 
+    def _own_chunk(self, chunk: Chunk) -> Chunk:
+        """Return a chunk into whose inputs a model may write: what runs again is then the same."""
+        return chunk._replace(inputs=chunk.inputs.clone()) if self._runs_again else chunk
+
     def _snapshot(self) -> Snapshot:
         return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self.hooks)
 
@@ -216,9 +220,9 @@ class EagerEngine:
         state = self._own(window.state)
         with random.replay():
             for earlier in window.chunks:
-                _, state = run_chunk(self.model, self.chunking, earlier, state)
+                _, state = run_chunk(self.model, self.chunking, self._own_chunk(earlier), state)
                 state = self._own(state)
-            _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
+            _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, self._own_chunk(chunk), state)
             is_bad = not self.replicas.shares_updates and self._is_bad(loss)
             if not is_bad:
                 total = self._take_gradient(loss, chunk, Tensor.backward)
@@ -338,6 +342,8 @@ def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: boo
         raise
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
+    if not isinstance(result[0], Tensor):
+        raise TypeError(f"model must return (outputs, state), outputs a tensor, got a {type(result[0]).__name__}.")
     if is_given and state is not None and describe_state(state) != describe_state(result[1]):
         raise ValueError(f"state must match the model's own, {describe_state(result[1])}, got {describe_state(state)}.")
     return result

@@ -214,10 +214,16 @@ class SequenceLoss(ChunkLoss):
         if part.counted is not None and not self._skips(part.targets):
             # not a product with the mask: a loss of Inf or NaN at padding would stay NaN
             values = torch.where(part.counted.flatten(), values, 0.0)
+        wide = _summed_in(values)
         if isinstance(part.num_chunks, Tensor):  # every lane has a sequence of its own
-            values = values.unflatten(0, output.shape[:2]).sum(0)
+            values = values.unflatten(0, output.shape[:2]).sum(0, dtype=wide)
             return (values * part.num_chunks / part.num_counted).sum()
-        return values.sum() * part.num_chunks / part.num_counted
+        return values.sum(dtype=wide) * part.num_chunks / part.num_counted
+
+
+def _summed_in(values: Tensor) -> torch.dtype:
+    """Return the type in which values are added up: a sum in half precision may be Inf where the mean is not."""
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def _filled(targets: Tensor, counted: Tensor) -> Tensor:
@@ -362,7 +368,7 @@ class TerminalLoss(ChunkLoss):
             values = values + (1 - weight) * cross_entropy_to(self.prior(final, self._labels(part)), final)
         if part.counted is not None:
             values = torch.where(part.counted, values, 0.0)
-        return values.sum() / part.num_counted
+        return values.sum(dtype=_summed_in(values)) / part.num_counted
 
     def _labels(self, part: TerminalPart) -> Tensor:
         """Return the targets for Q; an ignored label has no row there, and its term does not count."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
 from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, check_model, cut_batch
+from fptt._checks import check_grad_enabled
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import State, detach_state, flatten_state, map_state
 from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes
@@ -129,7 +130,7 @@ def check_gradient(
 
     The gradient under test is taken in one walk over the chunks, with the state detached at each cut, as the training
     methods do. Finite differences go along one random direction a parameter. The model is copied, turned to float64
-    and to evaluation mode (no dropout); it is left as it was.
+    (complex128 where it is complex) and to evaluation mode (no dropout); it is left as it was.
 
     The gradient of a spiking network is a surrogate, which no difference of its loss can confirm. Where the spikes are
     those of `fptt.nn.spiking`, differences are taken of its smooth twin (`fptt.nn.spiking.smooth_spikes`), which has
@@ -159,6 +160,7 @@ def check_gradient(
     Raises:
         ValueError: If the arguments do not fit together, or the model has no trainable parameter or is bidirectional.
         TypeError: If the model does not take a state, or does not run in `dtype`.
+        RuntimeError: If gradients are off.
 
     Examples:
         >>> model = nn.LSTM(3, 5)
@@ -167,18 +169,23 @@ def check_gradient(
         True
     """
     check_model(model, None, batch_first)
+    check_grad_enabled("the check")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}.")
     if differences not in (True, False, "auto"):
         raise ValueError(f"differences must be True, False or 'auto', got {differences!r}.")
     if differences is True and dtype != torch.float64:
         raise ValueError(f"differences=True needs dtype=torch.float64, got {dtype}.")
-    model, loss = copy.deepcopy(model).to(dtype).eval(), copy.deepcopy(loss).to(dtype).eval()
-    if not _trainable(model):
-        raise ValueError("model must have at least one trainable parameter, got none.")
 
     def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    # not by `Module.to`, which takes the imaginary part off complex weights
+    model, loss = copy.deepcopy(model)._apply(converted).eval(), copy.deepcopy(loss)._apply(converted).eval()
+    if not _trainable(model):
+        raise ValueError("model must have at least one trainable parameter, got none.")
 
     inputs, targets = converted(inputs), converted(targets)
     state = detach_state(map_state(converted, state))
@@ -235,12 +242,12 @@ class _Checker:
     def chunk_loss(self, model: nn.Module, chunk: Chunk, state: State) -> tuple[Tensor, State]:
         """Return the loss of a chunk and the next state."""
         try:
-            output, state = model(chunk.inputs, state)
+            output, state = model(chunk.inputs.clone(), state)  # every chunk runs several times
         except RuntimeError as error:
             if any(word in str(error) for word in ("dtype", "scalar type", "Float", "Double", "Half")):
                 raise self._not_in_dtype(str(error)) from error
             raise
-        if output.dtype != self.dtype:
+        if output.dtype not in (self.dtype, self.dtype.to_complex()):
             # differences in a lower precision would say nothing about the gradient
             raise self._not_in_dtype(f"its outputs are {output.dtype}")
         return self.loss(self.chunking.time_major(output), chunk.part), state
@@ -286,7 +293,10 @@ class _Checker:
         """Return the gradient by autograd on a copy of model and incoming state, and whether that state is used."""
         isolated = copy.deepcopy(self.untouched)
         isolated.zero_grad()
-        given = map_state(lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()), window.state)
+        given = map_state(
+            lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point() or tensor.is_complex()),
+            window.state,
+        )
         self.window_loss(isolated, window._replace(state=given), chunk)[0].backward()
         return _gradient(isolated), any(t.grad is not None and bool(t.grad.any()) for t in flatten_state(given))
 
@@ -347,7 +357,7 @@ class _Checker:
         The steepest of many intervals is halved again and again: over a continuous loss its rise goes to zero with its
         length (2^−30 of it is left), over a jump it stays.
         """
-        param = self.untouched.get_parameter(name)
+        param = _real(self.untouched.get_parameter(name))
         direction = _direction(param) * max(param.norm().item(), 1.0)
         places = [number / 16 - 1 for number in range(33)]
         losses = [self._loss_at(name, direction * place, window, chunk) for place in places]
@@ -367,7 +377,7 @@ class _Checker:
     @torch.no_grad()
     def _loss_at(self, name: str, offset: Tensor, window: Window, chunk: Chunk) -> float:
         shifted = copy.deepcopy(self.untouched)
-        shifted.get_parameter(name).add_(offset)
+        _real(shifted.get_parameter(name)).add_(offset)
         cloned = window._replace(state=map_state(Tensor.clone, window.state))
         return self.window_loss(shifted, cloned, chunk)[0].item()
 
@@ -385,9 +395,14 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _gradient(model: nn.Module) -> Gradient:
     return {
-        name: torch.zeros_like(param) if param.grad is None else param.grad.clone()
+        name: _real(torch.zeros_like(param) if param.grad is None else param.grad.clone())
         for name, param in _trainable(model).items()
     }
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return a view of a tensor in which a complex number is two real ones, as it is in a gradient of autograd."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _norm(gradient: Gradient) -> float:

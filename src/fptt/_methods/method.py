@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
 from fptt._batches.cut import Chunk, Chunking, check_horizon, check_model, cut_batch, mark_bad_inputs, unpack
-from fptt._checks import check_choice, check_count, check_iterable, check_keys
+from fptt._checks import check_choice, check_count, check_grad_enabled, check_iterable, check_keys
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
 from fptt._engine.eager import EagerEngine
@@ -300,8 +300,7 @@ class Method:
     def _train(self, batch: Batch, state: State, *, is_stream: bool = False) -> BatchResult:
         if not self._hooks.are_attached:
             raise RuntimeError("the method is closed: construct a new one to train on.")
-        if not torch.is_grad_enabled():
-            raise RuntimeError("training needs gradients: leave torch.no_grad() or torch.inference_mode().")
+        check_grad_enabled("training")
         with self._replicas.reporting():  # the others wait for this process, which may fail here alone
             chunks = self._cut(batch, is_stream=is_stream)
         num_lanes = None if batch.progress is None else batch.progress.position.shape[1]

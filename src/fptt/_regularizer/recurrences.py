@@ -57,8 +57,10 @@ class Parameters(NamedTuple):
 def penalty(param: Tensor, average: Tensor, dual: Tensor, *, alpha: Strength, form: str, mu: float = 1.0) -> Tensor:
     """Return the penalty `R` of one parameter, differentiable in `param`.
 
-    `paper`: (α/2) ‖W − W̄ − λ/(2α)‖².  `released`: (μα/2) ‖W − W̄‖² − ⟨λ, W⟩.
+    `paper`: (α/2) ‖W − W̄ − λ/(2α)‖².  `released`: (μα/2) ‖W − W̄‖² − ⟨λ, W⟩. A complex number is two real ones.
     """
+    if param.is_complex():  # ‖z‖² is the sum of |z|², not of z², and ⟨λ, W⟩ the real part of the sum of λ* W
+        param, average, dual = map(torch.view_as_real, (param, average, dual))
     offset = param - average
     if form == "paper":
         return alpha / 2 * (offset - dual / (2 * alpha)).square().sum()

@@ -36,8 +36,9 @@ class DynamicRegularizer:
     one recent step ahead: it is not a long-run average.
 
     A *coupled* penalty adds ∇R to the gradient, as in the paper; an adaptive optimizer then rescales it, and on a
-    plateau the penalty can outweigh the loss. The optimizer must minimize. A *decoupled* penalty is taken off the weights after the optimizer's own
-    step, as AdamW does with weight decay, with γ = ηα in the place of α. For SGD without momentum both are the same.
+    plateau the penalty can outweigh the loss; the optimizer must minimize. A *decoupled* penalty is taken off the
+    weights after the optimizer's own step, as AdamW does with weight decay, with γ = ηα in the place of α. For SGD
+    without momentum both are the same.
 
     Args:
         params: Parameters, or groups `{"params": [...], "fptt_alpha": ...}` as for `torch.optim`; other keys are
@@ -141,7 +142,7 @@ class DynamicRegularizer:
             group: `{"params": tensors}`, with a `"fptt_alpha"` of its own if wanted (None opts out).
 
         Raises:
-            ValueError: If a parameter is in a group already, or alpha is not positive.
+            ValueError: If a parameter is in a group already, or alpha is not positive or β/α too large for its dtype.
             TypeError: If a parameter is no tensor.
         """
         params = group["params"]
@@ -155,8 +156,22 @@ class DynamicRegularizer:
         # not "alpha", which RMSprop and ASGD have in their own groups, with another meaning
         alpha = group.get("fptt_alpha", self.alpha)
         if alpha is not None:
-            check_positive("fptt_alpha", alpha)
+            self._check_strength("fptt_alpha" if "fptt_alpha" in group else "alpha", alpha, unique)
         self.param_groups.append({"params": unique, "fptt_alpha": alpha})
+
+    def _check_strength(self, name: str, alpha: float, params: list[Tensor]) -> None:
+        """Raise ValueError unless alpha is positive, and β/α a number in the dtype of the parameters."""
+        check_positive(name, alpha)
+        ratio = self.beta / alpha
+        if ratio <= torch.finfo(torch.float16).max:  # as nearly always: the dtypes need no look at every step
+            return
+        for dtype in {param.dtype for param in params if param.is_floating_point() or param.is_complex()}:
+            largest = torch.finfo(dtype).max
+            if ratio > largest:
+                raise ValueError(
+                    f"{name} must be at least about {self.beta / largest:.2g} with weights of {dtype}, in which "
+                    f"beta/alpha would overflow, got {alpha}."
+                )
 
     def penalty(self) -> Tensor:
         """Return R(W) summed over all parameters: a scalar, differentiable in the weights, 0 before the first step.
@@ -195,7 +210,7 @@ class DynamicRegularizer:
             alpha = group["fptt_alpha"]
             if alpha is None:
                 continue
-            check_positive("fptt_alpha", alpha)  # a schedule may have changed it
+            self._check_strength("fptt_alpha", alpha, group["params"])  # a schedule may have changed it
             params = [param for param in group["params"] if param.grad is not None and param.requires_grad]
             if not params:
                 continue

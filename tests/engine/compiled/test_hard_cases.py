@@ -1,5 +1,6 @@
 """Cases in which a compiled step could silently do something else than the eager one."""
 
+import copy
 import weakref
 from dataclasses import dataclass
 from functools import partial
@@ -375,6 +376,21 @@ def test_clear_refusals() -> None:
         idle.train_batch(*batch())
 
 
+def test_an_optimizer_may_hold_a_part_of_the_model() -> None:
+    """The recurrent layer has a gradient, which nobody takes and no norm counts."""
+    model = make_model("lstm")
+    models = [model, copy.deepcopy(model)]
+    before = [param.clone() for param in model.get_submodule("rnn").parameters()]
+    methods = []
+    for model, engine in zip(models, ("eager", "compiled"), strict=True):
+        optimizer = RULES["adam"](model.get_submodule("readout").parameters())
+        methods.append(fptt.FPTT(model, optimizer, terminal_loss(), num_chunks=6, max_norm=0.5, engine=engine))
+    for _ in range(3):
+        train_both(methods, *batch())
+    assert_equal_memory(methods, 1e-10)
+    assert all(torch.equal(*pair) for pair in zip(before, model.get_submodule("rnn").parameters(), strict=True))
+
+
 def test_half_precision_does_not_overflow_in_the_norm() -> None:
     model = make_model("rnn").to(torch.float16)
     methods = make_pair(
@@ -461,7 +477,7 @@ def test_a_pruned_layer_is_refused() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"horizon": 2}, {"on_bad_number": "skip"}, {"on_bad_number": "skip", "horizon": 3}], ids=str
 )
-def test_a_model_may_write_into_the_state_that_it_is_given(options: dict[str, Any]) -> None:
+def test_a_model_may_write_into_the_inputs_and_state_that_it_is_given(options: dict[str, Any]) -> None:
     ends = []
     engines: tuple[EngineName, EngineName] = ("eager", "compiled")
     for in_place, engine in zip((False, True), engines, strict=True):

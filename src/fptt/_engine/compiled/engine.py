@@ -327,7 +327,7 @@ class CompiledEngine:
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
-        effects = {"has_effects": has_effects, "copies_state": found.writes_state}
+        effects = {"has_effects": has_effects, "copies_given": found.writes_given}
         options = {"horizon": len(walk.inputs[walk.position]), **effects}
         step = ChunkStep(self.risk, groups, list(module), moving, self._update(), **options)
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
@@ -355,7 +355,7 @@ class CompiledEngine:
             # copies, since a model may change its inputs in place, and the chunk is still to be learned
             window, chunk = walk.window(), walk.chunk._replace(inputs=walk.chunk.inputs.clone())
             state = map_state(Tensor.clone, window.state)
-            copies.extend(flatten_state(state))
+            copies.extend([chunk.inputs, *flatten_state(state)])
             for earlier in window.chunks:
                 own = earlier._replace(inputs=earlier.inputs.clone())
                 _, state = run_chunk(self.risk.model, self.risk.chunking, own, state)
@@ -371,7 +371,7 @@ class CompiledEngine:
         with plain_cells():  # by the cells that will be compiled, so that rounding is the only difference
             found = probe(loss_of_chunk, self.risk, trained)
         # torch counts the writes into a tensor
-        return bad[0] if bad else found._replace(writes_state=any(copy._version for copy in copies))
+        return bad[0] if bad else found._replace(writes_given=any(copy._version for copy in copies))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled and gathered: a copy makes its own."""

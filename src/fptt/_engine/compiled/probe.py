@@ -22,7 +22,7 @@ class Probe(NamedTuple):
         is_random: Whether it draws random numbers.
         loss: Its loss.
         norm: The norm of its gradient.
-        writes_state: Whether the forward pass writes into the state that it is given.
+        writes_given: Whether the forward pass writes into the inputs or the state that it is given.
     """
 
     used: frozenset[str]
@@ -30,7 +30,7 @@ class Probe(NamedTuple):
     is_random: bool
     loss: Tensor
     norm: Tensor
-    writes_state: bool = False
+    writes_given: bool = False
 
     def equals(self, other: "Probe") -> bool:
         """Return whether both have the same loss, and the same gradient for the same parameters."""
@@ -54,22 +54,24 @@ def probe(forward: Callable[[], Tensor], module: nn.Module, trained: list[Tensor
     Args:
         forward: Returns the loss.
         module: What it calls.
-        trained: The parameters of the optimizer.
+        trained: The parameters of the optimizer; none stands for all.
 
     Raises:
         CompilationError: If it keeps something from one run to the next, or trains what is not in the module: a
             compiled step would do so once and never again.
         ValueError: If a gradient is sparse.
     """
-    names = {param: name for name, param in module.named_parameters()}
+    names: dict[Tensor, str] = {param: name for name, param in module.named_parameters()}
     params = [param for param in dict.fromkeys([*names, *trained]) if param.requires_grad]
     # twice: what a model remembers outside of parameters, buffers and state shows in the second run
     first, second = (_run(forward, module, params, names) for _ in range(2))
     _check_equal(first, second)
     if any(gradient.is_sparse for gradient in first.gradients.values()):
         raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
-    gradients = list(first.gradients.values())
-    # the norm stands for all gradients when the compiled step is compared: one number, and no parameter is missed
+    # the norm stands for all gradients when the compiled step is compared: one number, and no parameter is missed. What
+    # the optimizer does not hold has no gradient there
+    own = {names[param] for param in trained if param in names} if trained else first.gradients.keys()
+    gradients = [gradient for name, gradient in first.gradients.items() if name in own]
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(first.loss)
     return Probe(frozenset(first.gradients), first.moving, first.is_random, first.loss, norm)
 

@@ -109,7 +109,7 @@ class Flow(NamedTuple):
         are_there: As in `Row`.
         part: Of the targets.
         state: Before the window.
-        copies_state: Whether every chunk gets a copy of its state, since the forward pass writes into it.
+        copies_given: Whether every chunk gets copies of its inputs and state, since the forward pass writes into them.
     """
 
     inputs: list[Tensor]
@@ -117,7 +117,7 @@ class Flow(NamedTuple):
     are_there: tuple[Tensor, ...]
     part: Any
     state: State
-    copies_state: bool
+    copies_given: bool
 
 
 class Risk(nn.Module):
@@ -152,8 +152,10 @@ class Risk(nn.Module):
         if flow.begins:
             # inside, so that the gradient reaches an initial state that is learned
             state = restart(self.model, inputs, state, flow.begins[number])
-        # the state is needed once more: it is the caller's, or that of a window, or one to go back to
-        return self.model(inputs, map_state(Tensor.clone, state) if flow.copies_state else state)
+        # both are needed once more: they are the caller's, or of a window, or to go back to
+        if flow.copies_given:
+            inputs, state = inputs.clone(), map_state(Tensor.clone, state)
+        return self.model(inputs, state)
 
 
 class _Observation(nn.Module):
@@ -179,7 +181,7 @@ class ChunkStep:
         update: See `Update`.
         horizon: Chunks that the gradient goes through: that of the step, and those before it.
         has_effects: Whether the forward pass draws random numbers, or moves statistics.
-        copies_state: Whether the forward pass writes into the state that it is given.
+        copies_given: Whether the forward pass writes into the inputs or the state that it is given.
 
     Attributes:
         next_state: The nest of the next state, known after the first call.
@@ -195,10 +197,10 @@ class ChunkStep:
         *,
         horizon: int,
         has_effects: bool,
-        copies_state: bool,
+        copies_given: bool,
     ) -> None:
         self.risk, self.groups, self.module_names, self.update = risk, groups, module_names, update
-        self.moving, self.horizon, self.has_effects, self.copies_state = moving, horizon, has_effects, copies_state
+        self.moving, self.horizon, self.has_effects, self.copies_given = moving, horizon, has_effects, copies_given
         self.next_state: State = None
 
     def __call__(self, arguments: Arguments, part: Any, state: State) -> list[Tensor]:
@@ -240,7 +242,7 @@ class ChunkStep:
         part = fill_part(part, iter(arguments.part), iter(row.floats))
         following = iter(arguments.state)
         state = map_state(lambda _: next(following), state)
-        return Flow(arguments.inputs, arguments.begins, row.are_there, part, state, self.copies_state)
+        return Flow(arguments.inputs, arguments.begins, row.are_there, part, state, self.copies_given)
 
     def keep_states(self, after_first: State, after_last: State, of_window: list[Tensor]) -> list[Tensor]:
         """Return the tensors of the state after the first chunk run, then of that after the last if it is another.
