@@ -14,6 +14,7 @@ from fptt.experiments.process.files import replace_text
 from fptt.experiments.studies.finished_run import FinishedRun, read_run
 from fptt.experiments.studies.launcher import run_all
 from fptt.experiments.studies.tables import Row, origins
+from fptt.experiments.training.folder import check_has_no_run
 
 
 class Study(ABC):
@@ -24,12 +25,16 @@ class Study(ABC):
 
     Attributes:
         runs: The finished runs by their folders.
+
+    Raises:
+        UserError: If the folder is that of a run or stream.
     """
 
     table_file: ClassVar[str]
     plot_file: ClassVar[str]
 
     def __init__(self, out: Path) -> None:
+        check_has_no_run(out)
         self.out = out
         self.runs: dict[Path, FinishedRun] = {}
 

@@ -272,17 +272,36 @@ def check_replaceable(folder: Path, command: Literal["train", "stream"], files: 
         command: The command that writes to it.
         files: What the command removes before.
     """
-    other = "stream" if command == "train" else "train"
-    found = next((name for name in ONLY[other] if (folder / name).exists()), None)
-    if found is not None:
-        raise UserError(
-            f"out {folder} must not be a folder of `fptt {other}`, got one with {found}: give another folder."
-        )
+    check_not_of(folder, "stream" if command == "train" else "train")
     own = next((file for file in files if os.path.lexists(file)), None)
     if own is not None and not _has_sign_of_a_run(folder):
         raise UserError(
             f"out {folder} has a file {own.name}, which would be replaced, but no config, summary or checkpoint of "
             f"`fptt {command}`: give another folder, or move the file."
+        )
+
+
+def check_not_of(folder: Path, command: Literal["train", "stream"]) -> None:
+    """Raise UserError if a folder holds what only this command leaves."""
+    found = next((name for name in ONLY[command] if (folder / name).exists()), None)
+    if found is not None:
+        raise UserError(
+            f"out {folder} must not be a folder of `fptt {command}`, got one with {found}: give another folder."
+        )
+
+
+def check_has_no_run(folder: Path) -> None:
+    """Raise UserError if a folder is that of one run or stream, where a study would replace the plot.
+
+    A config alone is no run: it may be that of the study.
+    """
+    run = RunFolder(folder)
+    files = [run.weights_file, run.summary_file, run.metrics_file, *(folder / name for name in ONLY["stream"])]
+    found = next((file.name for file in [*files, *run.checkpoints.files()] if file.exists()), None)
+    if found is not None:
+        raise UserError(
+            f"out {folder} must be a new folder or that of a study, got the folder of a run or stream, with {found}: "
+            "give another folder."
         )
 
 
