@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from fptt._methods.fptt import OF_FPTT
 from fptt._random_state import RandomState
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import make_display, say
@@ -326,9 +327,13 @@ class Streaming:
         scores, metrics = self.scores, self.scores.metrics()
         if not scores.labels:
             metrics = {name: dict.fromkeys(own) for name, own in metrics.items()}
+        settings = self.config.to_dict()
+        del settings["data"]  # where it lies
+        if self.config.method != "fptt":  # as in the summary of a run
+            settings |= {name: None for name in OF_FPTT if name in settings}
         return {
             "command": "stream",
-            **{name: value for name, value in self.config.to_dict().items() if name != "data"},  # where it lies
+            **settings,
             **metrics.pop("learner"),
             "baselines": metrics,
             "status": status,
