@@ -55,10 +55,11 @@ class Checked:
             return handler(values)
         except ValidationError as error:
             details = error.errors()
-        missing = [detail["loc"][0] for detail in details if detail["type"] == "missing"]
+        missing = {str(detail["loc"][0]): _Nothing() for detail in details if detail["type"] == "missing"}
         if missing and isinstance(values, ArgsKwargs):
+            given: dict[str, Any] = {**(values.kwargs or {}), **missing}
             try:  # pydantic says what a field must be of a value only
-                handler(ArgsKwargs(values.args, {**(values.kwargs or {}), **dict.fromkeys(missing, _Nothing())}))
+                handler(ArgsKwargs(values.args, given))
             except ValidationError as error:
                 details = error.errors()
         raise UserError("; ".join(map(_message, details[:3])) + ".")
