@@ -278,7 +278,7 @@ def _checksum(tensors: Weights) -> str:
     checksum = 0
     for _, tensor in sorted(tensors.items()):
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        checksum = zlib.crc32(content, checksum)
+        checksum = zlib.crc32(content.tobytes(), checksum)
     return f"{checksum:08x}"
 
 
