@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
+from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.streams import stream
 from fptt.experiments.streams.stream import StreamFolder, Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
-from fptt.experiments.training.folder import locked
+from fptt.experiments.training.folder import RunFolder, locked
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.streams.recordings import write_recordings
 
@@ -245,6 +246,15 @@ def test_a_second_stream_into_the_same_folder_is_refused_while_the_first_goes_on
     assert json.loads((tmp_path / "late" / "summary.json").read_text())["seed"] == 2
 
 
+def test_a_finished_stream_is_not_resumed(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "finished"
+    assert run(command(data, out)) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert run(["stream", "--resume", "--out", str(out)]) == 2
+    assert f"the stream in {out} is finished: there is nothing to resume" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_neither_command_overwrites_a_folder_of_the_other(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,9 +279,13 @@ def test_errors_of_resuming_are_named(
     data: str, interrupted: StreamFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(interrupted.path)
+    (tmp_path / "empty").mkdir()
+    RunFolder(tmp_path / "trained").create(TrainConfig())
     cases = [
         (["--resume"], "resume needs the folder of the run"),
-        (["--resume", "--out", str(tmp_path / "nowhere")], "has no checkpoint to resume from"),
+        (["--resume", "--out", str(tmp_path / "nowhere")], "nowhere does not exist"),
+        (["--resume", "--out", str(tmp_path / "empty")], "has no checkpoint to resume from"),
+        (["--resume", "--out", str(tmp_path / "trained")], "must not be a folder of `fptt train`, got one with config"),
         (["--resume", "--overwrite", "--out", out], "give --out and no other option"),
         (["--resume", "--out", out, "--lr", "1"], "give --out and no other option"),
         (["--out", out, "--data", data], "is not empty"),

@@ -218,6 +218,16 @@ def data(tmp_path: Path) -> str:
 QUICK = ["--hidden-size", "8", "--window", "500"]
 
 
+def test_the_summary_of_tbptt_has_none_of_what_fptt_alone_has(tmp_path: Path) -> None:
+    """As that of a run; an option that makes no difference is not told as if it had made one."""
+    (tmp_path / "x.csv").write_text("a,target\n" + "1,x\n2,y\n" * 20)
+    options = ["--task", "table", "--data", str(tmp_path / "x.csv"), "--method", "tbptt", "--alpha", "0.5"]
+    assert run(["stream", *options, *QUICK, "--out", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [summary[name] for name in ("alpha", "beta", "form", "coupling")] == [None] * 4
+    assert summary["lr"] == 0.01
+
+
 def test_stream_leaves_a_folder(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "stream"
     assert run(["stream", "--data", data, "--out", str(out), "--delay", "10", *QUICK]) == 0
@@ -237,6 +247,7 @@ def test_stream_leaves_a_folder(data: str, tmp_path: Path, capsys: pytest.Captur
     assert set(summary["baselines"]) == {"last_label", "majority_class"}
     assert 0 <= summary["accuracy"] <= 1
     assert "data" not in summary
+    assert summary["alpha"] == 0.1
     with (out / "rolling.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [1000, 1500, 2200, 3100]

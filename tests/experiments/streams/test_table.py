@@ -179,6 +179,8 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("\n\n", {}, "must have a line with the names of its columns"),
         ("a,target\n", {}, "must have rows, got none"),
         ("a,b\n1,2\n", {}, "must have the column 'target', got a, b"),
+        ("a;b;target\n1;2;3\n", {}, "must have commas between its columns, got ';' in its first line"),
+        ("a;b\n1\n", {"target": "a;b"}, "must have commas between its columns, got ';' in its first line"),
         ("a,target\n1,2\n", {"inputs": "a,c"}, "must have the column 'c', got a, target"),
         ("a,a,target\n1,1,2\n", {}, "must have the column 'a', got two of them"),
         ("target\n1\n", {}, "must have a column of inputs beside 'target'"),

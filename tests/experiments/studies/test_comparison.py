@@ -1,3 +1,5 @@
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ from rich.console import Console
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies import launcher, plots
+from fptt.experiments.studies.ablation import Ablation
 from fptt.experiments.studies.comparison import Comparison, parse_budgets
 from fptt.experiments.studies.contenders import parse_controls, parse_methods
+from fptt.experiments.studies.study import Study
 from tests.experiments.studies.runs import SMALL, write_run
 
 
@@ -142,6 +146,49 @@ def test_controls_without_fptt_are_named(tmp_path: Path) -> None:
     contenders = parse_methods("tbptt,bptt") + parse_controls("rate=0.5")
     with pytest.raises(UserError, match=r"methods must have it, got controls tbptt-rate-0.5"):
         Comparison(SMALL, contenders, [0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "sequences", "data": "nope.csv"}, "bptt: data 'nope.csv' does not exist"),
+        ({"num_chunks": 65}, "fptt: num_chunks must be at most the sequence length 64, got 65"),
+        ({"mu": 2.0}, "fptt: mu must be 1 in the form 'paper', got 2.0"),
+    ],
+)
+def test_a_contender_that_cannot_be_built_is_named_before_any_run(
+    change: dict[str, Any], message: str, tmp_path: Path, started: list[str]
+) -> None:
+    """One whose run is finished is not built again: its data may be gone."""
+    comparison = Comparison(TrainConfig.of(SMALL, **change), parse_methods("bptt,fptt"), range(2), tmp_path)
+    with pytest.raises(UserError, match=f"^{message}"):
+        comparison.run(Console(quiet=True), 1)
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+    for path, config in {
+        tmp_path / "equal-epochs" / f"{contender.name}-seed-{seed}": contender.config(comparison.setting, seed)
+        for contender in comparison.contenders
+        for seed in range(2)
+    }.items():
+        made(path, config)
+    next(iter(comparison.stages()))
+
+
+@pytest.mark.parametrize("left", ["model.safetensors", "summary.json", "learner.pt", "checkpoint-000001.pt"])
+def test_the_folder_of_a_run_or_stream_is_not_that_of_a_study(left: str, tmp_path: Path) -> None:
+    """Whose curves.png would be replaced; a config alone may be that of the study."""
+    (tmp_path / "config.yaml").write_text(SMALL.to_yaml())
+    studies: list[Callable[[], Study]] = [
+        lambda: Comparison(SMALL, parse_methods("fptt"), [0], tmp_path),
+        lambda: Ablation(SMALL, {"alpha": [0.2]}, [0], tmp_path),
+    ]
+    for study in studies:
+        study()
+    (tmp_path / left).write_text("{}")
+    expected = f"out {tmp_path} must be a new folder or that of a study, got the folder of a run or stream, with {left}"
+    for study in studies:
+        with pytest.raises(UserError, match=re.escape(expected)):
+            study()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,16 @@ def test_runs_of_other_epochs_are_other_rows_at_equal_epochs(tmp_path: Path) -> 
     assert names == [{"FPTT", "TBPTT", "FPTT, epochs 1", "TBPTT, epochs 1"}] * 2
 
 
+def test_no_panel_is_without_a_line(tmp_path: Path) -> None:
+    """No run has the usual beta, 0.5, and the usual rate, 0.002: none is left to show alpha alone, or beta."""
+    pairs = [(0.5, lr) for lr in (0.01, 0.02, 0.03, 0.04)] + [(beta, 0.002) for beta in (0.1, 0.2, 0.3, 0.4, 0.6, 0.7)]
+    for number, (beta, lr) in enumerate(pairs, 1):
+        config = TrainConfig.of(SMALL, alpha=number / 10, beta=beta, lr=lr)
+        write_run(tmp_path / "small" / f"run-{number}", config)
+    drawn = {panel.varied: len(panel.runs) for panel in panels(read_results(tmp_path).experiments["small"])}
+    assert drawn == {"lr": 1}  # of the first run, with the usual alpha and beta
+
+
 def test_lines_have_the_same_names_at_equal_epochs_and_equal_updates(tmp_path: Path) -> None:
     write_comparison(tmp_path / "small")
     names = [{panel.name(run) for run in panel.runs} for panel in panels(read_results(tmp_path).experiments["small"])]

@@ -92,6 +92,29 @@ def test_weights_that_cannot_be_evaluated_are_named(
     assert evaluate_folder(trained.path)["test_accuracy"] == trained.read_summary()["test_accuracy"]
 
 
+@pytest.mark.parametrize("averages", [False, True])
+def test_a_flipped_bit_of_a_weight_is_named(averages: bool, tmp_path: Path) -> None:
+    """Which may change no figure, or all of them; files of earlier versions have no checksum."""
+    folder = RunFolder(tmp_path)
+    weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0, dtype=torch.float64)}
+    folder.write_weights(weights, weights, {"task": "digits"})
+    file = folder.averages_file if averages else folder.weights_file
+    assert folder.read_weights(averages=averages)["a"].tolist() == [1.0, 2.0]
+    content = file.read_bytes()
+    for at in (1, 16):  # the last 16 bytes are the weights: one in each
+        flipped = bytearray(content)
+        flipped[-at] ^= 1
+        file.write_bytes(flipped)
+        with pytest.raises(UserError, match=rf"{file.name} cannot be read \(its weights are not those that"):
+            folder.read_weights(averages=averages)
+    save_file(weights, file, {"fptt": "[" * 100_000})
+    with pytest.raises(UserError, match=rf"{file.name} cannot be read \("):
+        folder.read_weights(averages=averages)
+    for metadata in (None, {"fptt": '{"task": "digits"}'}, {"other": "x"}):
+        save_file({"a": weights["a"] + 1, "b": weights["b"]}, file, metadata)
+        assert folder.read_weights(averages=averages)["a"].tolist() == [2.0, 3.0]
+
+
 def test_a_run_of_a_gpu_is_measured_where_there_is_none(
     tmp_path: Path, trained: RunFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

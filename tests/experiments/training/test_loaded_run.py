@@ -222,7 +222,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
     ("content", "reason"),
     [
         ("[]", "it does not hold an object"),
-        ("{}", "kind"),
+        (
+            "{}",
+            "kind must be 'classes' or 'regression', got nothing; input_size must be a valid integer, got nothing; ",
+        ),
+        (
+            '{"kind": "x", "input_size": 2, "output_size": 2}',
+            "got 'x'; has_step_targets must be a valid boolean, got no",
+        ),
         ('{"kind": "x"}', "kind must be"),
         ("{", "Expecting property name"),
     ],

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
+from pydantic_core import ArgsKwargs, ErrorDetails
 
 from fptt.experiments.process.errors import UserError
 
@@ -54,7 +54,22 @@ class Checked:
         try:
             return handler(values)
         except ValidationError as error:
-            raise UserError("; ".join(map(_message, error.errors()[:3])) + ".") from None
+            details = error.errors()
+        missing = {str(detail["loc"][0]): _Nothing() for detail in details if detail["type"] == "missing"}
+        if missing and isinstance(values, ArgsKwargs):
+            given: dict[str, Any] = {**(values.kwargs or {}), **missing}
+            try:  # pydantic says what a field must be of a value only
+                handler(ArgsKwargs(values.args, given))
+            except ValidationError as error:
+                details = error.errors()
+        raise UserError("; ".join(map(_message, details[:3])) + ".")
+
+
+class _Nothing:
+    """The value of a missing field, in messages."""
+
+    def __repr__(self) -> str:
+        return "nothing"
 
 
 def _message(error: ErrorDetails) -> str:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from fptt._methods.fptt import OF_FPTT
 from fptt._random_state import RandomState
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import make_display, say
@@ -25,7 +26,7 @@ from fptt.experiments.streams.scores import METRICS, ROLLING, StreamScores
 from fptt.experiments.streams.source import Piece, Source
 from fptt.experiments.streams.table import STANDARD_INPUT, Table
 from fptt.experiments.training.checkpoints import Checkpoints, load_field
-from fptt.experiments.training.folder import RunFolder, check_replaceable, locked
+from fptt.experiments.training.folder import RunFolder, check_not_of, check_replaceable, locked
 
 STEPS_A_ROW = 1000
 WARM_UP = 0.1
@@ -65,6 +66,17 @@ class StreamFolder:
             check_replaceable(self.path, "stream", self.files())
         else:
             RunFolder(self.path).check_free()
+
+    def check_resumable(self) -> None:
+        """Raise UserError if the folder is not there or is one of `fptt train`, or if its stream is finished."""
+        if not self.path.is_dir():
+            raise UserError(f"stream folder {self.path} does not exist.")
+        check_not_of(self.path, "train")
+        # with a checkpoint it may have been killed before the last of its files was written
+        if self.checkpoints.files() or not self.summary_file.exists():
+            return
+        if RunFolder(self.path).read_summary().get("status") == "finished":
+            raise UserError(f"the stream in {self.path} is finished: there is nothing to resume.")
 
     def create(self) -> None:
         """Make the folder, and remove an earlier stream from it, but not the lock of the process that does so.
@@ -315,9 +327,13 @@ class Streaming:
         scores, metrics = self.scores, self.scores.metrics()
         if not scores.labels:
             metrics = {name: dict.fromkeys(own) for name, own in metrics.items()}
+        settings = self.config.to_dict()
+        del settings["data"]  # where it lies
+        if self.config.method != "fptt":  # as in the summary of a run
+            settings |= {name: None for name in OF_FPTT if name in settings}
         return {
             "command": "stream",
-            **{name: value for name, value in self.config.to_dict().items() if name != "data"},  # where it lies
+            **settings,
             **metrics.pop("learner"),
             "baselines": metrics,
             "status": status,
@@ -390,9 +406,11 @@ def resume(folder: StreamFolder, console: Console, *, next_rows: bool = False) -
         next_rows: Standard input has the next rows alone, and not those again that were learned from.
 
     Raises:
-        UserError: If there is no checkpoint, or it is damaged or of other data; see also `stream`.
+        UserError: If the folder holds no stream, or a finished one; or there is no checkpoint, or it is damaged or of
+            other data; see also `stream`.
     """
-    # without a checkpoint the lock would only make a folder that is not there
+    folder.check_resumable()
+    # without a checkpoint there is nothing to lock
     lock = locked(folder.path) if folder.checkpoints.files() else nullcontext()
     with _hint_at_resuming(folder), lock:
         streaming = folder.checkpoints.restore(

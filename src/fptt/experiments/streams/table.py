@@ -16,7 +16,7 @@ import torch
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UnreadableError, UserError, one_line
 from fptt.experiments.streams.source import Kind, Piece
-from fptt.experiments.tasks.cells import are_measurements, as_number, label_of
+from fptt.experiments.tasks.cells import are_measurements, as_number, check_separator, label_of
 from fptt.experiments.tasks.scores import IGNORED
 
 STANDARD_INPUT = "-"
@@ -100,6 +100,7 @@ class Table:
     def _columns(self, names: list[str]) -> tuple[list[str], str, str | None]:
         """Return the names of the inputs, of the target and of the time."""
         config = self.config
+        check_separator(names, self.source)
         target, times = config.target or "target", config.time or ("time" if "time" in names else None)
         given = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
         inputs = given or [name for name in names if name not in (target, times)]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from types import NoneType
@@ -10,13 +9,13 @@ from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import DataSetting, MethodName, Setting, TrainConfig
+from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
 from fptt.experiments.process.console import say
-from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.differences import EXPLANATION, difference_cells, direction, matched_pairs
 from fptt.experiments.studies.finished_run import METHODS, UNUSED
 from fptt.experiments.studies.plots import draw_ablation
-from fptt.experiments.studies.study import Study
+from fptt.experiments.studies.study import Study, check_buildable
 from fptt.experiments.studies.tables import (
     NONE,
     Cells,
@@ -29,8 +28,7 @@ from fptt.experiments.studies.tables import (
     with_sd,
 )
 from fptt.experiments.tasks.registry import load_task
-from fptt.experiments.tasks.task import Task
-from fptt.experiments.training.build import NOT_FOR_SPIKING, SPIKING, SPIKING_ONLY, check_parts
+from fptt.experiments.training.build import NOT_FOR_SPIKING, SPIKING, SPIKING_ONLY
 
 Changes = tuple[tuple[str, Any], ...]
 """The fields in which a variant differs from the setting, in the order of the axes."""
@@ -39,9 +37,6 @@ Key = tuple[MethodName, Changes]
 """A method, and its variant."""
 
 HEADS = {"num_chunks": "K", "alpha": "α or γ"}
-
-OF_THE_DATA = ("batch_size", *(field.name for field in fields(DataSetting)))
-"""Fields of which the data of a run depend; a text is cut by the size of a batch."""
 
 
 class Ablation(Study):
@@ -87,7 +82,8 @@ class Ablation(Study):
             length = load_task(setting, 0).training_length()
             self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= length]
         self.configs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
-        self._check_variants()
+        variants = {self.folder(key, seeds[0]).parent.name: self.configs[key, seeds[0]] for key in self._keys()}
+        check_buildable(variants)
 
     def _keys(self) -> list[Key]:
         """Return the variants of each method, once for all that differ only in fields of no use to it."""
@@ -127,19 +123,6 @@ class Ablation(Study):
         for name in lacking:
             changed.setdefault(name, getattr(Setting, name))
         return TrainConfig.of(self.setting, **changed)
-
-    def _check_variants(self) -> None:
-        """Raise UserError if a variant cannot be built: better than after the runs of all others."""
-        tasks: dict[tuple[Any, ...], Task] = {}
-        for (key, seed), config in self.configs.items():
-            if seed != self.seeds[0]:
-                continue
-            try:
-                data = tuple(getattr(config, name) for name in OF_THE_DATA)
-                tasks[data] = tasks[data] if data in tasks else load_task(config, seed)
-                check_parts(config, tasks[data])
-            except (UserError, ValueError, RuntimeError) as error:
-                raise UserError(f"{self.folder(key, seed).parent.name}: {one_line(error)}") from error
 
     def folder(self, key: Key, seed: int) -> Path:
         """Return the folder of a run."""

@@ -15,8 +15,9 @@ from fptt.experiments.studies.differences import EXPLANATION, base_row, differen
 from fptt.experiments.studies.finished_run import METHODS, FinishedRun
 from fptt.experiments.studies.labels import chunk_losses, label
 from fptt.experiments.studies.plots import Panel, draw_runs
-from fptt.experiments.studies.study import Study
+from fptt.experiments.studies.study import Study, check_buildable
 from fptt.experiments.studies.tables import Cells, Row, console_table, costs, markdown_table, seed_rows, with_sd
+from fptt.experiments.training.folder import RunFolder
 
 BUDGETS = ("epochs", "updates", "seconds")
 
@@ -68,12 +69,21 @@ class Comparison(Study):
             raise UserError(f"controls stand beside fptt: methods must have it, got controls {', '.join(controls)}.")
 
     def stages(self) -> Iterator[Mapping[Path, TrainConfig]]:
-        """Yield the runs at equal epochs, then those whose limits are the updates and seconds of the reference."""
-        yield {
-            self._path("epochs", contender, seed): contender.config(self.setting, seed)
-            for seed in self.seeds
-            for contender in self.contenders
-        }
+        """Yield the runs at equal epochs, then those whose limits are the updates and seconds of the reference.
+
+        Raises:
+            UserError: If a run cannot be built.
+        """
+        configs, unfinished = {}, {}
+        for seed in self.seeds:
+            for contender in self.contenders:
+                path, config = self._path("epochs", contender, seed), contender.config(self.setting, seed)
+                configs[path] = config
+                # what is finished needs no data any more
+                if contender.name not in unfinished and not RunFolder(path).has_finished():
+                    unfinished[contender.name] = config
+        check_buildable(unfinished)
+        yield configs
         limited = {}
         for seed in self.seeds:
             reference = self._run("epochs", self.reference, seed).summary

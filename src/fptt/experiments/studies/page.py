@@ -398,10 +398,12 @@ def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
         usual = {name: mode(getattr(setting, name) for setting in settings) for name in fields_varied}
         base = replace(base, **usual)
         if len({run.setting for run in runs}) > MANY_LINES:
-            return [
-                Panel("epoch", "epochs", _differing_in(name, runs, usual), name, base, varied=name)
-                for name in fields_varied
-            ]
+            differing = {name: _differing_in(name, runs, usual) for name in fields_varied}
+            # where a part of the runs is there, none may have the usual values of all other fields
+            if any(differing.values()):
+                return [
+                    Panel("epoch", "epochs", own, name, base, varied=name) for name, own in differing.items() if own
+                ]
         if len(fields_varied) == 1:
             (name,) = fields_varied
             return [Panel(*axis, runs, "", base, varied=name) for axis in (("epoch", "epochs"), ("updates", "updates"))]

@@ -2,18 +2,26 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.config import DataSetting, TrainConfig
 from fptt.experiments.process.console import say
-from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.files import replace_text
 from fptt.experiments.studies.finished_run import FinishedRun, read_run
 from fptt.experiments.studies.launcher import run_all
 from fptt.experiments.studies.tables import Row, origins
+from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.tasks.task import Task
+from fptt.experiments.training.build import check_parts
+from fptt.experiments.training.folder import check_has_no_run
+
+OF_THE_DATA = ("batch_size", "seed", *(field.name for field in fields(DataSetting)))
+"""Fields of which the data of a run depend; a text is cut by the size of a batch."""
 
 
 class Study(ABC):
@@ -24,12 +32,16 @@ class Study(ABC):
 
     Attributes:
         runs: The finished runs by their folders.
+
+    Raises:
+        UserError: If the folder is that of a run or stream.
     """
 
     table_file: ClassVar[str]
     plot_file: ClassVar[str]
 
     def __init__(self, out: Path) -> None:
+        check_has_no_run(out)
         self.out = out
         self.runs: dict[Path, FinishedRun] = {}
 
@@ -83,3 +95,19 @@ class Study(ABC):
         replace_text(self.out / self.table_file, self.markdown(rows))
         self.draw(rows, self.out / self.plot_file)
         say(console, f"plot: {self.out / self.plot_file}")
+
+
+def check_buildable(configs: Mapping[str, TrainConfig]) -> None:
+    """Raise UserError, with its name, if a run cannot be built: better than after the start of a process, or of all.
+
+    Args:
+        configs: The configs of runs by their names.
+    """
+    tasks: dict[tuple[Any, ...], Task] = {}
+    for name, config in configs.items():
+        try:
+            data = tuple(getattr(config, field) for field in OF_THE_DATA)
+            tasks[data] = tasks[data] if data in tasks else load_task(config, config.seed)
+            check_parts(config, tasks[data])
+        except (UserError, ValueError, RuntimeError) as error:
+            raise UserError(f"{name}: {one_line(error)}") from error

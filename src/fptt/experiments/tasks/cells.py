@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from fptt.experiments.process.errors import UserError
+
 LARGEST_WHOLE = 2**53
 """Up to it a float tells whole numbers apart."""
 _WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]*)(\.0*)?\s*")
@@ -45,3 +47,10 @@ def are_measurements(values: Sequence[Any]) -> bool:
     return 2 * len(finite) > len(values) and any(
         number % 1 or (abs(number) > LARGEST_WHOLE and isinstance(label_of(value), str)) for number, value in finite
     )
+
+
+def check_separator(names: Sequence[str], source: str) -> None:
+    """Raise UserError if the only name of a column looks like several with something else than a comma between."""
+    separator = next((mark for mark in ";\t|" if mark in names[0]), None) if len(names) == 1 else None
+    if separator is not None and "," not in names[0]:
+        raise UserError(f"{source} must have commas between its columns, got {separator!r} in its first line.")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.tasks.cells import are_measurements, label_of
+from fptt.experiments.tasks.cells import are_measurements, check_separator, label_of
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -149,7 +149,7 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
         return table
     except pd.errors.ParserWarning:
         with path.open(encoding="utf-8-sig") as file:
-            _check_separator([file.readline().strip()], str(path))
+            check_separator([file.readline().strip()], repr(str(path)))
         raise UserError(f"data {str(path)!r} must have a name for every column in its first line, got fewer.") from None
     except Exception as error:  # the readers raise many kinds, all of them about the file
         reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
@@ -183,7 +183,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         UserError: If a column is missing, or a value: names column and row, counted from 1 without the header.
     """
     found = {str(name): column for name, column in table.items()}
-    _check_separator(list(found), source)
+    check_separator(list(found), repr(source))
     id_name, target_name = columns.id or "id", columns.target or "target"
     time_name = columns.time or ("time" if "time" in found else None)
     others = [id_name, time_name, columns.group, target_name]
@@ -256,13 +256,6 @@ def _numbered(column: pd.Series, source: str) -> tuple[np.ndarray, Any]:
         raise UserError(
             f"{source!r} must hold numbers or text in column {column.name!r}, got {str(column.iloc[0])[:60]} in row 1."
         ) from None
-
-
-def _check_separator(names: Sequence[str], source: str) -> None:
-    """Raise UserError if the only name of a column looks like several with something else than a comma between."""
-    separator = next((mark for mark in ";\t|" if mark in names[0]), None) if len(names) == 1 else None
-    if separator is not None and "," not in names[0]:
-        raise UserError(f"{source!r} must have commas between its columns, got {separator!r} in its first line.")
 
 
 def _texts(values: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.configs.recipes import read_config
 from fptt.experiments.process.errors import UnreadableFileError, UserError, one_line
-from fptt.experiments.process.files import read_csv, read_json, read_text, replace_text, replaced, writing
+from fptt.experiments.process.files import read_csv, read_json, read_text, reading, replace_text, replaced, writing
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training.checkpoints import Checkpoints
 
@@ -26,6 +28,8 @@ PROGRAMS = ("model.pt2", "model.onnx")
 ONLY = {"train": ("config.yaml", "model.safetensors"), "stream": ("learner.pt", "rolling.csv")}
 """Files that only one command leaves in its folder."""
 LOCK = "lock"
+CHECKSUM = "crc32"
+"""Name of the checksum of the weights in the metadata of their file."""
 
 if sys.platform == "win32":
     import msvcrt
@@ -143,10 +147,11 @@ class RunFolder:
             with writing(self.path / name):
                 (self.path / name).unlink(missing_ok=True)
         values = {name: value for name, value in (about or {}).items() if value is not None}
-        # a single entry: safetensors writes several in no fixed order, and the same run must leave the same bytes
-        metadata = {"fptt": json.dumps(values, ensure_ascii=False)}
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
+                # a single entry: safetensors writes several in no fixed order, and the same run must leave the same
+                # bytes
+                metadata = {"fptt": json.dumps({**values, CHECKSUM: _checksum(tensors)}, ensure_ascii=False)}
                 with replaced(file) as temporary:
                     # safetensors refuses other strides
                     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
@@ -205,7 +210,14 @@ class RunFolder:
         with self._reading(file):
             if file.exists() and not file.is_file():  # to open a FIFO would wait for a writer
                 raise ValueError("it is not a regular file")
-            return load_file(file)
+            with reading(file), safetensors.safe_open(file, "pt") as opened:
+                about = json.loads((opened.metadata() or {}).get("fptt", "{}"))
+            weights = load_file(file)
+            expected = about.get(CHECKSUM) if isinstance(about, dict) else None  # older files have none
+            # the format itself has none either: a flipped bit would be another weight
+            if expected is not None and _checksum(weights) != expected:
+                raise ValueError("its weights are not those that were written")
+        return weights
 
     def is_finished(self, config: TrainConfig) -> bool:
         """Return whether the folder holds a whole run of this config that was finished, wherever its data lay.
@@ -261,6 +273,15 @@ class RunFolder:
             raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error
 
 
+def _checksum(tensors: Weights) -> str:
+    """Return the CRC-32 of the bytes of tensors, in the order of their names."""
+    checksum = 0
+    for _, tensor in sorted(tensors.items()):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        checksum = zlib.crc32(content.tobytes(), checksum)
+    return f"{checksum:08x}"
+
+
 def check_replaceable(folder: Path, command: Literal["train", "stream"], files: Iterable[Path]) -> None:
     """Raise UserError if a folder holds something that a command may not replace, though it was asked to.
 
@@ -272,17 +293,36 @@ def check_replaceable(folder: Path, command: Literal["train", "stream"], files: 
         command: The command that writes to it.
         files: What the command removes before.
     """
-    other = "stream" if command == "train" else "train"
-    found = next((name for name in ONLY[other] if (folder / name).exists()), None)
-    if found is not None:
-        raise UserError(
-            f"out {folder} must not be a folder of `fptt {other}`, got one with {found}: give another folder."
-        )
+    check_not_of(folder, "stream" if command == "train" else "train")
     own = next((file for file in files if os.path.lexists(file)), None)
     if own is not None and not _has_sign_of_a_run(folder):
         raise UserError(
             f"out {folder} has a file {own.name}, which would be replaced, but no config, summary or checkpoint of "
             f"`fptt {command}`: give another folder, or move the file."
+        )
+
+
+def check_not_of(folder: Path, command: Literal["train", "stream"]) -> None:
+    """Raise UserError if a folder holds what only this command leaves."""
+    found = next((name for name in ONLY[command] if (folder / name).exists()), None)
+    if found is not None:
+        raise UserError(
+            f"out {folder} must not be a folder of `fptt {command}`, got one with {found}: give another folder."
+        )
+
+
+def check_has_no_run(folder: Path) -> None:
+    """Raise UserError if a folder is that of one run or stream, where a study would replace the plot.
+
+    A config alone is no run: it may be that of the study.
+    """
+    run = RunFolder(folder)
+    files = [run.weights_file, run.summary_file, run.metrics_file, *(folder / name for name in ONLY["stream"])]
+    found = next((file.name for file in [*files, *run.checkpoints.files()] if file.exists()), None)
+    if found is not None:
+        raise UserError(
+            f"out {folder} must be a new folder or that of a study, got the folder of a run or stream, with {found}: "
+            "give another folder."
         )
 
 
