@@ -61,6 +61,15 @@ def check_grad_enabled(what: str) -> None:
         raise RuntimeError(f"{what} needs gradients: leave torch.no_grad() or torch.inference_mode().")
 
 
+def check_result(result: Any) -> None:
+    """Raise TypeError unless a model returned (outputs, state), of which outputs are a tensor."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        found = f" of {len(result)}" if isinstance(result, tuple) else ""
+        raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}{found}.")
+    if not isinstance(result[0], Tensor):
+        raise TypeError(f"model must return (outputs, state), outputs a tensor, got a {type(result[0]).__name__}.")
+
+
 def check_tensors(**values: Any) -> None:
     """Raise TypeError unless all values are tensors."""
     for name, value in values.items():

@@ -1,6 +1,7 @@
 """The eager engine: what it says of models that keep a state, and what a recomputed gradient sees."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -78,9 +79,18 @@ class ReturnsOtherOutputs(nn.Module):
 )
 def test_outputs_that_are_no_tensor_are_named(kind: Any, name: str, engine: Any) -> None:
     model, loss = ReturnsOtherOutputs(kind), fptt.SequenceLoss(functional.mse_loss)
-    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, num_chunks=K, engine=engine)
-    with pytest.raises(TypeError, match=rf"^model must return \(outputs, state\), outputs a tensor, got a {name}\."):
-        method.train_batch(torch.randn(T, B, D), torch.zeros(T, B, H))
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, chunk_length=4, engine=engine)
+    inputs, targets = torch.randn(T, B, D), torch.zeros(T, B, H)
+    runs: list[Callable[[], Any]] = [
+        lambda: method.train_batch(inputs, targets),
+        lambda: fptt.check_gradient(model, inputs, targets, loss, num_chunks=K),
+        lambda: fptt.OnlineLearner(method).predict_one(inputs[0, 0]),
+    ]
+    for run in runs:
+        with pytest.raises(
+            TypeError, match=rf"^model must return \(outputs, state\), outputs a tensor, got a {name}\."
+        ):
+            run()
 
 
 def test_a_recomputed_gradient_sees_the_prior_before_it_observes() -> None:

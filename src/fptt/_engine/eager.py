@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._batches.cut import Chunk, Chunking, Window
-from fptt._checks import all_finite, are_finite
+from fptt._checks import all_finite, are_finite, check_result
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.engine import Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
@@ -340,10 +340,7 @@ def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: boo
         if is_given:
             raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
         raise
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
-    if not isinstance(result[0], Tensor):
-        raise TypeError(f"model must return (outputs, state), outputs a tensor, got a {type(result[0]).__name__}.")
+    check_result(result)
     if is_given and state is not None and describe_state(state) != describe_state(result[1]):
         raise ValueError(f"state must match the model's own, {describe_state(result[1])}, got {describe_state(state)}.")
     return result

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
 from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, check_model, cut_batch
-from fptt._checks import check_grad_enabled
+from fptt._checks import check_grad_enabled, check_result
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._sequence import State, detach_state, flatten_state, map_state
 from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes
@@ -242,11 +242,13 @@ class _Checker:
     def chunk_loss(self, model: nn.Module, chunk: Chunk, state: State) -> tuple[Tensor, State]:
         """Return the loss of a chunk and the next state."""
         try:
-            output, state = model(chunk.inputs.clone(), state)  # every chunk runs several times
+            result = model(chunk.inputs.clone(), state)  # every chunk runs several times
         except RuntimeError as error:
             if any(word in str(error) for word in ("dtype", "scalar type", "Float", "Double", "Half")):
                 raise self._not_in_dtype(str(error)) from error
             raise
+        check_result(result)
+        output, state = result
         if output.dtype not in (self.dtype, self.dtype.to_complex()):
             # differences in a lower precision would say nothing about the gradient
             raise self._not_in_dtype(f"its outputs are {output.dtype}")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fptt._checks import check_result
 from fptt._methods.method import Method
 from fptt._sequence import State, flatten_state, refill_state
 from fptt.nn.prediction import evaluating
@@ -53,8 +54,7 @@ class Forward:
         torch.clear_autocast_cache()  # it holds the weights before the last update
         with evaluating(self.method.model):
             result = self.method.model(rows.unsqueeze(1), state)  # a batch of one lane
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}.")
+        check_result(result)
         outputs, state = result
         if outputs.dim() != 3 or outputs.shape[:2] != (len(rows), 1):
             raise ValueError(
