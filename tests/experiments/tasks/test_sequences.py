@@ -449,6 +449,12 @@ def widths(folder: Path) -> Path:
     return folder
 
 
+def untimed(folder: Path) -> Path:
+    write(folder / "train.csv", long_form(target=NAMES))
+    write(folder / "test.csv", long_form(target=NAMES).drop(columns="time"))
+    return folder
+
+
 def persons(shared: str | float) -> Callable[[Path], Path]:
     """Return a folder in which a person of the training sequences is in the test too, by its name."""
 
@@ -567,6 +573,7 @@ def objects() -> np.ndarray:
         (text("x.xls", "id"), {}, "must be a file of the kinds .npz, .csv, .parquet, got '.xls'"),
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
+        (untimed, {}, "test.csv' must have the column 'time', got id, a, b, target"),
         (widths, {}, "test.csv' must have the inputs of .*train.csv', a, b .D = 2., got a .D = 1."),
         (lambda folder: folder, {}, "must have one of the files train.npz, train.csv, train.parquet, got none"),
         (

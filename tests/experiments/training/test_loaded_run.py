@@ -102,6 +102,13 @@ def test_the_command_writes_what_python_returns(tmp_path: Path, capsys: pytest.C
     assert "narrow.csv' must have the column 'b', got id, time, a, target" in errors
 
 
+def test_predictions_need_the_times_that_training_had(tmp_path: Path) -> None:
+    """Without them the steps would be in the order of the rows, and the answer silently another one."""
+    loaded, table = trained(tmp_path, NAMES)
+    with pytest.raises(UserError, match="'x' must have the column 'time', got id, a, b"):
+        loaded.predict(table.drop(columns=["time", "target"]))
+
+
 def test_inputs_far_from_zero_are_predicted_as_they_were_measured(tmp_path: Path) -> None:
     """A mean of 1.7e9, as of times in seconds, is 64 away from the next float32."""
     far = [own + 1.7e9 for own in sequences()]

@@ -25,6 +25,7 @@ class Interface(Checked):
         has_step_targets: Whether every step has a target.
         class_names: Of the outputs, text or numbers, where the data have names.
         input_names: Of the inputs, where the data have names.
+        time_name: Of the column by which steps are ordered, where the data have one.
         input_mean, input_deviation: The model sees (x − mean) / deviation of each input; none where inputs are prepared
             in another way.
         target_mean, target_deviation: A regression's output is (y − mean) / deviation.
@@ -36,6 +37,7 @@ class Interface(Checked):
     has_step_targets: bool
     class_names: Names | None = None
     input_names: Texts | None = None
+    time_name: str | None = None
     input_mean: Numbers | None = None
     input_deviation: Deviations | None = None
     target_mean: Number = 0.0

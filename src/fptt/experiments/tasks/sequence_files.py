@@ -51,6 +51,7 @@ class Sequences(NamedTuple):
         group_names: (N,), their names as text, or None.
         rows: (ΣT_i,), the row of the table that each step is; None of an .npz file.
         input_names: Names of the D columns; None in an .npz file.
+        time_name: Name of the column by which steps are ordered; None where they are in the order of the file.
     """
 
     inputs: np.ndarray
@@ -61,6 +62,7 @@ class Sequences(NamedTuple):
     group_names: np.ndarray | None = None
     rows: np.ndarray | None = None
     input_names: tuple[str, ...] | None = None
+    time_name: str | None = None
 
     @property
     def has_step_targets(self) -> bool:
@@ -222,6 +224,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         group_names=group_names,
         rows=order,
         input_names=tuple(input_names),
+        time_name=time_name,
     )
 
 

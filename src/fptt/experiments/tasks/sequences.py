@@ -127,6 +127,7 @@ def _load(setting: Setting) -> Task:
         chance=_chance(targets, kind),
         class_names=class_names,
         input_names=train.input_names,
+        time_name=train.time_name,
         scaling=scaling,
         about=_about(parts, class_names, per_step=per_step) + _unseen(targets, class_names),
     )
@@ -172,8 +173,10 @@ def _read(setting: Setting) -> dict[str, Sequences]:
         raise UserError(f"data {setting.data!r} does not exist.")
     targets = "numbers" if setting.kind == "regression" else "any"
     files = _part_files(path) if path.is_dir() else {"train": path}
-    parts = {name: read_sequences(file, columns, targets) for name, file in files.items()}
-    train = parts["train"]
+    train = read_sequences(files["train"], columns, targets)
+    # one part without the times of the others would be in the order of its rows, whatever that is
+    columns = columns._replace(time=train.time_name or columns.time)
+    parts = {name: train if name == "train" else read_sequences(file, columns, targets) for name, file in files.items()}
     for name, part in parts.items():
         if part.inputs.shape[1] != train.inputs.shape[1] or part.input_names != train.input_names:
             own, others = (_described_inputs(found) for found in (train, part))

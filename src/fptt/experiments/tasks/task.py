@@ -50,6 +50,7 @@ class Task:
         output_size: Classes, or width of the target.
         vocabulary: The tokens, if the inputs are tokens.
         class_names, input_names: Of outputs and inputs, where the data have names.
+        time_name: Of the column by which steps are ordered, where the data have one.
         scaling: Of inputs and targets, where the data are standardized by those of training.
         about: A line on the data, for the user.
         metric: The first of the metrics of `score`: models are selected by it.
@@ -71,6 +72,7 @@ class Task:
     chance: float | None = None
     class_names: tuple[str | int, ...] | None = None
     input_names: tuple[str, ...] | None = None
+    time_name: str | None = None
     scaling: Scaling | None = None
     about: str | None = None
 
@@ -83,7 +85,7 @@ class Task:
     def interface(self) -> Interface:
         """What goes into a model of the task, and what comes out."""
         scaling = {} if self.scaling is None else self.scaling._asdict()
-        names = ("kind", "input_size", "output_size", "has_step_targets", "class_names", "input_names")
+        names = ("kind", "input_size", "output_size", "has_step_targets", "class_names", "input_names", "time_name")
         return Interface(**{name: getattr(self, name) for name in names}, **scaling)
 
     @property

@@ -127,7 +127,8 @@ class LoadedRun:
         """Return which columns or arrays to read, of a table by the names that it was trained on."""
         own = columns_of(self.config)
         if is_table:
-            return own._replace(inputs=self.interface.input_names)
+            # a table without the times of training would be in the order of its rows, whatever that is
+            return own._replace(inputs=self.interface.input_names, time=self.interface.time_name or own.time)
         return Columns(id=own.id, inputs=own.inputs) if self.interface.input_names is None else Columns()
 
     @torch.no_grad()
