@@ -70,9 +70,15 @@ def test_the_cells_of_a_task() -> None:
 
 
 def test_an_update_at_every_pixel_is_a_task_of_its_own() -> None:
-    per_step = [row("fptt", {0: 0.6}, 999, num_chunks=784)]
-    names = [found.task.name for found in paper_rows({"a": SHORT, "b": per_step}, {})]
-    assert names == ["S-MNIST", "S-MNIST, K = T"]
+    experiments = {"chunks": SHORT}
+    for lanes, updates in (("together", 999), ("staggered", 1001)):
+        experiments[lanes] = [row("fptt", {0: 0.6}, updates, num_chunks=784, lanes=lanes)]
+    names = {found.experiment: found.task.name for found in paper_rows(experiments, {})}
+    assert names == {
+        "chunks": "S-MNIST",
+        "together": "S-MNIST, K = T",
+        "staggered": "S-MNIST, K = T, staggered lanes",
+    }
 
 
 def test_bptt_without_chunks_of_its_own_stands_beside_an_update_at_every_pixel() -> None:

@@ -75,16 +75,14 @@ class PaperRow(NamedTuple):
     others: Mapping[str, Reference]
 
 
-def _mnist(*, permuted: bool) -> Callable[[TrainConfig], bool]:
+def _mnist(*, permuted: bool, lanes: str | None = None) -> Callable[[TrainConfig], bool]:
+    """Return whether a run is of the pixels of MNIST, in chunks; with lanes, in these and with an update at each."""
+
     def is_task(config: TrainConfig) -> bool:
-        return (config.task, config.by, config.permuted) == ("mnist", "pixel", permuted) and config.num_chunks < 784
+        of_lanes = config.num_chunks < 784 if lanes is None else (config.num_chunks, config.lanes) == (784, lanes)
+        return (config.task, config.by, config.permuted) == ("mnist", "pixel", permuted) and of_lanes
 
     return is_task
-
-
-def _is_per_step(config: TrainConfig) -> bool:
-    whole = (config.task, config.by, config.permuted) == ("mnist", "pixel", False)
-    return whole and config.num_chunks == 784
 
 
 def _of_length(task: str, length: int) -> Callable[[TrainConfig], bool]:
@@ -93,8 +91,13 @@ def _of_length(task: str, length: int) -> Callable[[TrainConfig], bool]:
 
 PAPER_TASKS = (
     PaperTask("S-MNIST", "accuracy, %", _mnist(permuted=False), "smnist", 100),
-    PaperTask("S-MNIST, K = T", "accuracy, %", _is_per_step, "smnist-per-step", 100),
+    PaperTask("S-MNIST, K = T", "accuracy, %", _mnist(permuted=False, lanes="together"), "smnist-per-step", 100),
+    PaperTask("S-MNIST, K = T, staggered lanes", "accuracy, %", _mnist(permuted=False, lanes="staggered"), None, 100),
     PaperTask("permuted S-MNIST", "accuracy, %", _mnist(permuted=True), "psmnist", 100),
+    PaperTask("permuted S-MNIST, K = T", "accuracy, %", _mnist(permuted=True, lanes="together"), None, 100),
+    PaperTask(
+        "permuted S-MNIST, K = T, staggered lanes", "accuracy, %", _mnist(permuted=True, lanes="staggered"), None, 100
+    ),
     PaperTask("sequential CIFAR-10", "accuracy, %", lambda config: config.task == "cifar10", "cifar10", 100),
     PaperTask("PTB, words, T = 300", "perplexity", _of_length("ptb-word", 300), "ptb-300"),
     PaperTask("PTB, characters, T = 150", "bits per character", _of_length("ptb-char", 150), None),
