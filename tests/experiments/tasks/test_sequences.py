@@ -1,5 +1,6 @@
 """Sequences of a user's own: read, divided, standardized, padded; what is wrong with them is said in one line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -381,6 +382,17 @@ def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: py
     other = write(tmp_path / "y.csv", long_form(target=np.arange(N) % 3))
     assert run(["evaluate", str(out), "--data", str(other)]) == 2
     assert "are not those that the run was trained on: their output_size is another" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_tell_its_times_is_measured_all_the_same(tmp_path: Path) -> None:
+    """Runs of earlier versions were in the order of a time too; their interface.json does not name it."""
+    path, out = write(tmp_path / "x.csv", long_form(target=NAMES)), tmp_path / "run"
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1"]
+    assert run(["train", "--task", "sequences", "--data", str(path), "--out", str(out), *options]) == 0
+    interface = json.loads((out / "interface.json").read_text())
+    assert interface.pop("time_name") == "time"
+    (out / "interface.json").write_text(json.dumps(interface))
+    assert run(["evaluate", str(out)]) == 0
 
 
 def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
