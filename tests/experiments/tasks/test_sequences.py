@@ -342,6 +342,7 @@ def test_first_settings_are_those_of_the_data(tmp_path: Path) -> None:
     assert (config.num_chunks, config.fan_in_init, config.forget_bias, config.lr) == (5, True, 1.0, 5e-3)  # √30 = 5.5
     assert starting_config([*given, "--cell", "gru"]).forget_bias == 0.0
     assert starting_config([*given, "--chrono-init", "9"]).forget_bias == 0.0
+    assert starting_config([*given, "--chrono-init", "none", "--limit", "none", "--length", "none"]) == config
     assert (
         starting_config([*given, "--inputs", "inputs", "--num-chunks", "3"]).num_chunks == 5
     )  # a default of 3's option

@@ -104,7 +104,7 @@ class _Given(Origin):
     task: str | None = None
     engine: str = "eager"
     cell: str = "lstm"
-    chrono_init: str | None = None
+    chrono_init: int | None = None
     data: str | None = None
 
 
@@ -114,7 +114,7 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         UserError: If there is no such recipe, task or file, or they contradict each other.
     """
-    given = tyro.cli(_Given, args=[*arguments], return_unknown_args=True, add_help=False)[0]
+    given = _parsed(_Given, arguments)
     if given.config is not None:
         if given.recipe is not None:
             raise UserError(f"give either recipe or config, got recipe {given.recipe} and config {given.config}.")
@@ -143,9 +143,13 @@ def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]
         return config
     from fptt.experiments.tasks.registry import load_task  # seconds of loading
 
-    named = tyro.cli(DataSetting, args=[*arguments], return_unknown_args=True, add_help=False)[0]
-    setting = replace(config, **{**vars(named), "task": config.task})
+    setting = replace(config, **{**vars(_parsed(DataSetting, arguments)), "task": config.task})
     return replace(config, num_chunks=round(math.sqrt(load_task(setting, config.seed).training_length())))
+
+
+def _parsed(kind: type[Kind], arguments: Sequence[str]) -> Kind:
+    """Return those of the options that a dataclass has, read as in the whole command."""
+    return tyro.cli(kind, args=[*arguments], return_unknown_args=True, add_help=False, registry=GROUPED)[0]
 
 
 def starting_setting(arguments: Sequence[str]) -> Setting:
