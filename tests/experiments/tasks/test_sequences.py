@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fptt.experiments.tasks.loading import channel_statistics
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.sequence_files import Columns, read_sequences
 from fptt.experiments.tasks.task import Task
-from fptt.experiments.training.build import make_model
+from fptt.experiments.training.build import SPIKING, make_model
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder
 
@@ -342,6 +343,9 @@ def test_first_settings_are_those_of_the_data(tmp_path: Path) -> None:
     assert (config.num_chunks, config.fan_in_init, config.forget_bias, config.lr) == (5, True, 1.0, 5e-3)  # √30 = 5.5
     assert starting_config([*given, "--cell", "gru"]).forget_bias == 0.0
     assert starting_config([*given, "--chrono-init", "9"]).forget_bias == 0.0
+    for cell in SPIKING:
+        own = replace(starting_config([*given, "--cell", cell]), cell=cell)
+        make_model(own, load(path))  # refuses what the cell does not have
     assert starting_config([*given, "--chrono-init", "none", "--limit", "none", "--length", "none"]) == config
     assert (
         starting_config([*given, "--inputs", "inputs", "--num-chunks", "3"]).num_chunks == 5

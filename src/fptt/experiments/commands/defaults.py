@@ -138,6 +138,8 @@ def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]
     """
     if given.cell != "lstm" or given.chrono_init is not None:  # which have no forget bias, or their own
         config = replace(config, forget_bias=0.0)
+    if given.cell.endswith("lif"):  # spiking neurons, which draw their weights in another way
+        config = replace(config, fan_in_init=False)
     is_there = given.data is not None and Path(given.data).expanduser().exists()
     if not is_there or not {"-h", "--help"}.isdisjoint(arguments):
         return config
