@@ -472,6 +472,12 @@ def untimed(folder: Path) -> Path:
     return folder
 
 
+def of_two_kinds(folder: Path) -> Path:
+    write(folder / "train.csv", long_form(target=NAMES))
+    np.savez(folder / "test.npz", inputs=np.zeros((4, 5, 2)), targets=NAMES[:4])
+    return folder
+
+
 def persons(shared: str | float) -> Callable[[Path], Path]:
     """Return a folder in which a person of the training sequences is in the test too, by its name."""
 
@@ -591,6 +597,7 @@ def objects() -> np.ndarray:
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
         (untimed, {}, "test.csv' must have the column 'time', got id, a, b, target"),
+        (of_two_kinds, {}, "test.npz' must have the inputs of .*train.csv', a, b .D = 2., got D = 2."),
         (widths, {}, "test.csv' must have the inputs of .*train.csv', a, b .D = 2., got a .D = 1."),
         (lambda folder: folder, {}, "must have one of the files train.npz, train.csv, train.parquet, got none"),
         (

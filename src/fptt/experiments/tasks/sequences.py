@@ -175,8 +175,13 @@ def _read(setting: Setting) -> dict[str, Sequences]:
     files = _part_files(path) if path.is_dir() else {"train": path}
     train = read_sequences(files["train"], columns, targets)
     # one part without the times of the others would be in the order of its rows, whatever that is
-    columns = columns._replace(time=train.time_name or columns.time)
-    parts = {name: train if name == "train" else read_sequences(file, columns, targets) for name, file in files.items()}
+    timed = columns._replace(time=train.time_name or columns.time)
+    parts = {
+        name: train
+        if name == "train"
+        else read_sequences(file, columns if suffix_of(file) == ".npz" else timed, targets)
+        for name, file in files.items()
+    }
     for name, part in parts.items():
         if part.inputs.shape[1] != train.inputs.shape[1] or part.input_names != train.input_names:
             own, others = (_described_inputs(found) for found in (train, part))
