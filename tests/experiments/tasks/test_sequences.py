@@ -506,6 +506,19 @@ def infinite_in_test(folder: Path) -> Path:
     return folder
 
 
+def immense_targets(part: str, number: float) -> Callable[[Path], Path]:
+    """Return a folder with a target in one part that is far from all others."""
+
+    def make(folder: Path) -> Path:
+        for name in ("train", "test"):
+            found = long_form(target=np.arange(N) + 0.5)
+            found.loc[found.id == 3, "target"] = number if name == part else 0.5
+            write(folder / f"{name}.csv", found)
+        return folder
+
+    return make
+
+
 def ignored_in_test(folder: Path) -> Path:
     write(folder / "train.csv", long_form(target=np.arange(LENGTHS.sum()) % 3))
     write(folder / "test.csv", long_form(target=np.full(LENGTHS.sum(), -100)))
@@ -597,6 +610,12 @@ def objects() -> np.ndarray:
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
         (untimed, {}, "test.csv' must have the column 'time', got id, a, b, target"),
+        (
+            immense_targets("train", 1e300),
+            {},
+            "must hold targets with a mean and deviation that .* got numbers up to 1e.300",
+        ),
+        (immense_targets("test", -1e60), {}, "targets of the size of those of training, got -1e.60 in the test part"),
         (of_two_kinds, {}, "test.npz' must have the inputs of .*train.csv', a, b .D = 2., got D = 2."),
         (widths, {}, "test.csv' must have the inputs of .*train.csv', a, b .D = 2., got a .D = 1."),
         (lambda folder: folder, {}, "must have one of the files train.npz, train.csv, train.parquet, got none"),
