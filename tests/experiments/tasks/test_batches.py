@@ -86,6 +86,29 @@ def test_it_resumes_bitwise_anywhere(*, staggered: bool, stop: int, fresh: bool)
             assert torch.equal(tensor, its)
 
 
+@pytest.mark.parametrize("staggered", [False, True])
+def test_a_state_loaded_in_mid_epoch_is_saved_again_as_it_is(*, staggered: bool) -> None:
+    """As a rollback does: the run goes back, saves a checkpoint at once, and goes on from either."""
+
+    def build() -> Any:
+        lanes = make(10, 4, 3)
+        return lanes if staggered else lanes.batches
+
+    expected = list(islice(forever(build()), 8))
+    source = build()
+    running = forever(source)
+    for _ in range(2):
+        next(running)
+    state = source.state_dict()
+    next(running)
+    source.load_state_dict(state)
+    other = build()
+    other.load_state_dict(source.state_dict())
+    for going_on in (other, source):
+        for one, same in zip(islice(forever(going_on), 6), expected[2:], strict=True):
+            assert all(torch.equal(tensor, its) for tensor, its in zip(flat(one), flat(same), strict=True))
+
+
 def test_between_epochs_the_state_is_that_of_the_next() -> None:
     batches = make(10, 4, 3).batches
     list(batches)

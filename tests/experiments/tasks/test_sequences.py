@@ -1,6 +1,8 @@
 """Sequences of a user's own: read, divided, standardized, padded; what is wrong with them is said in one line."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fptt.experiments.tasks.loading import channel_statistics
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.sequence_files import Columns, read_sequences
 from fptt.experiments.tasks.task import Task
-from fptt.experiments.training.build import make_model
+from fptt.experiments.training.build import SPIKING, make_model
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder
 
@@ -341,6 +343,10 @@ def test_first_settings_are_those_of_the_data(tmp_path: Path) -> None:
     assert (config.num_chunks, config.fan_in_init, config.forget_bias, config.lr) == (5, True, 1.0, 5e-3)  # √30 = 5.5
     assert starting_config([*given, "--cell", "gru"]).forget_bias == 0.0
     assert starting_config([*given, "--chrono-init", "9"]).forget_bias == 0.0
+    for cell in SPIKING:
+        own = replace(starting_config([*given, "--cell", cell]), cell=cell)
+        make_model(own, load(path))  # refuses what the cell does not have
+    assert starting_config([*given, "--chrono-init", "none", "--limit", "none", "--length", "none"]) == config
     assert (
         starting_config([*given, "--inputs", "inputs", "--num-chunks", "3"]).num_chunks == 5
     )  # a default of 3's option
@@ -381,6 +387,17 @@ def test_a_run_says_what_it_found_and_keeps_the_names(tmp_path: Path, capsys: py
     other = write(tmp_path / "y.csv", long_form(target=np.arange(N) % 3))
     assert run(["evaluate", str(out), "--data", str(other)]) == 2
     assert "are not those that the run was trained on: their output_size is another" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_tell_its_times_is_measured_all_the_same(tmp_path: Path) -> None:
+    """Runs of earlier versions were in the order of a time too; their interface.json does not name it."""
+    path, out = write(tmp_path / "x.csv", long_form(target=NAMES)), tmp_path / "run"
+    options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1"]
+    assert run(["train", "--task", "sequences", "--data", str(path), "--out", str(out), *options]) == 0
+    interface = json.loads((out / "interface.json").read_text())
+    assert interface.pop("time_name") == "time"
+    (out / "interface.json").write_text(json.dumps(interface))
+    assert run(["evaluate", str(out)]) == 0
 
 
 def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -455,6 +472,12 @@ def untimed(folder: Path) -> Path:
     return folder
 
 
+def of_two_kinds(folder: Path) -> Path:
+    write(folder / "train.csv", long_form(target=NAMES))
+    np.savez(folder / "test.npz", inputs=np.zeros((4, 5, 2)), targets=NAMES[:4])
+    return folder
+
+
 def persons(shared: str | float) -> Callable[[Path], Path]:
     """Return a folder in which a person of the training sequences is in the test too, by its name."""
 
@@ -481,6 +504,19 @@ def infinite_in_test(folder: Path) -> Path:
     found.iloc[1, found.columns.get_loc("a")] = 1e300
     write(folder / "test.csv", found)
     return folder
+
+
+def immense_targets(part: str, number: float) -> Callable[[Path], Path]:
+    """Return a folder with a target in one part that is far from all others."""
+
+    def make(folder: Path) -> Path:
+        for name in ("train", "test"):
+            found = long_form(target=np.arange(N) + 0.5)
+            found.loc[found.id == 3, "target"] = number if name == part else 0.5
+            write(folder / f"{name}.csv", found)
+        return folder
+
+    return make
 
 
 def ignored_in_test(folder: Path) -> Path:
@@ -574,6 +610,13 @@ def objects() -> np.ndarray:
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
         (untimed, {}, "test.csv' must have the column 'time', got id, a, b, target"),
+        (
+            immense_targets("train", 1e300),
+            {},
+            "must hold targets with a mean and deviation that .* got numbers up to 1e.300",
+        ),
+        (immense_targets("test", -1e60), {}, "targets of the size of those of training, got -1e.60 in the test part"),
+        (of_two_kinds, {}, "test.npz' must have the inputs of .*train.csv', a, b .D = 2., got D = 2."),
         (widths, {}, "test.csv' must have the inputs of .*train.csv', a, b .D = 2., got a .D = 1."),
         (lambda folder: folder, {}, "must have one of the files train.npz, train.csv, train.parquet, got none"),
         (

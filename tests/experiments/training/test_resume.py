@@ -106,8 +106,13 @@ def test_resumed_run_ends_as_an_undisturbed_one(
 @pytest.mark.parametrize("batch", [0, 3, 6, 7])
 @pytest.mark.parametrize(
     "task",
-    [["--divergence", "running"], ["--task", "adding", "--length", "20"], ["--cell", "liquid-lif"]],
-    ids=["digits", "adding", "spiking"],
+    [
+        ["--divergence", "running"],
+        ["--precision", "64-true"],
+        ["--task", "adding", "--length", "20"],
+        ["--cell", "liquid-lif"],
+    ],
+    ids=["digits", "float64", "adding", "spiking"],
 )
 def test_a_run_in_staggered_lanes_goes_on_in_the_middle_of_their_sequences(
     task: list[str], batch: int, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

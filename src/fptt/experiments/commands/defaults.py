@@ -104,7 +104,7 @@ class _Given(Origin):
     task: str | None = None
     engine: str = "eager"
     cell: str = "lstm"
-    chrono_init: str | None = None
+    chrono_init: int | None = None
     data: str | None = None
 
 
@@ -114,7 +114,7 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
     Raises:
         UserError: If there is no such recipe, task or file, or they contradict each other.
     """
-    given = tyro.cli(_Given, args=[*arguments], return_unknown_args=True, add_help=False)[0]
+    given = _parsed(_Given, arguments)
     if given.config is not None:
         if given.recipe is not None:
             raise UserError(f"give either recipe or config, got recipe {given.recipe} and config {given.config}.")
@@ -138,14 +138,20 @@ def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]
     """
     if given.cell != "lstm" or given.chrono_init is not None:  # which have no forget bias, or their own
         config = replace(config, forget_bias=0.0)
+    if given.cell.endswith("lif"):  # spiking neurons, which draw their weights in another way
+        config = replace(config, fan_in_init=False)
     is_there = given.data is not None and Path(given.data).expanduser().exists()
     if not is_there or not {"-h", "--help"}.isdisjoint(arguments):
         return config
     from fptt.experiments.tasks.registry import load_task  # seconds of loading
 
-    named = tyro.cli(DataSetting, args=[*arguments], return_unknown_args=True, add_help=False)[0]
-    setting = replace(config, **{**vars(named), "task": config.task})
+    setting = replace(config, **{**vars(_parsed(DataSetting, arguments)), "task": config.task})
     return replace(config, num_chunks=round(math.sqrt(load_task(setting, config.seed).training_length())))
+
+
+def _parsed(kind: type[Kind], arguments: Sequence[str]) -> Kind:
+    """Return those of the options that a dataclass has, read as in the whole command."""
+    return tyro.cli(kind, args=[*arguments], return_unknown_args=True, add_help=False, registry=GROUPED)[0]
 
 
 def starting_setting(arguments: Sequence[str]) -> Setting:

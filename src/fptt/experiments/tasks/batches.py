@@ -141,14 +141,14 @@ class StaggeredBatches:
     def state_dict(self) -> dict[str, Any]:
         """Return where the lanes are, and the state of the batches before the first that is to be read again."""
         if self._lanes is None:
-            return {"lanes": None, "batches": self.batches.state_dict()}
+            return {"lanes": self._resumed, "batches": self.batches.state_dict()}
         position = self._lanes.state_dict()
         self._before = {number: state for number, state in self._before.items() if number >= position["skip"]}
         return {"lanes": position, "batches": self._before.get(position["skip"], self.batches.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._resumed = state["lanes"]
+        """Restore what `state_dict` returned, also in the middle of an epoch."""
+        self._lanes, self._resumed = None, state["lanes"]  # after a rollback it is saved again before it goes on
         self.batches.load_state_dict(state["batches"])
 
 

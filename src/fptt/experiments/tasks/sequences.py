@@ -88,6 +88,11 @@ def _load(setting: Setting) -> Task:
         own = _floats(targets["train"])
         own_mean = own.mean()
         own_deviation = divisors(own.unsqueeze(-1), own_mean, own.std(correction=0))
+        if not own_deviation.isfinite():
+            raise UserError(
+                f"data {setting.data!r} must hold targets with a mean and deviation that a float can hold, got numbers "
+                f"up to {own.abs().max():.3g}."
+            )
         scaling = scaling._replace(target_mean=float(own_mean), target_deviation=float(own_deviation))
     num_steps = int(train.lengths.max())
     is_ragged = len({int(length) for part in parts.values() for length in part.lengths}) > 1
@@ -96,7 +101,13 @@ def _load(setting: Setting) -> Task:
         inputs = standardized(parts[name], mean, deviation, f"data {setting.data!r}").float()
         lengths = from_numpy(parts[name].lengths)
         if class_names is None:
-            encoded = ((_floats(targets[name]) - scaling.target_mean) / scaling.target_deviation).float().unsqueeze(-1)
+            own = _floats(targets[name])
+            encoded = ((own - scaling.target_mean) / scaling.target_deviation).float().unsqueeze(-1)
+            if encoded.isinf().any():  # in float32, in which models compute: the error would be infinite
+                raise UserError(
+                    f"data {setting.data!r} must hold targets of the size of those of training, got "
+                    f"{own[encoded.squeeze(-1).abs().argmax()]:.3g} in the {name} part."
+                )
         else:
             encoded = _numbers_of(targets[name], class_names, per_step)
         if is_ragged:
@@ -175,8 +186,13 @@ def _read(setting: Setting) -> dict[str, Sequences]:
     files = _part_files(path) if path.is_dir() else {"train": path}
     train = read_sequences(files["train"], columns, targets)
     # one part without the times of the others would be in the order of its rows, whatever that is
-    columns = columns._replace(time=train.time_name or columns.time)
-    parts = {name: train if name == "train" else read_sequences(file, columns, targets) for name, file in files.items()}
+    timed = columns._replace(time=train.time_name or columns.time)
+    parts = {
+        name: train
+        if name == "train"
+        else read_sequences(file, columns if suffix_of(file) == ".npz" else timed, targets)
+        for name, file in files.items()
+    }
     for name, part in parts.items():
         if part.inputs.shape[1] != train.inputs.shape[1] or part.input_names != train.input_names:
             own, others = (_described_inputs(found) for found in (train, part))

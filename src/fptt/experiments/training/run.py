@@ -313,7 +313,7 @@ class Run:
         """Return the tensors of a recurrent state in the structure that the model gives them."""
         if tensors is None:
             return None
-        inputs = self.fabric.to_device(self.task.sample_inputs())
+        inputs = in_precision_of(self.model, self.fabric.to_device(self.task.sample_inputs()))
         if isinstance(self.batches, StaggeredBatches):
             inputs = inputs[:, :1].expand(-1, self.batches.num_lanes, *[-1] * (inputs.dim() - 2))
         inputs = self.replicas.part(fptt.Batch(inputs, inputs), per_step=True).inputs
@@ -331,7 +331,8 @@ class Run:
         return best
 
     def _checked_totals(self, saved: dict[str, Any]) -> Totals:
-        return Totals(saved["sums"].to(self.totals.sums).reshape(self.totals.sums.shape), int(saved["batches"]))
+        own = self.totals.sums  # whose dtype is that of the losses from the first batch on
+        return Totals(saved["sums"].to(own.device).reshape(own.shape), int(saved["batches"]))
 
 
 def _copied_weights(model: nn.Module) -> Weights:
