@@ -173,6 +173,14 @@ def test_widths_and_lengths() -> None:
     assert_same(classifier().fit(X, Y), classifier().fit(X.astype(np.float64).tolist(), Y))
 
 
+def test_large_integers_keep_their_digits() -> None:
+    """Steps of a second, in the seconds since 1970, which are two minutes apart in float32."""
+    steps = (20 * X).astype(np.int64)
+    net, other = (classifier().fit(begin + steps, Y) for begin in (1_700_000_000, 0))
+    assert np.allclose(net.predict_proba(1_700_000_000 + steps), other.predict_proba(steps), atol=1e-3)
+    assert (net.deviation_ > 10).all()
+
+
 @pytest.mark.parametrize(
     ("X", "y", "settings", "message"),
     [

@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
     raise ImportError(f"fptt.integrations.sklearn needs {error.name}: pip install 'fptt[sklearn]'") from error
 
 CELLS: dict[Any, Callable[..., nn.Module]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
-FLOATS: Any = [np.float32, np.float64]
+FLOATS: Any = [np.float64, np.float32]  # what is neither becomes the first, which has the digits of integers
 SIGNATURE = "(input_size, hidden_size, output_size, **options) that returns a time-major model"
 OF_TBPTT = ("num_chunks", "engine", "max_norm")
 
