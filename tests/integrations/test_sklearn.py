@@ -12,14 +12,16 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import estimator_checks
 from skorch.callbacks import Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
-from skorch.dataset import ValidSplit
+from skorch.dataset import Dataset, ValidSplit
+from skorch.helper import predefined_split
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import fptt
 from fptt.integrations.sklearn import FPTTClassifier, FPTTRegressor
@@ -171,6 +173,32 @@ def test_widths_and_lengths() -> None:
     assert net.predict_proba(wide[:, :1]).shape == net.predict_proba(np.tile(wide, (1, 3, 1))).shape == (N, 3)
     assert_same(classifier().fit(X, Y), classifier().fit(X[..., None], Y))
     assert_same(classifier().fit(X, Y), classifier().fit(X.astype(np.float64).tolist(), Y))
+
+
+def test_data_sets_of_ones_own_are_scaled_and_numbered_as_in_fit() -> None:
+    data, held_out = 50 + 9 * X[:50], Dataset(50 + 9 * X[50:], Y[50:])
+    net = classifier(train_split=predefined_split(held_out)).fit(data, Y[:50])
+    probabilities = net.predict_proba(held_out.X)
+    assert net.history[-1, "valid_loss"] == pytest.approx(log_loss(Y[50:], probabilities), rel=1e-5)
+    assert net.history[-1, "valid_acc"] == pytest.approx(net.score(held_out.X, Y[50:]))
+    assert np.array_equal(net.predict_proba(held_out), probabilities)
+    tensors = TensorDataset(*map(torch.as_tensor, (held_out.X, held_out.X[:, 0])))
+    numbers = FPTTRegressor(**SMALL, train_split=predefined_split(tensors)).fit(data, data[:, 0])
+    expected = np.mean((numbers.predict(held_out.X) - held_out.X[:, 0]) ** 2)
+    assert numbers.history[-1, "valid_loss"] == pytest.approx(expected, rel=1e-5)
+    for wrong, message in (
+        (ConcatDataset([held_out]), "Dataset.X, y., or a part of one, got a ConcatDataset"),
+        (Dataset(held_out.X[..., None].repeat(2, 2), Y[50:]), "X must have D = 1"),
+        (Dataset(held_out.X, Y[:1].repeat(20) + "er"), "y must have labels of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier(train_split=predefined_split(wrong)).fit(data, Y[:50])
+
+    def halves(whole: Any, _: Any) -> tuple[Dataset, Dataset]:
+        return Dataset(whole.X[::2], whole.y[::2]), Dataset(whole.X[1::2], whole.y[1::2])
+
+    split = classifier(train_split=halves).fit(data, Y[:50])
+    assert split.history[-1, "valid_acc"] == pytest.approx(split.score(data[1::2], Y[1:50:2]))
 
 
 def test_large_integers_keep_their_digits() -> None:

@@ -27,7 +27,7 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
     from skorch.callbacks import Callback
-    from skorch.utils import is_dataset
+    from skorch.utils import data_from_dataset, is_dataset
 except ModuleNotFoundError as error:
     raise ImportError(f"fptt.integrations.sklearn needs {error.name}: pip install 'fptt[sklearn]'") from error
 
@@ -104,6 +104,20 @@ def _steps_of(y: Any, lengths: NDArray[Any]) -> NDArray[Any]:
         if count != length:
             raise ValueError(f"y[{number}] must have a target for each of {length} steps of X[{number}], got {count}.")
     return np.concatenate([np.asarray(own) for own in y])
+
+
+def _unpacked(dataset: Any) -> tuple[Any, Any]:
+    """Return X and y of a data set, of which y may be None.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    try:
+        return data_from_dataset(dataset)
+    except AttributeError as error:
+        raise ValueError(
+            f"a data set must be a skorch.dataset.Dataset(X, y), or a part of one, got a {type(dataset).__name__}."
+        ) from error
 
 
 @contextmanager
@@ -281,13 +295,7 @@ class SequenceNet(NeuralNet, ABC):
         """
         if fit_params:
             raise TypeError(f"fit takes X and y alone, got {', '.join(sorted(fit_params))}.")
-        if y is None:
-            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        sequences = self._check_sequences(X)
-        lengths = _lengths(sequences)
-        targets = self._check_targets(_steps_of(y, lengths) if self.per_step else y)
-        if not self.per_step:
-            check_consistent_length(sequences, targets)
+        sequences, lengths, targets = self._checked(X, y)
         if self.initialized_:
             self._check_unchanged()
         else:
@@ -301,15 +309,42 @@ class SequenceNet(NeuralNet, ABC):
         self._check_width(sequences)
         if lengths.min() < lengths.max() and getattr(self.module_ if self.initialized_ else None, "last_only", False):
             raise ValueError("X must have sequences of one length, as in the first fit, got ragged ones: call fit.")
-        numbers = self._numbers_of(targets)
+        data = self._scaled(sequences), self._padded_numbers(targets, lengths)
         self.is_training_ = True
         try:
             with self._own_random_numbers():
-                return super().partial_fit(
-                    self._scaled(sequences), _padded(numbers, lengths) if self.per_step else numbers
-                )
+                return super().partial_fit(*data)
         finally:
             self.is_training_ = False
+
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:  # noqa: N803
+        """Return the data sets of training and validation; one of a user's own is made what `partial_fit` makes of X.
+
+        Raises:
+            ValueError: If it does not fit, or has no X and y.
+        """
+        whole = self.get_dataset(X, y)
+        training, validation = super().get_split_datasets(whole, y, **fit_params)
+        if training is not whole or validation is None or getattr(validation, "dataset", None) is whole:
+            return training, validation  # parts of the whole
+        sequences, lengths, targets = self._checked(*_unpacked(validation))
+        self._check_width(sequences)
+        return training, self.get_dataset(self._scaled(sequences), self._padded_numbers(targets, lengths))
+
+    def _checked(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:  # noqa: N803
+        """Return sequences, (N, T) or (N, T, D), their lengths, (N,), and the targets of all, or of all steps."""
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        sequences = self._check_sequences(X)
+        lengths = _lengths(sequences)
+        targets = self._check_targets(_steps_of(y, lengths) if self.per_step else y)
+        if not self.per_step:
+            check_consistent_length(sequences, targets)
+        return sequences, lengths, targets
+
+    def _padded_numbers(self, targets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
+        numbers = self._numbers_of(targets)
+        return _padded(numbers, lengths) if self.per_step else numbers
 
     def _learn_scale(self, sequences: NDArray[Any]) -> None:
         steps = sequences.reshape(-1, self.input_size_).astype(np.float64)
@@ -386,8 +421,8 @@ class SequenceNet(NeuralNet, ABC):
     def forward_iter(self, X: Any, training: bool = False, device: str = "cpu") -> Generator[Any, Any, None]:  # noqa: N803
         """Yield the outputs of each batch, (B, C), or (B, T, C) with `per_step`; sequences may be of any length."""
         self.check_is_fitted()
-        if not is_dataset(X):  # a data set is skorch's own, of data that fit has checked
-            X = self._check_sequences(X)  # noqa: N806
+        if not (self.is_training_ and is_dataset(X)):  # then it is skorch's own, of data that fit has checked
+            X = self._check_sequences(_unpacked(X)[0] if is_dataset(X) else X)  # noqa: N806
             self._check_width(X)
             X = self._scaled(X)  # noqa: N806
         yield from super().forward_iter(X, training, device)
@@ -518,7 +553,8 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         random_state: Seed of weights, order and dropout: an int gives the numbers of a loop after `torch.manual_seed`.
             The generators of torch, and of NumPy if it is not None, are left as they were.
         train_split: None to train on all data; or for callbacks that validate, such as early stopping,
-            `skorch.dataset.ValidSplit(0.2, stratified=True)`.
+            `skorch.dataset.ValidSplit(0.2, stratified=True)`, or `skorch.helper.predefined_split(Dataset(X, y))` with
+            other data as for `fit`.
         verbose: 1 prints a line an epoch.
         **skorch_options: Any other argument of `skorch.NeuralNetClassifier`: `callbacks`, `device`, `warm_start`,
             `optimizer__…`, `module__…`, …; skorch checks their names in `fit`. A `criterion`, a class of losses of
