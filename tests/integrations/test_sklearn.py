@@ -280,6 +280,18 @@ def test_in_a_pipeline_and_a_grid_search() -> None:
     assert cross_val_score(FPTTRegressor(**SMALL), X, X.mean(1), cv=2).shape == (2,)
 
 
+def test_settings_may_be_numbers_of_numpy() -> None:
+    """As those of a grid with np.arange and np.linspace are."""
+    own: dict[str, Any] = {"num_chunks": 3, "hidden_size": 4, "batch_size": 16, "num_duals": 3, "max_epochs": 1}
+    own |= {"alpha": 0.25, "max_norm": 0.5, "beta": 0.5}
+    of_numpy = {name: (np.int64 if type(value) is int else np.float32)(value) for name, value in own.items()}
+    assert_same(classifier(**own).fit(X, Y), classifier(**of_numpy).fit(X, Y))
+    grid = {"hidden_size": np.arange(3, 5), "batch_size": np.array([16, -1])}
+    assert np.isfinite(GridSearchCV(classifier(), grid, cv=2).fit(X, Y).cv_results_["mean_test_score"]).all()
+    bare = classifier(method="bptt", max_norm=np.float32(0.5)).fit(X, Y)
+    assert_same(bare, classifier(method="bptt", max_norm=0.5).fit(X, Y))
+
+
 def test_every_parameter_of_the_signature_is_kept() -> None:
     for kind in (FPTTClassifier, FPTTRegressor):
         named = {name for name, value in signature(kind).parameters.items() if value.kind is value.KEYWORD_ONLY}

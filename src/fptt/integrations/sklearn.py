@@ -18,6 +18,7 @@ import fptt
 from fptt._checks import check_choice
 from fptt._losses.elementwise import ignored_index, is_without_softmax
 from fptt._methods.fptt import OF_FPTT
+from fptt._online.targets import to_python
 
 try:
     import numpy as np
@@ -200,7 +201,7 @@ class SequenceNet(NeuralNet, ABC):
             )
         own = self.get_params_for("module")
         options = (self._first_options(own) if self.cell in CELLS else {}) | own
-        self.module_ = make(self.input_size_, self.hidden_size, self.output_size_, **options)
+        self.module_ = make(self.input_size_, to_python(self.hidden_size), self.output_size_, **options)
         return self
 
     def _first_options(self, own: dict[str, Any]) -> dict[str, Any]:
@@ -221,10 +222,11 @@ class SequenceNet(NeuralNet, ABC):
         self._check_criterion()
         loss = self._chunk_loss().to(self.device)
         if self.method == "bptt":
-            return fptt.BPTT(self.module_, self.optimizer_, loss, max_norm=self.max_norm)
+            return fptt.BPTT(self.module_, self.optimizer_, loss, max_norm=to_python(self.max_norm))
         names = OF_TBPTT + (OF_FPTT if self.method == "fptt" else ())
         kind = fptt.FPTT if self.method == "fptt" else fptt.TBPTT
-        options: dict[str, Any] = {name: getattr(self, name) for name in names} | {"num_chunks": self.num_chunks_}
+        options: dict[str, Any] = {name: to_python(getattr(self, name)) for name in names}
+        options["num_chunks"] = self.num_chunks_
         return kind(self.module_, self.optimizer_, loss, **options)
 
     def _check_callbacks(self) -> None:
@@ -239,8 +241,9 @@ class SequenceNet(NeuralNet, ABC):
 
     def get_params_for(self, prefix: str) -> dict[str, Any]:
         """Return the parameters `prefix__…`; the batches of training are shuffled."""
-        shuffled = {"shuffle": True} if prefix == "iterator_train" else {}
-        return shuffled | super().get_params_for(prefix)
+        first = {"shuffle": True} if prefix == "iterator_train" else {}
+        first |= {"batch_size": to_python(self.batch_size)} if prefix in {"iterator_train", "iterator_valid"} else {}
+        return first | super().get_params_for(prefix)
 
     @abstractmethod
     def _check_criterion(self) -> None:
@@ -302,7 +305,9 @@ class SequenceNet(NeuralNet, ABC):
             self.input_size_ = sequences.shape[2] if sequences.ndim == 3 else 1
             self.output_size_ = self._learn_targets(targets, classes)
             self.is_ragged_ = bool(lengths.min() < lengths.max())
-            self.num_chunks_ = round(math.sqrt(lengths.max())) if self.num_chunks is None else self.num_chunks
+            self.num_chunks_ = (
+                round(math.sqrt(lengths.max())) if self.num_chunks is None else to_python(self.num_chunks)
+            )
             self._learn_scale(sequences)
             # The state that torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
             self.rng_state_ = torch.Generator().manual_seed(self._seed()).get_state()
