@@ -125,6 +125,17 @@ def test_a_seed_gives_the_same_net_and_leaves_other_generators_alone() -> None:
     assert_same(unseeded, classifier(random_state=None).fit(X, Y))
 
 
+def test_a_model_that_is_made_anew_has_the_seeds_numbers() -> None:
+    nets = [classifier().fit(X, Y) for _ in range(2)]
+    for seed, net in enumerate(nets):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        net.set_params(module__num_layers=2).partial_fit(X, Y)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert nets[0].module_.rnn.num_layers == 2
+    assert_same(*nets)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("settings", [{}, {"num_duals": 3, "divergence": "running"}, {"method": "tbptt"}], ids=str)
 def test_a_copy_predicts_and_trains_on_the_same(settings: dict[str, Any], copied: Any) -> None:

@@ -239,6 +239,12 @@ class SequenceNet(NeuralNet, ABC):
         names = ("method", *OF_TBPTT, *OF_FPTT, "cell", "hidden_size", "per_step", "standardize", "optimizer")
         return {name: getattr(self, name) for name in names}
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; of a fitted net skorch makes the model anew, from the net's own numbers, for `module__…`."""
+        draws = self.initialized_ and not self.is_training_  # where it trains, they are in use
+        with self._own_random_numbers() if draws else nullcontext():
+            return super().set_params(**params)
+
     def get_params_for(self, prefix: str) -> dict[str, Any]:
         """Return the parameters `prefix__…`; the batches of training are shuffled."""
         first = {"shuffle": True} if prefix == "iterator_train" else {}
