@@ -77,6 +77,21 @@ def check_tensors(**values: Any) -> None:
             raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
 
 
+def check_sequences(inputs: Any, size: int, *, name: str = "D", batch_first: bool = False) -> None:
+    """Raise an error unless inputs are sequences, (T, B, D) or (B, T, D), of a width and of at least one step.
+
+    Raises:
+        TypeError: If they are no tensor, as a `PackedSequence` is none.
+        ValueError: If they have another shape.
+    """
+    check_tensors(inputs=inputs)
+    if inputs.dim() != 3 or inputs.shape[-1] != size:
+        layout = f"(B, T, {name})" if batch_first else f"(T, B, {name})"
+        raise ValueError(f"inputs must have shape {layout} with {name} = {size}, got {tuple(inputs.shape)}.")
+    if not inputs.shape[int(batch_first)]:
+        raise ValueError(f"inputs must have at least one time step, got shape {tuple(inputs.shape)}.")
+
+
 def check_dtype(name: str, tensor: Tensor, weight: Tensor) -> None:
     """Raise ValueError unless a tensor has the dtype of the weights, or autocast converts both."""
     if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(tensor.device.type):

@@ -119,6 +119,21 @@ def test_a_resumed_training_goes_on_bit_for_bit_and_warns_without_averages(tmp_p
         averaged_state_dict(torch.load(tmp_path / "without.ckpt", weights_only=True))
 
 
+def test_a_checkpoint_that_was_measured_is_none_to_resume_from(tmp_path: Path) -> None:
+    """Lightning restores callbacks for `validate` and `test`, too; a fit that follows begins with no averages."""
+    callback = FPTTCallback(**SETTINGS)
+    begun = trainer(callback)
+    begun.fit(Module(), steps(5))
+    begun.save_checkpoint(tmp_path / "begun.ckpt")
+    for used in (callback, FPTTCallback(**SETTINGS)):
+        running, module = trainer(used), Module()
+        running.validate(Module(), steps(1), ckpt_path=tmp_path / "begun.ckpt", verbose=False)
+        bare = copy.deepcopy(module.model)
+        running.fit(module, steps(3))
+        plain(bare, 3)
+        assert_same_weights(bare, module.model)
+
+
 def test_a_resumed_training_has_the_settings_of_its_checkpoint_and_warns_of_others(tmp_path: Path) -> None:
     begun = trainer(FPTTCallback(**SETTINGS))
     begun.fit(Module(), steps(2))

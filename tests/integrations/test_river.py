@@ -137,6 +137,17 @@ def test_a_clone_has_learned_nothing_and_a_copy_everything() -> None:
         assert other.predict_proba_one(x) != model.predict_proba_one(x)
 
 
+def test_a_first_step_that_is_refused_does_not_decide_how_many_features_there_are() -> None:
+    for call in ("learn_one", "predict_one", "predict_proba_one"):
+        model = RiverClassifier(make_classifier)
+        with pytest.raises(TypeError, match="x must hold numbers"):
+            getattr(model, call)({"size": 1.0, "flag": 0.0, "color": "red"}, *["a"][: call == "learn_one"])
+        assert model.predict_one({"size": 1.0, "flag": 0.0}) is None
+        kept = model._learner
+        assert model.predict_one({"size": 2.0, "flag": 0.0}) is None
+        assert model._learner is kept
+
+
 def test_late_labels_go_on_after_a_label_that_cannot_be_learned() -> None:
     def make(num_features: int) -> fptt.OnlineLearner:
         torch.manual_seed(0)

@@ -12,14 +12,16 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import estimator_checks
 from skorch.callbacks import Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
-from skorch.dataset import ValidSplit
+from skorch.dataset import Dataset, ValidSplit
+from skorch.helper import predefined_split
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import fptt
 from fptt.integrations.sklearn import FPTTClassifier, FPTTRegressor
@@ -123,6 +125,17 @@ def test_a_seed_gives_the_same_net_and_leaves_other_generators_alone() -> None:
     assert_same(unseeded, classifier(random_state=None).fit(X, Y))
 
 
+def test_a_model_that_is_made_anew_has_the_seeds_numbers() -> None:
+    nets = [classifier().fit(X, Y) for _ in range(2)]
+    for seed, net in enumerate(nets):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        net.set_params(module__num_layers=2).partial_fit(X, Y)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert nets[0].module_.rnn.num_layers == 2
+    assert_same(*nets)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("settings", [{}, {"num_duals": 3, "divergence": "running"}, {"method": "tbptt"}], ids=str)
 def test_a_copy_predicts_and_trains_on_the_same(settings: dict[str, Any], copied: Any) -> None:
@@ -171,6 +184,40 @@ def test_widths_and_lengths() -> None:
     assert net.predict_proba(wide[:, :1]).shape == net.predict_proba(np.tile(wide, (1, 3, 1))).shape == (N, 3)
     assert_same(classifier().fit(X, Y), classifier().fit(X[..., None], Y))
     assert_same(classifier().fit(X, Y), classifier().fit(X.astype(np.float64).tolist(), Y))
+
+
+def test_data_sets_of_ones_own_are_scaled_and_numbered_as_in_fit() -> None:
+    data, held_out = 50 + 9 * X[:50], Dataset(50 + 9 * X[50:], Y[50:])
+    net = classifier(train_split=predefined_split(held_out)).fit(data, Y[:50])
+    probabilities = net.predict_proba(held_out.X)
+    assert net.history[-1, "valid_loss"] == pytest.approx(log_loss(Y[50:], probabilities), rel=1e-5)
+    assert net.history[-1, "valid_acc"] == pytest.approx(net.score(held_out.X, Y[50:]))
+    assert np.array_equal(net.predict_proba(held_out), probabilities)
+    tensors = TensorDataset(*map(torch.as_tensor, (held_out.X, held_out.X[:, 0])))
+    numbers = FPTTRegressor(**SMALL, train_split=predefined_split(tensors)).fit(data, data[:, 0])
+    expected = np.mean((numbers.predict(held_out.X) - held_out.X[:, 0]) ** 2)
+    assert numbers.history[-1, "valid_loss"] == pytest.approx(expected, rel=1e-5)
+    for wrong, message in (
+        (ConcatDataset([held_out]), "Dataset.X, y., or a part of one, got a ConcatDataset"),
+        (Dataset(held_out.X[..., None].repeat(2, 2), Y[50:]), "X must have D = 1"),
+        (Dataset(held_out.X, Y[:1].repeat(20) + "er"), "y must have labels of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier(train_split=predefined_split(wrong)).fit(data, Y[:50])
+
+    def halves(whole: Any, _: Any) -> tuple[Dataset, Dataset]:
+        return Dataset(whole.X[::2], whole.y[::2]), Dataset(whole.X[1::2], whole.y[1::2])
+
+    split = classifier(train_split=halves).fit(data, Y[:50])
+    assert split.history[-1, "valid_acc"] == pytest.approx(split.score(data[1::2], Y[1:50:2]))
+
+
+def test_large_integers_keep_their_digits() -> None:
+    """Steps of a second, in the seconds since 1970, which are two minutes apart in float32."""
+    steps = (20 * X).astype(np.int64)
+    net, other = (classifier().fit(begin + steps, Y) for begin in (1_700_000_000, 0))
+    assert np.allclose(net.predict_proba(1_700_000_000 + steps), other.predict_proba(steps), atol=1e-3)
+    assert (net.deviation_ > 10).all()
 
 
 @pytest.mark.parametrize(
@@ -242,6 +289,18 @@ def test_in_a_pipeline_and_a_grid_search() -> None:
     assert best.method_.chunking.num_chunks == search.best_params_["fpttclassifier__num_chunks"]
     assert np.array_equal(search.predict(X), search.best_estimator_.predict(X))
     assert cross_val_score(FPTTRegressor(**SMALL), X, X.mean(1), cv=2).shape == (2,)
+
+
+def test_settings_may_be_numbers_of_numpy() -> None:
+    """As those of a grid with np.arange and np.linspace are."""
+    own: dict[str, Any] = {"num_chunks": 3, "hidden_size": 4, "batch_size": 16, "num_duals": 3, "max_epochs": 1}
+    own |= {"alpha": 0.25, "max_norm": 0.5, "beta": 0.5}
+    of_numpy = {name: (np.int64 if type(value) is int else np.float32)(value) for name, value in own.items()}
+    assert_same(classifier(**own).fit(X, Y), classifier(**of_numpy).fit(X, Y))
+    grid = {"hidden_size": np.arange(3, 5), "batch_size": np.array([16, -1])}
+    assert np.isfinite(GridSearchCV(classifier(), grid, cv=2).fit(X, Y).cv_results_["mean_test_score"]).all()
+    bare = classifier(method="bptt", max_norm=np.float32(0.5)).fit(X, Y)
+    assert_same(bare, classifier(method="bptt", max_norm=0.5).fit(X, Y))
 
 
 def test_every_parameter_of_the_signature_is_kept() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fptt
-from fptt._sequence import flatten_state
+from fptt._sequence import flatten_state, map_state
 from fptt.nn import spiking
 from fptt.nn.spiking import ALIF, LIF, LiquidLIF
 from fptt.nn.spiking.neurons import LIFLayer
@@ -392,6 +392,15 @@ def test_bad_inputs_and_states_are_named() -> None:
     for shape in ((6, 5), (6, 2, 4), (5,)):
         with pytest.raises(ValueError, match=rf"inputs must have shape \(T, B, H\) with H = 5, got \({shape[0]},"):
             readout(torch.zeros(shape))
+    for part, width in ((model, 3), (readout, 5)):
+        short = torch.zeros(6, 2, width)
+        with pytest.raises(ValueError, match=rf"inputs must have at least one time step, got shape \(0, 2, {width}\)"):
+            part(short[:0])
+        with pytest.raises(TypeError, match="inputs must be a tensor, got a PackedSequence"):
+            part(nn.utils.rnn.pack_sequence([short[:, 0]]))
+        other = map_state(Tensor.double, part(short)[1])
+        with pytest.raises(ValueError, match=r"state must have the dtype of the weights, torch.float32, got torch.fl"):
+            part(short, other)
 
 
 @pytest.mark.parametrize("width", [1, 3])

@@ -503,6 +503,29 @@ def test_inputs_are_standardized_by_the_steps_before() -> None:
         learner(standardize=True).predict_one(torch.tensor([1, 2, 3]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("missing", ["error", "hold"])
+def test_digits_that_the_model_does_not_have_are_scaled(dtype: torch.dtype, missing: Any) -> None:
+    """The seconds since 1970, which are two minutes apart in float32, have the scale of the seconds since today."""
+    near, far = (learner(standardize=True, missing=missing) for _ in range(2))
+    for online, begin in ((near, 0.0), (far, 1_700_000_000.0)):
+        online.method.model.to(dtype)
+        for step in range(12):
+            online.learn_one({"time": begin + step % 5, "speed": 0.5 * (step % 3), "pulse": 60.0}, "a")
+    probabilities = [
+        online.predict_proba_one({"time": begin + 2.5, "speed": 0.0, "pulse": 60.0})
+        for online, begin in ((near, 0.0), (far, 1_700_000_000.0))
+    ]
+    assert probabilities[0] == probabilities[1]
+    resumed = learner(standardize=True, missing=missing)
+    resumed.method.model.to(dtype)
+    resumed.load_state_dict(far.state_dict())
+    x = {"time": 1_700_000_001.0, "speed": 1.0, "pulse": 60.0}
+    assert resumed.predict_proba_one(x) == far.predict_proba_one(x)
+    with pytest.raises(FloatingPointError, match=r"x holds NaN or Inf in \['speed'\]"):
+        far.learn_one({**x, "speed": 1e200})  # its square would stay in the scale
+
+
 def test_a_step_that_is_refused_does_not_move_the_scale() -> None:
     refused, other = (learner(standardize=True) for _ in range(2))
     inputs, labels = stream()

@@ -24,14 +24,16 @@ class Features:
         like: Decides dtype and device of the rows.
         missing: Whether a gap, NaN, None or a name that lacks, is an error, or has the value before it: 0 before the
             first.
+        is_exact: Whether rows are float64, for `standardize`, which may need more digits than the model has: float32
+            does not tell the seconds of a day apart in the time since 1970.
 
     Attributes:
         names: The features in their order, if steps are mappings: sorted, if they can be, else as in the first one.
-        example: A row of zeros; None before the first step.
+        example: A row of zeros as the model sees it; None before the first step.
     """
 
-    def __init__(self, like: Tensor, missing: Missing = "error") -> None:
-        self.like, self.missing = like, missing
+    def __init__(self, like: Tensor, missing: Missing = "error", *, is_exact: bool = False) -> None:
+        self.like, self.missing, self.is_exact = like, missing, is_exact
         self._last: Tensor | None = None  # the row before the next step, (…)
         self.names: list[Any] | None = None
         self.example: Tensor | None = None
@@ -97,30 +99,33 @@ class Features:
         # Integer tensors keep their dtype, since they are tokens of an embedding; Python's integers are measurements.
         if isinstance(values, Tensor) and not values.is_floating_point():
             return values.detach().to(self.like.device)
+        dtype = torch.promote_types(self.like.dtype, torch.float64) if self.is_exact else self.like.dtype
         try:
             if not isinstance(values, Tensor) and hasattr(values, "__array__"):
                 values = in_own_order(values)
-            return torch.as_tensor(values, dtype=self.like.dtype, device=self.like.device).detach()
+            return torch.as_tensor(values, dtype=dtype, device=self.like.device).detach()
         except OverflowError as error:  # an integer of Python
-            raise ValueError(f"x must hold numbers of {self.like.dtype}, got one that is too large.") from error
+            raise ValueError(f"x must hold numbers of {dtype}, got one that is too large.") from error
         except (TypeError, ValueError, RuntimeError) as error:
             is_text = isinstance(values, list | tuple) and any(isinstance(value, str) for value in values)
             told = "text, which float() may convert" if is_text else error
             raise TypeError(f"x must hold numbers, got {values!r}: {told}.") from error
 
     def _checked(self, rows: Tensor) -> Tensor:
-        if self.example is not None and (rows.shape[1:] != self.example.shape or rows.dtype != self.example.dtype):
+        dtype = self.like.dtype if rows.is_floating_point() else rows.dtype  # as the model sees it
+        if self.example is not None and (rows.shape[1:] != self.example.shape or dtype != self.example.dtype):
             raise ValueError(
                 f"x must be {self.example.dtype} of shape {tuple(self.example.shape)} as at first, "
-                f"got {rows.dtype} of shape {tuple(rows.shape[1:])}."
+                f"got {dtype} of shape {tuple(rows.shape[1:])}."
             )
         if self.missing == "hold" and rows.is_floating_point():
             rows = self._held(rows)
-        if not all_finite(rows):
-            where = "" if self.names is None else f" in {self._bad_names(rows)}"
+        counted = rows.square() if self.is_exact and rows.is_floating_point() else rows  # their sum is kept
+        if not all_finite(counted):
+            where = "" if self.names is None else f" in {self._bad_names(counted)}"
             raise FloatingPointError(f"x holds NaN or Inf{where}; nothing was learned from it.")
         if self.example is None:
-            self.example = torch.zeros_like(rows[0])
+            self.example = torch.zeros_like(rows[0], dtype=dtype)
         # The caller may write the next step into the same memory, while this one still waits to be learned.
         return rows.clone()
 

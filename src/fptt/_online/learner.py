@@ -40,7 +40,8 @@ class OnlineLearner:
             a regression, which a loss of torch that is one, as `mse_loss`, tells by itself. `torch.load(…,
             weights_only=True)` reads those of a saved learner if they are numbers, bool, text, or tuples of these.
         max_delay: Steps that a label may be late: it is awaited until so many steps have followed.
-        standardize: Scale every input by mean and deviation of the steps before it, also those before a `reset`.
+        standardize: Scale every input by mean and deviation of the steps before it, also those before a `reset`, in
+            float64, whatever the dtype of the model.
         missing: What a gap is, that is NaN, None, or a name that a mapping lacks: an `error`, or `hold`, the value
             before it, 0 before the first. Steps to skip need no call at all.
         window: Measure every prediction when its label comes, and let `error` be of the last `window` labels; None
@@ -91,7 +92,7 @@ class OnlineLearner:
         check_choice("missing", missing, ("error", "hold"))
         if window is not None:
             check_count("window", window)
-        self._features = Features(like=next(method.model.parameters()), missing=missing)
+        self._features = Features(next(method.model.parameters()), missing, is_exact=standardize)
         self._moments: RunningMoments | None = None
         self._targets: Targets = Numbers() if classes is None else Classes(classes)
         if isinstance(self._targets, Classes) and self._targets.is_open and _is_regression(method):
@@ -150,7 +151,11 @@ class OnlineLearner:
         return self._infer(self._standardized(rows)[0])[0]
 
     def _standardized(self, rows: Tensor) -> tuple[Tensor, RunningMoments | None]:
-        return standardize(rows, self._moments) if self.standardize else (rows, None)
+        """Return rows as the model sees them, and the moments after them."""
+        if not self.standardize:
+            return rows, None
+        scaled, moments = standardize(rows, self._moments)
+        return scaled.to(self._features.like.dtype), moments
 
     def _infer(self, rows: Tensor) -> tuple[Tensor, State]:
         """Return outputs, (n, C), of the next steps and the state after them."""

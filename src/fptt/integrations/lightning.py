@@ -71,6 +71,14 @@ class FPTTCallback(Callback):
         self._loaded: dict[str, Any] = {}
         self._averaged: AbstractContextManager[None] | None = None  # entered in one hook, left in another
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit, and the checkpoint that `trainer.validate` or `trainer.test` has loaded."""
+        if stage != "fit":
+            return
+        if self.regularizer is not None:
+            self.regularizer.detach()  # its optimizer is gone
+        self.regularizer, self._loaded = None, {}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach, and restore what the checkpoint has; the optimizer has its groups and the weights their device."""
         if len(trainer.optimizers) != 1:
@@ -78,8 +86,6 @@ class FPTTCallback(Callback):
                 f"FPTTCallback needs a module with one optimizer, got {len(trainer.optimizers)}: call "
                 "DynamicRegularizer.for_optimizer for those that are to make FPTT steps."
             )
-        if self.regularizer is not None:
-            self.regularizer.detach()  # of an earlier fit, whose optimizer is gone
         self.regularizer = fptt.DynamicRegularizer.for_optimizer(trainer.optimizers[0], **self.options)
         self._names = {}
         for name, param in pl_module.named_parameters(remove_duplicate=False):  # tied weights have several names

@@ -1,6 +1,7 @@
 """Online learners as estimators of River (riverml.xyz): `pip install 'fptt[river]'`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fptt
@@ -27,14 +28,19 @@ class _Estimator:
         self._learner: fptt.OnlineLearner | None = None
         self._num_unlabeled = 0
 
-    def _learner_for(self, x: dict[Any, Any]) -> fptt.OnlineLearner:
-        if self._learner is None:
-            self._learner = self.make_learner(len(x))
-        return self._learner
+    @contextmanager
+    def _learner_for(self, x: dict[Any, Any]) -> Iterator[fptt.OnlineLearner]:
+        """Give the learner; a new one that refuses its first step is not kept: the next may have other features."""
+        learner = self.make_learner(len(x)) if self._learner is None else self._learner
+        try:
+            yield learner
+        except Exception:
+            self._learner = learner if learner.steps else self._learner
+            raise
+        self._learner = learner
 
-    def _predicted(self, x: dict[Any, Any], prediction: Any) -> Any:
+    def _predicted(self, learner: fptt.OnlineLearner, x: dict[Any, Any], prediction: Any) -> Any:
         """Return the prediction of a step, and advance by the step if its label comes late."""
-        learner = self._learner_for(x)
         if learner.max_delay:
             num_before = learner.steps
             try:
@@ -44,7 +50,10 @@ class _Estimator:
         return prediction
 
     def _learn(self, x: dict[Any, Any], y: Any) -> None:
-        learner = self._learner_for(x)
+        with self._learner_for(x) as learner:
+            self._learn_by(learner, x, y)
+
+    def _learn_by(self, learner: fptt.OnlineLearner, x: dict[Any, Any], y: Any) -> None:
         if self._num_unlabeled:
             num_before = learner.labels
             try:
@@ -89,11 +98,13 @@ class RiverClassifier(_Estimator, base.Classifier):
 
     def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
         """Return the class of the next step, None while no class is known."""
-        return self._predicted(x, self._learner_for(x).predict_one(x))
+        with self._learner_for(x) as learner:
+            return self._predicted(learner, x, learner.predict_one(x))
 
     def predict_proba_one(self, x: dict[Any, Any], **_: Any) -> dict[Any, float]:
         """Return the probability of each class known so far."""
-        return self._predicted(x, self._learner_for(x).predict_proba_one(x))
+        with self._learner_for(x) as learner:
+            return self._predicted(learner, x, learner.predict_proba_one(x))
 
 
 class RiverRegressor(_Estimator, base.Regressor):
@@ -105,4 +116,5 @@ class RiverRegressor(_Estimator, base.Regressor):
 
     def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
         """Return the number of the next step."""
-        return self._predicted(x, self._learner_for(x).predict_one(x))
+        with self._learner_for(x) as learner:
+            return self._predicted(learner, x, learner.predict_one(x))

@@ -18,6 +18,7 @@ import fptt
 from fptt._checks import check_choice
 from fptt._losses.elementwise import ignored_index, is_without_softmax
 from fptt._methods.fptt import OF_FPTT
+from fptt._online.targets import to_python
 
 try:
     import numpy as np
@@ -27,12 +28,12 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
     from skorch.callbacks import Callback
-    from skorch.utils import is_dataset
+    from skorch.utils import data_from_dataset, is_dataset
 except ModuleNotFoundError as error:
     raise ImportError(f"fptt.integrations.sklearn needs {error.name}: pip install 'fptt[sklearn]'") from error
 
 CELLS: dict[Any, Callable[..., nn.Module]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
-FLOATS: Any = [np.float32, np.float64]
+FLOATS: Any = [np.float64, np.float32]  # what is neither becomes the first, which has the digits of integers
 SIGNATURE = "(input_size, hidden_size, output_size, **options) that returns a time-major model"
 OF_TBPTT = ("num_chunks", "engine", "max_norm")
 
@@ -104,6 +105,20 @@ def _steps_of(y: Any, lengths: NDArray[Any]) -> NDArray[Any]:
         if count != length:
             raise ValueError(f"y[{number}] must have a target for each of {length} steps of X[{number}], got {count}.")
     return np.concatenate([np.asarray(own) for own in y])
+
+
+def _unpacked(dataset: Any) -> tuple[Any, Any]:
+    """Return X and y of a data set, of which y may be None.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    try:
+        return data_from_dataset(dataset)
+    except AttributeError as error:
+        raise ValueError(
+            f"a data set must be a skorch.dataset.Dataset(X, y), or a part of one, got a {type(dataset).__name__}."
+        ) from error
 
 
 @contextmanager
@@ -186,7 +201,7 @@ class SequenceNet(NeuralNet, ABC):
             )
         own = self.get_params_for("module")
         options = (self._first_options(own) if self.cell in CELLS else {}) | own
-        self.module_ = make(self.input_size_, self.hidden_size, self.output_size_, **options)
+        self.module_ = make(self.input_size_, to_python(self.hidden_size), self.output_size_, **options)
         return self
 
     def _first_options(self, own: dict[str, Any]) -> dict[str, Any]:
@@ -207,10 +222,11 @@ class SequenceNet(NeuralNet, ABC):
         self._check_criterion()
         loss = self._chunk_loss().to(self.device)
         if self.method == "bptt":
-            return fptt.BPTT(self.module_, self.optimizer_, loss, max_norm=self.max_norm)
+            return fptt.BPTT(self.module_, self.optimizer_, loss, max_norm=to_python(self.max_norm))
         names = OF_TBPTT + (OF_FPTT if self.method == "fptt" else ())
         kind = fptt.FPTT if self.method == "fptt" else fptt.TBPTT
-        options: dict[str, Any] = {name: getattr(self, name) for name in names} | {"num_chunks": self.num_chunks_}
+        options: dict[str, Any] = {name: to_python(getattr(self, name)) for name in names}
+        options["num_chunks"] = self.num_chunks_
         return kind(self.module_, self.optimizer_, loss, **options)
 
     def _check_callbacks(self) -> None:
@@ -223,10 +239,17 @@ class SequenceNet(NeuralNet, ABC):
         names = ("method", *OF_TBPTT, *OF_FPTT, "cell", "hidden_size", "per_step", "standardize", "optimizer")
         return {name: getattr(self, name) for name in names}
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; of a fitted net skorch makes the model anew, from the net's own numbers, for `module__…`."""
+        draws = self.initialized_ and not self.is_training_  # where it trains, they are in use
+        with self._own_random_numbers() if draws else nullcontext():
+            return super().set_params(**params)
+
     def get_params_for(self, prefix: str) -> dict[str, Any]:
         """Return the parameters `prefix__…`; the batches of training are shuffled."""
-        shuffled = {"shuffle": True} if prefix == "iterator_train" else {}
-        return shuffled | super().get_params_for(prefix)
+        first = {"shuffle": True} if prefix == "iterator_train" else {}
+        first |= {"batch_size": to_python(self.batch_size)} if prefix in {"iterator_train", "iterator_valid"} else {}
+        return first | super().get_params_for(prefix)
 
     @abstractmethod
     def _check_criterion(self) -> None:
@@ -281,6 +304,46 @@ class SequenceNet(NeuralNet, ABC):
         """
         if fit_params:
             raise TypeError(f"fit takes X and y alone, got {', '.join(sorted(fit_params))}.")
+        sequences, lengths, targets = self._checked(X, y)
+        if self.initialized_:
+            self._check_unchanged()
+        else:
+            self.input_size_ = sequences.shape[2] if sequences.ndim == 3 else 1
+            self.output_size_ = self._learn_targets(targets, classes)
+            self.is_ragged_ = bool(lengths.min() < lengths.max())
+            self.num_chunks_ = (
+                round(math.sqrt(lengths.max())) if self.num_chunks is None else to_python(self.num_chunks)
+            )
+            self._learn_scale(sequences)
+            # The state that torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
+            self.rng_state_ = torch.Generator().manual_seed(self._seed()).get_state()
+        self._check_width(sequences)
+        if lengths.min() < lengths.max() and getattr(self.module_ if self.initialized_ else None, "last_only", False):
+            raise ValueError("X must have sequences of one length, as in the first fit, got ragged ones: call fit.")
+        data = self._scaled(sequences), self._padded_numbers(targets, lengths)
+        self.is_training_ = True
+        try:
+            with self._own_random_numbers():
+                return super().partial_fit(*data)
+        finally:
+            self.is_training_ = False
+
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:  # noqa: N803
+        """Return the data sets of training and validation; one of a user's own is made what `partial_fit` makes of X.
+
+        Raises:
+            ValueError: If it does not fit, or has no X and y.
+        """
+        whole = self.get_dataset(X, y)
+        training, validation = super().get_split_datasets(whole, y, **fit_params)
+        if training is not whole or validation is None or getattr(validation, "dataset", None) is whole:
+            return training, validation  # parts of the whole
+        sequences, lengths, targets = self._checked(*_unpacked(validation))
+        self._check_width(sequences)
+        return training, self.get_dataset(self._scaled(sequences), self._padded_numbers(targets, lengths))
+
+    def _checked(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:  # noqa: N803
+        """Return sequences, (N, T) or (N, T, D), their lengths, (N,), and the targets of all, or of all steps."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         sequences = self._check_sequences(X)
@@ -288,28 +351,11 @@ class SequenceNet(NeuralNet, ABC):
         targets = self._check_targets(_steps_of(y, lengths) if self.per_step else y)
         if not self.per_step:
             check_consistent_length(sequences, targets)
-        if self.initialized_:
-            self._check_unchanged()
-        else:
-            self.input_size_ = sequences.shape[2] if sequences.ndim == 3 else 1
-            self.output_size_ = self._learn_targets(targets, classes)
-            self.is_ragged_ = bool(lengths.min() < lengths.max())
-            self.num_chunks_ = round(math.sqrt(lengths.max())) if self.num_chunks is None else self.num_chunks
-            self._learn_scale(sequences)
-            # The state that torch.manual_seed would set, so that a seed gives the numbers of a loop by hand.
-            self.rng_state_ = torch.Generator().manual_seed(self._seed()).get_state()
-        self._check_width(sequences)
-        if lengths.min() < lengths.max() and getattr(self.module_ if self.initialized_ else None, "last_only", False):
-            raise ValueError("X must have sequences of one length, as in the first fit, got ragged ones: call fit.")
+        return sequences, lengths, targets
+
+    def _padded_numbers(self, targets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
         numbers = self._numbers_of(targets)
-        self.is_training_ = True
-        try:
-            with self._own_random_numbers():
-                return super().partial_fit(
-                    self._scaled(sequences), _padded(numbers, lengths) if self.per_step else numbers
-                )
-        finally:
-            self.is_training_ = False
+        return _padded(numbers, lengths) if self.per_step else numbers
 
     def _learn_scale(self, sequences: NDArray[Any]) -> None:
         steps = sequences.reshape(-1, self.input_size_).astype(np.float64)
@@ -386,8 +432,8 @@ class SequenceNet(NeuralNet, ABC):
     def forward_iter(self, X: Any, training: bool = False, device: str = "cpu") -> Generator[Any, Any, None]:  # noqa: N803
         """Yield the outputs of each batch, (B, C), or (B, T, C) with `per_step`; sequences may be of any length."""
         self.check_is_fitted()
-        if not is_dataset(X):  # a data set is skorch's own, of data that fit has checked
-            X = self._check_sequences(X)  # noqa: N806
+        if not (self.is_training_ and is_dataset(X)):  # then it is skorch's own, of data that fit has checked
+            X = self._check_sequences(_unpacked(X)[0] if is_dataset(X) else X)  # noqa: N806
             self._check_width(X)
             X = self._scaled(X)  # noqa: N806
         yield from super().forward_iter(X, training, device)
@@ -518,7 +564,8 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         random_state: Seed of weights, order and dropout: an int gives the numbers of a loop after `torch.manual_seed`.
             The generators of torch, and of NumPy if it is not None, are left as they were.
         train_split: None to train on all data; or for callbacks that validate, such as early stopping,
-            `skorch.dataset.ValidSplit(0.2, stratified=True)`.
+            `skorch.dataset.ValidSplit(0.2, stratified=True)`, or `skorch.helper.predefined_split(Dataset(X, y))` with
+            other data as for `fit`.
         verbose: 1 prints a line an epoch.
         **skorch_options: Any other argument of `skorch.NeuralNetClassifier`: `callbacks`, `device`, `warm_start`,
             `optimizer__…`, `module__…`, …; skorch checks their names in `fit`. A `criterion`, a class of losses of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt._checks import check_choice, check_dtype
+from fptt._checks import check_choice, check_dtype, check_sequences
 from fptt._sequence import flatten_state
 from fptt.nn.cells import fused_operator, run_plain, run_whole
 from fptt.nn.native import MODES, suits_native
@@ -89,16 +89,14 @@ class _Model(nn.Module):
 
     def _run(self, inputs: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """Return outputs and state tensors for inputs of either layout."""
-        if inputs.dim() != 3 or inputs.shape[-1] != self.rnn.input_size:
-            layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
-            raise ValueError(
-                f"inputs must have shape {layout} with D = {self.rnn.input_size}, got {tuple(inputs.shape)}."
-            )
-        self._check_dtype(inputs)
+        check_sequences(inputs, self.rnn.input_size, batch_first=self.batch_first)
+        self._check_dtype("inputs", inputs)
         # time-major from here on, as the kernels want it
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         states = self._checked_states(inputs, states)
         kernel = self._kernel_for(inputs)
+        for state in states if kernel != "native" else []:  # which converts
+            self._check_dtype("state", state)
         hidden, states = self._run_kernel(kernel, inputs, states)
         if self.last_only:
             # the state is the same number, and its gradient not an output's with zeros for all other steps
@@ -106,12 +104,12 @@ class _Model(nn.Module):
         outputs = self.readout(hidden)
         return outputs.transpose(0, 1) if self.batch_first else outputs, states
 
-    def _check_dtype(self, inputs: Tensor) -> None:
+    def _check_dtype(self, name: str, tensor: Tensor) -> None:
         weight = next(iter(self.rnn._parameters.values()), None)  # at every call: `parameters()` takes 10 µs
-        if weight is None or inputs.dtype == weight.dtype:
+        if weight is None or tensor.dtype == weight.dtype:
             return
         if self._is_as_made():  # hooks, or a forward pass of somebody's own, may convert
-            check_dtype("inputs", inputs, weight)
+            check_dtype(name, tensor, weight)
 
     def _is_as_made(self) -> bool:
         """Return whether the recurrent layer computes what the cells do: one of `torch.nn`, perhaps parametrized."""
@@ -201,8 +199,9 @@ class LSTM(_Model):
             few inputs and a wide state, those of `torch.nn` are so small that the state hardly hears the inputs.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
-            the dtype of the weights, outside of autocast.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
+            of the weights, outside of autocast.
+        TypeError: On a call, if the inputs are no tensor: `fptt.predict` and the methods take packed sequences.
 
     Examples:
         >>> model = fptt.nn.LSTM(3, 16, 10, readout_sizes=[32])

@@ -64,6 +64,11 @@ def test_columns_that_are_never_known_in_the_same_row_hold_their_values(tmp_path
     assert values(pieces)[0] == [[1, 2], [3, 2], [3, 4]]
 
 
+def test_a_column_of_many_digits_keeps_them(tmp_path: Path) -> None:
+    pieces = read(data=write(tmp_path, "stamp,target\n1700000000.5,x\n1700000001.5,y\n"))
+    assert values(pieces)[0] == [[1700000000.5], [1700000001.5]]
+
+
 def test_rows_with_a_gap_are_skipped_or_an_error(tmp_path: Path) -> None:
     data = write(tmp_path, GAPS)
     pieces = read(data=data, missing="skip")

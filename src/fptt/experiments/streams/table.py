@@ -171,7 +171,7 @@ class Table:
         def piece(*, is_last: bool) -> Piece:
             kept = {**place, "digest": digest.hexdigest(), "labels": list(numbers), "held": list(place["held"])}
             return Piece(
-                torch.tensor(signal, dtype=torch.float32).view(-1, self.num_inputs),
+                torch.tensor(signal, dtype=torch.float64).view(-1, self.num_inputs),
                 torch.tensor(targets, dtype=torch.float64 if self.kind == "regression" else torch.long),
                 list(numbers),
                 is_first,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt._checks import check_choice, check_count, check_dtype, check_positive, check_unit_interval
+from fptt._checks import check_choice, check_count, check_dtype, check_positive, check_sequences, check_unit_interval
 from fptt.nn.spiking.neurons import ALIFLayer, ALIFState, LIFLayer, LIFState, LiquidLIFLayer, Reset
 from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_shapes, counter_dtype
 from fptt.nn.spiking.surrogates import MultiGaussian, Surrogate
@@ -65,9 +65,9 @@ class LIF(nn.Module):
         **options: Those of a subclass.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
-            the dtype of the weights, outside of autocast.
-        TypeError: If the surrogate is none.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
+            of the weights, outside of autocast.
+        TypeError: If the surrogate is none; on a call, if the inputs are no tensor.
 
     Examples:
         >>> model = fptt.nn.spiking.LIF(3, 16, 10, pool="mean")
@@ -153,9 +153,7 @@ class LIF(nn.Module):
 
     def forward(self, inputs: Tensor, state: SpikingState | None = None) -> tuple[Tensor, SpikingState]:
         """Return outputs, (T, B, C), and state for inputs (T, B, D); state None is zeros."""
-        if inputs.dim() != 3 or inputs.shape[-1] != self.input_size:
-            layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
-            raise ValueError(f"inputs must have shape {layout} with D = {self.input_size}, got {tuple(inputs.shape)}.")
+        check_sequences(inputs, self.input_size, batch_first=self.batch_first)
         check_dtype("inputs", inputs, self._like())
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         state = self._zeros(inputs) if state is None else self._checked(inputs, state)
@@ -188,6 +186,8 @@ class LIF(nn.Module):
         of_neurons = (*[shape] * (self.layer.num_moving + 1), (batch_size, 1))
         check_shapes("a SpikingState", state, (of_neurons, of_readout))
         neurons, readout = state
+        for moving in neurons[: self.layer.num_moving]:
+            check_dtype("state", moving, self._like())
         return SpikingState(self.layer.state(*neurons), None if readout is None else ReadoutState(*readout))
 
 
@@ -208,9 +208,9 @@ class ALIF(LIF):
         **options: Those of `LIF`.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
-            the dtype of the weights, outside of autocast.
-        TypeError: If the surrogate is none.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
+            of the weights, outside of autocast.
+        TypeError: If the surrogate is none; on a call, if the inputs are no tensor.
 
     Examples:
         >>> outputs, state = fptt.nn.spiking.ALIF(3, 16, 10)(torch.randn(7, 4, 3))
@@ -255,9 +255,9 @@ class LiquidLIF(ALIF):
         **options: Those of `ALIF` and `LIF`.
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
-            the dtype of the weights, outside of autocast.
-        TypeError: If the surrogate is none.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
+            of the weights, outside of autocast.
+        TypeError: If the surrogate is none; on a call, if the inputs are no tensor.
 
     Examples:
         >>> outputs, state = fptt.nn.spiking.LiquidLIF(3, 16, 10, num_layers=2)(torch.randn(7, 4, 3))

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from fptt._checks import check_choice, check_count, check_dtype, check_positive
+from fptt._checks import check_choice, check_count, check_dtype, check_positive, check_sequences
 
 Pool = Literal["last", "mean", "max"]
 """What is read out at a step: the potential itself, or its mean or maximum since the sequence began."""
@@ -38,8 +38,9 @@ class LeakyReadout(nn.Module):
             Nature Machine Intelligence 2023).
 
     Raises:
-        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or the inputs do not have
-            the dtype of the weights, outside of autocast.
+        ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
+            of the weights, outside of autocast.
+        TypeError: On a call, if the inputs are no tensor.
 
     Examples:
         >>> readout = fptt.nn.spiking.LeakyReadout(8, 3, pool="mean")
@@ -80,16 +81,14 @@ class LeakyReadout(nn.Module):
 
     def forward(self, inputs: Tensor, state: ReadoutState | None = None) -> tuple[Tensor, ReadoutState]:
         """Return outputs, (T, B, C), and state for spikes (T, B, H); state None is zeros."""
-        if inputs.dim() != 3 or inputs.shape[-1] != self.linear.in_features:
-            raise ValueError(
-                f"inputs must have shape (T, B, H) with H = {self.linear.in_features}, got {tuple(inputs.shape)}."
-            )
+        check_sequences(inputs, self.linear.in_features, name="H")
         check_dtype("inputs", inputs, self.rate_logit)
         if state is None:
             state = self.initial_state(inputs)
         else:
             check_shapes("a ReadoutState", state, self.state_shapes(inputs.shape[1]))
             state = ReadoutState(*state)
+            check_dtype("state", state.o, self.rate_logit)
         potentials = self._potentials(self.linear(inputs).to(state.o.dtype), state.o)
         if state.pooled is None or state.num_steps is None:
             return potentials, ReadoutState(potentials[-1], None, None)
