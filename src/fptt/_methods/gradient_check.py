@@ -243,7 +243,7 @@ class _Checker:
         """Return the loss of a chunk and the next state."""
         try:
             result = model(chunk.inputs.clone(), state)  # every chunk runs several times
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # of torch, or of the layers of `fptt.nn`
             if any(word in str(error) for word in ("dtype", "scalar type", "Float", "Double", "Half")):
                 raise self._not_in_dtype(str(error)) from error
             raise
