@@ -245,8 +245,9 @@ def test_parametrized_weights(name: str, kernel: Any, width: int) -> None:
 
 @every_model
 @every_kernel
-def test_sequences_and_states_that_no_layer_takes_are_named(name: str, kernel: Any) -> None:
-    model, inputs = MODELS[name](3, 8, 2, kernel=kernel), torch.ones(7, 4, 3)
+@pytest.mark.parametrize("width", [8, 32])
+def test_sequences_and_states_that_no_layer_takes_are_named(name: str, kernel: Any, width: int) -> None:
+    model, inputs = MODELS[name](3, width, 2, kernel=kernel), torch.ones(7, 4, 3)
     with pytest.raises(TypeError, match="inputs must be a tensor, got a PackedSequence"):
         model(nn.utils.rnn.pack_padded_sequence(inputs, torch.tensor([7, 5, 5, 1])))
     with pytest.raises(ValueError, match=r"inputs must have at least one time step, got shape \(0, 4, 3\)"):
@@ -254,7 +255,7 @@ def test_sequences_and_states_that_no_layer_takes_are_named(name: str, kernel: A
     state = map_state(Tensor.double, model.initial_state(inputs))
     with pytest.raises(ValueError, match=r"state must have the dtype of the weights, torch.float32, got torch.float64"):
         model(inputs, state)
-    batch_first = MODELS[name](3, 8, 2, kernel=kernel, batch_first=True)
+    batch_first = MODELS[name](3, width, 2, kernel=kernel, batch_first=True)
     with pytest.raises(ValueError, match=r"at least one time step, got shape \(4, 0, 3\)"):
         batch_first(inputs.transpose(0, 1)[:, :0])
     assert batch_first(inputs[:, :0].transpose(0, 1))[0].shape == (0, 7, 2)

@@ -94,9 +94,9 @@ class _Model(nn.Module):
         # time-major from here on, as the kernels want it
         inputs = inputs.transpose(0, 1) if self.batch_first else inputs
         states = self._checked_states(inputs, states)
-        kernel = self._kernel_for(inputs)
-        for state in states if kernel != "native" else []:  # which converts
+        for state in states:
             self._check_dtype("state", state)
+        kernel = self._kernel_for(inputs)
         hidden, states = self._run_kernel(kernel, inputs, states)
         if self.last_only:
             # the state is the same number, and its gradient not an output's with zeros for all other steps

@@ -187,11 +187,10 @@ def _read(setting: Setting) -> dict[str, Sequences]:
     train = read_sequences(files["train"], columns, targets)
     # one part without the times of the others would be in the order of its rows, whatever that is
     timed = columns._replace(time=train.time_name or columns.time)
-    parts = {
-        name: train
-        if name == "train"
-        else read_sequences(file, columns if suffix_of(file) == ".npz" else timed, targets)
-        for name, file in files.items()
+    others = {name: file for name, file in files.items() if name != "train"}
+    parts = {"train": train} | {
+        name: read_sequences(file, columns if suffix_of(file) == ".npz" else timed, targets)
+        for name, file in others.items()
     }
     for name, part in parts.items():
         if part.inputs.shape[1] != train.inputs.shape[1] or part.input_names != train.input_names:
