@@ -347,9 +347,12 @@ def test_first_settings_are_those_of_the_data(tmp_path: Path) -> None:
         own = replace(starting_config([*given, "--cell", cell]), cell=cell)
         make_model(own, load(path))  # refuses what the cell does not have
     assert starting_config([*given, "--chrono-init", "none", "--limit", "none", "--length", "none"]) == config
-    assert (
-        starting_config([*given, "--inputs", "inputs", "--num-chunks", "3"]).num_chunks == 5
-    )  # a default of 3's option
+    assert starting_config([*given, "--inputs", "inputs"]) == config
+    path.unlink()
+    with pytest.raises(UserError, match=r"x.npz' does not exist"):
+        starting_config(given)
+    # with a K of the user's own they are not wanted: a finished comparison is shown without its data
+    assert starting_config([*given, "--num-chunks", "3"]) == replace(config, num_chunks=8)
 
 
 def test_data_are_read_once_and_again_when_they_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,7 @@ class _Given(Origin):
     engine: str = "eager"
     cell: str = "lstm"
     chrono_init: int | None = None
+    num_chunks: str | None = None
     data: str | None = None
 
 
@@ -140,9 +141,8 @@ def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]
         config = replace(config, forget_bias=0.0)
     if given.cell.endswith("lif"):  # spiking neurons, which draw their weights in another way
         config = replace(config, fan_in_init=False)
-    is_there = given.data is not None and Path(given.data).expanduser().exists()
-    if not is_there or not {"-h", "--help"}.isdisjoint(arguments):
-        return config
+    if given.data is None or given.num_chunks is not None or not {"-h", "--help"}.isdisjoint(arguments):
+        return config  # data are read for a K that is wanted alone: what has finished may have lost them
     from fptt.experiments.tasks.registry import load_task  # seconds of loading
 
     setting = replace(config, **{**vars(_parsed(DataSetting, arguments)), "task": config.task})
