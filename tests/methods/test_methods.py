@@ -586,6 +586,24 @@ def test_each_chunk_uses_its_own_dual_from_batch_to_batch() -> None:
         fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, num_duals=4, engine="compiled")
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_duals_are_as_many_as_chunks(count: int) -> None:
+    """A dual that two chunks share is neither's; one that no chunk has is a zero in the mean of all."""
+    model = lstm()
+    with pytest.raises(ValueError, match=f"num_duals must be 1 or num_chunks, 4, got {count}"):
+        fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, num_duals=count)
+    optimizer = sgd(model)
+    own = fptt.DynamicRegularizer(model.parameters(), num_duals=count)
+    with pytest.raises(ValueError, match=f"num_duals must be 1 or num_chunks, 4, got {count}"):
+        fptt.FPTT(model, optimizer, terminal(), num_chunks=4, regularizer=own)
+    method = fptt.FPTT(model, optimizer, terminal(), chunk_length=2, num_duals=count)
+    inputs, targets = batch()
+    assert method.train_batch(inputs[: 2 * count], targets).updates == count
+    with pytest.raises(ValueError, match=f"at least the number of chunks, {count + 1}, got {count}"):
+        method.train_batch(inputs[: 2 * count + 1], targets)
+    assert method.updates == count
+
+
 @pytest.mark.parametrize(("name", "value"), [("max_norm", 1.0), ("horizon", 2), ("check_finite", False)])
 def test_a_setting_of_a_method_is_fixed(name: str, value: Any) -> None:
     """Hooks and engine hold copies, so that another value would change nothing."""

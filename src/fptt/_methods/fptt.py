@@ -45,7 +45,8 @@ class FPTT(Method):
         coupling: `decoupled`, the penalty taken off the weights after the optimizer's step, or `coupled`, added to the
             gradient.
         mu: Weight of the pull towards the average in the form `released`, > 0.
-        num_duals: Duals of each parameter: 1, or as many as chunks, so that each has its own; eager only.
+        num_duals: Duals of each parameter: 1, or as many as chunks, so that each has its own; with `chunk_length` as
+            many as the longest sequence has. Eager only.
         previous_gradient: `dual`, at no cost, or `recomputed`, which takes ∇ℓ_t(W_{t+1}) by a second forward and
             backward pass a chunk, from the same incoming state and with the same random numbers; normalization layers
             with running statistics see the chunk twice. Eager, coupled and `paper` only.
@@ -105,6 +106,8 @@ class FPTT(Method):
                 previous_gradient=previous_gradient,
                 num_duals=num_duals,
             )
+        if regularizer is not None and num_chunks is not None and regularizer.num_duals not in (1, num_chunks):
+            raise ValueError(f"num_duals must be 1 or num_chunks, {num_chunks}, got {regularizer.num_duals}.")
         super().__init__(
             model,
             optimizer,

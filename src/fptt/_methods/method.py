@@ -341,6 +341,8 @@ class Method:
         # in a stream, and in one process of several, a batch may have no real step
         allow_empty = is_stream or not self._replicas.needs_steps
         chunks = cut_batch(batch, self.loss, self.chunking, allow_empty=allow_empty)
+        if 1 < num_duals < len(chunks):
+            raise ValueError(f"num_duals must be 1 or at least the number of chunks, {len(chunks)}, got {num_duals}.")
         if not is_stream:
             check_horizon(self.horizon, len(chunks))
         if not self.check_finite:

@@ -185,8 +185,6 @@ def check_chunks(config: TrainConfig, task: Task) -> None:
             f"lanes must be together with ragged sequences, got staggered with {task.name}: how many batches an epoch "
             "has would depend on its order."
         )
-    if config.method == "fptt" and config.num_duals not in (1, config.num_chunks):
-        raise UserError(f"num_duals must be 1 or num_chunks, {config.num_chunks}, got {config.num_duals}.")
     if config.lanes == "staggered" and config.num_duals > 1 and config.method == "fptt":
         raise UserError(f"num_duals must be 1 with lanes staggered, got {config.num_duals}.")
 
