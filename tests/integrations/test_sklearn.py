@@ -237,6 +237,7 @@ def test_large_integers_keep_their_digits() -> None:
             {"cell": "qrnn"},
             r"cell must be one of .* callable \(input_size, hidden_size, output_size, \*\*options",
         ),
+        (X, Y, {"cell": ["lstm"]}, r"cell must be one of .* got \['lstm'\]"),
         (X, Y, {"cell": nn.LSTM}, "cell must be .* got torch.nn.LSTM, which has no output_size: .* is num_layers"),
         (X, Y, {"cell": nn.GRUCell}, "cell must be .* got torch.nn.GRUCell, which has no output_size: .* is bias"),
         (X, Y, {"cell": partial(nn.GRU)}, "output_size = 3 outputs a step, got 6 of GRU"),

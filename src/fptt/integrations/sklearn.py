@@ -190,7 +190,7 @@ class SequenceNet(NeuralNet, ABC):
         """Build the model."""
         if not hasattr(self, "input_size_"):
             raise ValueError(f"{type(self).__name__} learns its sizes from the data: call fit or partial_fit.")
-        make = CELLS.get(self.cell, self.cell)
+        make = CELLS[self.cell] if self._has_named_cell else self.cell
         wanted = f"cell must be one of {', '.join(map(repr, CELLS))} or a callable {SIGNATURE}"
         if not callable(make):
             raise ValueError(f"{wanted}, got {self.cell!r}.")
@@ -200,9 +200,13 @@ class SequenceNet(NeuralNet, ABC):
                 f"{'num_layers' if issubclass(make, nn.RNNBase) else 'bias'}."
             )
         own = self.get_params_for("module")
-        options = (self._first_options(own) if self.cell in CELLS else {}) | own
+        options = (self._first_options(own) if self._has_named_cell else {}) | own
         self.module_ = make(self.input_size_, to_python(self.hidden_size), self.output_size_, **options)
         return self
+
+    @property
+    def _has_named_cell(self) -> bool:
+        return isinstance(self.cell, str) and self.cell in CELLS
 
     def _first_options(self, own: dict[str, Any]) -> dict[str, Any]:
         """Return the options of a layer that has been given its own ones: the first settings of `fptt train`."""
@@ -407,7 +411,7 @@ class SequenceNet(NeuralNet, ABC):
         sequences, mask = self._time_major(inputs)
         is_first = self.method_.batches == 0
         loss = self.method_.train_batch(sequences, self._time_major_targets(targets), mask=mask).loss
-        if is_first and self.cell not in CELLS:
+        if is_first and not self._has_named_cell:
             self._check_num_outputs(batch)
         return {"loss": loss, "y_pred": self.evaluation_step(batch) if self._predictions_are_wanted() else None}
 
