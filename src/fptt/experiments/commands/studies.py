@@ -30,7 +30,7 @@ class _Study(Origin):
     seeds: int = 3
     """Number of seeds, from 0."""
     jobs: int = 1
-    """Runs at a time; the cores are divided among them. More than one disturbs the time of recipes with threads."""
+    """Runs at a time, which share the cores. More than one disturbs the time of runs with several threads."""
     overwrite: bool = False
     """Replace finished runs of other settings in the folder."""
 
