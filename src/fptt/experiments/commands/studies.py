@@ -125,8 +125,8 @@ class Report:
     results: Path = Path("results")
     """Folder of folders, one an experiment."""
     out: Path | None = None
-    """Folder for results.md and figures/; report in the folder of other results, and docs for those in results, whose
-    table of the paper's tasks README.md beside it gets too, between marks."""
+    """Folder for results.md and figures/. By default the folder report in that of the results; but for results it is
+    docs, and README.md then gets the table of the paper's tasks too, if it has the marks for it."""
 
     def __call__(self, console: Console) -> None:
         """Write the page."""

@@ -400,7 +400,7 @@ class StreamConfig(Checked):
     checkpoint_steps: Count | None = 100_000
     """Save all that is needed to resume, after every so many steps; Ctrl-C saves it too."""
     window: Count = 10_000
-    """Labeled steps of the rolling accuracy."""
+    """Labeled steps of the rolling metric."""
     seed: Seed = 0
     """Seed of the weights, below 2³¹."""
     threads: Workers | None = 1
