@@ -67,7 +67,7 @@ class Compare(_Study):
     """Comma-separated budgets at which the methods are compared; epochs is always one of them. With --early-stopping
     the others need the schedule constant or plateau."""
     out: Path | None = None
-    """Folder for all runs, table (compare.md) and plot; out/compare-TASK by default."""
+    """Folder for all runs, table (compare.md) and plot; out/compare-TASK by default, or -RECIPE where one is given."""
 
     def __call__(self, console: Console) -> None:
         """Run what is not finished, and report."""
@@ -103,7 +103,7 @@ class Ablate(_Study):
     grid: bool = False
     """Every combination, instead of one setting at a time."""
     out: Path | None = None
-    """Folder for all runs, table (ablation.md) and plot; out/ablate-TASK by default."""
+    """Folder for all runs, table (ablation.md) and plot; out/ablate-TASK by default, or -RECIPE where one is given."""
 
     def __call__(self, console: Console) -> None:
         """Run what is not finished, and report."""
