@@ -152,8 +152,9 @@ def _is_same(one: Path, other: Path) -> bool:
 class Export:
     """Write one time step of a trained model as a program of torch.export, which needs torch alone to run, or of ONNX.
 
-    It takes inputs (B, D) as they are in the data and a state, at first zeros, and returns the probabilities of the
-    classes, or numbers, and the next state. Before it is written, it is run beside the model on the same sequences.
+    It takes inputs (B, D) and a state, at first zeros, and returns the probabilities of the classes, or numbers, and
+    the next state. Inputs of the task sequences are those of the data; other tasks prepare theirs, and the program does
+    not. Before it is written, it is run beside the model on the same sequences.
 
     fptt export out/first --out model.pt2
 
