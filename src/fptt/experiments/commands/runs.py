@@ -109,8 +109,9 @@ class Evaluate:
 class Predict:
     """Predict new sequences with a trained model.
 
-    Inputs are named and standardized as in training; a target is not needed. The rows are those of the sequences, or of
-    the steps where the model has been trained with a target a step.
+    Inputs of the task sequences are those of the data, by their names, and are standardized as in training; other tasks
+    prepare theirs, as pixels in [0, 1], and this command does not. A target is not needed. The rows are those of the
+    sequences, or of the steps where the model has been trained with a target a step.
 
     fptt predict out/first --data new.csv --out predictions.csv
     """
