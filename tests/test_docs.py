@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -59,6 +60,9 @@ def test_a_command_is_one_of_the_command_line(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # sequences of a user's own are read for their length, and those of the documents are not there
+    data = SimpleNamespace(training_length=lambda: 100)
+    monkeypatch.setattr("fptt.experiments.tasks.registry.load_task", lambda *_: data)
     for name, *options in arguments(line.text):
         assert name in COMMANDS, f"{line.place}: there is no command {name!r}"
         parse: Callable[..., Any] = import_module(f"fptt.experiments.commands.{COMMANDS[name]}").parse

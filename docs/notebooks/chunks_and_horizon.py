@@ -44,7 +44,7 @@ test_inputs, test_classes = recall(500)
 # %% [markdown]
 # ## Updates against reach
 #
-# The sign stands 30 steps before the end. One chunk (K = 1, BPTT) sees all of it, and makes one update a batch. With
+# The sign stands 30 steps before the end. One chunk (K = 1) sees all of it, as in BPTT, for one update a batch. With
 # K = 8, chunks of 8 steps, there are eight updates, and no gradient goes from the answer back to the sign.
 # `horizon=4` lets each gradient go back through the three chunks before its own as well: eight updates, 32 steps, for
 # four times the arithmetic.
@@ -75,7 +75,7 @@ plt.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 plt.tight_layout()
 
 # %% [markdown]
-# On this seed the single update of BPTT is too few in 100 batches; eight a batch learn it, since the state carries
+# On this seed a single update a batch is too few in 100 batches; eight a batch learn it, since the state carries
 # the sign over the cuts even where the gradient does not go back; and with a longer reach they learn it sooner.
 # Another task may want it otherwise: copying symbols over 100 steps is learned by no short chunk ([how to
 # choose](../how-to-choose.md)).

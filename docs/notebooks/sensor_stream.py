@@ -117,15 +117,17 @@ def progressive(learner: fptt.OnlineLearner, num_steps: int) -> tuple[float, flo
     hits, rival = [], []
     held = dict.fromkeys(("vibration", "temperature", "speed"), 0.0)
     waiting: deque[str] = deque()
+    known = None
     for step, (x, state) in enumerate(sensor(num_steps)):
         held |= {name: value for name, value in x.items() if not math.isnan(value)}
         if step > num_steps // 2:
             hits.append(learner.predict_one(held) == state)
-            rival.append(waiting[0] == state)
+            rival.append(known == state)
         learner.learn_one(dict(held))  # no label yet
         waiting.append(state)
-        if len(waiting) > DELAY:
-            learner.learn_delayed(waiting.popleft(), delay=DELAY)
+        if len(waiting) == DELAY:
+            known = waiting.popleft()
+            learner.learn_delayed(known, delay=DELAY)  # a delay of 1 is that of the last step
     return sum(hits) / len(hits), sum(rival) / len(rival)
 
 

@@ -17,10 +17,10 @@ OF_FPTT = ("alpha", "beta", "form", "coupling", "mu", "previous_gradient", "num_
 class FPTT(Method):
     """Cut the sequence into chunks, and update after each with a penalty that remembers the losses of those before.
 
-    With u the optimizer's own step on ∇ℓ_t, W̄ the average and l the dual of each weight (Kag & Saligrama 2021,
+    With −u the optimizer's own step on ∇ℓ_t, W̄ the average and l the dual of each weight (Kag & Saligrama 2021,
     Algorithm 1, in the decoupled form, which is the default):
 
-        W_{t+1} = W_t − η u − [γ (W_t − W̄_t) − l_t/2]
+        W_{t+1} = W_t − u − [γ (W_t − W̄_t) − l_t/2]
         l_{t+1} = l_t − γ (W_{t+1} − W̄_t)
         W̄_{t+1} = (1 − β) W̄_t + β W_{t+1} − (β/γ) l_{t+1}
 

@@ -136,6 +136,17 @@ def test_ptb_is_lines_of_words_and_of_characters(
         )
 
 
+def test_ptb_goes_beside_other_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the guide has it: `--out data/har`, `--out data/hapt`, and `--out data` for both folders of the Treebank."""
+    path, out = ptb_archive(tmp_path / "a.tgz"), tmp_path / "data"
+    (out / "har").mkdir(parents=True)
+    (out / "har" / "train.parquet").touch()
+    assert run(["data", "ptb", str(path), "--out", str(out)]) == 0
+    assert f"--task ptb-char --data {out / 'ptb-char'}" in " ".join(capsys.readouterr().out.split())
+    assert run(["data", "ptb", str(path), "--out", str(out)]) == 2
+    assert f"{str(out / 'ptb-word')!r} must be a new or an empty folder" in " ".join(capsys.readouterr().err.split())
+
+
 def test_links_to_nothing_are_no_files_of_an_archive(tmp_path: Path) -> None:
     path = ptb_archive(tmp_path / "a.tgz", {"latest": "gone.txt", "round": "round", "words.txt": "ptb.train.txt"})
     with Archive(path) as archive:
@@ -175,11 +186,12 @@ def test_what_is_no_archive_or_no_empty_folder_is_named(tmp_path: Path, capsys: 
     (tmp_path / "a.zip").write_text("hello")
     good = ptb_archive(tmp_path / "good.tgz")
     (tmp_path / "cut.tgz").write_bytes(good.read_bytes()[:150])
+    (tmp_path / "full" / "ptb-char" / "old").mkdir(parents=True)
     cases = [
         ("nowhere.zip", "out", "nowhere.zip' does not exist"),
         ("a.zip", "out", "a.zip' cannot be read: it is no zip or tar archive"),
         ("cut.tgz", "out", "cut.tgz' cannot be read"),
-        ("good.tgz", ".", "must be a new or an empty folder"),
+        ("good.tgz", "full", "must be a new or an empty folder"),
     ]
     for name, out, message in cases:
         assert run(["data", "ptb", str(tmp_path / name), "--out", str(tmp_path / out)]) == 2

@@ -38,6 +38,7 @@ def test_the_card_of_a_run(
     assert f"| test accuracy | {summary['test_accuracy']:.4f} |" in card
     assert f"| updates | {summary['updates']:,} |" in card
     assert "(`left`, `right`)" in card
+    assert "or a DataFrame, as in the data" in card
     assert "Weights of epoch 1, chosen by validation; seed 3. The run ended as planned." in card
     assert ("averages=True" in card) is (method == "fptt")
 
@@ -59,6 +60,13 @@ def test_the_card_of_a_run(
     assert expected.items() <= found.items()
     assert found["test_accuracy"] == summary["test_accuracy"]
     assert found["validation_accuracy"] == summary["validation_accuracy"]
+
+
+def test_the_card_says_that_a_task_prepares_its_inputs(tmp_path: Path) -> None:
+    """Images of 0 to 16 are pixels in [0, 1] to the model, which predicts nonsense from others."""
+    assert run(["train", "--task", "digits", "--limit", "14", "--out", str(tmp_path / "run"), *QUICK]) == 0
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "or a DataFrame, prepared as the task does" in card
 
 
 def test_the_card_of_a_text_names_no_predictions(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Speed(_Benchmark):
 
     fptt bench speed --cells lstm --batch-sizes 128 --num-chunks 28,T     a part of the grid
 
-    fptt bench speed --engines eager                                      without compiling anything
+    fptt bench speed --engines eager                                      without compiled steps
     """
 
     quick: bool = False
@@ -151,7 +151,7 @@ class Spiking(_Benchmark):
     the package cannot be imported; its update is not FPTT as printed (docs/method.md), and its cost is about that of
     `recomputed`: two passes an update.
 
-    fptt bench spiking --engines eager    without compiling anything
+    fptt bench spiking --engines eager    without compiled steps
     """
 
     out: Path = Path("out/bench")
@@ -215,7 +215,7 @@ class Memory(_Benchmark):
     chunk_length: int = 100
     """Longest chunk of FPTT, in time steps."""
     engine: Literal["eager", "compiled"] = "eager"
-    """Executor of FPTT. On CPUs compiled steps are unrolled: for a --chunk-length of at most about 30."""
+    """Executor of FPTT; its steps are compiled before anything is measured."""
     limit_gib: float = 4.0
     """Stop BPTT before the length at which its memory is predicted to be larger."""
     threads: int | None = None

@@ -30,12 +30,12 @@ class Data:
     archive: tyro.conf.Positional[Path]
     """Its archive: of har and hapt a zip file of the UCI repository, of ptb simple-examples.tgz."""
     out: Path
-    """Folder for the Parquet files, new or empty."""
+    """Folder for the Parquet files. It must be new or empty; of ptb, its folders ptb-word and ptb-char must be."""
 
     def __call__(self, console: Console) -> None:
         """Convert, and print what was found."""
         check_folder(self.out)
-        from fptt.experiments.tasks.archives import Archive, convert  # seconds of loading
+        from fptt.experiments.tasks.archives import FOLDERS, Archive, convert  # seconds of loading
 
         with Archive(self.archive) as archive:
             say(console, f"{self.archive}: SHA-256 {archive.digest()}")
@@ -43,8 +43,7 @@ class Data:
         for part in parts:
             verdict = "as in the original" if part.is_original else "which the original has not"
             say(console, f"{part.path}: {part.found}, {verdict}")
-        folders = {"ptb": ("ptb-word", "ptb-char")}.get(self.name, ("",))
-        for folder in folders:
+        for folder in FOLDERS[self.name]:
             say(console, f"to use it: fptt train --task {folder or self.name} --data {self.out / folder}")
 
 

@@ -109,8 +109,9 @@ class Evaluate:
 class Predict:
     """Predict new sequences with a trained model.
 
-    Inputs are named and standardized as in training; a target is not needed. The rows are those of the sequences, or of
-    the steps where the model has been trained with a target a step.
+    Inputs of the task sequences are those of the data, by their names, and are standardized as in training; other tasks
+    prepare theirs, as pixels in [0, 1], and this command does not. A target is not needed. The rows are those of the
+    sequences, or of the steps where the model has been trained with a target a step.
 
     fptt predict out/first --data new.csv --out predictions.csv
     """
@@ -152,8 +153,9 @@ def _is_same(one: Path, other: Path) -> bool:
 class Export:
     """Write one time step of a trained model as a program of torch.export, which needs torch alone to run, or of ONNX.
 
-    It takes inputs (B, D) as they are in the data and a state, at first zeros, and returns the probabilities of the
-    classes, or numbers, and the next state. Before it is written, it is run beside the model on the same sequences.
+    It takes inputs (B, D) and a state, at first zeros, and returns the probabilities of the classes, or numbers, and
+    the next state. Inputs of the task sequences are those of the data; other tasks prepare theirs, and the program does
+    not. Before it is written, it is run beside the model on the same sequences.
 
     fptt export out/first --out model.pt2
 

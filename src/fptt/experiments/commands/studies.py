@@ -30,7 +30,7 @@ class _Study(Origin):
     seeds: int = 3
     """Number of seeds, from 0."""
     jobs: int = 1
-    """Runs at a time; the cores are divided among them. More than one disturbs the time of recipes with threads."""
+    """Runs at a time, which share the cores. More than one disturbs the time of runs with several threads."""
     overwrite: bool = False
     """Replace finished runs of other settings in the folder."""
 
@@ -67,7 +67,7 @@ class Compare(_Study):
     """Comma-separated budgets at which the methods are compared; epochs is always one of them. With --early-stopping
     the others need the schedule constant or plateau."""
     out: Path | None = None
-    """Folder for all runs, table (compare.md) and plot; out/compare-TASK by default."""
+    """Folder for all runs, table (compare.md) and plot; out/compare-TASK by default, or -RECIPE where one is given."""
 
     def __call__(self, console: Console) -> None:
         """Run what is not finished, and report."""
@@ -103,7 +103,7 @@ class Ablate(_Study):
     grid: bool = False
     """Every combination, instead of one setting at a time."""
     out: Path | None = None
-    """Folder for all runs, table (ablation.md) and plot; out/ablate-TASK by default."""
+    """Folder for all runs, table (ablation.md) and plot; out/ablate-TASK by default, or -RECIPE where one is given."""
 
     def __call__(self, console: Console) -> None:
         """Run what is not finished, and report."""
@@ -125,8 +125,8 @@ class Report:
     results: Path = Path("results")
     """Folder of folders, one an experiment."""
     out: Path | None = None
-    """Folder for results.md and figures/; report in the folder of other results, and docs for those in results, whose
-    table of the paper's tasks README.md beside it gets too, between marks."""
+    """Folder for results.md and figures/. By default the folder report in that of the results; but for results it is
+    docs, and README.md then gets the table of the paper's tasks too, if it has the marks for it."""
 
     def __call__(self, console: Console) -> None:
         """Write the page."""

@@ -236,7 +236,7 @@ class MachineSetting(Checked):
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Precision of weights and arithmetic, as Lightning Fabric names it; with mixed ones the weights are float32."""
     threads: Workers | None = None
-    """CPU threads of each process; all cores by default."""
+    """CPU threads of each process; None for all cores."""
     deterministic: bool = False
     """Allow only operations that give the same bits every time; one that cannot is an error."""
     devices: Workers = 1
@@ -400,7 +400,7 @@ class StreamConfig(Checked):
     checkpoint_steps: Count | None = 100_000
     """Save all that is needed to resume, after every so many steps; Ctrl-C saves it too."""
     window: Count = 10_000
-    """Labeled steps of the rolling accuracy."""
+    """Labeled steps of the rolling metric."""
     seed: Seed = 0
     """Seed of the weights, below 2³¹."""
     threads: Workers | None = 1

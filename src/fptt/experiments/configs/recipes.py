@@ -310,6 +310,8 @@ RECIPES: dict[str, Recipe] = {
     "har": Recipe(
         about="activities from windows of sensors, 128 steps",
         config=TrainConfig(task="har", num_chunks=8, batch_size=64, lr=1e-3, epochs=30, forget_bias=1.0),
+        minutes=2,
+        result="accuracy 0.899 ± 0.007",
     ),
     "har-spiking": Recipe(
         about="activities from windows of sensors, 128 steps: spiking neurons",

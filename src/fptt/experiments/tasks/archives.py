@@ -246,7 +246,7 @@ def _numbers_in(file: str) -> tuple[int, int]:
 def ptb(archive: Archive) -> list[Part]:
     """Return the lines of the Penn Treebank in Mikolov's preparation, of words and of characters."""
     parts = []
-    for folder, prefix in (("ptb-word", "ptb"), ("ptb-char", "ptb.char")):
+    for folder, prefix in zip(FOLDERS["ptb"], ("ptb", "ptb.char"), strict=True):
         for name, short in (("train", "train"), ("validation", "valid"), ("test", "test")):
             file = f"{prefix}.{short}.txt"
             content = archive.read(f"data/{file}")
@@ -265,6 +265,9 @@ def ptb(archive: Archive) -> list[Part]:
 DATA_SETS: Mapping[str, Callable[[Archive], list[Part]]] = {"har": har, "hapt": hapt, "ptb": ptb}
 DataSet = Literal["har", "hapt", "ptb"]
 
+FOLDERS: Mapping[DataSet, tuple[str, ...]] = {"har": ("",), "hapt": ("",), "ptb": ("ptb-word", "ptb-char")}
+"""The folders of a data set below that of the command: one for each task that reads it."""
+
 
 def nested(rows: Sequence[np.ndarray]) -> pa.Array:
     """Return a column of signals, (T_i, D) each, as lists of lists."""
@@ -279,11 +282,12 @@ def convert(name: DataSet, archive: Archive, folder: Path) -> list[Part]:
     """Write the Parquet files of a data set, and return what is in them.
 
     Raises:
-        UserError: If the archive does not hold it, or the folder is not empty.
+        UserError: If the archive does not hold it, or a folder that the files go into is not empty.
         UnwritableError: If they cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out {str(folder)!r} must be a new or an empty folder.")
+    for own in (folder / below for below in FOLDERS[name]):
+        if own.exists() and (not own.is_dir() or any(own.iterdir())):
+            raise UserError(f"out {str(own)!r} must be a new or an empty folder.")
     parts = DATA_SETS[name](archive)
     for part in parts:
         file = folder / f"{part.path}-00000-of-00001.parquet"

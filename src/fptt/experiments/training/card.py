@@ -95,7 +95,9 @@ def _commit(summary: Mapping[str, Any]) -> str:
 def _use(interface: Interface, *, is_text: bool, has_averages: bool) -> str:
     if is_text:
         return '```bash\nfptt sample . --prompt "…"\n```'
-    sequences = "an array (N, T, D), a list of arrays (T_i, D), or a DataFrame"
+    # the model itself standardizes what is of one's own; the other tasks prepare their data outside of it
+    prepared = "prepared as the task does" if interface.input_mean is None else "as in the data"
+    sequences = f"an array (N, T, D), a list of arrays (T_i, D), or a DataFrame, {prepared}"
     note = "  # averages=True for the averages of FPTT" if has_averages else ""
     probabilities = "\nrun.predict_proba(x)" if interface.kind == "classes" else ""
     lines = ["import fptt.experiments", "", f'run = fptt.experiments.load_run("."){note}']

@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 
 class Step(nn.Module):
-    """One time step of a model, with standardization: inputs as they are in the data, outputs as predictions.
+    """One time step of a model, with the standardization of its interface: inputs and outputs as those of `predict`.
 
     Args:
         model: Returns outputs and state of inputs (T, B, D) and a state.
