@@ -23,6 +23,7 @@ def row(
         "num_seeds": len(tests),
         f"test_{metric}_mean": mean,
         f"test_{metric}_sd": 0.01,
+        f"validation_{metric}_mean": 1.1 * mean,
         "tests": tests,
         "epochs": 2.0,
         "updates": updates,
@@ -45,6 +46,20 @@ def test_the_longest_training_with_a_control_stands_for_a_task() -> None:
     assert set(found.ours) == {"fptt", "tbptt"}
     (found,) = paper_rows({"alone": alone}, {})
     assert found.experiment == "alone"
+
+
+def test_of_equally_long_trainings_the_one_that_validates_best_stands_for_a_task() -> None:
+    """By FPTT or TBPTT, whichever is better; a third seed counts for more."""
+    slow, fast = ([row(own["method"], own["tests"], own["updates"], lr=lr) for own in LONG] for lr in (1e-4, 1e-3))
+    better = [row("tbptt", {0: 0.95}, 560, lr=1e-5), row("fptt", {0: 0.6}, 560, lr=1e-5)]
+    (found,) = paper_rows({"a": [*slow, *better, *fast]}, {})
+    assert found.ours["fptt"]["config"].lr == 1e-5
+    seeds = [row("tbptt", {0: 0.3, 1: 0.3}, 560), row("fptt", {0: 0.3, 1: 0.3}, 560)]
+    (found,) = paper_rows({"a": [*better, *seeds]}, {})
+    assert found.ours["fptt"]["num_seeds"] == 2
+    errors = [row("fptt", {0: error}, 5, "mse", task="adding", length=200, lr=error) for error in (0.3, 0.1, 0.2)]
+    (found,) = paper_rows({"a": errors}, {})
+    assert found.ours["fptt"]["config"].lr == 0.1
 
 
 def test_inputs_as_published_come_before_longer_training() -> None:

@@ -8,14 +8,15 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.studies.differences import matched_pairs, paired_difference
+from fptt.experiments.studies.differences import direction, matched_pairs, paired_difference
 from fptt.experiments.studies.references import Reference, References
 from fptt.experiments.studies.tables import NONE, Cells, Row, number
 from fptt.experiments.training.plots import COLORS, save_figure
 
 EXPLANATION = (
     "Of each task the longest training here that has a control, beside TBPTT and BPTT with the same settings and "
-    "epochs (in brackets the seeds). Published and replicated: see the sections of the experiments. Differences are "
+    "epochs (in brackets the seeds); of several as long that with most seeds, then the one in which FPTT or TBPTT "
+    "reached the best validation. Published and replicated: see the sections of the experiments. Differences are "
     "paired by seed, with 95 % intervals where there are two seeds. †: inputs not standardized as in the published "
     "settings. ‡: on another device or in another precision than FPTT."
 )
@@ -127,9 +128,22 @@ class _Contest(NamedTuple):
     row: Row
     controls: Mapping[str, Row]
 
-    def rank(self) -> tuple[bool, bool, int]:
-        """Return what is compared: inputs as published before others, with a control before without, then updates."""
-        return self.row["config"].standardization == "published", "tbptt" in self.controls, self.row["updates"]
+    def rank(self) -> tuple[bool, bool, float, int, float]:
+        """Return what is compared: inputs as published before others, with a control before without, then updates.
+
+        Of equally long ones that with most seeds, then the one with the best validation: of FPTT or TBPTT, so that
+        neither is shown at the rate that suits the other alone.
+        """
+        metric = self.row["metric"]
+        sign = 1 if direction(metric) == "higher" else -1
+        cut = [self.row, *(own for method, own in self.controls.items() if method == "tbptt")]
+        return (
+            self.row["config"].standardization == "published",
+            "tbptt" in self.controls,
+            self.row["updates"],
+            self.row["num_seeds"],
+            max(sign * own[f"validation_{metric}_mean"] for own in cut),
+        )
 
 
 def _contests(experiment: str, rows: Sequence[Row]) -> list[_Contest]:
