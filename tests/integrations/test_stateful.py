@@ -533,6 +533,16 @@ def test_a_state_that_begins_with_the_second_step_is_carried() -> None:
         assert outputs.flatten().tolist() == [1, 2, 2.5, 2.75]
 
 
+def test_a_state_that_begins_with_the_second_step_is_carried_after_a_chunk_of_one() -> None:
+    explicit = Explicit(Trace())
+    for _ in range(2):  # nothing of the first sequence is left in the second
+        found, state = [], None
+        for step in torch.ones(4, 1, 1):
+            outputs, state = explicit(step.unsqueeze(0), state)
+            found.append(outputs.item())
+        assert found == [1, 2, 2.5, 2.75]
+
+
 class Entries(nn.Module):
     """Tensors in a list that are changed in place."""
 

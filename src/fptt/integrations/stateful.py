@@ -93,9 +93,15 @@ class _Found:
 
 @dataclass
 class _Findings:
-    """By whether the module trains: dropout may keep its mask then. An object, which the compiled engine looks past."""
+    """By whether the module trains: dropout may keep its mask then. An object, which the compiled engine looks past.
+
+    Attributes:
+        by_mode: What the last sequence that began has changed.
+        begin_late: Whether something begins with the second step, which a first chunk of one step does not show.
+    """
 
     by_mode: dict[bool, _Found] = field(default_factory=dict)
+    begin_late: dict[bool, bool] = field(default_factory=dict)
 
 
 class Explicit(nn.Module):
@@ -145,6 +151,8 @@ class Explicit(nn.Module):
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Return outputs, (T, B, …), and the next state, a dict, for inputs (T, B, …); state None begins as it is."""
+        if state is None and len(inputs) == 1 and self._begins_late(inputs):
+            state = self.initial_state(inputs)
         return self._begin(inputs) if state is None else self._go_on(inputs, state)
 
     @torch.no_grad()
@@ -267,6 +275,18 @@ class Explicit(nn.Module):
             with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
                 self._begin(inputs[:1].expand(2, *inputs.shape[1:]))
         return self._findings.by_mode[self.training]
+
+    def _begins_late(self, inputs: Tensor) -> bool:
+        """Return whether a second step changes more than the first one: a state of one step would not have it."""
+        if self.training not in self._findings.begin_late:
+            with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
+                changed: list[set[Any]] = []
+                for steps in (inputs, inputs.expand(2, *inputs.shape[1:])):
+                    self._begin(steps)
+                    found = self._findings.by_mode[self.training]
+                    changed.append({*found.state.values(), *found.plain})
+            self._findings.begin_late[self.training] = changed[0] != changed[1]
+        return self._findings.begin_late[self.training]
 
     def _run(self, inputs: Tensor) -> Tensor:
         if not self.each_step:
