@@ -238,6 +238,30 @@ def test_a_beginning_that_cannot_be_known_is_named() -> None:
         model.initial_state(torch.zeros(2, B, D))
 
 
+class BeginsTwiceAsHigh(nn.Module):
+    """A first step of its own, which a flag tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v: Any = 0.0
+        self.is_first = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = 0.5 * self.v + (2 * x if self.is_first else x)
+        self.is_first = False
+        return self.v
+
+
+def test_a_flag_that_makes_the_first_step_another_one_is_named() -> None:
+    """A state of tensors cannot have it: lanes that begin again would go on with its later value."""
+    model, inputs = Explicit(BeginsTwiceAsHigh()), torch.ones(3, B, D)
+    assert model(inputs)[0][:, 0, 0].tolist() == [2, 2, 2]
+    with pytest.raises(
+        ValueError, match=r"^v of the BeginsTwiceAsHigh must begin with zeros.* as is_first tells it\.$"
+    ):
+        model.initial_state(inputs)
+
+
 def test_statistics_are_no_state_and_move_on() -> None:
     statistics = nn.BatchNorm1d(D, momentum=0.5)
     model = Explicit(nn.Sequential(statistics, Memories()))
