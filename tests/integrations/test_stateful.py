@@ -238,6 +238,30 @@ def test_a_beginning_that_cannot_be_known_is_named() -> None:
         model.initial_state(torch.zeros(2, B, D))
 
 
+class BeginsTwiceAsHigh(nn.Module):
+    """A first step of its own, which a flag tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v: Any = 0.0
+        self.is_first = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = 0.5 * self.v + (2 * x if self.is_first else x)
+        self.is_first = False
+        return self.v
+
+
+def test_a_flag_that_makes_the_first_step_another_one_is_named() -> None:
+    """A state of tensors cannot have it: lanes that begin again would go on with its later value."""
+    model, inputs = Explicit(BeginsTwiceAsHigh()), torch.ones(3, B, D)
+    assert model(inputs)[0][:, 0, 0].tolist() == [2, 2, 2]
+    with pytest.raises(
+        ValueError, match=r"^v of the BeginsTwiceAsHigh must begin with zeros.* as is_first tells it\.$"
+    ):
+        model.initial_state(inputs)
+
+
 def test_statistics_are_no_state_and_move_on() -> None:
     statistics = nn.BatchNorm1d(D, momentum=0.5)
     model = Explicit(nn.Sequential(statistics, Memories()))
@@ -531,6 +555,16 @@ def test_a_state_that_begins_with_the_second_step_is_carried() -> None:
     for _ in range(2):  # nothing of the first call is left in the second
         outputs, _ = explicit(inputs, state)
         assert outputs.flatten().tolist() == [1, 2, 2.5, 2.75]
+
+
+def test_a_state_that_begins_with_the_second_step_is_carried_after_a_chunk_of_one() -> None:
+    explicit = Explicit(Trace())
+    for _ in range(2):  # nothing of the first sequence is left in the second
+        found, state = [], None
+        for step in torch.ones(4, 1, 1):
+            outputs, state = explicit(step.unsqueeze(0), state)
+            found.append(outputs.item())
+        assert found == [1, 2, 2.5, 2.75]
 
 
 class Entries(nn.Module):

@@ -234,7 +234,7 @@ def missing_gradient(number: int, engine: Literal["eager", "compiled"] = "eager"
 
 
 class Counting(Model):
-    """Has a buffer of floating point, as BatchNorm, and one of whole numbers."""
+    """Has a buffer of floating point, as BatchNorm, and one of whole numbers, of a dtype that gloo does not send."""
 
     mean: Tensor
     calls: Tensor
@@ -242,7 +242,7 @@ class Counting(Model):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.short))
 
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         self.mean += inputs[0, 0, 0]

@@ -64,7 +64,7 @@ def broadcast_(tensors: Sequence[Tensor], group: Group) -> None:
     for alike in _alike(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
         with reporting_lost_processes():
-            dist.broadcast(flat, first, group=group)
+            dist.broadcast(flat.view(torch.uint8), first, group=group)  # not every backend sends every dtype
         _scatter(flat, alike)
 
 

@@ -93,9 +93,15 @@ class _Found:
 
 @dataclass
 class _Findings:
-    """By whether the module trains: dropout may keep its mask then. An object, which the compiled engine looks past."""
+    """By whether the module trains: dropout may keep its mask then. An object, which the compiled engine looks past.
+
+    Attributes:
+        by_mode: What the last sequence that began has changed.
+        begin_late: Whether something begins with the second step, which a first chunk of one step does not show.
+    """
 
     by_mode: dict[bool, _Found] = field(default_factory=dict)
+    begin_late: dict[bool, bool] = field(default_factory=dict)
 
 
 class Explicit(nn.Module):
@@ -145,6 +151,8 @@ class Explicit(nn.Module):
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Return outputs, (T, B, …), and the next state, a dict, for inputs (T, B, …); state None begins as it is."""
+        if state is None and len(inputs) == 1 and self._begins_late(inputs):
+            state = self.initial_state(inputs)
         return self._begin(inputs) if state is None else self._go_on(inputs, state)
 
     @torch.no_grad()
@@ -152,28 +160,31 @@ class Explicit(nn.Module):
         """Return the state that None stands for, as tensors of the shapes that states for these inputs have.
 
         Numbers and smaller tensors are spread over the batch. What begins with nothing, None or a tensor without
-        entries, begins with zeros, which is checked by running a step both ways.
+        entries, begins with zeros. That is checked by running a step both ways, and so is a flag that the first step
+        changes, which has its later value with every state.
 
         Raises:
-            ValueError: If something begins with nothing and not with zeros.
+            ValueError: If something begins with nothing and not with zeros, or a flag makes the first step another one.
         """
         # two steps: some states, such as a trace of the step before, begin with the second
         random, first = RandomState.capture(inputs.device), inputs[:1].expand(2, *inputs.shape[1:])
         with random.replay(), self._kept_buffers():
             outputs, after = self._begin(first)
-        state, unknown = {}, []
-        for name, place in self._known(first).state.items():
+        found = self._known(first)
+        state, unknown, flags = {}, [], [str(place) for place in found.plain]
+        for name, place in found.state.items():
             now = place.container(self.module).get(place.key)
             state[name] = map_state(torch.zeros_like, after[name]) if _is_nothing(now) else _spread(now, after[name])
             unknown += [name] if _is_nothing(now) else []
-        if unknown:
+        if unknown or flags:
             with random.replay(), self._kept_buffers():
                 others, also = self._go_on(first, state)
             pairs = zip([outputs, *flatten_state(after)], [others, *flatten_state(also)], strict=True)
             if not all(torch.allclose(one, other, equal_nan=True) for one, other in pairs):
+                names, told = ", ".join(unknown or state or flags), f", as {', '.join(flags)} tells it" if flags else ""
                 raise ValueError(
-                    f"{', '.join(unknown)} of the {type(self.module).__name__} must begin with zeros, or with what the "
-                    "module holds beforehand as a number or tensor, got something else that it makes by itself."
+                    f"{names} of the {type(self.module).__name__} must begin with zeros, or with what the module holds "
+                    f"beforehand as a number or tensor, got something else that it makes by itself{told}."
                 )
         return state
 
@@ -267,6 +278,18 @@ class Explicit(nn.Module):
             with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
                 self._begin(inputs[:1].expand(2, *inputs.shape[1:]))
         return self._findings.by_mode[self.training]
+
+    def _begins_late(self, inputs: Tensor) -> bool:
+        """Return whether a second step changes more than the first one: a state of one step would not have it."""
+        if self.training not in self._findings.begin_late:
+            with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
+                changed: list[set[Any]] = []
+                for steps in (inputs, inputs.expand(2, *inputs.shape[1:])):
+                    self._begin(steps)
+                    found = self._findings.by_mode[self.training]
+                    changed.append({*found.state.values(), *found.plain})
+            self._findings.begin_late[self.training] = changed[0] != changed[1]
+        return self._findings.begin_late[self.training]
 
     def _run(self, inputs: Tensor) -> Tensor:
         if not self.each_step:

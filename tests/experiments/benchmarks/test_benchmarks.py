@@ -15,6 +15,7 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.process.console import logging_to
 from fptt.experiments.process.errors import UserError
 from fptt.nn import native
+from tests.experiments.permissions import told_of_lack_of_permission
 
 CPU = torch.device("cpu")
 
@@ -300,6 +301,14 @@ def test_an_unwritable_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "file").write_text("mine")
     assert run(["bench", "speed", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_read_only_folder_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    script = "import sys; from fptt.experiments.commands.cli import run; sys.exit(run(sys.argv[1:]))"
+    told = told_of_lack_of_permission(script, "bench", "convergence", "--passes", "10", "--out", str(tmp_path))
+    tmp_path.chmod(0o700)
+    assert told.startswith(f"fptt: out {tmp_path} cannot be written: ")
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

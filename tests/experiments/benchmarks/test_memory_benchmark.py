@@ -76,6 +76,20 @@ def test_bptt_stops_before_it_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> 
     assert report["fptt_growth_percent"] == 0
 
 
+def test_what_was_measured_outlives_a_bptt_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_child(request: Request, *_: object) -> dict[str, Any]:
+        if (request.method, request.sequence_length) == ("bptt", 4000):
+            raise UserError("killed.")
+        return {"peak_memory_bytes": 5000, "training_memory_bytes": 0, "seconds": 0.1, "updates": 1}
+
+    monkeypatch.setattr(memory, "run_child", run_child)
+    options: dict[str, Any] = {"chunk_length": 5, "engine": "eager", "threads": 1, "device": CPU}
+    report = memory.MemoryBench([200, 4000, 8000], limit_bytes=1e9, **options).run(Console(quiet=True))
+    found = [(row["method"], row["sequence_length"]) for row in report["rows"]]
+    assert found == [("fptt", 200), ("fptt", 4000), ("fptt", 8000), ("bptt", 200)]
+    assert report["notes"] == ["no row for BPTT from T = 4,000 on: killed."]
+
+
 def test_a_measurement_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Request.from_json(REQUEST.to_json()) == REQUEST
     monkeypatch.setattr(memory, "CHILD", (sys.executable, "-c", "raise ValueError('broken')"))

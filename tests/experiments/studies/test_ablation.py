@@ -349,6 +349,21 @@ def test_a_value_of_none_is_no_field_without_a_difference(tmp_path: Path, monkey
     plt.close(figures[0])
 
 
+def test_what_a_change_brings_with_it_is_drawn_with_that_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation = Ablation(TINY, parse_axes("previous_gradient=recomputed,coupling=coupled"), [0], tmp_path)
+    tests = {"fptt": 0.1, "fptt-previous_gradient-recomputed": 0.2, "fptt-coupling-coupled": 0.3}
+    write_runs(ablation, {f"{name}/seed-0": test for name, test in {**tests, "tbptt": 0.4, "bptt": 0.5}.items()})
+    ablation.run(Console(), 1)
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    ablation.report(Console())
+    lines = [next(line for line in axis.lines if line.get_label() == "FPTT") for axis in figures[0].axes]
+    assert [line.get_ydata().tolist() for line in lines] == [[0.1, 0.2], [0.1, 0.3]]
+    plt.close(figures[0])
+
+
 @pytest.mark.usefixtures("forked_runs")
 def test_precisions_are_compared(tmp_path: Path) -> None:
     axes = parse_axes("precision=32-true:bf16-mixed")

@@ -84,6 +84,11 @@ def test_the_cells_of_a_task() -> None:
     assert cells[10:] == ["28", "2", "280; 10", "[short](docs/results.md#short)"]
 
 
+def test_an_experiment_of_several_words_is_linked_to_its_section() -> None:
+    _, cells = paper_cells(paper_rows({"My rows, again": SHORT}, {}))
+    assert cells[-1] == "[My rows, again](#my-rows-again)"
+
+
 def test_an_update_at_every_pixel_is_a_task_of_its_own() -> None:
     experiments = {"chunks": SHORT}
     for lanes, updates in (("together", 999), ("staggered", 1001)):

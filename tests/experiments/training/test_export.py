@@ -53,6 +53,16 @@ def test_an_exported_step_is_the_model(
         assert found[-1] == pytest.approx(loaded.predict_proba(sequences())[3], rel=1e-5)
 
 
+@pytest.mark.parametrize(("of_inputs", "of_targets"), [(1e6 + 0.3, 0.0), (0.0, 101_325.37)], ids=["inputs", "targets"])
+def test_a_step_takes_numbers_far_from_0(of_inputs: float, of_targets: float, tmp_path: Path) -> None:
+    """As a pressure in pascals that hardly moves: float32 has too few digits for its mean, and for a prediction."""
+    inputs, targets = np.concatenate(sequences()) + of_inputs, np.sin(np.arange(LENGTHS.sum())) + of_targets
+    np.savez(tmp_path / "x.npz", inputs=inputs, lengths=LENGTHS, targets=targets)
+    command = ["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "run")]
+    assert run([*command, *QUICK]) == 0
+    assert run(["export", str(tmp_path / "run")]) == 0
+
+
 def test_a_program_of_earlier_weights_is_not_left_beside_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

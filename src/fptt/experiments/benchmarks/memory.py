@@ -81,7 +81,7 @@ class MemoryBench:
             yield self._measure("fptt", length, folder, console)
 
     def _bptt_rows(self, folder: Path, console: Console) -> Iterator[Row]:
-        """Yield rows of ascending lengths while each is predicted to fit, from the memory of the one before."""
+        """Yield rows of ascending lengths while each fits, by the memory of the one before and in fact."""
         lengths = list(self.sequence_lengths)
         if lengths[0] > PROBE_LENGTH:
             lengths.insert(0, PROBE_LENGTH)
@@ -93,7 +93,11 @@ class MemoryBench:
                     f"limit of {self.limit_bytes / 2**30:.3g} GiB"
                 )
                 return
-            last = self._measure("bptt", length, folder, console)
+            try:
+                last = self._measure("bptt", length, folder, console)
+            except UserError as error:  # what was measured before, for an hour perhaps, is not lost
+                self.notes.append(f"no row for BPTT from T = {length:,} on: {error}")
+                return
             if length in self.sequence_lengths:
                 yield last
 

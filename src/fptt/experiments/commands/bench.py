@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import tyro
@@ -334,6 +335,8 @@ def _make_folder(path: Path, name: str, *, overwrite: bool) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):  # a folder that is there may be read-only
+            pass
     except OSError as error:
         raise UserError(f"out {path} cannot be written: {error}.") from error
     found = next((file for file in (path / f"{name}.json", path / f"{name}.md") if file.exists()), None)

@@ -134,7 +134,11 @@ class Ablation(Study):
         yield {self.folder(*key): config for key, config in self.configs.items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each variant; fields that make no difference to its method are None."""
+        """Return a row for each variant; fields that make no difference to its method are None.
+
+        `varied` has the fields among whose values it counts: what a change of one brings with it is no variant of
+        another.
+        """
         keys = [key for key, _ in self.configs]
         runs = [self.runs[self.folder(*key)] for key in self.configs]
         settings = {key: run.setting for key, run in zip(keys, runs, strict=True)}
@@ -142,7 +146,8 @@ class Ablation(Study):
         for key, row in seed_rows(runs, keys).items():
             config, unused = self.configs[key, self.seeds[0]], UNUSED[key[0]]
             values = {name: None if name in unused else shown(getattr(config, name)) for name in self._fields}
-            rows.append({"method": key[0], **values, **row, "config": settings[key]})
+            varied = list(self.axes) if self.grid or not key[1] else [field for field, _ in key[1]]
+            rows.append({"method": key[0], **values, **row, "config": settings[key], "varied": varied})
         return rows
 
     @property
@@ -189,8 +194,7 @@ class Ablation(Study):
 
     def draw(self, rows: Sequence[Row], path: Path) -> None:
         """Draw the test metric against the values of each field."""
-        own = {field: None if self.grid else shown(getattr(self.setting, field)) for field in self.axes}
-        draw_ablation(rows, own, self.metric, HEADS, path)
+        draw_ablation(rows, list(self.axes), self.metric, HEADS, path)
 
 
 # -- the fields ------------------------------------------------------------------------------------------------------

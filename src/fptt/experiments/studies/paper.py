@@ -1,5 +1,6 @@
 """The table and the figure of the paper's tasks: what was published, replicated and reached here, side by side."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,8 +192,13 @@ def _cells(row: PaperRow, page: str) -> list[str]:
         str(fptt["num_chunks"]),
         f"{fptt['epochs']:g}",
         "; ".join(updates),
-        f"[{row.experiment}]({page}#{row.experiment})",
+        f"[{row.experiment}]({page}#{_anchor(row.experiment)})",
     ]
+
+
+def _anchor(title: str) -> str:
+    """Return the address of a section within its page, as GitHub and MkDocs make it."""
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
 
 
 def _digits(row: PaperRow) -> str:

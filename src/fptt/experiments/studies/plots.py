@@ -145,7 +145,7 @@ def _draw_seeds(axis: Axes, runs: Sequence[FinishedRun], column: str, key: str, 
 
 
 def draw_ablation(
-    rows: Sequence[Row], own: Mapping[str, Any], metric: str, heads: Mapping[str, str], path: Path
+    rows: Sequence[Row], fields: Sequence[str], metric: str, heads: Mapping[str, str], path: Path
 ) -> None:
     """Draw the test metric against the values of each field, a point a run and a line through the means.
 
@@ -153,21 +153,21 @@ def draw_ablation(
 
     Args:
         rows: As `Ablation.rows` returns them.
-        own: The fields, and their value in the panels of the others; None for the mean over all its values.
+        fields: Those with a panel; of a grid each has the means over all values of the others.
         metric: Name of the metric.
         heads: Labels of fields, where it is not their name.
         path: The plot.
     """
-    num_columns = min(len(own), 4)
-    num_lines = -(-len(own) // num_columns)
+    num_columns = min(len(fields), 4)
+    num_lines = -(-len(fields) // num_columns)
     size = (1 + 3.2 * num_columns, 0.4 + 3.2 * num_lines)
     figure, grid = plt.subplots(num_lines, num_columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     axes = list(grid.flat)
-    for axis, field in zip(axes, own, strict=False):
-        _draw_field(axis, rows, field, own)
+    for axis, field in zip(axes, fields, strict=False):
+        _draw_field(axis, rows, field)
         axis.set_xlabel(heads.get(field, field))
         _style(axis, metric)
-    for axis in axes[len(own) :]:
+    for axis in axes[len(fields) :]:
         axis.set_visible(False)
     for line in grid:
         line[0].set_ylabel(f"test {metric}")
@@ -175,8 +175,8 @@ def draw_ablation(
     save_figure(figure, path)
 
 
-def _draw_field(axis: Axes, rows: Sequence[Row], field: str, own: Mapping[str, Any]) -> None:
-    found = {method: _values(rows, method, field, own) for method in COLORS}
+def _draw_field(axis: Axes, rows: Sequence[Row], field: str) -> None:
+    found = {method: _values(rows, method, field) for method in COLORS}
     values = list(dict.fromkeys(value for points in found.values() for value in points if value is not None))
     names = [value for value in values if isinstance(value, str)]
     values = [*sorted(value for value in values if value not in names), *names]
@@ -201,12 +201,11 @@ def _draw_field(axis: Axes, rows: Sequence[Row], field: str, own: Mapping[str, A
     axis.margins(x=0.2)
 
 
-def _values(rows: Sequence[Row], method: str, field: str, own: Mapping[str, Any]) -> dict[Any, list[float]]:
-    """Return the test metrics of a method for each value of a field, with the others at their own value."""
+def _values(rows: Sequence[Row], method: str, field: str) -> dict[Any, list[float]]:
+    """Return the test metrics of a method for each value of a field that is varied."""
     points: dict[Any, list[float]] = {}
     for row in rows:
-        others = [name for name in own if name != field and own[name] is not None]
-        if row["method"] == method and all(row[name] in (None, own[name]) for name in others):
+        if row["method"] == method and field in row["varied"]:
             points.setdefault(row[field], []).extend(row["tests"].values())
     return points
 
