@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +76,22 @@ def test_a_stream_that_is_left_ends_the_thread() -> None:
     assert wait_for(lambda: not threads())
 
 
+LEFT_OPEN = """
+import torch, fptt
+def products():
+    while True:
+        yield torch.randn(300, 300) @ torch.randn(300, 300)
+ahead = fptt.prefetch(products(), size=1000)
+next(ahead)
+"""
+
+
+def test_a_process_ends_beside_a_thread_that_pulls() -> None:
+    """Python stops threads anywhere; in the middle of an operation of torch the whole process would abort."""
+    ended = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_a_consumer_that_waits_is_let_go_by_close() -> None:
     gate = threading.Event()
     ahead = fptt.prefetch(iter(gate.wait, True))
@@ -129,6 +147,13 @@ def test_the_position_is_that_of_the_items_taken() -> None:
         next(ahead, None)
     with pytest.raises(TypeError, match=r"source must have a state_dict\(\)"):
         fptt.prefetch(range(3)).state_dict()
+
+
+def test_what_is_pulled_ahead_may_be_pulled_ahead_again() -> None:
+    assert list(fptt.prefetch(fptt.prefetch(range(5)))) == list(range(5))
+    twice = fptt.prefetch(fptt.prefetch(Counted(), size=1), size=1)
+    assert [next(twice), next(twice)] == [0, 1]
+    assert twice.state_dict() == {"position": 2}
 
 
 class Careless(Counted):

@@ -1,16 +1,22 @@
 """Chunks pulled ahead, in a thread beside training."""
 
+import atexit
 import copy
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakSet
 
 from fptt._checks import check_count, check_iterable
 
 Item = TypeVar("Item")
 
 _END = object()
+
+LONGEST_WAIT = 5.0
+"""Seconds that the end of a process waits for pulls under way."""
 
 
 class _Pulled(NamedTuple):
@@ -33,19 +39,16 @@ class Prefetched(Iterator[Item], Generic[Item]):
 
     def __init__(self, source: Iterable[Item], size: int) -> None:
         self._position = _position(source)
-        self._pulled: SimpleQueue[_Pulled] = SimpleQueue()
-        self._slots, self._stop, self._is_over = threading.Semaphore(size), threading.Event(), False
-        # the thread must not hold self: it would never be collected, and never closed
-        arguments = (source, iter(source), self._pulled, self._slots, self._stop)
-        self._thread = threading.Thread(target=_pull, args=arguments, name="fptt.prefetch", daemon=True)
-        self._thread.start()
+        self._is_over = False
+        self._puller = _Puller(source, size)
+        self._puller.start()
 
     def __next__(self) -> Item:
         """Return the next item; raise what the source raised, when all items before are out."""
         if self._is_over:
             raise StopIteration
-        pulled = self._pulled.get()
-        self._slots.release()
+        pulled = self._puller.pulled.get()
+        self._puller.slots.release()
         if pulled.error is None:
             self._position = pulled.position
         if pulled.item is not _END:
@@ -69,12 +72,11 @@ class Prefetched(Iterator[Item], Generic[Item]):
     def close(self) -> None:
         """End the thread: it pulls no more, and is over when the pull that it is in returns."""
         self._is_over = True
-        self._stop.set()
-        self._slots.release()
-        self._pulled.put(_Pulled(_END, self._position))  # for whoever waits in another thread
+        self._puller.end()
+        self._puller.pulled.put(_Pulled(_END, self._position))  # for whoever waits in another thread
 
     def __del__(self) -> None:
-        if hasattr(self, "_thread"):
+        if hasattr(self, "_puller"):
             self.close()
 
 
@@ -106,23 +108,53 @@ def prefetch(source: Iterable[Item], size: int = 2) -> Prefetched[Item]:
 
 
 def _position(source: Any) -> Any:
+    if isinstance(source, Prefetched):  # which has a state_dict(), but a position only if its own source has one
+        return source._position
     return copy.deepcopy(source.state_dict()) if hasattr(source, "state_dict") else None
 
 
-def _pull(
-    source: Any,
-    items: Iterator[Any],
-    pulled: "SimpleQueue[_Pulled]",
-    slots: threading.Semaphore,
-    stop: threading.Event,
-) -> None:
-    """Put items into the queue, each into a slot of its own, until the source ends or nobody wants more."""
-    try:
-        while slots.acquire() and not stop.is_set():
-            item = next(items, _END)
-            pulled.put(_Pulled(item, _position(source)))
-            if item is _END:
-                return
-            del item
-    except BaseException as error:  # whatever it is, it belongs to the consumer
-        pulled.put(_Pulled(_END, None, error))
+class _Puller(threading.Thread):
+    """The thread. It does not hold its `Prefetched`, which would never be collected, and so never closed.
+
+    Attributes:
+        pulled: Items in the order of the source.
+        slots: As many as items may still be pulled ahead.
+    """
+
+    def __init__(self, source: Any, size: int) -> None:
+        super().__init__(name="fptt.prefetch", daemon=True)
+        self.pulled: SimpleQueue[_Pulled] = SimpleQueue()
+        self.slots = threading.Semaphore(size)
+        self._source, self._items = source, iter(source)
+        self._is_ending = threading.Event()
+        _PULLERS.add(self)
+
+    def run(self) -> None:
+        """Put items into the queue, each into a slot of its own, until the source ends or nobody wants more."""
+        try:
+            while self.slots.acquire() and not self._is_ending.is_set():
+                item = next(self._items, _END)
+                self.pulled.put(_Pulled(item, _position(self._source)))
+                if item is _END:
+                    return
+                del item
+        except BaseException as error:  # whatever it is, it belongs to the consumer
+            self.pulled.put(_Pulled(_END, None, error))
+
+    def end(self) -> None:
+        """Pull no more."""
+        self._is_ending.set()
+        self.slots.release()
+
+
+_PULLERS: WeakSet[_Puller] = WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End all threads before Python does: in the middle of an operation of torch that would abort the process."""
+    pullers, deadline = list(_PULLERS), time.monotonic() + LONGEST_WAIT
+    for puller in pullers:
+        puller.end()
+    for puller in pullers:
+        puller.join(max(0.0, deadline - time.monotonic()))

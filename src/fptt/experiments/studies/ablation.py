@@ -25,6 +25,7 @@ from fptt.experiments.studies.tables import (
     markdown_table,
     origins,
     seed_rows,
+    short_commit,
     with_sd,
 )
 from fptt.experiments.tasks.registry import load_task
@@ -180,11 +181,12 @@ class Ablation(Study):
 
     def markdown(self, rows: Sequence[Row]) -> str:
         """Return the table, where its numbers come from, and the differences between the method and its controls."""
-        found = {name: ", ".join(values) for name, values in origins(rows).items()}
+        found = origins(rows)
         text = (
             f"{markdown_table(self._cells(rows))}\n"
             f"Mean ± sample standard deviation of the seeds {', '.join(map(str, self.seeds))}. "
-            f"Commit {found['commit']}; {found['device']}; torch {found['torch']}.\n"
+            f"Commit {', '.join(map(short_commit, found['commit']))}; {', '.join(found['device'])}; "
+            f"torch {', '.join(found['torch'])}.\n"
         )
         differences = self._differences(rows)
         return text + (f"\n{markdown_table(differences, num_left=1)}\n{EXPLANATION}\n" if differences else "")

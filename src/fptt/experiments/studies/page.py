@@ -44,6 +44,7 @@ from fptt.experiments.studies.tables import (
     number,
     other_metrics,
     seed_rows,
+    short_commit,
     with_sd,
 )
 from fptt.experiments.training.folder import RunFolder, fingerprint_of
@@ -320,7 +321,7 @@ def result_cells(rows: Sequence[Row], metric: str, others: Sequence[str]) -> Cel
             *costs(row),
             *(number(row["published"], "g"), number(row["to_published"], "+.4f")),
             *(number(row["replicated"], "g"), number(row["to_replicated"], "+.4f")),
-            *(", ".join(row["device"]), ", ".join(row["torch"]), ", ".join(map(_short_commit, row["commit"]))),
+            *(", ".join(row["device"]), ", ".join(row["torch"]), ", ".join(map(short_commit, row["commit"]))),
         ]
         for row in rows
     ]
@@ -363,14 +364,6 @@ def _row_numbers(numbers: Sequence[int]) -> str:
             runs.append([row])
     text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
     return f"{'row' if len(numbers) == 1 else 'rows'} {text}"
-
-
-def _short_commit(commit: str) -> str:
-    """Return the first seven digits of a commit, and whether the source was changed since; – outside a checkout."""
-    if commit == "None":
-        return NONE
-    digits, _, changed = commit.partition("-")
-    return digits[:7] + (f"-{changed}" if changed else "")
 
 
 MANY_LINES = 9

@@ -110,6 +110,14 @@ def costs(row: Row) -> list[str]:
     return [f"{row['epochs']:.1f}", f"{row['updates']:,.0f}", f"{row['seconds']:.1f}"]
 
 
+def short_commit(commit: str) -> str:
+    """Return the first seven digits of a commit, and whether the source was changed since; – outside a checkout."""
+    if commit == "None":
+        return NONE
+    digits, _, changed = commit.partition("-")
+    return digits[:7] + (f"-{changed}" if changed else "")
+
+
 # -- output ----------------------------------------------------------------------------------------------------------
 
 
