@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # K = 784, an update at every pixel of the permuted images, lanes staggered: FPTT and TBPTT, forty minutes each of one
-# core, and BPTT, which has no lanes, ten. FPTT_DATA: a folder with the folder mnist; else the hub.
+# core, and BPTT, which has no lanes, twenty. FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
 for method in fptt tbptt; do
   .venv/bin/fptt train --recipe smnist-per-step --permuted --lanes staggered --method $method ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/psmnist-per-step-staggered/$method-seed-0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # K = 784, an update at every pixel: FPTT and TBPTT, half an hour each of one core, and at half of the rate, which is the
-# control of the penalty, with BPTT, ten minutes. FPTT_DATA: a folder with the folder mnist; else the hub.
+# control of the penalty, with BPTT, twenty minutes. FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
 for method in fptt tbptt; do
   .venv/bin/fptt train --recipe smnist-per-step --method $method ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step/$method-seed-0

@@ -244,7 +244,7 @@ def settings_line(config: TrainConfig) -> str:
         f"{config.cell.upper()}-{config.hidden_size}{layers}",
         f"batches of {config.batch_size}",
         f"{config.optimizer} {config.lr:g} ({config.schedule})",
-        None if config.epochs is None else f"{config.epochs} epochs",
+        None if config.epochs is None else f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
         None if config.max_updates is None else f"{config.max_updates:,} updates",
         None if config.max_seconds is None else f"{config.max_seconds:g} seconds",
     ]
