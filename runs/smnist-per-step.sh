@@ -1,10 +1,7 @@
 #!/usr/bin/env bash
-# K = 784, an update at every pixel: FPTT and TBPTT, half an hour each of one core, and at half of the rate, which is the
-# control of the penalty, with BPTT, twenty minutes. FPTT_DATA: a folder with the folder mnist; else the hub.
+# K = 784, an update at every pixel: FPTT and TBPTT, half an hour each of one core.
+# FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
 for method in fptt tbptt; do
   .venv/bin/fptt train --recipe smnist-per-step --method $method ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step/$method-seed-0
-done
-for method in fptt tbptt bptt; do
-  .venv/bin/fptt train --recipe smnist-per-step --method $method --lr 2.5e-5 ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step/$method-half-seed-0
 done
