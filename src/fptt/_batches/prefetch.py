@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakSet
 
 from fptt._checks import check_count, check_iterable
 
@@ -127,7 +126,6 @@ class _Puller(threading.Thread):
         self.slots = threading.Semaphore(size)
         self._source, self._items = source, iter(source)
         self._is_ending = threading.Event()
-        _PULLERS.add(self)
 
     def run(self) -> None:
         """Put items into the queue, each into a slot of its own, until the source ends or nobody wants more."""
@@ -147,13 +145,11 @@ class _Puller(threading.Thread):
         self.slots.release()
 
 
-_PULLERS: WeakSet[_Puller] = WeakSet()
-
-
 @atexit.register
 def _end_all() -> None:
     """End all threads before Python does: in the middle of an operation of torch that would abort the process."""
-    pullers, deadline = list(_PULLERS), time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + LONGEST_WAIT
+    pullers = [thread for thread in threading.enumerate() if isinstance(thread, _Puller)]
     for puller in pullers:
         puller.end()
     for puller in pullers:
