@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from fptt._losses.elementwise import (
     Elementwise,
     LossFunction,
-    ignored_index,
-    is_of_classes,
     is_without_softmax,
     name_of,
     num_kept,
@@ -142,8 +140,7 @@ class SequenceLoss(ChunkLoss):
     def __init__(self, function: LossFunction) -> None:
         super().__init__()
         self.function = Elementwise(function)
-        self.ignore_index = ignored_index(function)
-        self.skips_ignored = is_of_classes(function)
+        self.ignore_index = self.function.ignore_index
 
     def split(
         self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
@@ -197,7 +194,7 @@ class SequenceLoss(ChunkLoss):
 
     def _skips(self, targets: Tensor) -> bool:
         """Return whether the function itself gives 0, with gradient 0, where a target is `ignore_index`."""
-        return self.skips_ignored and targets.dtype == torch.int64  # an unsigned label cannot be -100
+        return self.function.is_of_classes and targets.dtype == torch.int64  # an unsigned label cannot be -100
 
     def num_counted(self, parts: Sequence[SequencePart]) -> float:
         """Return N, the real steps of the batch, at least a single target."""
@@ -301,9 +298,9 @@ class TerminalLoss(ChunkLoss):
                 f"softmax, got {divergence!r}."
             )
         self.function = Elementwise(function)
-        self.ignore_index = ignored_index(function)
+        self.ignore_index = self.function.ignore_index
         self.prior = UniformPrior() if isinstance(divergence, str) else divergence
-        self.has_classes = self.prior is not None or is_of_classes(function)
+        self.has_classes = self.prior is not None or self.function.is_of_classes
 
     def split(
         self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
