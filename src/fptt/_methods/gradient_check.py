@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
-from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, check_model, cut_batch
+from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, cut_batch
 from fptt._checks import check_grad_enabled, check_result
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._methods.model_check import check_model
 from fptt._sequence import State, detach_state, flatten_state, map_state
 from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes
 

@@ -11,13 +11,14 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
-from fptt._batches.cut import Chunk, Chunking, check_horizon, check_model, cut_batch, mark_bad_inputs, unpack
+from fptt._batches.cut import Chunk, Chunking, check_horizon, cut_batch, mark_bad_inputs, unpack
 from fptt._checks import check_choice, check_count, check_grad_enabled, check_iterable, check_keys
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
 from fptt._engine.eager import EagerEngine
 from fptt._engine.engine import Engine, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._methods.model_check import check_model
 from fptt._parallel.replicas import DataParallel, DistributedReplicas, Replicas, Totals
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
