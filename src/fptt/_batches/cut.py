@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from fptt._batches.batch import Batch
 from fptt._checks import all_finite, check_tensors
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import Progress, State, chunk_lengths, length_mask
+from fptt._sequence import Progress, State, chunk_lengths, length_mask, time_major_flags
 
 
 class Start(NamedTuple):
@@ -80,8 +80,8 @@ class Chunking(NamedTuple):
         return int(self.batch_first)
 
     def time_major(self, tensor: Tensor) -> Tensor:
-        """Return a view with time in dim 0 and the batch in dim 1."""
-        return tensor.transpose(0, 1) if self.batch_first else tensor
+        """Return a view with time in dim 0 and the batch in dim 1; a tensor of one dim as it is, to be refused."""
+        return tensor.transpose(0, 1) if self.batch_first and tensor.dim() > 1 else tensor
 
 
 def unpack(batch: Batch, loss: ChunkLoss, chunking: Chunking) -> Batch:
@@ -118,17 +118,17 @@ def cut_batch(batch: Batch, loss: ChunkLoss, chunking: Chunking, *, allow_empty:
     if inputs.dim() < 2 or inputs.numel() == 0:
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
         raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
-    num_steps, batch_size = chunking.time_major(inputs).shape[:2]
+    num_steps, batch_size = expected = tuple(chunking.time_major(inputs).shape[:2])
     lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
-    mask = _checked_flags("mask", mask, (num_steps, batch_size), chunking)
     if mask is not None:
-        mask = mask.to(inputs.device)
+        mask = time_major_flags("mask", mask, expected, batch_first=chunking.batch_first).to(inputs.device)
         if not allow_empty and not mask.any():
             raise ValueError("mask must have at least one real step, got none.")
-    is_first = _checked_flags("is_first", is_first, (num_steps, batch_size), chunking)
-    if is_first is not None and not loss.per_step:
-        raise ValueError("is_first needs a loss of every step, a SequenceLoss: a label has a single sequence.")
-    if loss.per_step and targets.dim() >= 2:
+    if is_first is not None:
+        is_first = time_major_flags("is_first", is_first, expected, batch_first=chunking.batch_first)
+        if not loss.per_step:
+            raise ValueError("is_first needs a loss of every step, a SequenceLoss: a label has a single sequence.")
+    if loss.per_step:
         targets = chunking.time_major(targets)
     if progress is None:
         parts, starts = loss.split(targets, mask, lengths, batch_size), _find_starts(is_first, lengths)
@@ -180,17 +180,6 @@ def _have_steps(parts: list[Any]) -> list[bool]:
     ).tolist()
     have = dict(zip(itertools.chain(*by_shape.values()), found, strict=True))
     return [counts is None or have[id(counts)] for counts in counted]
-
-
-def _checked_flags(name: str, flags: Tensor | None, expected: tuple[int, int], chunking: Chunking) -> Tensor | None:
-    """Return flags of steps, (T, B), time-major."""
-    if flags is None:
-        return None
-    check_tensors(**{name: flags})
-    found = chunking.time_major(flags) if flags.dim() == 2 else flags
-    if found.dtype != torch.bool or tuple(found.shape) != expected:
-        raise ValueError(f"{name} must be boolean with T, B = {expected}, got {found.dtype} of {tuple(found.shape)}.")
-    return found
 
 
 def mark_bad_inputs(chunks: list[Chunk], batch: Batch, chunking: Chunking) -> list[Chunk]:
