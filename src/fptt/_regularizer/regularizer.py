@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
 from fptt._regularizer import recurrences
+from fptt._regularizer.machine_code import MachineCode
 from fptt._regularizer.step_hooks import StepHooks
 
 Form = Literal["paper", "released"]
@@ -114,7 +115,7 @@ class DynamicRegularizer:
         self._duals = _Duals(num_duals)
         self._hooks: StepHooks | None = None
         self._pending: list[_Pending] | None = None
-        self._machine_code: dict[int, recurrences.MachineCode | None] = {}  # of each group, from step to step
+        self._machine_code: dict[int, MachineCode | None] = {}  # of each group, from step to step
         self._evaluating = False
         for group in _groups(params):
             self.add_param_group(group)
@@ -217,7 +218,7 @@ class DynamicRegularizer:
             if any(gradient.is_sparse for gradient in _gradients(params)):
                 raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
             own = recurrences.Parameters(params, *self._state_of(params), alpha)
-            code = self._machine_code[number] = recurrences.MachineCode.of(own, self._machine_code.get(number))
+            code = self._machine_code[number] = MachineCode.of(own, self._machine_code.get(number))
             penalties = None if code is None else code.penalize(form=self.form, mu=self.mu)
             if penalties is None:
                 with torch.no_grad():
@@ -481,7 +482,7 @@ class _Pending(NamedTuple):
 
     group: recurrences.Parameters
     penalties: list[Tensor] | Tensor
-    machine_code: recurrences.MachineCode | None
+    machine_code: MachineCode | None
 
     def penalty_gradients(self) -> list[Tensor]:
         """Return ∇R of every parameter."""
