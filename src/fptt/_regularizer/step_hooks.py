@@ -149,15 +149,12 @@ def _running_hooks(optimizer: Optimizer) -> Optimizer:
 
 
 def _check_free(optimizer: Optimizer) -> None:
-    """A second set of hooks would add the penalty twice, or to a method that has none."""
-    if any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in _pre_hooks(optimizer)):
+    """Raise RuntimeError if there are hooks: a second set would add the penalty twice, or to a method without one."""
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    if any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in hooks):
         raise RuntimeError(
             "optimizer has the step hooks of another method or regularizer already: call its close() or detach() first."
         )
-
-
-def _pre_hooks(optimizer: Optimizer) -> list[Any]:
-    return list(optimizer._optimizer_step_pre_hooks.values())
 
 
 def _check_fits(optimizer: Optimizer, regularizer: Regularizer) -> None:
