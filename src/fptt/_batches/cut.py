@@ -156,12 +156,13 @@ def _find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[
     """Return the starts in each chunk, from flags (T, B), with one synchronization for all."""
     if is_first is None:
         return [None] * len(lengths)
-    counts = is_first.sum(1).tolist()
+    counts, batch_size = is_first.sum(1).tolist(), is_first.shape[1]
     starts: list[tuple[Start, ...] | None] = []
-    for end, length in zip(itertools.accumulate(lengths), lengths, strict=True):
-        steps = [step for step in range(end - length, end) if counts[step]]
-        lanes = [None if counts[step] == is_first.shape[1] else is_first[step] for step in steps]
-        starts.append(tuple(Start(step - end + length, own) for step, own in zip(steps, lanes, strict=True)))
+    begin = 0
+    for length in lengths:
+        steps = [step for step in range(begin, begin + length) if counts[step]]
+        starts.append(tuple(Start(t - begin, None if counts[t] == batch_size else is_first[t]) for t in steps))
+        begin += length
     return starts
 
 
@@ -186,16 +187,18 @@ def mark_bad_inputs(chunks: list[Chunk], batch: Batch, chunking: Chunking) -> li
     """Return the chunks of a batch, those with NaN or Inf in their inputs marked."""
     if all_finite(batch.inputs):  # one synchronization a batch, nearly always
         return chunks
-    marked, start = [], 0
-    for chunk in chunks:
-        length = chunk.inputs.shape[chunking.time_dim]
-        bad = None if all_finite(chunk.inputs) else "inputs"
-        if bad is not None and batch.mask is not None:
-            is_real = batch.mask.narrow(chunking.time_dim, start, length).to(chunk.inputs.device)
-            bad = "padding" if all_finite(chunk.inputs[is_real]) else bad
-        marked.append(chunk._replace(bad_inputs=bad))
-        start += length
-    return marked
+    lengths = [chunk.inputs.shape[chunking.time_dim] for chunk in chunks]
+    masks = [None] * len(chunks) if batch.mask is None else batch.mask.split(lengths, chunking.time_dim)
+    return [
+        chunk._replace(bad_inputs=_where_bad(chunk.inputs, mask)) for chunk, mask in zip(chunks, masks, strict=True)
+    ]
+
+
+def _where_bad(inputs: Tensor, mask: Tensor | None) -> Literal["inputs", "padding"] | None:
+    """Return where inputs of a chunk hold NaN or Inf: in real steps, or only in the padding; None if they do not."""
+    if all_finite(inputs):
+        return None
+    return "padding" if mask is not None and all_finite(inputs[mask.to(inputs.device)]) else "inputs"
 
 
 def check_horizon(horizon: int, num_chunks: int) -> None:
