@@ -160,20 +160,20 @@ def _check_free(optimizer: Optimizer) -> None:
 def _check_fits(optimizer: Optimizer, regularizer: Regularizer) -> None:
     held = {param for group in optimizer.param_groups for param in group["params"]}
     climbing = {param for group in optimizer.param_groups if group.get("maximize") for param in group["params"]}
-    for group in regularizer.param_groups:
-        for param in group["params"]:
-            # a frozen one has no gradient, and so no penalty, until the optimizer gets it
-            if group["fptt_alpha"] is not None and param.requires_grad and param not in held:
-                raise ValueError(
-                    f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not: "
-                    "DynamicRegularizer.for_optimizer(optimizer) takes those that it has."
-                )
-            if group["fptt_alpha"] is not None and param in climbing and regularizer.coupling == "coupled":
-                # the optimizer would climb on ∇R too, away from the average
-                raise ValueError(
-                    "maximize must be False in the optimizer with coupling='coupled', got True: minimize the negative "
-                    "of the loss."
-                )
+    groups = [group for group in regularizer.param_groups if group["fptt_alpha"] is not None]
+    for param in (param for group in groups for param in group["params"]):
+        # a frozen one has no gradient, and so no penalty, until the optimizer gets it
+        if param.requires_grad and param not in held:
+            raise ValueError(
+                f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not: "
+                "DynamicRegularizer.for_optimizer(optimizer) takes those that it has."
+            )
+        if param in climbing and regularizer.coupling == "coupled":
+            # the optimizer would climb on ∇R too, away from the average
+            raise ValueError(
+                "maximize must be False in the optimizer with coupling='coupled', got True: minimize the negative of "
+                "the loss."
+            )
 
 
 def _check_unscaled(optimizer: Optimizer) -> None:
