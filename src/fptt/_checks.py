@@ -109,3 +109,11 @@ def check_keys(name: str, saved: Any, own: dict[str, Any]) -> None:
     if not isinstance(saved, dict) or saved.keys() != own.keys():
         found = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
         raise ValueError(f"{name} must have the keys {sorted(own)}, got {found}.")
+
+
+def check_position(saved: Any, own: dict[str, Any], settings: Iterable[str]) -> None:
+    """Raise ValueError unless the saved position of a source has the keys of its own, and the same settings."""
+    check_keys("state_dict", saved, own)
+    for name in settings:
+        if saved[name] != own[name]:
+            raise ValueError(f"state_dict must have {name}={own[name]} as here, got {saved[name]}.")

@@ -163,16 +163,27 @@ def last_output(outputs: Tensor, mask: Tensor | None = None, *, batch_first: boo
     outputs = outputs.transpose(0, 1) if batch_first else outputs
     if mask is None:
         return outputs[-1]
-    check_tensors(mask=mask)
-    mask = mask.transpose(0, 1) if batch_first and mask.dim() == 2 else mask
-    if mask.dtype != torch.bool or mask.shape != outputs.shape[:2]:
-        raise ValueError(
-            f"mask must be boolean with T, B = {tuple(outputs.shape[:2])}, got {mask.dtype} of {tuple(mask.shape)}; "
-            "outputs must be those of all steps (last_only=False)."
-        )
+    hint = "; outputs must be those of all steps (last_only=False)"
+    mask = time_major_flags("mask", mask, outputs.shape[:2], batch_first=batch_first, hint=hint)
     if not mask.any(0).all():
         raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
     return outputs[last_true(mask).to(outputs.device), torch.arange(outputs.shape[1], device=outputs.device)]
+
+
+def time_major_flags(name: str, flags: Tensor, expected: Sequence[int], *, batch_first: bool, hint: str = "") -> Tensor:
+    """Return flags of steps, (T, B) or (B, T), as (T, B).
+
+    Raises:
+        TypeError: If they are no tensor.
+        ValueError: If they are not boolean or not of the expected T and B; the message ends in the hint.
+    """
+    check_tensors(**{name: flags})
+    flags = flags.transpose(0, 1) if batch_first and flags.dim() == 2 else flags
+    if flags.dtype != torch.bool or flags.shape != tuple(expected):
+        raise ValueError(
+            f"{name} must be boolean with T, B = {tuple(expected)}, got {flags.dtype} of {tuple(flags.shape)}{hint}."
+        )
+    return flags
 
 
 def last_true(mask: Tensor) -> Tensor:

@@ -278,6 +278,12 @@ def test_slips_are_named() -> None:
         ([fptt.Batch(x, y, [True])], {"num_chunks": 2}, TypeError, "mask must be a tensor, got a list"),  # pyright: ignore
         ([fptt.Batch(x, y, holes)], {"num_chunks": 2}, ValueError, "mask must be True from the first step"),
         ([fptt.Batch(x, y, holes[1:])], {"num_chunks": 2}, ValueError, r"mask must be boolean with T, B = \(6, 4\)"),
+        (
+            [fptt.Batch(x[:, :1].transpose(0, 1), y[:1], holes[:, 0])],
+            {"num_chunks": 2, "batch_first": True},
+            ValueError,
+            r"mask must be boolean with T, B = \(6, 1\), got torch.bool of \(6,\) in batch 0",
+        ),
         ([fptt.Batch(x, y, None, begins)], {"num_chunks": 2}, ValueError, "without is_first or progress, got batch 0"),
     ]
     for given, options, error, message in slips:

@@ -357,6 +357,27 @@ def test_layouts_of_model_and_data_must_agree() -> None:
             fptt.BPTT(model, sgd(model), terminal(), batch_first=True)
 
 
+class _Flat(nn.Module):
+    """One output a sequence, (B,), where (B, T, …) is due."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(D))
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return (inputs @ self.weight).sum(1), state
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_outputs_of_one_dim_are_named_in_both_layouts(batch_first: bool) -> None:
+    model = _Flat()
+    method = fptt.TBPTT(
+        model, sgd(model), fptt.SequenceLoss(functional.mse_loss), num_chunks=1, batch_first=batch_first
+    )
+    with pytest.raises(ValueError, match="the model must return one output per step"):
+        method.train_batch(torch.zeros(B, T, D), torch.zeros(B, T))
+
+
 def test_the_optimizer_must_train_the_model() -> None:
     with pytest.raises(ValueError, match="optimizer must hold parameters of the model"):
         fptt.BPTT(lstm(), sgd(lstm()), terminal())

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from fptt._batches.batch import Batch
-from fptt._checks import check_count, check_keys
+from fptt._checks import check_count, check_position
+
+_SETTINGS = ("num_steps", "chunk_length", "batch_size")
+"""What a position depends on."""
 
 
 class TimeSteps(Protocol):
@@ -62,11 +65,12 @@ class ArrayChunks:
     ) -> None:
         check_count("chunk_length", chunk_length)
         check_count("batch_size", batch_size)
-        arrays = {"inputs": inputs, "targets": targets, "mask": mask, "is_first": is_first}
-        self.num_steps = _checked_length(arrays)
+        flags = {"mask": mask, "is_first": is_first}
+        given = {name: array for name, array in flags.items() if array is not None}
+        self._arrays: dict[str, TimeSteps] = {"inputs": inputs, "targets": targets, **given}
+        self.num_steps = _checked_length(self._arrays)
         if self.num_steps < batch_size:
             raise ValueError(f"batch_size must be at most the {self.num_steps} time steps, got {batch_size}.")
-        self._arrays = arrays
         self.chunk_length, self.batch_size, self.batch_first = chunk_length, batch_size, batch_first
         self._lane_length = self.num_steps // batch_size
         self._next = 0
@@ -86,10 +90,8 @@ class ArrayChunks:
     def _read(self, number: int) -> Batch:
         base, remainder = divmod(self._lane_length, len(self))  # the lengths of `chunk_lengths`, without the list
         start, end = (k * base + min(k, remainder) for k in (number, number + 1))
-        parts = [
-            None if array is None else self._lanes(name, array, start, end) for name, array in self._arrays.items()
-        ]
-        return Batch(*parts)  # pyright: ignore[reportArgumentType]
+        parts: dict[str, Any] = {name: self._lanes(name, array, start, end) for name, array in self._arrays.items()}
+        return Batch(**parts)
 
     def _lanes(self, name: str, array: TimeSteps, start: int, end: int) -> Tensor:
         """Return the same steps of all lanes, (T, B, …) or (B, T, …)."""
@@ -100,8 +102,7 @@ class ArrayChunks:
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, the next chunk to be given, and what it depends on."""
-        names = ("num_steps", "chunk_length", "batch_size")
-        return {"chunk": self._next, **{name: getattr(self, name) for name in names}}
+        return {"chunk": self._next, **{name: getattr(self, name) for name in _SETTINGS}}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue from where `state_dict` was taken; with the recurrent state as well, training resumes bitwise.
@@ -109,11 +110,7 @@ class ArrayChunks:
         Raises:
             ValueError: If it was saved with other steps, chunks or lanes.
         """
-        own = self.state_dict()
-        check_keys("state_dict", state_dict, own)
-        for name in own.keys() - {"chunk"}:
-            if state_dict[name] != own[name]:
-                raise ValueError(f"state_dict must have {name}={own[name]} as here, got {state_dict[name]}.")
+        check_position(state_dict, self.state_dict(), _SETTINGS)
         if not 0 <= state_dict["chunk"] <= len(self):
             raise ValueError(f"state_dict must have chunk in 0 … {len(self)}, got {state_dict['chunk']}.")
         self._next = state_dict["chunk"]
@@ -146,15 +143,10 @@ def in_own_order(array: Any) -> Any:
     return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
-def _checked_length(arrays: dict[str, TimeSteps | None]) -> int:
-    lengths: dict[str, int] = {}
+def _checked_length(arrays: dict[str, TimeSteps]) -> int:
     for name, array in arrays.items():
-        if array is None and name in ("mask", "is_first"):
-            continue
         if not hasattr(array, "__len__") or not hasattr(array, "__getitem__"):
             raise TypeError(f"{name} must be an array that can be sliced in time steps, got a {type(array).__name__}.")
-        lengths[name] = len(array)  # pyright: ignore[reportArgumentType]
-    for name, length in lengths.items():
-        if length != lengths["inputs"]:
-            raise ValueError(f"{name} must have the {lengths['inputs']} time steps of inputs, got {length}.")
-    return lengths["inputs"]
+        if len(array) != len(arrays["inputs"]):
+            raise ValueError(f"{name} must have the {len(arrays['inputs'])} time steps of inputs, got {len(array)}.")
+    return len(arrays["inputs"])

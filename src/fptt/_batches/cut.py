@@ -1,20 +1,17 @@
 """A batch of sequences, checked, unpacked and cut into chunks."""
 
-import inspect
 import itertools
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch
 from fptt._checks import all_finite, check_tensors
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import Progress, State, chunk_lengths, length_mask
+from fptt._sequence import Progress, State, chunk_lengths, length_mask, time_major_flags
 
 
 class Start(NamedTuple):
@@ -83,8 +80,8 @@ class Chunking(NamedTuple):
         return int(self.batch_first)
 
     def time_major(self, tensor: Tensor) -> Tensor:
-        """Return a view with time in dim 0 and the batch in dim 1."""
-        return tensor.transpose(0, 1) if self.batch_first else tensor
+        """Return a view with time in dim 0 and the batch in dim 1; a tensor of one dim as it is, to be refused."""
+        return tensor.transpose(0, 1) if self.batch_first and tensor.dim() > 1 else tensor
 
 
 def unpack(batch: Batch, loss: ChunkLoss, chunking: Chunking) -> Batch:
@@ -121,17 +118,17 @@ def cut_batch(batch: Batch, loss: ChunkLoss, chunking: Chunking, *, allow_empty:
     if inputs.dim() < 2 or inputs.numel() == 0:
         layout = "(B, T, …)" if chunking.batch_first else "(T, B, …)"
         raise ValueError(f"inputs must be a non-empty tensor of shape {layout}, got shape {tuple(inputs.shape)}.")
-    num_steps, batch_size = chunking.time_major(inputs).shape[:2]
+    num_steps, batch_size = expected = tuple(chunking.time_major(inputs).shape[:2])
     lengths = chunk_lengths(num_steps, chunking.num_chunks, chunking.chunk_length)
-    mask = _checked_flags("mask", mask, (num_steps, batch_size), chunking)
     if mask is not None:
-        mask = mask.to(inputs.device)
+        mask = time_major_flags("mask", mask, expected, batch_first=chunking.batch_first).to(inputs.device)
         if not allow_empty and not mask.any():
             raise ValueError("mask must have at least one real step, got none.")
-    is_first = _checked_flags("is_first", is_first, (num_steps, batch_size), chunking)
-    if is_first is not None and not loss.per_step:
-        raise ValueError("is_first needs a loss of every step, a SequenceLoss: a label has a single sequence.")
-    if loss.per_step and targets.dim() >= 2:
+    if is_first is not None:
+        is_first = time_major_flags("is_first", is_first, expected, batch_first=chunking.batch_first)
+        if not loss.per_step:
+            raise ValueError("is_first needs a loss of every step, a SequenceLoss: a label has a single sequence.")
+    if loss.per_step:
         targets = chunking.time_major(targets)
     if progress is None:
         parts, starts = loss.split(targets, mask, lengths, batch_size), _find_starts(is_first, lengths)
@@ -159,12 +156,13 @@ def _find_starts(is_first: Tensor | None, lengths: Sequence[int]) -> list[tuple[
     """Return the starts in each chunk, from flags (T, B), with one synchronization for all."""
     if is_first is None:
         return [None] * len(lengths)
-    counts = is_first.sum(1).tolist()
+    counts, batch_size = is_first.sum(1).tolist(), is_first.shape[1]
     starts: list[tuple[Start, ...] | None] = []
-    for end, length in zip(itertools.accumulate(lengths), lengths, strict=True):
-        steps = [step for step in range(end - length, end) if counts[step]]
-        lanes = [None if counts[step] == is_first.shape[1] else is_first[step] for step in steps]
-        starts.append(tuple(Start(step - end + length, own) for step, own in zip(steps, lanes, strict=True)))
+    begin = 0
+    for length in lengths:
+        steps = [step for step in range(begin, begin + length) if counts[step]]
+        starts.append(tuple(Start(t - begin, None if counts[t] == batch_size else is_first[t]) for t in steps))
+        begin += length
     return starts
 
 
@@ -185,97 +183,25 @@ def _have_steps(parts: list[Any]) -> list[bool]:
     return [counts is None or have[id(counts)] for counts in counted]
 
 
-def _checked_flags(name: str, flags: Tensor | None, expected: tuple[int, int], chunking: Chunking) -> Tensor | None:
-    """Return flags of steps, (T, B), time-major."""
-    if flags is None:
-        return None
-    check_tensors(**{name: flags})
-    found = chunking.time_major(flags) if flags.dim() == 2 else flags
-    if found.dtype != torch.bool or tuple(found.shape) != expected:
-        raise ValueError(f"{name} must be boolean with T, B = {expected}, got {found.dtype} of {tuple(found.shape)}.")
-    return found
-
-
 def mark_bad_inputs(chunks: list[Chunk], batch: Batch, chunking: Chunking) -> list[Chunk]:
     """Return the chunks of a batch, those with NaN or Inf in their inputs marked."""
     if all_finite(batch.inputs):  # one synchronization a batch, nearly always
         return chunks
-    marked, start = [], 0
-    for chunk in chunks:
-        length = chunk.inputs.shape[chunking.time_dim]
-        bad = None if all_finite(chunk.inputs) else "inputs"
-        if bad is not None and batch.mask is not None:
-            is_real = batch.mask.narrow(chunking.time_dim, start, length).to(chunk.inputs.device)
-            bad = "padding" if all_finite(chunk.inputs[is_real]) else bad
-        marked.append(chunk._replace(bad_inputs=bad))
-        start += length
-    return marked
+    lengths = [chunk.inputs.shape[chunking.time_dim] for chunk in chunks]
+    masks = [None] * len(chunks) if batch.mask is None else batch.mask.split(lengths, chunking.time_dim)
+    return [
+        chunk._replace(bad_inputs=_where_bad(chunk.inputs, mask)) for chunk, mask in zip(chunks, masks, strict=True)
+    ]
+
+
+def _where_bad(inputs: Tensor, mask: Tensor | None) -> Literal["inputs", "padding"] | None:
+    """Return where inputs of a chunk hold NaN or Inf: in real steps, or only in the padding; None if they do not."""
+    if all_finite(inputs):
+        return None
+    return "padding" if mask is not None and all_finite(inputs[mask.to(inputs.device)]) else "inputs"
 
 
 def check_horizon(horizon: int, num_chunks: int) -> None:
     """Raise ValueError if a gradient is to go through more chunks than a sequence has."""
     if horizon > num_chunks:
         raise ValueError(f"horizon must be at most the number of chunks of a sequence, {num_chunks}, got {horizon}.")
-
-
-def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool) -> None:
-    """Raise an error if a model cannot be trained in chunks, or the optimizer, if there is one, does not train it.
-
-    It warns of a layer inside whose layout is not that of the data: a model may transpose, but rarely does.
-
-    Raises:
-        TypeError: If the model is not called with a state.
-        ValueError: If it reads backward in time, its layout is not that of the data, or no parameter of it is trained.
-    """
-    _check_takes_state(model)
-    for name, module in model.named_modules():
-        # the backward half of a chunk would begin at the chunk's end, not at the sequence's
-        if isinstance(module, nn.RNNBase) and module.bidirectional:
-            raise ValueError(
-                f"model must read forward in time, got the bidirectional {type(module).__name__} {name or 'itself'!r}: "
-                "its outputs in chunks are not those of the whole sequence."
-            )
-    layout = getattr(model, "batch_first", batch_first)
-    if layout != batch_first:
-        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
-    others = ", ".join(_layers_of_other_layout(model, "", batch_first))
-    if others:
-        warnings.warn(
-            f"batch_first is {batch_first}, but {not batch_first} in {others} of the model, which would take time for "
-            f"the batch: give batch_first={not batch_first} if inputs and outputs of the model are "
-            f"{'(T, B, …)' if batch_first else '(B, T, …)'}, or set self.batch_first = {batch_first} in a model that "
-            "transposes.",
-            stacklevel=4,  # who makes the method, above the constructors of two classes
-        )
-    if optimizer is None:
-        return
-    held = {param for group in optimizer.param_groups for param in group["params"]}
-    own = held.intersection(model.parameters())
-    if not own:
-        raise ValueError("optimizer must hold parameters of the model, got none of them.")
-    if not any(param.requires_grad for param in own):
-        raise ValueError("model must have a trainable parameter in the optimizer, got frozen ones alone.")
-
-
-def _layers_of_other_layout(module: nn.Module, name: str, batch_first: bool) -> Iterator[str]:
-    """Yield the outermost layers that say that their layout is another one than that of the data."""
-    if isinstance(module, nn.MultiheadAttention | nn.Transformer):  # over whatever the model lets it attend to
-        return
-    own = getattr(module, "batch_first", None)
-    if own is None:
-        for key, child in module.named_children():
-            yield from _layers_of_other_layout(child, f"{name}.{key}".removeprefix("."), batch_first)
-    elif own != batch_first:  # what it has inside is its own business
-        yield f"{type(module).__name__} {name!r}"
-
-
-def _check_takes_state(model: nn.Module) -> None:
-    try:
-        inspect.signature(model.forward).bind(None, None)
-    except TypeError as error:
-        raise TypeError(
-            "model must be called as model(inputs, state) and return (outputs, state), but its forward does not take "
-            f"these two arguments ({error}): fptt.nn.Recurrent and fptt.nn.Unroll wrap layers and cells."
-        ) from error
-    except ValueError:
-        return  # a built-in without a signature

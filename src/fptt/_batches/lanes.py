@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fptt._batches.arrays import as_tensor
 from fptt._batches.batch import Batch
-from fptt._checks import check_count, check_iterable, check_keys
+from fptt._checks import check_count, check_iterable, check_position
 
 
 class Packed(NamedTuple):
@@ -93,12 +93,9 @@ class LanePacker(Iterator[Packed]):
                 those that follow on the skipped ones.
         """
         own = self.state_dict()
-        check_keys("state_dict", state_dict, own)
         if own["taken"]:
             raise ValueError(f"state_dict must be loaded before the first chunk, got {own['taken']} sequences taken.")
-        for name in ("batch_size", "chunk_length"):
-            if state_dict[name] != own[name]:
-                raise ValueError(f"state_dict must have {name}={own[name]} as here, got {state_dict[name]}.")
+        check_position(state_dict, own, ("batch_size", "chunk_length"))
         places = {number: place for number, *place in state_dict["open"]}
         self._placed = list(self._open_again(places, state_dict["skip"], state_dict["taken"]))
         self._free = [(step, lane) for lane, step in enumerate(state_dict["free"])]

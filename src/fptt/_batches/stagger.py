@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fptt._batches.batch import Batch, as_batch
+from fptt._batches.cut import Chunking
 from fptt._batches.lanes import LanePacker
-from fptt._checks import check_iterable, check_keys, check_tensors
+from fptt._checks import check_iterable, check_position
 from fptt._losses.elementwise import where_kept
-from fptt._sequence import Progress, check_chunking, chunk_lengths, length_mask
+from fptt._sequence import Progress, check_chunking, chunk_lengths, length_mask, time_major_flags
 
 
 class StaggeredLanes(Iterator[Batch]):
@@ -42,8 +43,8 @@ class StaggeredLanes(Iterator[Batch]):
         batch_first: bool,
         ignore_index: int,
     ) -> None:
-        self.num_chunks, self.chunk_length = num_chunks, chunk_length
-        self.per_step, self.batch_first, self.ignore_index = per_step, batch_first, ignore_index
+        self.chunking = Chunking(num_chunks, chunk_length, batch_first)
+        self.per_step, self.ignore_index = per_step, ignore_index
         self._batches = iter(batches)
         self._next = 0  # batches pulled, with those that were skipped
         self._pulled: deque[tuple[int, int]] = deque()  # the open ones: number, number of their first sample
@@ -72,15 +73,16 @@ class StaggeredLanes(Iterator[Batch]):
 
     def _in_steps(self, tensor: Tensor) -> Tensor:
         """Return chunks side by side, (K, B, L, …), one after the other, (K · L, B, …) or (B, K · L, …)."""
-        return tensor.transpose(0, 1).flatten(1, 2) if self.batch_first else tensor.transpose(1, 2).flatten(0, 1)
+        is_batch_first = self.chunking.batch_first
+        return tensor.transpose(0, 1).flatten(1, 2) if is_batch_first else tensor.transpose(1, 2).flatten(0, 1)
 
     def _begin(self) -> LanePacker:
         """Return the lanes: as many as the first batch has samples, each delayed by its part of the first sequence."""
         batch = self._pull()
         if batch is None:
             raise StopIteration
-        num_steps, batch_size = self._time_major(batch.inputs).shape[:2]
-        lengths = chunk_lengths(num_steps, self.num_chunks, self.chunk_length)
+        num_steps, batch_size = batch.inputs.shape[:2]
+        lengths = chunk_lengths(num_steps, self.chunking.num_chunks, self.chunking.chunk_length)
         self._length = lengths[0]  # no other is longer
         count = -(-num_steps // self._length)
         delays = [lane * count // batch_size for lane in range(batch_size)]
@@ -98,7 +100,7 @@ class StaggeredLanes(Iterator[Batch]):
             yield from samples
 
     def _pull(self) -> Batch | None:
-        """Return the next batch, checked; None at the end."""
+        """Return the next batch, checked but for its mask, inputs and targets time-major; None at the end."""
         item = next(self._batches, None)
         if item is None:
             return None
@@ -108,10 +110,11 @@ class StaggeredLanes(Iterator[Batch]):
         for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} must be a tensor, got a {type(tensor).__name__} in batch {number}.")
-        inputs, targets, dim = batch.inputs, batch.targets, 0 if self.batch_first else 1
+        inputs, targets, *_ = batch
         if inputs.dim() < 2 or inputs.numel() == 0:
             raise ValueError(f"inputs must be (T, B, …) and not empty, got {tuple(inputs.shape)} in batch {number}.")
-        expected = tuple(inputs.shape[:2] if self.per_step else inputs.shape[dim : dim + 1])
+        batch_dim = 1 - self.chunking.time_dim
+        expected = tuple(inputs.shape[:2] if self.per_step else inputs.shape[batch_dim : batch_dim + 1])
         if tuple(targets.shape[: len(expected)]) != expected:
             kind = "one a step, with per_step=True" if self.per_step else "one a sequence, with per_step=False"
             raise ValueError(
@@ -125,17 +128,16 @@ class StaggeredLanes(Iterator[Batch]):
         if found != self._expected:
             raise ValueError(f"batches must all be like the first, {self._expected}, got {found} in batch {number}.")
         self._next += 1
-        return batch
+        targets = self.chunking.time_major(targets) if self.per_step else targets
+        return batch._replace(inputs=self.chunking.time_major(inputs), targets=targets)
 
     def _cut(self, batch: Batch) -> list[tuple[Tensor, ...]]:
         """Return of each sample the inputs (K_i, L, …), targets (K_i, …) or (K_i, L, …), and three numbers (K_i, 3).
 
         They are k + 1, the real steps of the sequence, and those of them that count.
         """
-        inputs = self._time_major(batch.inputs)
-        targets = self._time_major(batch.targets) if self.per_step else batch.targets
-        steps = self._real_steps(batch)  # (B,)
-        counted = steps
+        inputs, targets, *_ = batch
+        counted = steps = self._real_steps(batch)  # (B,)
         kept = where_kept(targets, self.ignore_index, num_dims=2) if self.per_step else None
         if kept is not None:
             counted = (kept & length_mask(steps, len(kept))).sum(0)
@@ -156,27 +158,19 @@ class StaggeredLanes(Iterator[Batch]):
 
     def _real_steps(self, batch: Batch) -> Tensor:
         """Return the real steps of each sequence, (B,)."""
-        num_steps, batch_size = self._time_major(batch.inputs).shape[:2]
-        number = self._next - 1
+        num_steps, batch_size = expected = tuple(batch.inputs.shape[:2])
         if batch.mask is None:
             return torch.full((batch_size,), num_steps, device=batch.inputs.device)
-        check_tensors(mask=batch.mask)
-        mask = self._time_major(batch.mask).to(batch.inputs.device)
-        if mask.dtype != torch.bool or tuple(mask.shape) != (num_steps, batch_size):
-            raise ValueError(
-                f"mask must be boolean with T, B = {(num_steps, batch_size)}, got {mask.dtype} of {tuple(mask.shape)} "
-                f"in batch {number}."
-            )
+        where = f" in batch {self._next - 1}"
+        mask = time_major_flags("mask", batch.mask, expected, batch_first=self.chunking.batch_first, hint=where)
+        mask = mask.to(batch.inputs.device)
         steps = mask.sum(0)
         if not steps.all() or not torch.equal(mask, length_mask(steps, num_steps)):
             raise ValueError(
-                "mask must be True from the first step of every sequence to its last, padding behind, got another one "
-                f"in batch {number}."
+                "mask must be True from the first step of every sequence to its last, padding behind, got another one"
+                f"{where}."
             )
         return steps
-
-    def _time_major(self, tensor: Tensor) -> Tensor:
-        return tensor.transpose(0, 1) if self.batch_first else tensor
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -194,8 +188,8 @@ class StaggeredLanes(Iterator[Batch]):
             "first_sample": first,
             "length": self._length,
             "lanes": None if self._packer is None else self._packer.state_dict(),
-            "num_chunks": self.num_chunks,
-            "chunk_length": self.chunk_length,
+            "num_chunks": self.chunking.num_chunks,
+            "chunk_length": self.chunking.chunk_length,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -205,12 +199,9 @@ class StaggeredLanes(Iterator[Batch]):
             ValueError: If it was saved with other chunks, a batch was taken already, or the batches are not those that
                 follow on the skipped ones.
         """
-        check_keys("state_dict", state_dict, self.state_dict())
         if self._packer is not None:
             raise ValueError("state_dict must be loaded before the first batch is taken.")
-        for name in ("num_chunks", "chunk_length"):
-            if state_dict[name] != getattr(self, name):
-                raise ValueError(f"state_dict must have {name}={getattr(self, name)} as here, got {state_dict[name]}.")
+        check_position(state_dict, self.state_dict(), ("num_chunks", "chunk_length"))
         self._next, self._num_samples = state_dict["skip"], state_dict["first_sample"]
         self._length, lanes = state_dict["length"], state_dict["lanes"]
         if lanes is not None:

@@ -1,6 +1,5 @@
 """The loss of one chunk: of its own steps (sequence to sequence), or of a label that belongs to the whole sequence."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,8 +10,6 @@ from torch import Tensor, nn
 from fptt._losses.elementwise import (
     Elementwise,
     LossFunction,
-    ignored_index,
-    is_of_classes,
     is_without_softmax,
     name_of,
     num_kept,
@@ -142,48 +139,35 @@ class SequenceLoss(ChunkLoss):
     def __init__(self, function: LossFunction) -> None:
         super().__init__()
         self.function = Elementwise(function)
-        self.ignore_index = ignored_index(function)
-        self.skips_ignored = is_of_classes(function)
+        self.ignore_index = self.function.ignore_index
 
     def split(
         self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
     ) -> list[SequencePart]:
         """Return the targets of each chunk and the weight of its steps; see `ChunkLoss.split`."""
-        expected = (sum(lengths), batch_size)
-        if tuple(targets.shape[:2]) != expected:
-            raise ValueError(f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(targets.shape)}.")
-        counted = self._counted(targets, mask)
+        _check_steps(targets, lengths, batch_size)
+        counted = where_kept(targets, self.ignore_index, num_dims=2)
+        if mask is not None:
+            counted = _where_both(mask, counted)
+        total = float(sum(lengths) * batch_size) if counted is None else num_kept(targets, self.ignore_index, counted)
         chunks = self._without_masked(targets, mask).split(list(lengths))
-        if counted is None:
-            return [SequencePart(chunk, None, float(len(lengths)), float(math.prod(expected))) for chunk in chunks]
-        total = num_kept(targets, self.ignore_index, counted)
-        masks = counted.split(list(lengths))
-        return [
-            SequencePart(chunk, mask, float(len(lengths)), total) for chunk, mask in zip(chunks, masks, strict=True)
-        ]
+        masks = [None] * len(lengths) if counted is None else counted.split(list(lengths))
+        return [SequencePart(*own, float(len(lengths)), total) for own in zip(chunks, masks, strict=True)]
 
     def split_lanes(
         self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], progress: Progress
     ) -> list[SequencePart]:
         """Return the targets of each chunk and the weights of the lanes' steps; see `ChunkLoss.split_lanes`."""
         num_lanes = progress.position.shape[1]
-        expected = (sum(lengths), num_lanes)
-        if tuple(targets.shape[:2]) != expected:
-            raise ValueError(f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(targets.shape)}.")
+        _check_steps(targets, lengths, num_lanes)
         is_busy = (progress.position > 0).repeat_interleave(torch.tensor(lengths, device=targets.device), dim=0)
-        mask = is_busy if mask is None else is_busy & mask
-        counted = self._counted(targets, mask)
-        assert counted is not None  # as there is a mask
+        mask = _where_both(is_busy, mask)
+        counted = _where_both(mask, where_kept(targets, self.ignore_index, num_dims=2))
         pieces = (self._without_masked(targets, mask).split(list(lengths)), counted.split(list(lengths)))
         return [
             SequencePart(*piece)
             for piece in zip(*pieces, progress.num_chunks, progress.num_steps * num_lanes, strict=True)
         ]
-
-    def _counted(self, targets: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Return where steps count, (T, B); None if all do."""
-        kept = where_kept(targets, self.ignore_index, num_dims=2)
-        return kept if mask is None else mask if kept is None else kept & mask
 
     def _without_masked(self, targets: Tensor, mask: Tensor | None) -> Tensor:
         """Return the targets; of those that the mask leaves out, others of numbers, `ignore_index` of labels."""
@@ -193,11 +177,11 @@ class SequenceLoss(ChunkLoss):
             return _filled(targets, mask)
         if self.ignore_index is None or not self._skips(targets):
             return targets
-        return torch.where(mask[(...,) + (None,) * (targets.dim() - 2)], targets, self.ignore_index)
+        return _replaced(targets, mask, self.ignore_index)
 
     def _skips(self, targets: Tensor) -> bool:
         """Return whether the function itself gives 0, with gradient 0, where a target is `ignore_index`."""
-        return self.skips_ignored and targets.dtype == torch.int64  # an unsigned label cannot be -100
+        return self.function.is_of_classes and targets.dtype == torch.int64  # an unsigned label cannot be -100
 
     def num_counted(self, parts: Sequence[SequencePart]) -> float:
         """Return N, the real steps of the batch, at least a single target."""
@@ -221,6 +205,18 @@ class SequenceLoss(ChunkLoss):
         return values.sum(dtype=wide) * part.num_chunks / part.num_counted
 
 
+def _check_steps(targets: Tensor, lengths: Sequence[int], batch_size: int) -> None:
+    """Raise ValueError unless there is a target for every step."""
+    expected = (sum(lengths), batch_size)
+    if tuple(targets.shape[:2]) != expected:
+        raise ValueError(f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(targets.shape)}.")
+
+
+def _where_both(counted: Tensor, kept: Tensor | None) -> Tensor:
+    """Return where both are true; the first alone if there is no second."""
+    return counted if kept is None else counted & kept
+
+
 def _summed_in(values: Tensor) -> torch.dtype:
     """Return the type in which values are added up: a sum in half precision may be Inf where the mean is not."""
     return torch.promote_types(values.dtype, torch.float32)
@@ -235,7 +231,12 @@ def _filled(targets: Tensor, counted: Tensor) -> Tensor:
     is_good = counted & targets.isfinite().reshape(*counted.shape, -1).all(-1)
     first = is_good.flatten().int().argmax().view(1)
     fill = targets.flatten(0, 1).index_select(0, first)
-    return torch.where(counted[(...,) + (None,) * (targets.dim() - 2)], targets, fill)
+    return _replaced(targets, counted, fill)
+
+
+def _replaced(targets: Tensor, counted: Tensor, by: int | Tensor) -> Tensor:
+    """Return targets with another one in place of those that do not count, of the first dims."""
+    return torch.where(counted[(...,) + (None,) * (targets.dim() - counted.dim())], targets, by)
 
 
 class TerminalPart(NamedTuple):
@@ -301,9 +302,9 @@ class TerminalLoss(ChunkLoss):
                 f"softmax, got {divergence!r}."
             )
         self.function = Elementwise(function)
-        self.ignore_index = ignored_index(function)
+        self.ignore_index = self.function.ignore_index
         self.prior = UniformPrior() if isinstance(divergence, str) else divergence
-        self.has_classes = self.prior is not None or is_of_classes(function)
+        self.has_classes = self.prior is not None or self.function.is_of_classes
 
     def split(
         self, targets: Tensor, mask: Tensor | None, lengths: Sequence[int], batch_size: int
@@ -313,10 +314,11 @@ class TerminalLoss(ChunkLoss):
             raise ValueError(
                 f"targets must have shape (B, …) with B = {batch_size}, one per sequence, got {tuple(targets.shape)}."
             )
-        kept, num_kept = self._kept(targets)
+        kept = where_kept(targets, self.ignore_index, num_dims=1)
+        total = len(targets) if kept is None else num_kept(targets, self.ignore_index, kept)
         if mask is None:
             return [
-                TerminalPart(targets, float(k + 1), float(len(lengths)), kept, num_kept, None, length)
+                TerminalPart(targets, float(k + 1), float(len(lengths)), kept, total, None, length)
                 for k, length in enumerate(lengths)
             ]
         masks = mask.split(list(lengths))
@@ -325,9 +327,9 @@ class TerminalLoss(ChunkLoss):
             raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
         # not the number of chunks with a real step: a chunk in the middle may have none
         own_chunks = last_true(counted) + 1
-        counted = counted if kept is None else counted & kept
+        counted = _where_both(counted, kept)
         return [
-            TerminalPart(targets, float(k + 1), own_chunks, counted[k], num_kept, last_true(chunk), len(chunk))
+            TerminalPart(targets, float(k + 1), own_chunks, counted[k], total, last_true(chunk), len(chunk))
             for k, chunk in enumerate(masks)
         ]
 
@@ -341,19 +343,12 @@ class TerminalLoss(ChunkLoss):
                 f"targets must have shape (K, B, …) with K, B = {shape}, one for every chunk and lane, got "
                 f"{tuple(targets.shape)}."
             )
-        counted = progress.position > 0
-        kept = where_kept(targets, self.ignore_index, num_dims=2)
-        counted = counted if kept is None else counted & kept
+        counted = _where_both(progress.position > 0, where_kept(targets, self.ignore_index, num_dims=2))
         targets = _filled(targets, counted) if targets.is_floating_point() else targets
         masks = [None] * len(lengths) if mask is None else mask.split(list(lengths))
         last = [None if chunk is None else last_true(chunk) for chunk in masks]
         columns = (targets, progress.position, progress.num_chunks, counted, [shape[1]] * shape[0], last, lengths)
         return [TerminalPart(*own) for own in zip(*columns, strict=True)]
-
-    def _kept(self, targets: Tensor) -> tuple[Tensor | None, int | Tensor]:
-        """Return the samples whose label is not ignored, (B,), and their number."""
-        kept = where_kept(targets, self.ignore_index, num_dims=1)
-        return kept, len(targets) if kept is None else num_kept(targets, self.ignore_index, kept)
 
     def num_counted(self, parts: Sequence[TerminalPart]) -> float:
         """Return the samples of the batch that count, at least a single label."""
@@ -374,7 +369,7 @@ class TerminalLoss(ChunkLoss):
         """Return the targets for Q; an ignored label has no row there, and its term does not count."""
         if part.counted is None:
             return part.targets
-        return torch.where(part.counted[(...,) + (None,) * (part.targets.dim() - 1)], part.targets, 0)
+        return _replaced(part.targets, part.counted, 0)
 
     @torch.no_grad()
     def observe(self, output: Tensor, part: TerminalPart, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -382,8 +377,7 @@ class TerminalLoss(ChunkLoss):
         if self.prior is not None:
             final = self._final(output, part)
             ended = torch.as_tensor(part.num_chunks == part.position, device=final.device).expand(len(final))
-            ended = ended if part.counted is None else ended & part.counted
-            self.prior.observe(final, self._labels(part), ended, reduce)
+            self.prior.observe(final, self._labels(part), _where_both(ended, part.counted), reduce)
 
     def _final(self, output: Tensor, part: TerminalPart) -> Tensor:
         """Return the output at the last real step of each sequence in the chunk, (B, …)."""

@@ -31,6 +31,11 @@ class Elementwise(nn.Module):
     A torch module is copied with reduction="none"; a function that has the argument gets it. Anything else must return
     one value per element by itself.
 
+    Attributes:
+        ignore_index: The target that it ignores, as cross_entropy and nll_loss do; None if it has no such argument.
+        is_of_classes: Whether it is one of `OF_CLASSES`.
+        is_without_softmax: Whether it is one of `WITHOUT_SOFTMAX`.
+
     Raises:
         ValueError: If the loss asks for another reduction than "mean" or "none".
         TypeError: If it cannot be called, or returns no tensor.
@@ -45,8 +50,8 @@ class Elementwise(nn.Module):
             raise ValueError(
                 f"function must have reduction 'mean' or 'none', got {reduction!r}: real steps are averaged."
             )
-        self.has_labels = ignored_index(function) is not None  # as cross_entropy and nll_loss
-        self.has_numbers = is_without_softmax(function)
+        self.ignore_index = ignored_index(function)
+        self.is_of_classes, self.is_without_softmax = _kind(function) in OF_CLASSES, is_without_softmax(function)
         self.function = _without_reduction(function)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -55,8 +60,8 @@ class Elementwise(nn.Module):
         try:
             values = self.function(output, target)
         except (IndexError, RuntimeError, ValueError) as error:  # not looked for beforehand: that would take time
-            if is_of_classes(self.function):
-                _check_labels(output, target, ignored_index(self.function), error)
+            if self.is_of_classes:
+                _check_labels(output, target, self.ignore_index, error)
             raise
         if not isinstance(values, Tensor):
             raise TypeError(
@@ -71,12 +76,14 @@ class Elementwise(nn.Module):
         return values.flatten(1).mean(1) if values.dim() > 1 else values
 
     def _check_targets(self, output: Tensor, target: Tensor) -> None:
-        if self.has_labels and target.shape != output.shape and target.dtype not in (torch.int64, torch.uint8):
+        if target.shape == output.shape:
+            return
+        if self.ignore_index is not None and target.dtype not in (torch.int64, torch.uint8):
             raise ValueError(
                 f"targets must be whole labels, torch.int64, for {name_of(self.function)}, got {target.dtype}."
             )
         # a target of another shape would be broadcast by torch to a wrong loss without an error
-        if target.shape != output.shape and (self.has_numbers or target.is_floating_point()):
+        if self.is_without_softmax or target.is_floating_point():
             raise ValueError(
                 f"targets of a regression must have the shape of the outputs, got {tuple(target.shape[1:])} for "
                 f"{tuple(output.shape[1:])} per element."
@@ -140,11 +147,6 @@ def num_kept(targets: Tensor, ignore_index: int | None, counted: Tensor) -> Tens
 def is_without_softmax(function: LossFunction) -> bool:
     """Return whether a loss is one of torch's for outputs that are no logits of classes under a softmax."""
     return _kind(function) in WITHOUT_SOFTMAX
-
-
-def is_of_classes(function: LossFunction) -> bool:
-    """Return whether a loss is one of torch's of labels, which gives 0 for the label that it ignores."""
-    return _kind(function) in OF_CLASSES
 
 
 def name_of(function: LossFunction) -> str:

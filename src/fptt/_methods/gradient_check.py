@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
-from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, check_model, cut_batch
+from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, cut_batch
 from fptt._checks import check_grad_enabled, check_result
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._methods.model_check import check_model
 from fptt._sequence import State, detach_state, flatten_state, map_state
 from fptt.nn.spiking.surrogates import count_spikes, smooth_spikes
 
@@ -196,8 +197,8 @@ def check_gradient(
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward pass in evaluation mode
         with count_spikes() as spikes:
             walked = checker.walk(chunks, state, horizon)
-        gradients, full = walked.gradients, checker.full_gradient(chunks, state)
-        reports = [checker.compare(walked, chunk, full) for chunk in chunks]
+        gradients, full = [own.gradient for own in walked], checker.full_gradient(chunks, state)
+        reports = [checker.compare(own, full) for own in walked]
         not_applicable = "they were not asked for" if differences is False else ""
         if dtype != torch.float64:
             not_applicable = f"in {dtype} they say nothing"
@@ -208,7 +209,7 @@ def check_gradient(
                     # the twin has the same backward pass, and its gradient is the derivative of its loss
                     checker.model = copy.deepcopy(checker.untouched)
                     walked = checker.walk(chunks, state, horizon)
-                found = checker.compare_differences(chunks, walked, threshold)
+                found = checker.compare_differences(walked, threshold)
             if isinstance(found, str):
                 not_applicable = found
             else:
@@ -222,11 +223,12 @@ def check_gradient(
 
 
 class _Walked(NamedTuple):
-    """What a walk over the chunks leaves: gradient, window and loss of each."""
+    """A chunk and what a walk leaves of it: the window before it, its loss and its gradient."""
 
-    gradients: list[Gradient]
-    windows: list[Window]
-    losses: list[float]
+    chunk: Chunk
+    window: Window
+    loss: float
+    gradient: Gradient
 
 
 class _Checker:
@@ -266,19 +268,18 @@ class _Checker:
         loss, state = self.chunk_loss(model, chunk, state)
         return loss, [*states, state][0]
 
-    def walk(self, chunks: list[Chunk], state: State, horizon: int) -> _Walked:
+    def walk(self, chunks: list[Chunk], state: State, horizon: int) -> list[_Walked]:
         """Walk over the chunks as training does, at fixed weights."""
-        gradients, windows, losses = [], [], []
+        walked: list[_Walked] = []
         window = Window((), detach_state(state))
         for chunk in chunks:
-            windows.append(window._replace(state=map_state(Tensor.clone, window.state)))
+            before = window._replace(state=map_state(Tensor.clone, window.state))
             loss, after_first = self.window_loss(self.model, window, chunk)
             self.model.zero_grad()
             loss.backward(retain_graph=True)
-            gradients.append(_gradient(self.model))
-            losses.append(loss.item())
+            walked.append(_Walked(chunk, before, loss.item(), _gradient(self.model)))
             window = window.moved_on(chunk, detach_state(after_first), horizon)
-        return _Walked(gradients, windows, losses)
+        return walked
 
     def full_gradient(self, chunks: list[Chunk], state: State) -> Gradient:
         """Return the gradient of the mean chunk loss with the graph uncut: that of BPTT."""
@@ -302,15 +303,15 @@ class _Checker:
         self.window_loss(isolated, window._replace(state=given), chunk)[0].backward()
         return _gradient(isolated), any(t.grad is not None and bool(t.grad.any()) for t in flatten_state(given))
 
-    def compare(self, walked: _Walked, chunk: Chunk, full: Gradient) -> ChunkGradient:
+    def compare(self, walked: _Walked, full: Gradient) -> ChunkGradient:
         """Hold the gradient of one chunk against autograd on an isolated copy, and against BPTT."""
-        gradient, window = walked.gradients[chunk.number], walked.windows[chunk.number]
+        chunk, window, loss, gradient = walked
         expected, uses_state = self.isolated_gradient(window, chunk)
         scale = _norm(expected)
         errors = {name: _relative((gradient[name] - expected[name]).norm().item(), scale) for name in expected}
         return ChunkGradient(
             chunk.number,
-            walked.losses[chunk.number],
+            loss,
             errors[_worst(errors)],
             None,
             None,
@@ -319,16 +320,13 @@ class _Checker:
             uses_state=uses_state if chunk.number > len(window.chunks) else None,  # before it there is no cut
         )
 
-    def compare_differences(
-        self, chunks: list[Chunk], walked: _Walked, may_not_apply_above: float
-    ) -> list[tuple[str, float]] | str:
+    def compare_differences(self, walked: list[_Walked], may_not_apply_above: float) -> list[tuple[str, float]] | str:
         """Return the worst parameter of each chunk and its error against differences, or why they do not apply.
 
         Whether they do is asked where an error is above the given one.
         """
         worst: list[tuple[str, float]] = []
-        for chunk in chunks:
-            gradient, window = walked.gradients[chunk.number], walked.windows[chunk.number]
+        for chunk, window, _, gradient in walked:
             scale = _norm(self.isolated_gradient(window, chunk)[0])
             errors: dict[str, float] = {}
             for name, value in gradient.items():

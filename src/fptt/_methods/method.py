@@ -11,13 +11,14 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
-from fptt._batches.cut import Chunk, Chunking, check_horizon, check_model, cut_batch, mark_bad_inputs, unpack
+from fptt._batches.cut import Chunk, Chunking, check_horizon, cut_batch, mark_bad_inputs, unpack
 from fptt._checks import check_choice, check_count, check_grad_enabled, check_iterable, check_keys
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
 from fptt._engine.eager import EagerEngine
 from fptt._engine.engine import Engine, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._methods.model_check import check_model
 from fptt._parallel.replicas import DataParallel, DistributedReplicas, Replicas, Totals
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import StepHooks
@@ -157,20 +158,19 @@ class Method:
         self._replicas = Replicas()
         if parallel is not None:
             self._replicas = DistributedReplicas(parallel, model, loss, optimizer, regularizer)
-        self._hooks = self._attach()
+        self._hooks = StepHooks(optimizer, regularizer=regularizer, max_norm=max_norm, check_finite=check_finite)
         try:
             self._engine = self._make_engine()
         except ValueError:  # the optimizer goes back to its owner as it was
             self.close()
             raise
 
-    def _attach(self) -> StepHooks:
-        return StepHooks(
-            self.optimizer, regularizer=self.regularizer, max_norm=self.max_norm, check_finite=self.check_finite
-        )
-
     def _make_engine(self) -> Engine:
         shared: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "loss": self.loss,
+            "regularizer": self.regularizer,
             "hooks": self._hooks,
             "replicas": self._replicas,
             "chunking": self.chunking,
@@ -178,17 +178,17 @@ class Method:
             "check_finite": self.check_finite,
             "skips": self.on_bad_number == "skip",
         }
-        trained = (self.model, self.optimizer, self.loss, self.regularizer)
         if self.engine == "eager":
-            own: dict[str, Any] = {"updates_each_chunk": self.updates_each_chunk, "backward": self.backward}
-            return EagerEngine(*trained, step=self.step, **own, **shared)
+            return EagerEngine(
+                **shared, updates_each_chunk=self.updates_each_chunk, backward=self.backward, step=self.step
+            )
         for name, default in (("backward", Tensor.backward), ("step", step_optimizer)):
             if getattr(self, name) is not default:
                 raise ValueError(
                     f"{name} must be left as it is with engine='compiled', which takes gradient and step itself, got "
                     f"{getattr(self, name)!r}."
                 )
-        return CompiledEngine(*trained, max_norm=self.max_norm, **shared)
+        return CompiledEngine(**shared, max_norm=self.max_norm)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, but no setting.

@@ -103,7 +103,7 @@ class Forward:
         """
         if example is None:
             return None
-        like = self.run(example.unsqueeze(0), None)[1]
+        like = self.run(example.unsqueeze(0), None)[1]  # a model without a state shows its outputs, too
         if tensors is None:
             return None
         own = len(flatten_state(like))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fptt._checks import check_choice, check_count
 from fptt._losses.chunk_loss import SequenceLoss
-from fptt._losses.elementwise import is_without_softmax
 from fptt._methods.method import Method
 from fptt._online.forward import Forward
 from fptt._online.inputs import Features, Missing, RunningMoments, standardize
@@ -346,7 +345,7 @@ class OnlineLearner:
 
 
 def _is_regression(method: Method) -> bool:
-    return isinstance(method.loss, SequenceLoss) and is_without_softmax(method.loss.function.function)
+    return isinstance(method.loss, SequenceLoss) and method.loss.function.is_without_softmax
 
 
 def _to_list(targets: Sequence[Any] | Tensor) -> list[Any]:

@@ -1,6 +1,6 @@
 """Replicas: several processes that train one model, each on its own part of every batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -242,17 +242,18 @@ class DistributedReplicas(Replicas):
                 num_counted = self.loss.num_counted([chunk.part for chunk in chunks])
         has_gaps = any(are_bad) or not all(has_steps)
         votes = self._exchange(_Vote(0.0, len(chunks), num_counted, has_gaps, _num_timesteps(chunks)))
-        errors, num_chunks = votes[:, 0], votes[:, 1].long().tolist()
+        errors, num_chunks, all_counted, have_gaps, num_timesteps = votes.unbind(1)
         if errors.any():
             number = int(errors.argmax())
             kind = RuntimeError if errors[number] == _OTHER_ERROR else OtherProcessError
             raise kind(f"process {number} cannot learn its batch; its own error says why.")
-        if len(set(num_chunks)) > 1:
-            raise ValueError(f"inputs must be cut into as many chunks in every process, got {num_chunks} of them.")
-        if not allow_empty and not votes[:, 2].any():
+        counts = num_chunks.long().tolist()
+        if len(set(counts)) > 1:
+            raise ValueError(f"inputs must be cut into as many chunks in every process, got {counts} of them.")
+        if not allow_empty and not all_counted.any():
             raise ValueError("mask must have at least one real step in one of the processes, got none.")
-        weight = num_counted / max(float(votes[:, 2].sum()), 1.0)
-        if self.shares_updates and votes[:, 3].any():
+        weight = num_counted / max(float(all_counted.sum()), 1.0)
+        if self.shares_updates and have_gaps.any():
             # a second message only where it is needed: an update that any process makes is made by all
             flags = torch.tensor([has_steps, are_bad], dtype=torch.float64, device=self.device)
             has_steps, are_bad = (self._sum(flags) > 0).tolist()
@@ -262,7 +263,7 @@ class DistributedReplicas(Replicas):
             )
             for chunk, counts, is_bad in zip(chunks, has_steps, are_bad, strict=True)
         ]
-        return Agreed(agreed, int(votes[:, 4].sum()))
+        return Agreed(agreed, int(num_timesteps.sum()))
 
     def _exchange(self, vote: _Vote) -> Tensor:
         """Return the votes of all processes, a row each."""
@@ -341,12 +342,12 @@ class DistributedReplicas(Replicas):
         """
         own = torch.tensor([is_well, updates, skipped], dtype=torch.float64, device=self.device)
         rows = collectives.gather(own, self.group)
-        flags = rows[:, 0]
-        if not flags.all():
+        are_well = rows[:, 0]
+        if not are_well.all():
             # the others have made more updates since the last averaging: all count alike again, so that who goes on
             # with the next batch averages at its first update
             self.num_unsynced = self.parallel.sync_every - 1
-            number = int((flags == 0).nonzero()[0])
+            number = int(are_well.argmin())
             raise OtherProcessError(f"process {number} has met NaN or Inf; its own error says where.")
         return rows[:, 1:]
 
@@ -379,7 +380,7 @@ class DistributedReplicas(Replicas):
         losses, (norm, penalty) = self._sum(
             torch.cat([own.losses * weight, norm * share / shares, penalty / size])
         ).split([len(own.losses), 2])
-        collectives.average_(_floating(self.model.buffers()), self.group)
+        collectives.average_([own for own in self.model.buffers() if own.is_floating_point()], self.group)
         if self.parallel.check and not self.num_unsynced:
             self._compare()
         return Totals(losses, norm, penalty, updates, skipped)
@@ -395,7 +396,3 @@ class DistributedReplicas(Replicas):
 
 def _num_timesteps(chunks: list[Chunk]) -> int:
     return sum(chunk.inputs.shape[0] * chunk.inputs.shape[1] for chunk in chunks)
-
-
-def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor.is_floating_point()]

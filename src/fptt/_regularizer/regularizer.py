@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
 from fptt._regularizer import recurrences
+from fptt._regularizer.machine_code import MachineCode
 from fptt._regularizer.step_hooks import StepHooks
 
 Form = Literal["paper", "released"]
@@ -111,10 +112,10 @@ class DynamicRegularizer:
         self.form, self.coupling, self.previous_gradient = form, coupling, previous_gradient
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, ParameterState] = {}
-        self._duals = _Duals(num_duals)
+        self._num_duals, self._turn = num_duals, 0
         self._hooks: StepHooks | None = None
         self._pending: list[_Pending] | None = None
-        self._machine_code: dict[int, recurrences.MachineCode | None] = {}  # of each group, from step to step
+        self._machine_code: dict[int, MachineCode | None] = {}  # of each group, from step to step
         self._evaluating = False
         for group in _groups(params):
             self.add_param_group(group)
@@ -122,18 +123,18 @@ class DynamicRegularizer:
     @property
     def num_duals(self) -> int:
         """Duals of each parameter."""
-        return self._duals.count
+        return self._num_duals
 
     @property
     def turn(self) -> int:
         """Number of the dual that the next step uses."""
-        return self._duals.turn
+        return self._turn
 
     @turn.setter
     def turn(self, number: int) -> None:
         if number not in range(self.num_duals):
             raise ValueError(f"turn must be 0 to {self.num_duals - 1}, one of num_duals, got {number!r}.")
-        self._duals.turn = number
+        self._turn = number
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add parameters later, for example of a layer that is thawed; their average starts at the next step.
@@ -185,8 +186,8 @@ class DynamicRegularizer:
             if alpha is None:
                 continue
             for param in (param for param in group["params"] if param in self.state):
-                average, dual = self.state[param]
-                dual = self._duals.current(dual)
+                average, duals = self.state[param]
+                dual = self._current(duals)
                 terms.append(recurrences.penalty(param, average, dual, alpha=alpha, form=self.form, mu=self.mu))
         return torch.stack([term.to(terms[0]) for term in terms]).sum() if terms else torch.zeros(())
 
@@ -217,7 +218,7 @@ class DynamicRegularizer:
             if any(gradient.is_sparse for gradient in _gradients(params)):
                 raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
             own = recurrences.Parameters(params, *self._state_of(params), alpha)
-            code = self._machine_code[number] = recurrences.MachineCode.of(own, self._machine_code.get(number))
+            code = self._machine_code[number] = MachineCode.of(own, self._machine_code.get(number))
             penalties = None if code is None else code.penalize(form=self.form, mu=self.mu)
             if penalties is None:
                 with torch.no_grad():
@@ -335,9 +336,17 @@ class DynamicRegularizer:
         """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}.")
-        settings: dict[str, Any] = {"form": form, "coupling": coupling, "previous_gradient": previous_gradient}
-        settings |= {"beta": beta, "mu": mu, "num_duals": num_duals}
-        return cls(optimizer.param_groups, alpha, **settings).attach(optimizer, max_norm)
+        regularizer = cls(
+            optimizer.param_groups,
+            alpha,
+            beta=beta,
+            form=form,
+            coupling=coupling,
+            mu=mu,
+            previous_gradient=previous_gradient,
+            num_duals=num_duals,
+        )
+        return regularizer.attach(optimizer, max_norm)
 
     def detach(self) -> None:
         """Take the hooks off the optimizer again; nothing happens if there are none."""
@@ -378,7 +387,10 @@ class DynamicRegularizer:
         """Let averages and duals begin, W̄ = W and λ = 0, for those parameters that have none yet."""
         for param in params:
             if param not in self.state:
-                self.state[param] = ParameterState(param.detach().clone(), self._duals.zeros(param))
+                # of a single one the layout, too, is that of its parameter
+                is_single = self.num_duals == 1
+                duals = torch.zeros_like(param) if is_single else param.new_zeros(self.num_duals, *param.shape)
+                self.state[param] = ParameterState(param.detach().clone(), duals)
 
     def _state_of(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return averages and duals of parameters, which begin now if there are none yet."""
@@ -387,7 +399,11 @@ class DynamicRegularizer:
         except KeyError:
             self.begin(params)
             entries = [self.state[param] for param in params]
-        return [entry.average for entry in entries], [self._duals.current(entry.dual) for entry in entries]
+        return [entry.average for entry in entries], [self._current(entry.dual) for entry in entries]
+
+    def _current(self, duals: Tensor) -> Tensor:
+        """Return the dual of the next step, a view."""
+        return duals if self.num_duals == 1 else duals[self.turn]
 
     def restore(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
         """Put copies of averages and duals back, into the tensors that are there; other parameters have not begun."""
@@ -419,7 +435,8 @@ class DynamicRegularizer:
             ValueError: If a key is missing, or groups, shapes or settings differ.
         """
         params = self._params()
-        shapes = [{"average": tuple(param.shape), "dual": self._duals.shape(param)} for param in params]
+        several = () if self.num_duals == 1 else (self.num_duals,)
+        shapes = [{"average": tuple(p.shape), "dual": (*several, *p.shape)} for p in params]
         _check_state_dict(state_dict, self.state_dict(), shapes)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group["fptt_alpha"] = saved["fptt_alpha"]
@@ -450,38 +467,12 @@ class DynamicRegularizer:
         return {**self.__dict__, "_hooks": None, "_pending": None, "_machine_code": {}, "_evaluating": False}
 
 
-class _Duals:
-    """The number K of duals λ of each parameter, and the one that the next step uses.
-
-    One has the shape of its parameter; several are stacked in a dim 0.
-
-    Attributes:
-        count: K.
-        turn: Number of the next step's, in [0, K).
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count, self.turn = count, 0
-
-    def shape(self, param: Tensor) -> tuple[int, ...]:
-        """Return the shape of the duals of a parameter."""
-        return tuple(param.shape) if self.count == 1 else (self.count, *param.shape)
-
-    def zeros(self, param: Tensor) -> Tensor:
-        """Return the duals of a parameter before its first step."""
-        return torch.zeros_like(param) if self.count == 1 else param.new_zeros(self.shape(param))
-
-    def current(self, dual: Tensor) -> Tensor:
-        """Return the dual of the next step, a view."""
-        return dual if self.count == 1 else dual[self.turn]
-
-
 class _Pending(NamedTuple):
     """Between `add_penalty_grad_()` and `update()`: parameters with a gradient, and their ∇R, in one tensor or many."""
 
     group: recurrences.Parameters
     penalties: list[Tensor] | Tensor
-    machine_code: recurrences.MachineCode | None
+    machine_code: MachineCode | None
 
     def penalty_gradients(self) -> list[Tensor]:
         """Return ∇R of every parameter."""

@@ -149,34 +149,31 @@ def _running_hooks(optimizer: Optimizer) -> Optimizer:
 
 
 def _check_free(optimizer: Optimizer) -> None:
-    """A second set of hooks would add the penalty twice, or to a method that has none."""
-    if any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in _pre_hooks(optimizer)):
+    """Raise RuntimeError if there are hooks: a second set would add the penalty twice, or to a method without one."""
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    if any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in hooks):
         raise RuntimeError(
             "optimizer has the step hooks of another method or regularizer already: call its close() or detach() first."
         )
 
 
-def _pre_hooks(optimizer: Optimizer) -> list[Any]:
-    return list(optimizer._optimizer_step_pre_hooks.values())
-
-
 def _check_fits(optimizer: Optimizer, regularizer: Regularizer) -> None:
     held = {param for group in optimizer.param_groups for param in group["params"]}
     climbing = {param for group in optimizer.param_groups if group.get("maximize") for param in group["params"]}
-    for group in regularizer.param_groups:
-        for param in group["params"]:
-            # a frozen one has no gradient, and so no penalty, until the optimizer gets it
-            if group["fptt_alpha"] is not None and param.requires_grad and param not in held:
-                raise ValueError(
-                    f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not: "
-                    "DynamicRegularizer.for_optimizer(optimizer) takes those that it has."
-                )
-            if group["fptt_alpha"] is not None and param in climbing and regularizer.coupling == "coupled":
-                # the optimizer would climb on ∇R too, away from the average
-                raise ValueError(
-                    "maximize must be False in the optimizer with coupling='coupled', got True: minimize the negative "
-                    "of the loss."
-                )
+    groups = [group for group in regularizer.param_groups if group["fptt_alpha"] is not None]
+    for param in (param for group in groups for param in group["params"]):
+        # a frozen one has no gradient, and so no penalty, until the optimizer gets it
+        if param.requires_grad and param not in held:
+            raise ValueError(
+                f"optimizer must hold all regularized parameters; one of {tuple(param.shape)} is not: "
+                "DynamicRegularizer.for_optimizer(optimizer) takes those that it has."
+            )
+        if param in climbing and regularizer.coupling == "coupled":
+            # the optimizer would climb on ∇R too, away from the average
+            raise ValueError(
+                "maximize must be False in the optimizer with coupling='coupled', got True: minimize the negative of "
+                "the loss."
+            )
 
 
 def _check_unscaled(optimizer: Optimizer) -> None:
