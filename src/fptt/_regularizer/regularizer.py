@@ -44,7 +44,7 @@ class DynamicRegularizer:
     Args:
         params: Parameters, or groups `{"params": [...], "fptt_alpha": ...}` as for `torch.optim`; other keys are
             ignored, so `optimizer.param_groups` may be passed. A group with `"fptt_alpha": None` opts out.
-        alpha: Strength, > 0. Coupled: the paper's α (1/η is strong). Decoupled: γ = ηα, a number; with β = ½
+        alpha: Strength, > 0. Coupled: the paper's α (½/η is strong). Decoupled: γ = ηα, a number; with β = ½
             the recurrences by themselves are stable for γ < 5/2 (`paper`) or γ < 5/3 (`released`).
         beta: Weight of the new parameters in the average, in (0, 1]; ½ in the paper.
         form: `paper`, the printed formula (∇R = α(W − W̄) − λ/2), or `released`, the authors' code
