@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fptt._batches.cut import Chunk, Chunking, Start, Window
-from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
+from fptt._engine.bad_numbers import BadNumber, Snapshot
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
 from fptt._engine.compiled.cuda_graph import RECORDED_ON, CUDAGraphs, SeriesResult
@@ -19,7 +19,7 @@ from fptt._engine.compiled.probe import Key, Probe, check_first, constants, flat
 from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
-from fptt._engine.eager import forward_chunk, run_chunk, state_without
+from fptt._engine.eager import forward_chunk, run_chunk, run_window, skip_chunks
 from fptt._engine.engine import Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import DistributedReplicas, Replicas
@@ -124,11 +124,7 @@ class CompiledEngine:
                 walked.norms += one.norms
             else:
                 before.restore()
-                walked.skipped.append(one.bad)
-                walked.losses.append(bad_loss(self.risk.model))
-                state = state_without(self.risk.model, [chunk], walked.state)
-                if state is not walked.state:
-                    walked.state, window = state, Window((), state)
+                window = skip_chunks(walked, window, one.bad, self.risk.model, [chunk])
             if self.replicas.count_update():  # a skipped one counts, as the others have not skipped it
                 # by parameter: a process that has skipped all chunks so far has no buffers
                 self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.risk.loss))
@@ -353,13 +349,9 @@ class CompiledEngine:
 
         def loss_of_chunk() -> Tensor:
             # copies, since a model may change its inputs in place, and the chunk is still to be learned
-            window, chunk = walk.window(), walk.chunk._replace(inputs=walk.chunk.inputs.clone())
-            state = map_state(Tensor.clone, window.state)
+            chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
+            state = map_state(Tensor.clone, run_window(self.risk.model, self.risk.chunking, walk.window())[-1])
             copies.extend([chunk.inputs, *flatten_state(state)])
-            for earlier in window.chunks:
-                own = earlier._replace(inputs=earlier.inputs.clone())
-                _, state = run_chunk(self.risk.model, self.risk.chunking, own, state)
-                state = map_state(Tensor.clone, state)
             output, loss, _ = forward_chunk(self.risk.model, self.risk.loss, self.risk.chunking, chunk, state)
             if not self.replicas.shares_updates:  # otherwise it would communicate, and all judge the loss of all
                 self.risk.loss.observe(output.detach(), chunk.part)
