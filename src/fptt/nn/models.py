@@ -13,7 +13,7 @@ from torch.nn import functional
 from fptt._checks import check_choice, check_dtype, check_sequences
 from fptt._sequence import flatten_state
 from fptt.nn.cells import KERNELS, KERNELS_IN_STEP, kernel_in_step, run_layers
-from fptt.nn.native import MODES, suits_native
+from fptt.nn.native import is_usual, suits_native
 
 FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
 """Of the layers that the cells stand for."""
@@ -116,8 +116,7 @@ class _Model(nn.Module):
         rnn = self.rnn
         if not isinstance(rnn, nn.RNNBase) or type(rnn).forward not in FORWARDS or "forward" in vars(rnn):
             return False  # with a `forward` of its own it may compute anything
-        is_usual = rnn.mode in MODES and rnn.bias and not rnn.bidirectional and not rnn.proj_size
-        return is_usual and not _has_hooks(rnn)
+        return is_usual(rnn) and not _has_hooks(rnn)
 
     def _zero_states(self, inputs: Tensor) -> list[Tensor]:
         """Return the state tensors from which sequences of inputs (T, B, D) begin."""

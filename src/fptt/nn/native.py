@@ -41,6 +41,11 @@ WIDEST_VECTOR = 32
 """Units that the machine code takes at once, at most."""
 
 
+def is_usual(rnn: nn.RNNBase) -> bool:
+    """Return whether a layer of `torch.nn` has biases, one direction, no projection, and tanh in an `nn.RNN`."""
+    return rnn.mode in MODES and rnn.bias and not rnn.bidirectional and not rnn.proj_size
+
+
 def suits_compiled(inputs: Tensor) -> bool:
     """Return whether a compiled step gains by it on inputs, (T, B, D), of a layer that suits."""
     steps, batch = inputs.shape[:2]
@@ -49,17 +54,16 @@ def suits_compiled(inputs: Tensor) -> bool:
 
 
 def suits_native(rnn: nn.RNNBase, inputs: Tensor) -> bool:
-    """Return whether the machine code should run a layer of `torch.nn`, one direction of it, on inputs (T, B, D).
+    """Return whether the machine code should run a layer of `torch.nn` on inputs (T, B, D).
 
-    On processors, for float32 weights, widths in `HIDDEN_SIZES` and inputs of at most `LARGEST_INPUTS`; under autocast
-    to bfloat16 where the processor multiplies in it; with biases, and tanh in an `nn.RNN`; and where there is a C++
-    compiler, for which the first layer that suits otherwise has to wait.
+    On processors, for usual layers of float32 weights, widths in `HIDDEN_SIZES` and inputs of at most `LARGEST_INPUTS`;
+    under autocast to bfloat16 where the processor multiplies in it; and where there is a C++ compiler, for which the
+    first layer that suits otherwise has to wait.
     """
     weight = rnn.weight_hh_l0
     has_right_size = rnn.hidden_size in HIDDEN_SIZES and rnn.input_size <= LARGEST_INPUTS and inputs.numel() > 0
-    is_usual = rnn.bias and not rnn.bidirectional and not rnn.proj_size and rnn.mode in MODES
     is_here = inputs.device.type == weight.device.type == "cpu" and weight.dtype in DTYPES
-    if not has_right_size or not is_usual or not is_here:
+    if not has_right_size or not is_usual(rnn) or not is_here:
         return False
     is_rounded = torch.is_autocast_enabled("cpu")
     if is_rounded and (weight.dtype, torch.get_autocast_dtype("cpu")) != (torch.float32, torch.bfloat16):
