@@ -323,9 +323,15 @@ class CompiledEngine:
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
-        effects = {"has_effects": has_effects, "copies_given": found.writes_given}
-        options = {"horizon": len(walk.inputs[walk.position]), **effects}
-        step = ChunkStep(self.risk, groups, list(module), moving, self._update(), **options)
+        step = ChunkStep(
+            self.risk,
+            groups,
+            [name for name in module if name in moving],
+            self._update(),
+            horizon=len(walk.inputs[walk.position]),
+            has_effects=has_effects,
+            copies_given=found.writes_given,
+        )
         rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
         numbers = [rows[id(group)][0] for group in groups]
         buffers = [group.buffers for group in groups]
