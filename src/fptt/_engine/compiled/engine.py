@@ -235,8 +235,7 @@ class CompiledEngine:
         """Run one compiled step as long as the chunks have it in common; return whether to go on."""
         entry, groups = self._entries[key], self.layout.groups_of(key)
         start, end = walk.position, walk.end_of_series(entry.next_nest)
-        rows = self.layout.numbers(walk.makes_update[start:], walk.device)
-        numbers = [rows[id(group)] for group in groups]
+        numbers = [group.numbers(walk.makes_update[start:], walk.device) for group in groups]
         # the arguments of every chunk begin with these; see `Arguments` for the order
         in_place = [*tree_leaves([[group.buffers for group in groups], self.layout.module_tensors(key)]), self._alive]
         weight = {"weight": walk.chunk.weight} if self.replicas.shares_updates else {}
@@ -332,8 +331,7 @@ class CompiledEngine:
             has_effects=has_effects,
             copies_given=found.writes_given,
         )
-        rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
-        numbers = [rows[id(group)][0] for group in groups]
+        numbers = [group.numbers(walk.makes_update[walk.position :], walk.device)[0] for group in groups]
         buffers = [group.buffers for group in groups]
         arguments = Arguments(buffers, module, self._alive, numbers, *walk.arguments())
         part, state, flat = walk.chunk.part, walk.window().state, arguments.flat()
