@@ -162,20 +162,17 @@ class CompiledEngine:
         if not callable(getattr(model, "initial_state", None)):
             return False
 
-        def squares(begin: Callable[[Tensor], State]) -> Tensor:
-            inputs = chunk.inputs.clone()
-            output, state = run_chunk(
-                model, self.risk.chunking, chunk._replace(inputs=inputs, starts=None), begin(inputs)
-            )
+        def squares(*, begins_at_none: bool) -> Tensor:
+            own = chunk._replace(inputs=chunk.inputs.clone(), starts=None)
+            begin = None if begins_at_none else initial_state(model, own.inputs)
+            output, state = run_chunk(model, self.risk.chunking, own, begin)
             tensors = [tensor for tensor in (output, *flatten_state(state)) if tensor.is_floating_point()]
             return torch.stack([tensor.double().square().mean() for tensor in tensors]).sum()
 
         try:
             with plain_cells():
-                from_none, from_state = (
-                    probe(lambda begin=begin: squares(begin), self.risk, [])
-                    for begin in (lambda _: None, lambda own: initial_state(model, own))
-                )
+                from_none = probe(lambda: squares(begins_at_none=True), self.risk, [])
+                from_state = probe(lambda: squares(begins_at_none=False), self.risk, [])
         except Exception:  # whatever a method of this name, which may be for something else, raises on inputs
             if self.horizon > 1:
                 raise
@@ -201,10 +198,16 @@ class CompiledEngine:
         if self._alive.device != device:
             self._alive = self._alive.to(device)
         self._alive.fill_(True)  # in place: a recorded step knows it by its address
-        dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
-        batch_size = self.risk.chunking.time_major(chunks[0].inputs).shape[1]
-        settings = {"horizon": self.horizon, "batch_size": batch_size, "max_norm": self.max_norm, "dtype": dtype}
-        walk = _Walk(chunks, window, context, fills_windows=self._fills_windows, **settings)
+        walk = _Walk(
+            chunks,
+            window,
+            context,
+            fills_windows=self._fills_windows,
+            horizon=self.horizon,
+            batch_size=self.risk.chunking.time_major(chunks[0].inputs).shape[1],
+            max_norm=self.max_norm,
+            dtype=next(param.dtype for group in self.optimizer.param_groups for param in group["params"]),
+        )
         self._refresh()
         bad = None
         try:
