@@ -13,9 +13,10 @@ from fptt._batches.cut import Chunk, Chunking, Start, Window
 from fptt._engine.bad_numbers import BadNumber, Snapshot
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
+from fptt._engine.compiled.constants import Key, constants, flatten_part
 from fptt._engine.compiled.cuda_graph import RECORDED_ON, CUDAGraphs, SeriesResult
 from fptt._engine.compiled.denormals import flushed_denormals
-from fptt._engine.compiled.probe import Key, Probe, check_first, constants, flatten_part, probe
+from fptt._engine.compiled.probe import Probe, check_first, probe
 from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
