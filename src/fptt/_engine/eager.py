@@ -110,11 +110,7 @@ class EagerEngine:
                 return walked
             else:
                 before.restore()
-                walked.skipped.append(learned)
-                walked.losses += [bad_loss(self.model) for _ in span]
-                state = state_without(self.model, span, walked.state)
-                if state is not walked.state:
-                    walked.state, window = state, Window((), state)
+                window = skip_chunks(walked, window, learned, self.model, span)
             if self.replicas.count_update():
                 self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.loss))
         return walked
@@ -126,13 +122,9 @@ class EagerEngine:
         clip, and advance dual and average. Where inputs, loss or gradient are bad, no step is made.
         """
         last = span[-1]
-        state, outputs, losses = self._own(window.state), [], []
-        states: list[State] = []
         random = RandomState.capture(last.inputs.device) if self._recomputes else None
-        for chunk in window.chunks:
-            _, state = run_chunk(self.model, self.chunking, self._own_chunk(chunk), state)
-            states.append(state)
-            state = self._own(state)
+        states = run_window(self.model, self.chunking, window)
+        state, outputs, losses = self._own(states[-1]), [], []
         for chunk in span:
             if chunk.bad_inputs is not None:
                 return BadNumber(chunk.number, chunk.bad_inputs)
@@ -164,7 +156,7 @@ class EagerEngine:
         # after the update: ℓ_k of this chunk was to see the running estimate of those before
         for output, chunk in zip(outputs, span, strict=True):
             self.loss.observe(output, chunk.part, self.replicas.reduce)
-        return Learned([loss.detach() for loss in losses], norm, states[0], state)
+        return Learned([loss.detach() for loss in losses], norm, states[1], state)
 
     @property
     def _recomputes(self) -> bool:
@@ -217,11 +209,8 @@ class EagerEngine:
         is not scaled here, whatever `backward` does: λ is in the unit of the gradient.
         """
         assert self.regularizer is not None
-        state = self._own(window.state)
         with random.replay():
-            for earlier in window.chunks:
-                _, state = run_chunk(self.model, self.chunking, self._own_chunk(earlier), state)
-                state = self._own(state)
+            state = self._own(run_window(self.model, self.chunking, window)[-1])
             _, loss, _ = forward_chunk(self.model, self.loss, self.chunking, self._own_chunk(chunk), state)
             is_bad = not self.replicas.shares_updates and self._is_bad(loss)
             if not is_bad:
@@ -263,6 +252,19 @@ def forward_chunk(
     """
     output, state = run_chunk(model, chunking, chunk, state)
     return output, loss(output, chunk.part), state
+
+
+def run_window(model: nn.Module, chunking: Chunking, window: Window) -> list[State]:
+    """Run the chunks of a window again; return the state before the first of them, and that after each.
+
+    On copies: a model may write into inputs and state, and what is kept stays, as does what autograd has saved of it.
+    """
+    states = [window.state]
+    for chunk in window.chunks:
+        own = chunk._replace(inputs=chunk.inputs.clone())
+        _, state = run_chunk(model, chunking, own, map_state(Tensor.clone, states[-1]))
+        states.append(state)
+    return states
 
 
 def run_chunk(model: nn.Module, chunking: Chunking, chunk: Chunk, state: State) -> tuple[Tensor, State]:
@@ -315,16 +317,19 @@ def restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None
         ) from error
 
 
-def state_without(model: nn.Module, chunks: Sequence[Chunk], state: State) -> State:
-    """Return the state after chunks that were left out: a sequence that begins in one of them begins after them.
+def skip_chunks(walked: Walked, window: Window, bad: BadNumber, model: nn.Module, chunks: Sequence[Chunk]) -> Window:
+    """Enter chunks that were left out in what a batch has learned, and return the window before the next chunk.
 
-    Its lane would otherwise go on from the sequence before. Where none begins it is the state itself.
+    A sequence that begins in one of them begins after them: its lane would otherwise go on from the sequence before.
     """
+    walked.skipped.append(bad)
+    walked.losses += [bad_loss(model) for _ in chunks]
     for chunk in chunks:
         for start in chunk.starts or ():
             if start.lanes is None or start.lanes.any():
-                state = detach_state(restart(model, chunk.inputs, state, start.lanes))
-    return state
+                walked.state = detach_state(restart(model, chunk.inputs, walked.state, start.lanes))
+                window = Window((), walked.state)
+    return window
 
 
 def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:

@@ -39,29 +39,34 @@ class _Estimator:
             raise
         self._learner = learner
 
-    def _predicted(self, learner: fptt.OnlineLearner, x: dict[Any, Any], prediction: Any) -> Any:
-        """Return the prediction of a step, and advance by the step if its label comes late."""
-        if learner.max_delay:
-            num_before = learner.steps
-            try:
-                learner.learn_one(x)
-            finally:  # a chunk with a bad loss raises an error after the step is entered
-                self._num_unlabeled += learner.steps - num_before
-        return prediction
-
-    def _learn(self, x: dict[Any, Any], y: Any) -> None:
+    @contextmanager
+    def _predicting(self, x: dict[Any, Any]) -> Iterator[fptt.OnlineLearner]:
+        """Give the learner, and advance by the step afterwards if its label comes late."""
         with self._learner_for(x) as learner:
-            self._learn_by(learner, x, y)
+            yield learner
+            if learner.max_delay:
+                num_before = learner.steps
+                try:
+                    learner.learn_one(x)
+                finally:  # a chunk with a bad loss raises an error after the step is entered
+                    self._num_unlabeled += learner.steps - num_before
 
-    def _learn_by(self, learner: fptt.OnlineLearner, x: dict[Any, Any], y: Any) -> None:
-        if self._num_unlabeled:
-            num_before = learner.labels
-            try:
-                learner.learn_delayed(y, self._num_unlabeled)
-            finally:  # as above; a label that is refused is not taken
-                self._num_unlabeled -= learner.labels - num_before
-        else:
-            learner.learn_one(x, y)
+    def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
+        """Return the prediction of the next step: a number, or a class, None while no class is known."""
+        with self._predicting(x) as learner:
+            return learner.predict_one(x)
+
+    def learn_one(self, x: dict[Any, Any], y: Any) -> None:
+        """Learn from a step and its class or number."""
+        with self._learner_for(x) as learner:
+            if self._num_unlabeled:
+                num_before = learner.labels
+                try:
+                    learner.learn_delayed(y, self._num_unlabeled)
+                finally:  # as above; a label that is refused is not taken
+                    self._num_unlabeled -= learner.labels - num_before
+            else:
+                learner.learn_one(x, y)
 
 
 class RiverClassifier(_Estimator, base.Classifier):
@@ -92,29 +97,11 @@ class RiverClassifier(_Estimator, base.Classifier):
     def _multiclass(self) -> bool:
         return True
 
-    def learn_one(self, x: dict[Any, Any], y: Any) -> None:
-        """Learn from a step and its class."""
-        self._learn(x, y)
-
-    def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
-        """Return the class of the next step, None while no class is known."""
-        with self._learner_for(x) as learner:
-            return self._predicted(learner, x, learner.predict_one(x))
-
     def predict_proba_one(self, x: dict[Any, Any], **_: Any) -> dict[Any, float]:
         """Return the probability of each class known so far."""
-        with self._learner_for(x) as learner:
-            return self._predicted(learner, x, learner.predict_proba_one(x))
+        with self._predicting(x) as learner:
+            return learner.predict_proba_one(x)
 
 
 class RiverRegressor(_Estimator, base.Regressor):
     """A regressor of River around a `fptt.OnlineLearner` with `classes=None`; see `RiverClassifier`."""
-
-    def learn_one(self, x: dict[Any, Any], y: Any) -> None:
-        """Learn from a step and its number."""
-        self._learn(x, y)
-
-    def predict_one(self, x: dict[Any, Any], **_: Any) -> Any:
-        """Return the number of the next step."""
-        with self._learner_for(x) as learner:
-            return self._predicted(learner, x, learner.predict_one(x))

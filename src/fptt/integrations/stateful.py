@@ -104,6 +104,10 @@ class _Findings:
     begin_late: dict[bool, bool] = field(default_factory=dict)
 
 
+_Installed = dict[_Place, tuple[Any, list[tuple[Any, Any]]]]
+"""What was in each place before a run, and its contents then, see `_contents`."""
+
+
 class Explicit(nn.Module):
     """A module that keeps its state inside, as `(inputs, state) -> (outputs, state)`.
 
@@ -166,18 +170,17 @@ class Explicit(nn.Module):
         Raises:
             ValueError: If something begins with nothing and not with zeros, or a flag makes the first step another one.
         """
-        # two steps: some states, such as a trace of the step before, begin with the second
-        random, first = RandomState.capture(inputs.device), inputs[:1].expand(2, *inputs.shape[1:])
-        with random.replay(), self._kept_buffers():
+        first = _twice(inputs)
+        with self._trying(inputs):
             outputs, after = self._begin(first)
-        found = self._known(first)
+        found = self._known(inputs)
         state, unknown, flags = {}, [], [str(place) for place in found.plain]
         for name, place in found.state.items():
             now = place.container(self.module).get(place.key)
             state[name] = map_state(torch.zeros_like, after[name]) if _is_nothing(now) else _spread(now, after[name])
             unknown += [name] if _is_nothing(now) else []
         if unknown or flags:
-            with random.replay(), self._kept_buffers():
+            with self._trying(inputs):
                 others, also = self._go_on(first, state)
             pairs = zip([outputs, *flatten_state(after)], [others, *flatten_state(also)], strict=True)
             if not all(torch.allclose(one, other, equal_nan=True) for one, other in pairs):
@@ -191,40 +194,43 @@ class Explicit(nn.Module):
     def _begin(self, inputs: Tensor) -> tuple[Tensor, dict[str, State]]:
         """Run from what the module holds, find out what that changes, and put it back."""
         held = list(_held(self.module))
-        found, state, installed, copies = _Found(), {}, {}, {}
         try:
-            for own in held:
-                for place, value in own.values():
-                    # a copy, so that a change in place leaves the original as it is; a dict has places of its own
-                    if place.holder != BUFFERS and not own.is_holder(value):
-                        own.container[place.key] = _copied(value, copies)
-                    put = own.container[place.key]
-                    installed[place] = put, [] if own.is_holder(put) else _contents(put)
+            installed = _install_copies(held)
             outputs = self._run(inputs)
-            for holder, place, value in ((own, *pair) for own in held for pair in own.values()):
-                old, contents = installed.get(place, (None, []))
-                if value is old and (holder.is_holder(value) or _are_same(_contents(value), contents)):
-                    continue
-                name = str(place)
-                if value is old and place.holder == BUFFERS:
-                    _check_statistics(name, value)
-                elif _is_nest(value):
-                    found.state[name], state[name] = place, value
-                    found.in_place |= {name} if value is old else set()
-                elif value is not old and _is_equal(value, old):
-                    continue
-                elif any(isinstance(part, Tensor) for part, _ in _contents(value)):
-                    raise ValueError(
-                        f"{name} of the {type(self.module).__name__} must be a tensor, or a list, tuple, deque or dict "
-                        f"of nothing but tensors, for the state to have them, got a changed {type(value).__name__}."
-                    )
-                else:
-                    found.plain[place] = value  # the same list may have other entries
+            found, state = self._changes(held, installed)
         finally:
             for own in held:
                 own.put_back()
         self._findings.by_mode[self.training] = found
         return outputs, state
+
+    def _changes(self, held: list[_Held], installed: _Installed) -> tuple[_Found, dict[str, State]]:
+        """Return what a run has changed, and the state that it has left.
+
+        Raises:
+            ValueError: If no state can carry it.
+        """
+        found, state = _Found(), {}
+        for holder, place, value in ((own, *pair) for own in held for pair in own.values()):
+            old, contents = installed.get(place, (None, []))
+            if value is old and (holder.is_holder(value) or _are_same(_contents(value), contents)):
+                continue
+            name = str(place)
+            if value is old and place.holder == BUFFERS:
+                _check_statistics(name, value)
+            elif _is_nest(value):
+                found.state[name], state[name] = place, value
+                found.in_place |= {name} if value is old else set()
+            elif value is not old and _is_equal(value, old):
+                continue
+            elif any(isinstance(part, Tensor) for part, _ in _contents(value)):
+                raise ValueError(
+                    f"{name} of the {type(self.module).__name__} must be a tensor, or a list, tuple, deque or dict "
+                    f"of nothing but tensors, for the state to have them, got a changed {type(value).__name__}."
+                )
+            else:
+                found.plain[place] = value  # the same list may have other entries
+        return found, state
 
     def _go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, dict[str, State]]:
         """Run from a given state, and put back what was there.
@@ -275,16 +281,16 @@ class Explicit(nn.Module):
     def _known(self, inputs: Tensor) -> _Found:
         """Return what a forward pass changes; a copy of the adapter, or one in another mode, has to try."""
         if self.training not in self._findings.by_mode:
-            with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
-                self._begin(inputs[:1].expand(2, *inputs.shape[1:]))
+            with self._trying(inputs):
+                self._begin(_twice(inputs))
         return self._findings.by_mode[self.training]
 
     def _begins_late(self, inputs: Tensor) -> bool:
         """Return whether a second step changes more than the first one: a state of one step would not have it."""
         if self.training not in self._findings.begin_late:
-            with RandomState.capture(inputs.device).replay(), self._kept_buffers(), torch.no_grad():
+            with self._trying(inputs):
                 changed: list[set[Any]] = []
-                for steps in (inputs, inputs.expand(2, *inputs.shape[1:])):
+                for steps in (inputs, _twice(inputs)):
                     self._begin(steps)
                     found = self._findings.by_mode[self.training]
                     changed.append({*found.state.values(), *found.plain})
@@ -309,17 +315,23 @@ class Explicit(nn.Module):
         return taken
 
     @contextmanager
-    def _kept_buffers(self) -> Iterator[None]:
-        """Give buffers the values back that they had."""
+    def _trying(self, inputs: Tensor) -> Iterator[None]:
+        """Let the module run without a gradient, and without a trace in random numbers and buffers."""
         copies = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         try:
-            yield
+            with RandomState.capture(inputs.device).replay(), torch.no_grad():
+                yield
         finally:
             for buffer, values in copies:
                 buffer.data.copy_(values)  # as it was: a graph that has saved it does not mind
 
 
 _ABSENT: Any = object()
+
+
+def _twice(inputs: Tensor) -> Tensor:
+    """Return the first step twice: some states, such as a trace of the step before, begin with the second."""
+    return inputs[:1].expand(2, *inputs.shape[1:])
 
 
 def _held(module: nn.Module) -> Iterator[_Held]:
@@ -330,6 +342,19 @@ def _held(module: nn.Module) -> Iterator[_Held]:
         holders |= {key: attributes[key] for key in _keys("", attributes) if type(attributes[key]) in DICTS}
         for holder, container in holders.items():
             yield _Held(owner, holder, container, {key: container[key] for key in _keys(holder, container)})
+
+
+def _install_copies(held: list[_Held]) -> _Installed:
+    """Put copies in the place of what is held, so that a change in place leaves the originals as they are."""
+    installed: _Installed = {}
+    copies: dict[int, Any] = {}
+    for own in held:
+        for place, value in own.values():
+            if place.holder != BUFFERS and not own.is_holder(value):  # a dict has places of its own
+                own.container[place.key] = _copied(value, copies)
+            put = own.container[place.key]
+            installed[place] = put, [] if own.is_holder(put) else _contents(put)
+    return installed
 
 
 def _keys(holder: str, container: dict[str, Any]) -> list[str]:

@@ -49,39 +49,26 @@ CELLS: dict[str, tuple[Cell, int]] = {"LSTM": (lstm_cell, 4), "GRU": (gru_cell, 
 """The cell of each layer, by the name that `torch.nn` gives it, and how many gates it has."""
 
 
-def run_plain(
-    rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], *, may_fuse: bool = False
-) -> tuple[Tensor, list[Tensor]]:
-    """Run a `torch.nn` recurrent layer by its plain cell, step by step, or all steps by one operator where it may.
+def kernel_in_step(rnn: nn.RNNBase, inputs: Tensor) -> Literal["cudnn", "native", "plain"]:
+    """Return which of `KERNELS_IN_STEP` is the fastest for a `torch.nn` recurrent layer on inputs, (T, B, D)."""
+    if suits_cudnn(inputs):
+        return "cudnn"
+    return "native" if suits_compiled(inputs) and suits_native(rnn, inputs) else "plain"
+
+
+def run_layers(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], run: RunLayer) -> tuple[Tensor, list[Tensor]]:
+    """Run the layers of a `torch.nn` recurrent layer, one after the other.
 
     Args:
         rnn: The holder of the weights, of one direction.
         inputs: (T, B, D).
         states: The tensors of the state, (num_layers, B, H) each.
-        may_fuse: Whether `fused_operator` may run all steps of a layer at once, where there is one.
+        run: What runs one of them.
 
     Returns:
         Outputs, (T, B, H), and the tensors of the last state. Between layers, dropout draws its own random numbers:
-        another stream than that of the fused kernel.
+        another stream than that of `torch.nn`.
     """
-    return _run_layers(rnn, inputs, states, OPERATORS[fused_operator(rnn, inputs) if may_fuse else None])
-
-
-def run_whole(rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Run a `torch.nn` recurrent layer by machine code of our own, eagerly; see `run_plain`."""
-    return _run_layers(rnn, inputs, states, run_native)
-
-
-def fused_operator(rnn: nn.RNNBase, inputs: Tensor) -> Literal["cudnn", "native"] | None:
-    """Return the operator that a compiled step should call for all time steps of a layer on inputs, (T, B, D)."""
-    if suits_cudnn(inputs):
-        return "cudnn"
-    return "native" if suits_compiled(inputs) and suits_native(rnn, inputs) else None
-
-
-def _run_layers(
-    rnn: nn.RNNBase, inputs: Tensor, states: Sequence[Tensor], run: RunLayer
-) -> tuple[Tensor, list[Tensor]]:
     finals: list[CellState] = []
     for layer in range(rnn.num_layers):
         if layer:
@@ -94,7 +81,8 @@ def _run_layers(
     return inputs, [torch.stack(tensors) for tensors in zip(*finals, strict=True)]
 
 
-def _run_steps(inputs: Tensor, weights: Sequence[Tensor], state: CellState, num_gates: int) -> tuple[Tensor, CellState]:
+def run_steps(inputs: Tensor, weights: Sequence[Tensor], state: CellState, num_gates: int) -> tuple[Tensor, CellState]:
+    """Run one layer by its plain cell, step by step; see `run_native` for the arguments."""
     (cell,) = (cell for cell, gates in CELLS.values() if gates == num_gates)
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     biases = bias_hh.chunk(num_gates)
@@ -116,9 +104,12 @@ def _input_gates(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.linear(inputs, weight, bias)
 
 
-OPERATORS: dict[str | None, RunLayer] = {
+KERNELS: dict[str, RunLayer] = {"native": run_native, "plain": run_steps}
+"""What runs a layer in the place of `torch.nn`."""
+
+KERNELS_IN_STEP: dict[str, RunLayer] = {
     "cudnn": run_cudnn,
     "native": partial(run_native, as_operator=True),
-    None: _run_steps,
+    "plain": run_steps,
 }
-"""What runs a layer inside a compiled step."""
+"""What runs a layer inside a compiled step: step by step, or as one operator for all steps."""

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from fptt._checks import check_choice, check_dtype, check_sequences
 from fptt._sequence import flatten_state
-from fptt.nn.cells import fused_operator, run_plain, run_whole
-from fptt.nn.native import MODES, suits_native
+from fptt.nn.cells import KERNELS, KERNELS_IN_STEP, kernel_in_step, run_layers
+from fptt.nn.native import is_usual, suits_native
 
 FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
 """Of the layers that the cells stand for."""
@@ -29,7 +29,7 @@ _plain_everywhere = ContextVar("plain_everywhere", default=False)
 
 @contextmanager
 def plain_cells() -> Iterator[None]:
-    """Run every model of `fptt.nn` as a compiler needs it, whatever kernel it has: by its plain cell, or by cuDNN."""
+    """Run every model of `fptt.nn` as a compiler needs it, by its plain cell or an operator, whatever kernel it has."""
     token = _plain_everywhere.set(True)
     try:
         yield
@@ -116,8 +116,7 @@ class _Model(nn.Module):
         rnn = self.rnn
         if not isinstance(rnn, nn.RNNBase) or type(rnn).forward not in FORWARDS or "forward" in vars(rnn):
             return False  # with a `forward` of its own it may compute anything
-        is_usual = rnn.mode in MODES and rnn.bias and not rnn.bidirectional and not rnn.proj_size
-        return is_usual and not _has_hooks(rnn)
+        return is_usual(rnn) and not _has_hooks(rnn)
 
     def _zero_states(self, inputs: Tensor) -> list[Tensor]:
         """Return the state tensors from which sequences of inputs (T, B, D) begin."""
@@ -159,17 +158,16 @@ class _Model(nn.Module):
     def _kernel_for(self, inputs: Tensor) -> RunningKernel:
         if not self._is_as_made():
             return "torch"
-        if self.kernel == "plain":
-            return "plain"
+        if self.kernel != "fused":
+            return "plain" if self.kernel == "plain" or plain_is_wanted() else "torch"
         if plain_is_wanted():
-            return (fused_operator(self.rnn, inputs) if self.kernel == "fused" else None) or "plain"
-        return "native" if self.kernel == "fused" and suits_native(self.rnn, inputs) else "torch"
+            return kernel_in_step(self.rnn, inputs)
+        return "native" if suits_native(self.rnn, inputs) else "torch"
 
     def _run_kernel(self, kernel: RunningKernel, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if kernel == "native" and not plain_is_wanted():
-            return run_whole(self.rnn, inputs, states)
         if kernel != "torch":
-            return run_plain(self.rnn, inputs, states, may_fuse=self.kernel == "fused")
+            kernels = KERNELS_IN_STEP if plain_is_wanted() else KERNELS
+            return run_layers(self.rnn, inputs, states, kernels[kernel])
         # torch.nn takes and returns a pair for an LSTM, else one tensor
         outputs, state = self.rnn(inputs, tuple(states) if len(states) > 1 else states[0])
         return outputs, list(state) if len(states) > 1 else [state]

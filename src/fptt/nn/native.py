@@ -41,6 +41,11 @@ WIDEST_VECTOR = 32
 """Units that the machine code takes at once, at most."""
 
 
+def is_usual(rnn: nn.RNNBase) -> bool:
+    """Return whether a layer of `torch.nn` has biases, one direction, no projection, and tanh in an `nn.RNN`."""
+    return rnn.mode in MODES and rnn.bias and not rnn.bidirectional and not rnn.proj_size
+
+
 def suits_compiled(inputs: Tensor) -> bool:
     """Return whether a compiled step gains by it on inputs, (T, B, D), of a layer that suits."""
     steps, batch = inputs.shape[:2]
@@ -49,17 +54,16 @@ def suits_compiled(inputs: Tensor) -> bool:
 
 
 def suits_native(rnn: nn.RNNBase, inputs: Tensor) -> bool:
-    """Return whether the machine code should run a layer of `torch.nn`, one direction of it, on inputs (T, B, D).
+    """Return whether the machine code should run a layer of `torch.nn` on inputs (T, B, D).
 
-    On processors, for float32 weights, widths in `HIDDEN_SIZES` and inputs of at most `LARGEST_INPUTS`; under autocast
-    to bfloat16 where the processor multiplies in it; with biases, and tanh in an `nn.RNN`; and where there is a C++
-    compiler, for which the first layer that suits otherwise has to wait.
+    On processors, for usual layers of float32 weights, widths in `HIDDEN_SIZES` and inputs of at most `LARGEST_INPUTS`;
+    under autocast to bfloat16 where the processor multiplies in it; and where there is a C++ compiler, for which the
+    first layer that suits otherwise has to wait.
     """
     weight = rnn.weight_hh_l0
     has_right_size = rnn.hidden_size in HIDDEN_SIZES and rnn.input_size <= LARGEST_INPUTS and inputs.numel() > 0
-    is_usual = rnn.bias and not rnn.bidirectional and not rnn.proj_size and rnn.mode in MODES
     is_here = inputs.device.type == weight.device.type == "cpu" and weight.dtype in DTYPES
-    if not has_right_size or not is_usual or not is_here:
+    if not has_right_size or not is_usual(rnn) or not is_here:
         return False
     is_rounded = torch.is_autocast_enabled("cpu")
     if is_rounded and (weight.dtype, torch.get_autocast_dtype("cpu")) != (torch.float32, torch.bfloat16):
@@ -177,11 +181,7 @@ def _forward(
 
     Empty where there is none. All are new: whoever holds them, no later call writes into them.
     """
-    (steps, batch, _), size = inputs.shape, hidden.shape[-1]
-    outputs = inputs.new_empty(steps, batch, size)
-    last_hidden = torch.empty_like(hidden)
-    last_memory = _empty(inputs) if memory is None else torch.empty_like(memory)
-    saved = inputs.new_empty(_num_saved(steps, batch, size, num_gates)) if trains else _empty(inputs)
+    outputs, last_hidden, last_memory, saved = results = _new_results(inputs, hidden, memory, num_gates, trains=trains)
     _run(
         num_gates,
         rounds=rounds,
@@ -198,12 +198,21 @@ def _forward(
         last_memory=last_memory,
         saved=saved if trains else None,
     )
-    return outputs, last_hidden, last_memory, saved
+    return results
 
 
-def _num_saved(steps: int, batch: int, size: int, num_gates: int) -> int:
-    """Return how many numbers the backward pass wants to find, in vectors that are filled up."""
-    return steps * batch * NUM_SAVED[num_gates] * -(-size // WIDEST_VECTOR) * WIDEST_VECTOR
+def _new_results(
+    inputs: Tensor, hidden: Tensor, memory: Tensor | None, num_gates: int, *, trains: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the tensors that `_forward` fills."""
+    (steps, batch, _), size = inputs.shape, hidden.shape[-1]
+    padded_size = -(-size // WIDEST_VECTOR) * WIDEST_VECTOR
+    return (
+        inputs.new_empty(steps, batch, size),
+        torch.empty_like(hidden),
+        _empty(inputs) if memory is None else torch.empty_like(memory),
+        inputs.new_empty(steps * batch * NUM_SAVED[num_gates] * padded_size) if trains else _empty(inputs),
+    )
 
 
 def _backward(
@@ -226,11 +235,8 @@ def _backward(
 
     Of the inputs nothing, and of the state nonsense, where they are not wanted.
     """
-    from_inputs = torch.empty_like(inputs) if wants_inputs else _empty(inputs)
-    from_weight_ih, from_weight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
-    from_bias_ih, from_bias_hh = (inputs.new_empty(len(weight_hh)) for _ in range(2))
-    from_hidden = torch.empty_like(hidden)
-    from_memory = _empty(inputs) if memory is None else torch.empty_like(memory)
+    gradients = _new_gradients(inputs, weight_ih, weight_hh, hidden, memory, wants_inputs=wants_inputs)
+    from_inputs, from_weight_ih, from_weight_hh, from_bias_ih, from_bias_hh, from_hidden, from_memory = gradients
     _run(
         num_gates,
         rounds=rounds,
@@ -254,7 +260,22 @@ def _backward(
         from_memory=from_memory,
         wants_state=wants_state,
     )
-    return from_inputs, from_weight_ih, from_weight_hh, from_bias_ih, from_bias_hh, from_hidden, from_memory
+    return gradients
+
+
+def _new_gradients(
+    inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, hidden: Tensor, memory: Tensor | None, *, wants_inputs: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the tensors that `_backward` fills."""
+    return (
+        torch.empty_like(inputs) if wants_inputs else _empty(inputs),
+        torch.empty_like(weight_ih),
+        torch.empty_like(weight_hh),
+        inputs.new_empty(len(weight_hh)),
+        inputs.new_empty(len(weight_hh)),
+        torch.empty_like(hidden),
+        _empty(inputs) if memory is None else torch.empty_like(memory),
+    )
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -320,25 +341,13 @@ _layer_backward = torch.library.custom_op("fptt::native_layer_backward", _backwa
 @_layer.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, *_, hidden, memory, num_gates, _, trains = arguments
-    (steps, batch, _), size = inputs.shape, hidden.shape[-1]
-    return (
-        inputs.new_empty(steps, batch, size),
-        torch.empty_like(hidden),
-        _empty(inputs) if memory is None else torch.empty_like(memory),
-        inputs.new_empty(_num_saved(steps, batch, size, num_gates)) if trains else _empty(inputs),
-    )
+    return _new_results(inputs, hidden, memory, num_gates, trains=trains)
 
 
 @_layer_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, weight_ih, weight_hh, hidden, memory, *_, wants_inputs, _ = arguments
-    return (
-        torch.empty_like(inputs) if wants_inputs else _empty(inputs),
-        *(torch.empty_like(weight) for weight in (weight_ih, weight_hh)),
-        *(weight_hh.new_empty(len(weight_hh)) for _ in range(2)),
-        torch.empty_like(hidden),
-        _empty(inputs) if memory is None else torch.empty_like(memory),
-    )
+    *tensors, wants_inputs, _ = arguments
+    return _new_gradients(*tensors[:5], wants_inputs=wants_inputs)
 
 
 def _remember_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -28,7 +28,7 @@ def plain(
         delattr(layer, name)
         setattr(layer, name, weight)
     states = [hidden] if memory is None else [hidden, memory]
-    outputs, final = cells.run_plain(layer, inputs, states)
+    outputs, final = cells.run_layers(layer, inputs, states, cells.run_steps)
     return outputs, final[0], inputs.new_empty(0) if memory is None else final[1]
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import register_pytree_node
 from torch.utils.checkpoint import checkpoint
 
 import fptt
-from fptt._engine.compiled.probe import constants
+from fptt._engine.compiled.constants import constants
 from fptt._methods.method import EngineName
 from tests.engine.compiled.agreement import (
     RULES,

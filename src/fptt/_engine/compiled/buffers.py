@@ -81,12 +81,13 @@ class FlatGroup:
         for name in self.rule.moments:
             tensors[name] = [self._kept_moment(param, name) for param in self.params]
         if self.regularizer is not None:
-            states = [self.regularizer.state.get(param) for param in self.params]
             # not begun yet: W̄ = W and λ = 0, so that the first step is the optimizer's own
-            begun = zip(states, weights, strict=True)
-            tensors[AVERAGE] = [weight if state is None else state.average for state, weight in begun]
-            begun = zip(states, weights, strict=True)
-            tensors[DUAL] = [torch.zeros_like(weight) if state is None else state.dual for state, weight in begun]
+            states = [
+                self.regularizer.state.get(param) or ParameterState(weight, torch.zeros_like(weight))
+                for param, weight in zip(self.params, weights, strict=True)
+            ]
+            tensors[AVERAGE] = [state.average for state in states]
+            tensors[DUAL] = [state.dual for state in states]
         return {name: torch.cat([tensor.reshape(-1) for tensor in parts]) for name, parts in tensors.items()}
 
     def _kept_moment(self, param: Tensor, name: str) -> Tensor:
@@ -136,7 +137,8 @@ class FlatGroup:
         if not _is_same(param, self._views[PARAM][number]):
             return False
         state = self.optimizer.state.get(param, {})
-        if any(not _is_same(state.get(name), self._views[name][number]) for name in self._kept_now()):
+        kept_names = self.rule.moments if self.num_steps else ()
+        if any(not _is_same(state.get(name), self._views[name][number]) for name in kept_names):
             return False
         if self.rule.has_step and num_steps(state) != self.num_steps:
             return False
@@ -148,8 +150,25 @@ class FlatGroup:
             return kept is None and not self.num_steps
         return all(_is_same(kept[k], self._views[name][number]) for k, name in enumerate((AVERAGE, DUAL)))
 
-    def _kept_now(self) -> tuple[str, ...]:
-        return self.rule.moments if self.num_steps else ()
+    def numbers(self, makes_update: Tensor, device: torch.device) -> list[Tensor]:
+        """Return the row of numbers of every chunk, from now on: those of the rule, and α if there is a penalty.
+
+        Learning rate, bias corrections and α change from update to update: as inputs of the compiled step they do not
+        need another step, and one copy moves those of all chunks to the device.
+
+        Args:
+            makes_update: Whether each chunk makes an update, (K,).
+            device: The device of the rows.
+        """
+        steps = (self.num_steps + makes_update.double().cumsum(0)).clamp(min=1)  # a chunk without an update uses none
+        columns = self.rule.numbers(steps)
+        if self.regularizer is not None:
+            check_positive("alpha", self.alpha)  # it may be changed while training
+            columns.append(self.alpha)
+        # in float64 until here: 1 − β₂ᵗ of the first steps has few digits in float32
+        columns = [torch.as_tensor(column, dtype=torch.float64).expand(len(steps)) for column in columns]
+        wide = torch.promote_types(self.membership.dtype, torch.float32)
+        return list(torch.stack(columns, dim=1).to(device, wide).unbind())
 
 
 def _is_same(tensor: Tensor | None, view: Tensor) -> bool:
@@ -292,26 +311,3 @@ class Layout:
         trained = {name for group in self.groups_of(key) for name in group.names}
         named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         return {name: tensor.detach() for name, tensor in named.items() if name not in trained}
-
-    def numbers(self, makes_update: Tensor, device: torch.device) -> dict[int, list[Tensor]]:
-        """Return, for each group by its id, the row of numbers of every chunk, (K,) rows, from now on.
-
-        Learning rate, bias corrections and α change from update to update: as inputs of the compiled step they do not
-        need another step, and one copy moves those of all chunks to the device.
-
-        Args:
-            makes_update: Whether each chunk makes an update, (K,).
-            device: The device of the rows.
-        """
-        return {id(group): _rows(group, makes_update, device) for group in self.groups}
-
-
-def _rows(group: FlatGroup, makes_update: Tensor, device: torch.device) -> list[Tensor]:
-    steps = (group.num_steps + makes_update.double().cumsum(0)).clamp(min=1)  # a chunk without an update uses none
-    columns = group.rule.numbers(steps)
-    if group.regularizer is not None:
-        check_positive("alpha", group.alpha)  # it may be changed while training
-        columns.append(group.alpha)
-    # in float64 until here: 1 − β₂ᵗ of the first steps has few digits in float32
-    table = torch.stack([torch.as_tensor(column, dtype=torch.float64).expand(len(steps)) for column in columns], dim=1)
-    return list(table.to(device, torch.promote_types(group.membership.dtype, torch.float32)).unbind())

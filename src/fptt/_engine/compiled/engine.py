@@ -10,16 +10,17 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fptt._batches.cut import Chunk, Chunking, Start, Window
-from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
+from fptt._engine.bad_numbers import BadNumber, Snapshot
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
+from fptt._engine.compiled.constants import Key, constants, flatten_part
 from fptt._engine.compiled.cuda_graph import RECORDED_ON, CUDAGraphs, SeriesResult
 from fptt._engine.compiled.denormals import flushed_denormals
-from fptt._engine.compiled.probe import Key, Probe, check_first, constants, flatten_part, probe
+from fptt._engine.compiled.probe import Probe, check_first, probe
 from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
-from fptt._engine.eager import forward_chunk, run_chunk, state_without
+from fptt._engine.eager import forward_chunk, run_chunk, run_window, skip_chunks
 from fptt._engine.engine import Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import DistributedReplicas, Replicas
@@ -124,11 +125,7 @@ class CompiledEngine:
                 walked.norms += one.norms
             else:
                 before.restore()
-                walked.skipped.append(one.bad)
-                walked.losses.append(bad_loss(self.risk.model))
-                state = state_without(self.risk.model, [chunk], walked.state)
-                if state is not walked.state:
-                    walked.state, window = state, Window((), state)
+                window = skip_chunks(walked, window, one.bad, self.risk.model, [chunk])
             if self.replicas.count_update():  # a skipped one counts, as the others have not skipped it
                 # by parameter: a process that has skipped all chunks so far has no buffers
                 self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.risk.loss))
@@ -166,20 +163,17 @@ class CompiledEngine:
         if not callable(getattr(model, "initial_state", None)):
             return False
 
-        def squares(begin: Callable[[Tensor], State]) -> Tensor:
-            inputs = chunk.inputs.clone()
-            output, state = run_chunk(
-                model, self.risk.chunking, chunk._replace(inputs=inputs, starts=None), begin(inputs)
-            )
+        def squares(*, begins_at_none: bool) -> Tensor:
+            own = chunk._replace(inputs=chunk.inputs.clone(), starts=None)
+            begin = None if begins_at_none else initial_state(model, own.inputs)
+            output, state = run_chunk(model, self.risk.chunking, own, begin)
             tensors = [tensor for tensor in (output, *flatten_state(state)) if tensor.is_floating_point()]
             return torch.stack([tensor.double().square().mean() for tensor in tensors]).sum()
 
         try:
             with plain_cells():
-                from_none, from_state = (
-                    probe(lambda begin=begin: squares(begin), self.risk, [])
-                    for begin in (lambda _: None, lambda own: initial_state(model, own))
-                )
+                from_none = probe(lambda: squares(begins_at_none=True), self.risk, [])
+                from_state = probe(lambda: squares(begins_at_none=False), self.risk, [])
         except Exception:  # whatever a method of this name, which may be for something else, raises on inputs
             if self.horizon > 1:
                 raise
@@ -205,10 +199,16 @@ class CompiledEngine:
         if self._alive.device != device:
             self._alive = self._alive.to(device)
         self._alive.fill_(True)  # in place: a recorded step knows it by its address
-        dtype = next(param.dtype for group in self.optimizer.param_groups for param in group["params"])
-        batch_size = self.risk.chunking.time_major(chunks[0].inputs).shape[1]
-        settings = {"horizon": self.horizon, "batch_size": batch_size, "max_norm": self.max_norm, "dtype": dtype}
-        walk = _Walk(chunks, window, context, fills_windows=self._fills_windows, **settings)
+        walk = _Walk(
+            chunks,
+            window,
+            context,
+            fills_windows=self._fills_windows,
+            horizon=self.horizon,
+            batch_size=self.risk.chunking.time_major(chunks[0].inputs).shape[1],
+            max_norm=self.max_norm,
+            dtype=next(param.dtype for group in self.optimizer.param_groups for param in group["params"]),
+        )
         self._refresh()
         bad = None
         try:
@@ -239,8 +239,7 @@ class CompiledEngine:
         """Run one compiled step as long as the chunks have it in common; return whether to go on."""
         entry, groups = self._entries[key], self.layout.groups_of(key)
         start, end = walk.position, walk.end_of_series(entry.next_nest)
-        rows = self.layout.numbers(walk.makes_update[start:], walk.device)
-        numbers = [rows[id(group)] for group in groups]
+        numbers = [group.numbers(walk.makes_update[start:], walk.device) for group in groups]
         # the arguments of every chunk begin with these; see `Arguments` for the order
         in_place = [*tree_leaves([[group.buffers for group in groups], self.layout.module_tensors(key)]), self._alive]
         weight = {"weight": walk.chunk.weight} if self.replicas.shares_updates else {}
@@ -327,11 +326,16 @@ class CompiledEngine:
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}
-        effects = {"has_effects": has_effects, "copies_given": found.writes_given}
-        options = {"horizon": len(walk.inputs[walk.position]), **effects}
-        step = ChunkStep(self.risk, groups, list(module), moving, self._update(), **options)
-        rows = self.layout.numbers(walk.makes_update[walk.position :], walk.device)
-        numbers = [rows[id(group)][0] for group in groups]
+        step = ChunkStep(
+            self.risk,
+            groups,
+            [name for name in module if name in moving],
+            self._update(),
+            horizon=len(walk.inputs[walk.position]),
+            has_effects=has_effects,
+            copies_given=found.writes_given,
+        )
+        numbers = [group.numbers(walk.makes_update[walk.position :], walk.device)[0] for group in groups]
         buffers = [group.buffers for group in groups]
         arguments = Arguments(buffers, module, self._alive, numbers, *walk.arguments())
         part, state, flat = walk.chunk.part, walk.window().state, arguments.flat()
@@ -353,13 +357,9 @@ class CompiledEngine:
 
         def loss_of_chunk() -> Tensor:
             # copies, since a model may change its inputs in place, and the chunk is still to be learned
-            window, chunk = walk.window(), walk.chunk._replace(inputs=walk.chunk.inputs.clone())
-            state = map_state(Tensor.clone, window.state)
+            chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
+            state = map_state(Tensor.clone, run_window(self.risk.model, self.risk.chunking, walk.window())[-1])
             copies.extend([chunk.inputs, *flatten_state(state)])
-            for earlier in window.chunks:
-                own = earlier._replace(inputs=earlier.inputs.clone())
-                _, state = run_chunk(self.risk.model, self.risk.chunking, own, state)
-                state = map_state(Tensor.clone, state)
             output, loss, _ = forward_chunk(self.risk.model, self.risk.loss, self.risk.chunking, chunk, state)
             if not self.replicas.shares_updates:  # otherwise it would communicate, and all judge the loss of all
                 self.risk.loss.observe(output.detach(), chunk.part)

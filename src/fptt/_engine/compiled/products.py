@@ -35,21 +35,21 @@ def _mm(left: Tensor, right: Tensor) -> Tensor:
     """Trace a product (M, K) × (K, N) as what it should be compiled to."""
     if left.shape[1] == 1 and left.dtype == right.dtype:
         return left * right  # an outer product: the compiler fuses it with what follows, and no product is stored
-    if _suits_onednn(left, right):
-        return torch.ops.fptt.onednn_product(left, right.T)
-    if is_thin(left, right):
-        return sum_products(left, right)
-    return NotImplemented
+    return _product(left, right)
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Trace a product to which a bias is added; adding is fused with what follows."""
-    if beta == alpha == 1 and _suits_onednn(left, right):
-        # apart from the product, so that the bias is not copied under it
-        return torch.ops.fptt.onednn_product(left, right.T) + bias
-    if beta == alpha == 1 and is_thin(left, right):
-        return sum_products(left, right) + bias
-    return NotImplemented
+    product = _product(left, right) if beta == alpha == 1 else NotImplemented
+    # apart from the product, so that the bias is not copied under it
+    return product if product is NotImplemented else product + bias
+
+
+def _product(left: Tensor, right: Tensor) -> Any:
+    """Return a product by oneDNN or as a sum where that is faster, else NotImplemented."""
+    if _suits_onednn(left, right):
+        return torch.ops.fptt.onednn_product(left, right.T)
+    return sum_products(left, right) if is_thin(left, right) else NotImplemented
 
 
 DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.mm.default: _mm, torch.ops.aten.addmm.default: _addmm}

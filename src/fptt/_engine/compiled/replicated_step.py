@@ -29,7 +29,6 @@ class ReplicatedStep:
         self, step: ChunkStep, arguments: Arguments, part: Any, state: State, replicas: DistributedReplicas
     ) -> None:
         self.step, self.arguments, self.part, self.state, self.replicas = step, arguments, part, state, replicas
-        self.moving = [name for name in step.module_names if name in step.moving]
         flat = arguments.flat()
         self.take = compile_step(self._take, flat, step.risk)
         with torch.random.fork_rng(), torch.no_grad():
@@ -48,7 +47,7 @@ class ReplicatedStep:
         """
         arguments = self.arguments.filled(flat)
         own_loss, _, *rest = self.take(*flat)
-        num_groups, num_moving = len(self.step.groups), len(self.moving)
+        num_groups, num_moving = len(self.step.groups), len(self.step.moving)
         gradients, output, moved = rest[:num_groups], rest[num_groups], rest[num_groups + 1 :][:num_moving]
         next_states = rest[num_groups + 1 + num_moving :]
         named: dict[Tensor, Tensor] = {}
@@ -58,7 +57,7 @@ class ReplicatedStep:
         (norm,) = self.advance(*flat, loss, *gradients)
         if not arguments.alive:  # nothing may change any more, not even buffers
             return [loss, norm, *next_states]
-        for name, tensor in zip(self.moving, moved, strict=True):
+        for name, tensor in zip(self.step.moving, moved, strict=True):
             arguments.module[name].copy_(tensor)
         part = self.step.flow_of(arguments, self.part, self.state).part
         # not in a piece: a running estimate is of all processes
@@ -73,7 +72,7 @@ class ReplicatedStep:
         module = {name: tensor.clone() for name, tensor in arguments.module.items()}
         flow = step.flow_of(arguments, self.part, self.state)
         output, loss, gradients, *states = step.gradients(arguments.buffers, module, flow)
-        moved = [module[name] for name in self.moving]
+        moved = [module[name] for name in step.moving]
         return [loss, norm_of(gradients), *gradients, output, *moved, *step.keep_states(*states)]
 
     def _advance(self, *flat: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@
 The recurrences of FPTT are those of `fptt._regularizer.recurrences`, on flat tensors; the optimizers' are in `rules`.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -176,8 +176,7 @@ class ChunkStep:
     Args:
         risk: Model and loss.
         groups: The flat groups that the step updates.
-        module_names: Names of the parameters and buffers that it does not train.
-        moving: Names of those among them that the forward pass changes.
+        moving: Names of the parameters and buffers that the forward pass changes by itself.
         update: See `Update`.
         horizon: Chunks that the gradient goes through: that of the step, and those before it.
         has_effects: Whether the forward pass draws random numbers, or moves statistics.
@@ -191,16 +190,15 @@ class ChunkStep:
         self,
         risk: Risk,
         groups: Sequence[FlatGroup],
-        module_names: Sequence[str],
-        moving: Container[str],
+        moving: Sequence[str],
         update: Update,
         *,
         horizon: int,
         has_effects: bool,
         copies_given: bool,
     ) -> None:
-        self.risk, self.groups, self.module_names, self.update = risk, groups, module_names, update
-        self.moving, self.horizon, self.has_effects, self.copies_given = moving, horizon, has_effects, copies_given
+        self.risk, self.groups, self.moving, self.update = risk, groups, moving, update
+        self.horizon, self.has_effects, self.copies_given = horizon, has_effects, copies_given
         self.next_state: State = None
 
     def __call__(self, arguments: Arguments, part: Any, state: State) -> list[Tensor]:
@@ -230,9 +228,9 @@ class ChunkStep:
         write(arguments.buffers, after, alive & updates)
         tensors = {name: tensor for name, tensor in module.items() if name.startswith("loss.")}
         functional_call(_Observation(self.risk.loss), tensors, (output, flow.part))
-        for name, tensor in arguments.module.items():
-            if name in self.moving:
-                tensor.copy_(torch.where(alive, module[name], tensor))
+        for name in self.moving:
+            tensor = arguments.module[name]
+            tensor.copy_(torch.where(alive, module[name], tensor))
         arguments.alive.copy_(alive)
         return [loss, norm, *self.keep_states(*states)]
 

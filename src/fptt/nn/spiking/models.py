@@ -107,7 +107,7 @@ class LIF(nn.Module):
         check_choice("reset", reset, get_args(Reset))
         check_choice("pool", pool, get_args(Pool))
         check_unit_interval("dropout", dropout, closed=False)
-        _check_tau("tau", tau)
+        tau_bounds = _tau_bounds("tau", tau)
         check_positive("tau_readout", tau_readout)
         if not isinstance(surrogate, Surrogate):
             raise TypeError(f"surrogate must be a Surrogate such as MultiGaussian(), got {surrogate!r}.")
@@ -117,7 +117,7 @@ class LIF(nn.Module):
             "reset": reset,
             "detach_reset": detach_reset,
             "surrogate": surrogate,
-            "tau": tau if isinstance(tau, tuple) else (tau, tau),
+            "tau": tau_bounds,
             "learn_tau": learn_tau,
             **options,
         }
@@ -232,10 +232,9 @@ class ALIF(LIF):
     ) -> None:
         if isinstance(adaptation, bool) or not isinstance(adaptation, int | float) or not 0 <= adaptation < math.inf:
             raise ValueError(f"adaptation must be a number of at least 0, got {adaptation!r}.")
-        _check_tau("tau_adaptation", tau_adaptation)
-        pair = tau_adaptation if isinstance(tau_adaptation, tuple) else (tau_adaptation, tau_adaptation)
+        bounds = _tau_bounds("tau_adaptation", tau_adaptation)
         super().__init__(
-            input_size, hidden_size, output_size, adaptation=float(adaptation), tau_adaptation=pair, **options
+            input_size, hidden_size, output_size, adaptation=float(adaptation), tau_adaptation=bounds, **options
         )
 
 
@@ -281,10 +280,15 @@ def _total(spikes: Tensor, dtype: torch.dtype) -> Tensor:
     return spikes.sum(0, dtype=dtype)
 
 
-def _check_tau(name: str, tau: float | tuple[float, float]) -> None:
-    """Raise ValueError unless this is a time constant above 0, or two of them, the shorter first."""
+def _tau_bounds(name: str, tau: float | tuple[float, float]) -> tuple[float, float]:
+    """Return the shortest and the longest time constant.
+
+    Raises:
+        ValueError: If this is neither a time constant above 0 nor two of them, the shorter first.
+    """
     bounds = tau if isinstance(tau, tuple) else (tau, tau)
     if len(bounds) != 2 or not all(isinstance(bound, int | float) and 0 < bound < math.inf for bound in bounds):
         raise ValueError(f"{name} must be a time constant above 0 or a pair of them, got {tau!r}.")
     if bounds[0] > bounds[1]:
         raise ValueError(f"{name} must have the shorter time constant first, got {tau!r}.")
+    return bounds
