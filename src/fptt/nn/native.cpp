@@ -252,7 +252,7 @@ inline bool may_use_tiles() { return false; }
 #endif
 constexpr int64_t TILE = 16;
 
-// sums[r][g] += Σ_k rows[r][k] matrix[k][which[g]]
+// sums[r][n] += Σ_k rows[r][k] matrix[k][n]
 template <class P, int R, int N>
 inline void multiply(typename Simd<typename P::Real>::Vector (&sums)[R][N], const typename P::Element *rows, int64_t stride,
                      const typename P::Element *matrix, int64_t length) {
