@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.tasks.batches import Samples
-from fptt.experiments.tasks.loading import spread
+from fptt.experiments.tasks.loading import check_whole, spread
 from fptt.experiments.tasks.task import Task
 
 NUM_UNITS, NUM_CLASSES = 700, 20
@@ -107,7 +107,7 @@ def read_words(path: Path, num_steps: int) -> Words:
             f"{path} must have as many entries in spikes/times as in spikes/units and labels, got {len(times)}, "
             f"{len(units)} and {len(labels)}."
         )
-    _check_whole(labels, f"{path} must hold", "labels", NUM_CLASSES)
+    check_whole(labels, NUM_CLASSES - 1, f"{path} must hold", "labels")
     cells = []
     for number, (at, unit) in enumerate(zip(times, units, strict=True)):
         where = f"word {number} of {path} must have"
@@ -120,7 +120,7 @@ def read_words(path: Path, num_steps: int) -> Words:
         at = at.astype(np.float64)  # noqa: PLW2901
         if not (np.isfinite(at) & (at >= 0)).all():
             raise UserError(f"{where} times from 0 on in spikes/times, got {at.min():g} … {at.max():g}.")
-        _check_whole(unit, where, "spikes/units", NUM_UNITS)
+        check_whole(unit, NUM_UNITS - 1, where, "spikes/units")
         heard = at < DURATION
         bins = (at[heard] * (num_steps / DURATION)).astype(np.int64)
         cells.append(bins * NUM_UNITS + unit[heard].astype(np.int64))
@@ -142,10 +142,3 @@ def _field(file: Any, path: Path, name: str) -> np.ndarray:
         has = "nothing" if found is None else "something else"
         raise UserError(f"{path} must have a list in the field {name}, as shd_*.h5 have it, got {has}.")
     return found[:]
-
-
-def _check_whole(values: np.ndarray, where: str, name: str, size: int) -> None:
-    """Raise UserError unless these are whole numbers from 0 to size − 1."""
-    if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() < size):
-        got = f"{values.dtype}" + (f" from {values.min()} to {values.max()}" if values.dtype.kind in "iuf" else "")
-        raise UserError(f"{where} whole numbers from 0 to {size - 1} in {name}, got {got}.")
