@@ -6,6 +6,7 @@ from torch import Tensor
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import generated_parts, samples_an_epoch
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
 NUM_HELD_OUT = 2000
@@ -32,7 +33,7 @@ def load(setting: Setting, seed: int) -> Task:
         to_sequences=lambda batch: batch.transpose(0, 1),
         input_size=2,
         output_size=1,
-        chance=1 / 6,  # the variance of the sum of two uniform numbers, 2/12: a guess is its mean
+        chance=CHANCE["adding", "mse"],
     )
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.tasks.batches import generated_parts, samples_an_epoch
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task
 
@@ -72,7 +73,7 @@ def load(setting: Setting, seed: int) -> Task:
         output_size=BLANK + 1,
         has_step_targets=True,
         score=lambda: CopyScore(length),
-        chance=1 / NUM_KINDS,
+        chance=CHANCE["copy", "accuracy"],
     )
 
 

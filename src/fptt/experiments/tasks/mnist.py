@@ -7,6 +7,7 @@ from torch.utils.data import TensorDataset
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.loading import labeled_images, load_splits
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
 HUB_ID = "ylecun/mnist"
@@ -51,5 +52,5 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         to_sequences=to_sequences,
         input_size=width,
         output_size=10,
-        chance=0.1,
+        chance=CHANCE["mnist", "accuracy"],
     )
