@@ -297,21 +297,16 @@ def _numbers(column: pd.Series, source: str) -> np.ndarray:
     """
     try:
         numbers = pd.Series(pd.to_numeric(column, errors="coerce")).to_numpy(np.float64, na_value=math.nan)
-        is_time = column.dtype.kind in "mM"
     except (TypeError, ValueError):  # of lists and the like
-        numbers, is_time = np.full(len(column), math.nan), False
+        numbers = np.full(len(column), math.nan)
+    is_time = column.dtype.kind in "mM"
     bad = np.flatnonzero(~np.isfinite(numbers) | is_time)
     if len(bad):
         value = column.iloc[bad[0]]
-        described = (
-            "none" if _is_missing(value) else repr(value.item() if isinstance(value, np.generic) else value)[:60]
-        )
+        is_missing = column.isna().iloc[bad[0]]
+        described = "none" if is_missing else repr(value.item() if isinstance(value, np.generic) else value)[:60]
         raise UserError(f"{source!r} must hold numbers in column {column.name!r}, got {described} in row {bad[0] + 1}.")
     return numbers
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
 
 
 def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
