@@ -26,14 +26,13 @@ class Words(Dataset[Samples]):
     """Words as lists of spikes, counted in T equal bins when they are read: dense, they would take gigabytes.
 
     Args:
-        cells: (Σ spikes,), of every spike the number of its bin times the number of units, plus that of its unit.
-        counts: (N,), spikes of each word.
+        cells: Of each word (spikes,), the number of a spike's bin times the number of units, plus that of its unit.
         labels: (N,).
         num_steps: T.
     """
 
-    def __init__(self, cells: Tensor, counts: Tensor, labels: Tensor, num_steps: int) -> None:
-        self.cells, self.labels, self.num_steps = cells.split(counts.tolist()), labels, num_steps
+    def __init__(self, cells: Sequence[Tensor], labels: Tensor, num_steps: int) -> None:
+        self.cells, self.labels, self.num_steps = cells, labels, num_steps
 
     def __len__(self) -> int:
         """Return the words."""
@@ -81,8 +80,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
 
 def _part(words: Words, rows: np.ndarray, limit: int | None) -> Words:
     chosen = rows[spread(len(rows), limit)].tolist()
-    cells = [words.cells[number] for number in chosen]
-    return Words(torch.cat(cells), torch.tensor([len(own) for own in cells]), words.labels[chosen], words.num_steps)
+    return Words([words.cells[number] for number in chosen], words.labels[chosen], words.num_steps)
 
 
 def read_words(path: Path, num_steps: int) -> Words:
@@ -122,11 +120,9 @@ def read_words(path: Path, num_steps: int) -> Words:
             raise UserError(f"{where} times from 0 on in spikes/times, got {at.min():g} … {at.max():g}.")
         check_whole(unit, NUM_UNITS - 1, where, "spikes/units")
         heard = at < DURATION
-        bins = (at[heard] * (num_steps / DURATION)).astype(np.int64)
-        cells.append(bins * NUM_UNITS + unit[heard].astype(np.int64))
-    counts = torch.tensor([len(own) for own in cells], dtype=torch.long)
-    joined = np.concatenate([np.zeros(0, np.int64), *cells]).astype(np.int32)
-    return Words(torch.from_numpy(joined), counts, torch.from_numpy(labels.astype(np.int64)), num_steps)
+        bins = (at[heard] * (num_steps / DURATION)).astype(np.int32)
+        cells.append(torch.from_numpy(bins * NUM_UNITS + unit[heard].astype(np.int32)))
+    return Words(cells, torch.from_numpy(labels.astype(np.int64)), num_steps)
 
 
 def _field(file: Any, path: Path, name: str) -> np.ndarray:
