@@ -209,12 +209,11 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
     times = None if time_name is None else _times(found[time_name], source)
     order = np.lexsort((numbers,) if times is None else (times, numbers))  # stable: equal times stay as they are
     lengths = np.bincount(numbers)
-    groups = group_names = None
-    if targets is not None and columns.group is not None:
-        groups = _groups(found[columns.group], source, ids, order, lengths)
-        group_names = _texts(found[columns.group].to_numpy())[order][_first_steps(lengths)]
-    own = None
+    own = groups = group_names = None
     if targets is not None:
+        if columns.group is not None:
+            groups = _groups(found[columns.group], source, ids, order, lengths)
+            group_names = _texts(found[columns.group].to_numpy())[order][_first_steps(lengths)]
         own = _one_a_sequence(_labels(found[target_name], source, targets)[order], lengths)
     inputs = np.stack([_numbers(found[name], source)[order] for name in input_names], axis=1)
     return Sequences(
