@@ -201,18 +201,8 @@ class Table:
                             f"after a later one in row {number}."
                         )
                     place["time"] = now
-                values = [self._number(row[at], number, rows.names[at]) for at in where]
-                gaps = [at for at, value in enumerate(values) if math.isnan(value)]
-                if gaps:
-                    place["gaps"] += len(gaps)
-                    if self.config.missing == "error":
-                        raise UnreadableError(
-                            f"{self.source} must hold numbers in column {columns['inputs'][gaps[0]]!r}, got none in "
-                            f"row {number}; gaps are taken by --missing hold or skip."
-                        )
-                    values = [place["held"][at] if at in gaps else value for at, value in enumerate(values)]
-                place["held"] = values
-                if gaps and (self.config.missing == "skip" or any(map(math.isnan, values))):  # nothing to hold yet
+                values = self._filled([self._number(row[at], number, rows.names[at]) for at in where], number, place)
+                if values is None:
                     place["skipped"] += 1
                     continue
                 targets.append(self._target(row[target_at], number, numbers))
@@ -225,6 +215,23 @@ class Table:
             yield piece(is_last=True)
             if has_ended:
                 self._check_learnable(place, list(numbers))
+
+    def _filled(self, values: list[float], row: int, place: dict[str, Any]) -> list[float] | None:
+        """Return the inputs of a row, gaps filled by what `place` holds; None if the row is to be skipped."""
+        gaps = [at for at, value in enumerate(values) if math.isnan(value)]
+        if gaps and self.config.missing == "error":
+            column = place["columns"]["inputs"][gaps[0]]
+            raise UnreadableError(
+                f"{self.source} must hold numbers in column {column!r}, got none in row {row}; gaps are taken by "
+                "--missing hold or skip."
+            )
+        for at in gaps:
+            values[at] = place["held"][at]
+        place["gaps"] += len(gaps)
+        place["held"] = values
+        # before the first value of a column there is nothing to hold
+        is_skipped = gaps and (self.config.missing == "skip" or any(map(math.isnan, values)))
+        return None if is_skipped else values
 
     def _check_learnable(self, place: dict[str, Any], labels: list[Any]) -> None:
         """Raise UserError if no row of the whole table could be learned, or nothing could be told apart."""
