@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
 from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
+from tests.experiments.data_sets import write_splits
 
 
 def recording(seed: int, length: int) -> Recording:
@@ -19,12 +19,11 @@ def recording(seed: int, length: int) -> Recording:
 
 def write_recordings(folder: Path, lengths: Mapping[str, Sequence[int]]) -> str:
     """Write a Parquet file for each split, the seed of each recording being its length, and return the folder."""
-    folder.mkdir(exist_ok=True)
+    splits = {}
     for name, own in lengths.items():
         parts = [recording(length, length) for length in own]
-        columns = {
+        splits[name] = {
             "signal": [part.signal.numpy() for part in parts],
             "label": [torch.where(part.classes == IGNORED, 0, part.classes + 1).tolist() for part in parts],
         }
-        Dataset.from_dict(columns).to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    return str(folder)
+    return write_splits(folder, splits)

@@ -1,34 +1,23 @@
 """A stream that is stopped and taken up again ends bitwise as an undisturbed one."""
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.streams import stream
 from fptt.experiments.streams.stream import StreamFolder, Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder, locked
 from tests.experiments.permissions import told_of_lack_of_permission
 from tests.experiments.streams.recordings import write_recordings
+from tests.experiments.streams.stopped import STEPS_A_ROW, assert_same_end, call_at, press_ctrl_c
+
+pytestmark = pytest.mark.usefixtures("short_rows")
 
 SETTING = ["--hidden-size", "8", "--window", "100", "--delay", "12", "--checkpoint-steps", "200"]
-STEPS_A_ROW = 200
-"""Of these streams, which are a fifth as long as they would have to be with a row for every thousand steps."""
-TIMES = ("seconds", "steps_per_second", "warm_memory_bytes", "peak_memory_bytes", "memory_growth_percent")
-
-
-@pytest.fixture(autouse=True)
-def _short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "STEPS_A_ROW", STEPS_A_ROW)
 
 
 @pytest.fixture
@@ -37,51 +26,8 @@ def data(tmp_path: Path) -> str:
     return write_recordings(tmp_path / "data", {"train": (300, 540), "test": (180,)})
 
 
-def call_at(pause: int, act: Callable[[Streaming], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something at a pause, numbered from 0."""
-    save_if_due, seen = Streaming._save_if_due, []
-
-    def acting(self: Streaming) -> None:
-        seen.append(pause)
-        if len(seen) == pause + 1:
-            act(self)
-        save_if_due(self)
-
-    monkeypatch.setattr(Streaming, "_save_if_due", acting)
-
-
-def press_ctrl_c(_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 def command(data: str, out: Path, *options: str) -> list[str]:
     return ["stream", "--data", data, "--out", str(out), *SETTING, *options]
-
-
-def tensors(nest: Any) -> Iterator[Any]:
-    """Yield everything in a nest of dicts and lists, with its keys."""
-    if isinstance(nest, dict):
-        for key, value in nest.items():
-            yield key
-            yield from tensors(value)
-    elif isinstance(nest, list | tuple):
-        for value in nest:
-            yield from tensors(value)
-    else:
-        yield nest
-
-
-def assert_same_end(one: StreamFolder, other: StreamFolder) -> None:
-    assert one.rolling_file.read_text() == other.rolling_file.read_text()
-    ends = [{k: v for k, v in json.loads(it.summary_file.read_text()).items() if k not in TIMES} for it in (one, other)]
-    assert ends[0] == ends[1]
-    assert ends[0]["status"] == "finished"
-    learners = [list(tensors(torch.load(it.learner_file, weights_only=True))) for it in (one, other)]
-    assert len(learners[0]) == len(learners[1]) > 50
-    for own, its in zip(*learners, strict=True):
-        assert torch.equal(own, its) if isinstance(own, Tensor) else own == its
-    for it in (one, other):
-        assert not it.checkpoints.files()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 import fptt
 from fptt.experiments.commands.cli import run
@@ -23,6 +22,7 @@ from fptt.experiments.streams.stream import StreamFolder
 from fptt.experiments.studies.page import read_results
 from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
+from tests.experiments.data_sets import write_splits
 from tests.experiments.streams.recordings import recording, write_recordings
 from tests.problems import assert_same_weights
 
@@ -278,6 +278,14 @@ def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
         (["--delay", "-1"], "delay must not be negative"),
         (["--chunk-length", "0"], "chunk_length must be positive"),
         (["--beta", "2"], "beta must be at most 1, got 2.0"),
+        (["--task", "table"], "a table needs data: give --data FILE"),
+        (["--task", "table", "--data", "nowhere.csv"], "data 'nowhere.csv' does not exist"),
+        (["--task", "table", "--data", "pyproject.toml"], "of the kinds .csv, .parquet, or - for CSV, got '.toml'"),
+        (["--task", "table", "--data", "."], "or - for CSV, got a folder"),
+        (["--data", "-"], "data '-' is a table: give --task table with it"),
+        (["--data", "FOLDER", "--target", "x"], "target belongs to the task 'table', got it with the task 'hapt'"),
+        (["--task", "table", "--split", "test"], "split belongs to the task 'hapt'"),
+        (["--task", "table", "--next-rows"], "next_rows belongs to --resume"),
     ],
 )
 def test_errors_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,13 +295,8 @@ def test_errors_are_one_line(options: list[str], message: str, capsys: pytest.Ca
 
 def test_strange_recordings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stream(**columns: list) -> str:
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        folder.mkdir()
-        Dataset.from_dict(columns).to_parquet(folder / "train-00000-of-00001.parquet")
-        assert (
-            run(["stream", "--split", "train", "--data", str(folder), "--out", str(tmp_path / "out"), "--overwrite"])
-            == 2
-        )
+        data = write_splits(tmp_path / str(len(list(tmp_path.iterdir()))), {"train": columns})
+        assert run(["stream", "--split", "train", "--data", data, "--out", str(tmp_path / "out"), "--overwrite"]) == 2
         return " ".join(capsys.readouterr().err.split())
 
     good = np.zeros((5, 6), dtype=np.float32)

@@ -17,13 +17,14 @@ import torch
 from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UnreadableError, UserError
-from fptt.experiments.streams import stream
 from fptt.experiments.streams.learner import RunningScale, StreamLearner
 from fptt.experiments.streams.source import Piece
 from fptt.experiments.streams.stream import StreamFolder
 from fptt.experiments.streams.table import Table
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
-from tests.experiments.streams.test_stream_resume import assert_same_end, call_at, press_ctrl_c
+from tests.experiments.streams.stopped import assert_same_end, call_at, press_ctrl_c
+
+pytestmark = pytest.mark.usefixtures("short_rows")
 
 GAPS = "time,a,b,target\n1,,5,x\n2,1,6,y\n3,2,,\n4,,7,x\n5,3,8,z\n"
 
@@ -215,24 +216,6 @@ def test_what_is_wrong_is_named_with_its_place(text: str | bytes, setting: dict,
     assert "data.csv" in str(found.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--task", "table"], "a table needs data: give --data FILE"),
-        (["--task", "table", "--data", "nowhere.csv"], "data 'nowhere.csv' does not exist"),
-        (["--task", "table", "--data", "pyproject.toml"], "of the kinds .csv, .parquet, or - for CSV, got '.toml'"),
-        (["--task", "table", "--data", "."], "or - for CSV, got a folder"),
-        (["--data", "-"], "data '-' is a table: give --task table with it"),
-        (["--data", "FOLDER", "--target", "x"], "target belongs to the task 'table', got it with the task 'hapt'"),
-        (["--task", "table", "--split", "test"], "split belongs to the task 'hapt'"),
-        (["--task", "table", "--next-rows"], "next_rows belongs to --resume"),
-    ],
-)
-def test_errors_of_the_command(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["stream", "--out", "/nonexistent/out", *options]) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-
-
 def test_standard_input_that_is_closed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)  # as Python sets it where a shell says <&-
     with pytest.raises(UserError, match="standard input must be open to read rows from it, got it closed"):
@@ -311,11 +294,6 @@ def sensor_rows(count: int) -> str:
             f"{step},{heat},{load},{'abc'[state] if has_label else ''},{f'{2.5 * state:.2f}' if has_label else ''}"
         )
     return "\n".join(lines) + "\n"
-
-
-@pytest.fixture(autouse=True)
-def _short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "STEPS_A_ROW", 200)
 
 
 @pytest.mark.parametrize("options", [["--target", "state"], ["--target", "power", "--missing", "skip"]], ids=str)

@@ -18,6 +18,7 @@ from fptt.experiments.tasks import archives
 from fptt.experiments.tasks.archives import SIGNALS, Archive, convert
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.scores import IGNORED
+from tests.experiments.data_sets import sizes
 
 
 def text(array: np.ndarray) -> str:
@@ -67,7 +68,7 @@ def test_har_is_windows_of_nine_signals(tmp_path: Path) -> None:
     assert list(rows["label"]) == [0, 5, 2, 2, 1]
     assert list(rows["subject"]) == PERSONS["train"]
     task = load_task(Setting(task="har", data=str(tmp_path / "out")), 0)
-    assert (len(task.train), len(task.validation), len(task.test)) == (2, 3, 5)  # pyright: ignore
+    assert sizes(task) == [2, 3, 5]
 
 
 def hapt_files(signals: Mapping[tuple[int, int], np.ndarray], labels: list[list[int]]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Training batches: an order that resumes anywhere, together and in staggered lanes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -59,8 +59,19 @@ def forever(batches: Any) -> Iterator[Any]:
         yield from batches
 
 
+def source_of(*, staggered: bool, fresh: bool = False) -> Any:
+    lanes = make(10, 4, 3, fresh=fresh)
+    return lanes if staggered else lanes.batches
+
+
 def flat(item: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(item) if leaf is not None]  # pyright: ignore
+
+
+def assert_same(found: Iterable[Any], expected: Iterable[Any]) -> None:
+    for one, same in zip(found, expected, strict=True):
+        for tensor, its in zip(flat(one), flat(same), strict=True):
+            assert torch.equal(tensor, its)
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -68,45 +79,29 @@ def flat(item: Any) -> list[Tensor]:
 @pytest.mark.parametrize("staggered", [False, True])
 def test_it_resumes_bitwise_anywhere(*, staggered: bool, stop: int, fresh: bool) -> None:
     """In the middle of the sequences, with the last batch of an epoch, and after it."""
-
-    def build() -> Any:
-        lanes = make(10, 4, 3, fresh=fresh)
-        return lanes if staggered else lanes.batches
-
-    source, expected = build(), list(islice(forever(build()), stop + 6))
+    source, other = (source_of(staggered=staggered, fresh=fresh) for _ in range(2))
+    expected = list(islice(forever(source_of(staggered=staggered, fresh=fresh)), stop + 6))
     running = forever(source)
     for _ in range(stop):
         next(running)
-    state = source.state_dict()
-    other = build()
-    other.load_state_dict(state)
-    found = list(islice(forever(other), 6))
-    for one, same in zip(found, expected[stop:], strict=True):
-        for tensor, its in zip(flat(one), flat(same), strict=True):
-            assert torch.equal(tensor, its)
+    other.load_state_dict(source.state_dict())
+    assert_same(islice(forever(other), 6), expected[stop:])
 
 
 @pytest.mark.parametrize("staggered", [False, True])
 def test_a_state_loaded_in_mid_epoch_is_saved_again_as_it_is(*, staggered: bool) -> None:
     """As a rollback does: the run goes back, saves a checkpoint at once, and goes on from either."""
-
-    def build() -> Any:
-        lanes = make(10, 4, 3)
-        return lanes if staggered else lanes.batches
-
-    expected = list(islice(forever(build()), 8))
-    source = build()
+    source, other = (source_of(staggered=staggered) for _ in range(2))
+    expected = list(islice(forever(source_of(staggered=staggered)), 8))
     running = forever(source)
     for _ in range(2):
         next(running)
     state = source.state_dict()
     next(running)
     source.load_state_dict(state)
-    other = build()
     other.load_state_dict(source.state_dict())
     for going_on in (other, source):
-        for one, same in zip(islice(forever(going_on), 6), expected[2:], strict=True):
-            assert all(torch.equal(tensor, its) for tensor, its in zip(flat(one), flat(same), strict=True))
+        assert_same(islice(forever(going_on), 6), expected[2:])
 
 
 def test_between_epochs_the_state_is_that_of_the_next() -> None:

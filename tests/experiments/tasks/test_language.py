@@ -1,13 +1,11 @@
 import copy
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,6 +30,7 @@ from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.language_model import LanguageModel, _one_block
 from fptt.experiments.training.sampling import continue_text, sample_text
 from fptt.nn.models import plain_cells
+from tests.experiments.data_sets import REAL, needs_data, write_splits
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
 V, E, H = 11, 5, 6
@@ -171,11 +170,9 @@ def test_one_block_of_weights_has_their_values_and_gradients() -> None:
         assert torch.equal(weight.grad, torch.full_like(weight, gradient))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("rate", "tied"), [(0.0, True), (0.4, True), (0.4, False)])
-def test_the_compiled_engine_is_the_eager_one(
-    rate: float, tied: bool, float64: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fptt._engine.compiled.compiler._compile", lambda graph, _: graph)  # as it is traced
+def test_the_compiled_engine_is_the_eager_one(rate: float, tied: bool, float64: None) -> None:
     model = make_model(tied=tied, **dict.fromkeys(DROPOUTS, rate))
     loss = fptt.SequenceLoss(functional.cross_entropy)
     methods, states = [], [None, None]
@@ -335,20 +332,17 @@ def test_limit_cuts_every_part_but_not_the_vocabulary(tmp_path: Path) -> None:
     assert load_text(tmp_path, "aaab" * 100, limit=3).vocabulary == ("a", "b")
 
 
-def write_splits(folder: Path, column: str = "text", **splits: Sequence[Any]) -> str:
-    folder.mkdir()
-    for name, rows in splits.items():
-        Dataset.from_dict({column: list(rows)}).to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    return str(folder)
+def write_texts(folder: Path, column: str = "text", **splits: Sequence[Any]) -> str:
+    return write_splits(folder, {name: {column: rows} for name, rows in splits.items()})
 
 
 def test_a_data_set_keeps_its_splits_and_lends_those_that_lack(tmp_path: Path) -> None:
     def load(data: str) -> Task:
         return load_task(Setting(task="text", data=data, batch_size=1, length=2), 0)
 
-    whole = load(write_splits(tmp_path / "whole", train=["abc", "ab\n", "c"], validation=["cab"], test=["bca"]))
+    whole = load(write_texts(tmp_path / "whole", train=["abc", "ab\n", "c"], validation=["cab"], test=["bca"]))
     assert ["".join(decoded(whole, part)) for part in ("train", "validation", "test")] == ["abc\nab\nc", "cab", "bca"]
-    no_validation = load(write_splits(tmp_path / "none", train=["abcd" * 10], test=["dab"]))
+    no_validation = load(write_texts(tmp_path / "none", train=["abcd" * 10], test=["dab"]))
     assert ["".join(decoded(no_validation, part)) for part in ("train", "validation", "test")] == [
         "abcd" * 9 + "ab",
         "cd",
@@ -359,19 +353,19 @@ def test_a_data_set_keeps_its_splits_and_lends_those_that_lack(tmp_path: Path) -
 def test_penn_treebank_ends_its_lines(tmp_path: Path) -> None:
     setting = Setting(task="ptb-word", batch_size=1, length=3)
     lines = {"train": [" a b <unk> ", "b a"], "validation": ["a new"], "test": ["b"]}
-    data = write_splits(tmp_path / "words", "sentence", **lines)
+    data = write_texts(tmp_path / "words", "sentence", **lines)
     task = load_task(Setting(**{**vars(setting), "data": data}), 0)
     assert decoded(task, "train") == ["a", "b", "<unk>", "<eos>", "b", "a", "<eos>"]
     assert decoded(task, "validation") == ["a", "<unk>", "<eos>"]
     assert (task.name, task.metric) == ("ptb-word", "perplexity")
     characters = {"train": ["a n _ a", "_ n"], "validation": ["a"], "test": ["n n"]}
-    data = write_splits(tmp_path / "characters", "sentence", **characters)
+    data = write_texts(tmp_path / "characters", "sentence", **characters)
     task = load_task(Setting(**{**vars(setting), "data": data, "task": "ptb-char"}), 0)
     assert decoded(task, "train") == ["a", "n", "_", "a", "\n", "_", "n", "\n"]
     assert (task.name, task.metric) == ("ptb-char", "bits_per_character")
     with pytest.raises(UserError, match="must hold words for the task 'ptb-word', got single characters alone"):
         load_task(Setting(**{**vars(setting), "data": data}), 0)
-    data = write_splits(tmp_path / "mixed", "sentence", **{**characters, "test": ["n no"]})
+    data = write_texts(tmp_path / "mixed", "sentence", **{**characters, "test": ["n no"]})
     with pytest.raises(UserError, match=r"the test split must hold single characters .* got 'no': are they the words"):
         load_task(Setting(**{**vars(setting), "data": data, "task": "ptb-char"}), 0)
 
@@ -380,7 +374,7 @@ def test_bad_texts_are_named(tmp_path: Path) -> None:
     latin, empty = tmp_path / "latin.txt", tmp_path / "empty.txt"
     latin.write_bytes("é".encode("latin-1") * 9)
     empty.write_text("")
-    good = write_splits(tmp_path / "good", train=["ab" * 50], validation=["ab"], test=["ab"])
+    good = write_texts(tmp_path / "good", train=["ab" * 50], validation=["ab"], test=["ab"])
     cases: list[tuple[dict[str, Any], str]] = [
         ({"data": None}, "data must be given for the task 'text': a text file"),
         ({"data": None, "task": "ptb-char"}, "data must be given for the task 'ptb-char': a folder of Parquet"),
@@ -388,15 +382,15 @@ def test_bad_texts_are_named(tmp_path: Path) -> None:
         ({"data": "nowhere.txt"}, "data 'nowhere.txt' does not exist"),
         ({"data": str(latin)}, "latin.txt' must be UTF-8: .*invalid"),
         ({"data": str(empty)}, "empty.txt' is empty"),
-        ({"data": write_splits(tmp_path / "column", "words", train=["ab"])}, "have the columns text, got words"),
-        ({"data": write_splits(tmp_path / "number", train=[1])}, "hold text in column text, got 1"),
-        ({"data": write_splits(tmp_path / "no", test=["a"])}, "must have the splits train, got test"),
+        ({"data": write_texts(tmp_path / "column", "words", train=["ab"])}, "have the columns text, got words"),
+        ({"data": write_texts(tmp_path / "number", train=[1])}, "hold text in column text, got 1"),
+        ({"data": write_texts(tmp_path / "no", test=["a"])}, "must have the splits train, got test"),
         ({"data": good, "batch_size": 51}, "batch_size must be at most 50, half of 100 training characters, got 51"),
         ({"data": good, "batch_size": 10, "length": 10}, r"length must be at most 9, .* in 10 columns .*, got 10"),
         ({"data": good}, "length must be at most 99, .* in 1 columns .*, got 100"),
         ({"data": good, "limit": 1, "length": 1}, "the train text must have at least 2 characters, got 1 with limit 1"),
         (
-            {"data": write_splits(tmp_path / "void", train=["ab"], validation=[""], test=["ab"]), "length": 1},
+            {"data": write_texts(tmp_path / "void", train=["ab"], validation=[""], test=["ab"]), "length": 1},
             "the validation text must have at least 2 characters, got 0.$",
         ),
     ]
@@ -406,7 +400,7 @@ def test_bad_texts_are_named(tmp_path: Path) -> None:
 
 
 def test_characters_that_training_lacks_are_one_token(tmp_path: Path) -> None:
-    data = write_splits(tmp_path / "new", train=["abab"], validation=["aé"], test=["bZ"])
+    data = write_texts(tmp_path / "new", train=["abab"], validation=["aé"], test=["bZ"])
     task = load_task(Setting(task="text", data=data, batch_size=1, length=1), 0)
     assert task.vocabulary == ("a", "b", "<unk>")
     for part in (task.validation, task.test):
@@ -536,7 +530,7 @@ def test_a_run_of_words_goes_on_with_words_and_lines(tmp_path: Path) -> None:
 
 
 def test_underscores_are_blanks(tmp_path: Path) -> None:
-    data = write_splits(tmp_path / "data", "sentence", train=["a b _ c"] * 40, validation=["a b"], test=["c c"])
+    data = write_texts(tmp_path / "data", "sentence", train=["a b _ c"] * 40, validation=["a b"], test=["c c"])
     trained_run(tmp_path / "run", 60, task="ptb-char", data=data)
     assert sample(tmp_path / "run", "ab ", 4) == "ab c\nab"
     assert UNDERSCORED.join(UNDERSCORED.split("a b\n")) == "a b\n"
@@ -565,11 +559,6 @@ def test_the_seed_decides_the_draws() -> None:
 
 
 # -- real data -----------------------------------------------------------------------------------------------------
-
-REAL = Path(os.environ.get("FPTT_DATA", ""))
-needs_data = pytest.mark.skipif(
-    "FPTT_DATA" not in os.environ, reason="FPTT_DATA, the folder of the real data sets, is not set"
-)
 
 
 @needs_data

@@ -1,5 +1,4 @@
 import io
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -7,28 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Features, Image, Value
 from PIL import Image as Pillow
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.scores import IGNORED
-from fptt.experiments.tasks.task import Task
+from tests.experiments.data_sets import REAL, needs_data, sizes, write_splits
 
 SUBJECTS = [1, 3, 3, 9, 5, 7, 11, 11]
 FITTED = [n for n, subject in enumerate(SUBJECTS) if subject < 7]  # the last three, 7, 9 and 11, validate
 
 
 def write(folder: Path, train: dict[str, list], test: dict[str, list]) -> str:
-    folder.mkdir()
-    for name, content in (("train", train), ("test", test)):
-        Dataset.from_dict(content).to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    return str(folder)
-
-
-def sizes(task: Task) -> list[int]:
-    return [len(part[:][1]) for part in (task.train, task.validation, task.test)]
+    return write_splits(folder, {"train": train, "test": test})
 
 
 def har_columns(subjects: list[int], seed: int = 0, **changes: Any) -> dict[str, list]:
@@ -133,13 +125,10 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write_cifar(folder: Path, train: int, test: int) -> tuple[str, np.ndarray]:
-    folder.mkdir()
     last = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     features = Features({"img": Image(), "label": Value("int64")})
-    for name, size in (("train", train), ("test", test)):
-        content = Dataset.from_dict(cifar_columns(size, last), features=features)
-        content.to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    return str(folder), last
+    splits = {"train": cifar_columns(train, last), "test": cifar_columns(test, last)}
+    return write_splits(folder, splits, features), last
 
 
 def brightness(part: Any) -> list[int]:
@@ -256,7 +245,7 @@ def test_an_error_in_the_test_split_is_said_to_be_there(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_missing_is_named(tmp_path: Path) -> None:
-    Dataset.from_dict(har_columns(SUBJECTS)).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    write_splits(tmp_path, {"train": har_columns(SUBJECTS)})
     for task in ("har", "hapt", "cifar10"):
         with pytest.raises(UserError, match="must have the splits train and test, got train"):
             load_task(Setting(task=task, data=str(tmp_path)), 0)
@@ -268,12 +257,6 @@ def test_segments_longer_than_every_recording_are_refused(tmp_path: Path) -> Non
     for length in (26, None):
         with pytest.raises(UserError, match=f"length must be at most 25, the longest recording, got {length or 1000}"):
             load_task(Setting(task="hapt", data=data, length=length), 0)
-
-
-REAL = Path(os.environ.get("FPTT_DATA", ""))
-needs_data = pytest.mark.skipif(
-    "FPTT_DATA" not in os.environ, reason="FPTT_DATA, the folder of the real data sets, is not set"
-)
 
 
 @needs_data

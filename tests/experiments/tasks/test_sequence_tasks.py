@@ -8,6 +8,7 @@ from torch.nn import functional
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.anbn import MARKER, A, B, StringScore, strings
+from fptt.experiments.tasks.batches import num_samples
 from fptt.experiments.tasks.copy import BLANK, GO, CopyScore, draw_samples
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.scores import IGNORED
@@ -53,7 +54,7 @@ def test_copy_reads_one_hot_vectors_and_has_a_target_at_every_step() -> None:
     assert task.chance == 1 / 8
 
 
-@pytest.mark.parametrize("name", ["copy", "anbn"])
+@pytest.mark.parametrize("name", ["adding", "copy", "anbn"])
 def test_training_data_are_fresh_and_held_out_data_fixed(name: str) -> None:
     setting = Setting(task=name, length=30, batch_size=4)
     one, again, other = (load_task(setting, seed) for seed in (0, 0, 1))
@@ -64,9 +65,9 @@ def test_training_data_are_fresh_and_held_out_data_fixed(name: str) -> None:
     assert torch.equal(one.validation[:][0], other.validation[:][0])
     assert torch.equal(one.test[:][0], other.test[:][0])
     assert not torch.equal(one.validation[:][0], one.test[:][0])
-    assert len(one.train) == 400  # pyright: ignore[reportArgumentType]
+    assert num_samples(one.train) == 400
     limited = load_task(Setting(task=name, limit=17), 0)
-    assert len(limited.train) == 17  # pyright: ignore[reportArgumentType]
+    assert num_samples(limited.train) == 17
 
 
 def test_a_model_without_memory_has_the_cross_entropy_that_is_told() -> None:

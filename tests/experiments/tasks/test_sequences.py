@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 import fptt
 from fptt.experiments.commands.cli import run
@@ -17,7 +18,7 @@ from fptt.experiments.commands.defaults import starting_config
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks import sequences as sequence_task
-from fptt.experiments.tasks.batches import num_samples
+from fptt.experiments.tasks.batches import Samples, num_samples
 from fptt.experiments.tasks.loading import channel_statistics
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.sequence_files import Columns, read_sequences
@@ -25,6 +26,7 @@ from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import SPIKING, make_model
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder
+from tests.experiments.data_sets import sizes
 
 N = 20
 LENGTHS = np.array([3 + number % 4 for number in range(N)])
@@ -58,9 +60,14 @@ def write(path: Path, table: pd.DataFrame) -> Path:
     return path
 
 
-def everything(task: Task) -> list[torch.Tensor]:
-    parts = (task.train, task.validation, task.test)
-    return [tensor for part in parts for tensor in part[list(range(num_samples(part)))]]
+def samples(part: Dataset[Samples]) -> Samples:
+    return part[list(range(num_samples(part)))]
+
+
+def assert_same_samples(one: Task, other: Task) -> None:
+    for name in ("train", "validation", "test"):
+        for pair in zip(samples(getattr(one, name)), samples(getattr(other, name)), strict=True):
+            assert torch.equal(*pair)
 
 
 def test_every_kind_of_file_gives_the_same_samples(tmp_path: Path) -> None:
@@ -80,7 +87,7 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path: Path) -> None:
     assert (first.input_size, first.output_size, first.class_names) == (2, 2, ("left", "right"))
     assert (first.kind, first.is_ragged, first.has_step_targets, first.training_length()) == ("classes", True, False, 6)
     for other in others:
-        assert all(torch.equal(*pair) for pair in zip(everything(first), everything(other), strict=True))
+        assert_same_samples(first, other)
         assert other.fingerprint == first.fingerprint
 
 
@@ -89,7 +96,7 @@ def test_whole_times_above_what_a_float_tells_apart_keep_their_order(tmp_path: P
     for suffix in (".csv", ".parquet"):
         one = load(write(tmp_path / f"small{suffix}", table))
         other = load(write(tmp_path / f"large{suffix}", table.assign(time=table.time + 2**60)))
-        assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+        assert_same_samples(one, other)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -99,9 +106,7 @@ def test_dates_of_all_years_keep_their_order(kind: str, tmp_path: Path) -> None:
     years = ["1500", "2026", "2026", "2263", "3000", "9999"]
     dates = [f"{years[time]}-0{1 + time}-15" for time in found.time]
     own = found.assign(time=dates if kind == "csv" else np.array(dates, "datetime64[us]"))
-    others = write(tmp_path / f"dates.{kind}", own), write(tmp_path / "numbers.csv", found)
-    for pair in zip(everything(load(others[0])), everything(load(others[1])), strict=True):
-        assert torch.equal(*pair)
+    assert_same_samples(load(write(tmp_path / f"dates.{kind}", own)), load(write(tmp_path / "numbers.csv", found)))
 
 
 def test_ids_of_a_text_are_what_is_written(tmp_path: Path) -> None:
@@ -145,7 +150,7 @@ def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(path.read_bytes())
     first, *others = [load(own) for own in (path, tmp_path / "y.CSV", tmp_path / "Y")]
     for other in others:
-        assert all(torch.equal(*pair) for pair in zip(everything(first), everything(other), strict=True))
+        assert_same_samples(first, other)
 
 
 def test_a_target_a_step_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
@@ -156,15 +161,10 @@ def test_a_target_a_step_is_the_same_in_every_kind_of_file(tmp_path: Path) -> No
     write(tmp_path / "table.csv", table.rename(columns={"row": "target"}).iloc[::-1].sort_values("id", kind="stable"))
     one, other = load(tmp_path / "flat.npz"), load(tmp_path / "table.csv")
     assert (one.class_names, one.has_step_targets, other.has_step_targets) == ((0, 1, 2), True, True)
-    assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
-    found = torch.cat(
-        [part[list(range(num_samples(part)))][1].flatten() for part in (one.train, one.validation, one.test)]
-    )
-    padding = sum(
-        num_samples(part) * part[list(range(num_samples(part)))][0].shape[1]
-        for part in (one.train, one.validation, one.test)
-    )
-    assert (found == -100).sum() == padding - LENGTHS.sum() + 1
+    assert_same_samples(one, other)
+    found = [samples(part)[1] for part in (one.train, one.validation, one.test)]
+    num_ignored = sum(int((own == -100).sum()) for own in found)
+    assert num_ignored == sum(own.numel() for own in found) - LENGTHS.sum() + 1
 
 
 def test_the_training_part_alone_standardizes(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> N
     whole, halves = np.arange(N) % 2, np.arange(N) * 0.5
     tasks = [load(write(tmp_path / f"{own.dtype}.csv", long_form(target=own))) for own in (whole, whole * 1.0)]
     assert [(task.kind, task.class_names) for task in tasks] == [("classes", (0, 1))] * 2
-    assert all(torch.equal(*pair) for pair in zip(*map(everything, tasks), strict=True))  # divided alike too
+    assert_same_samples(*tasks)  # divided alike too
     for number, (train, test, kind) in enumerate(
         [
             (whole, whole * 1.0, "classes"),
@@ -242,7 +242,7 @@ def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path) ->
     for name, scale in (("one", 1.0), ("other", factor)):
         np.savez(tmp_path / f"{name}.npz", inputs=flat * scale, lengths=LENGTHS, targets=targets * scale)
     one, other = (load(tmp_path / f"{name}.npz", kind="regression") for name in ("one", "other"))
-    assert all(torch.equal(*pair) for pair in zip(everything(one), everything(other), strict=True))
+    assert_same_samples(one, other)
     assert other.scaling is not None
     assert other.scaling.input_deviation[2] == 1.0
     assert one.chance is not None
@@ -279,7 +279,7 @@ def test_padding_changes_nothing(targets: np.ndarray, kind: str, loss: fptt.Chun
         losses.append(loss(outputs, loss.split(own, None, [len(outputs)], 1)[0]).item())
         weights.append(len(outputs) if task.has_step_targets else 1)
     assert measure(model, task, task.train, torch.device("cpu")) == pytest.approx(alone.metrics(), rel=1e-9)
-    batch = task.batch(task.train[list(range(num_samples(task.train)))])
+    batch = task.batch(samples(task.train))
     assert batch.inputs.shape[:2] == (6, 14)
     method = fptt.BPTT(model, torch.optim.SGD(model.parameters(), lr=0.0), loss)
     own = batch.targets.double() if kind == "regression" else batch.targets
@@ -290,7 +290,7 @@ def test_padding_changes_nothing(targets: np.ndarray, kind: str, loss: fptt.Chun
 def test_parts_are_random_and_the_same_for_every_seed_of_a_run(tmp_path: Path) -> None:
     path = write(tmp_path / "table.csv", long_form(target=NAMES, group=np.arange(N) // 2))
     task, again = load(path), load_task(TrainConfig(task="sequences", data=str(path), seed=1), 1)
-    assert [num_samples(part) for part in (task.train, task.validation, task.test)] == [14, 3, 3]
+    assert sizes(task) == [14, 3, 3]
     assert task.fingerprint == again.fingerprint
     assert load(path, split_seed=1).fingerprint != task.fingerprint
     assert [num_samples(part) for part in (load(path, limit=3).train, load(path, limit=3).test)] == [3, 3]
@@ -300,15 +300,13 @@ def test_parts_are_random_and_the_same_for_every_seed_of_a_run(tmp_path: Path) -
 
 def test_no_two_parts_share_a_group(tmp_path: Path) -> None:
     """The input is the group, so that it can be told from the samples."""
-    groups = np.arange(N) // 2
-    table = long_form(target=NAMES).assign(person=np.repeat(groups, LENGTHS)[::1])
-    table["person"] = table["id"] // 2
-    table["copy"] = table["person"]
+    table = long_form(target=NAMES)
+    table = table.assign(person=table.id // 2, copy=table.id // 2)
     task = load(write(tmp_path / "table.parquet", table), group="person", inputs="copy")
     assert task.scaling is not None
     found = []
     for part in (task.train, task.validation, task.test):
-        inputs, _, lengths = part[list(range(num_samples(part)))]
+        inputs, _, lengths = samples(part)
         raw = inputs[torch.arange(len(lengths)), 0, 0] * task.scaling.input_deviation[0] + task.scaling.input_mean[0]
         found.append(set(raw.round().int().tolist()))
     assert [len(own) for own in found] == [6, 2, 2]

@@ -13,6 +13,7 @@ from fptt.experiments.configs.recipes import task_config
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.training.folder import RunFolder
+from tests.experiments.data_sets import sizes
 
 
 def test_without_data_or_folder_it_says_what_to_give(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_words_are_counted_in_bins(folder: Path) -> None:
     task = load_task(Setting(task="shd", data=str(folder), length=14), 0)
-    assert [len(part) for part in (task.train, task.validation, task.test)] == [36, 4, 20]  # pyright: ignore
+    assert sizes(task) == [36, 4, 20]
     inputs, labels = task.sequences(task.test[[3, 5]])
     assert inputs.shape == (14, 2, 700)
     assert labels.tolist() == [3, 5]
@@ -76,7 +77,7 @@ def test_every_training_word_is_in_one_part_alike_for_all_seeds(folder: Path) ->
 
 def test_a_limit_leaves_words_of_all_parts(folder: Path) -> None:
     task = load_task(Setting(task="shd", data=str(folder), limit=3), 0)
-    assert [len(part) for part in (task.train, task.validation, task.test)] == [3, 3, 3]  # pyright: ignore
+    assert sizes(task) == [3, 3, 3]
     assert task.test[[0, 1, 2]][1].tolist() == [0, 6, 13]
 
 

@@ -1,12 +1,10 @@
 """Which rows of the real image data train, validate and test: on made-up files and, by the same checks, on the real."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.tasks import cifar10, mnist
@@ -15,6 +13,7 @@ from fptt.experiments.tasks.loading import load_splits
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.scores import ClassScore
 from fptt.experiments.tasks.task import Task
+from tests.experiments.data_sets import REAL, needs_data, write_splits
 
 Rows = dict[str, tuple[str, range]]
 """The split and its rows that each part of a task has."""
@@ -26,12 +25,14 @@ def write_images(folder: Path, name: str, num_train: int, num_test: int) -> str:
     """Write images of random pixels, all of them different."""
     column, shape = IMAGES[name]
     draws = np.random.default_rng(0)
-    folder.mkdir()
-    for split, size in (("train", num_train), ("test", num_test)):
-        images = draws.integers(0, 256, (size, *shape), dtype=np.uint8)
-        content = {column: list(images), "label": [int(label) for label in draws.integers(0, 10, size)]}
-        Dataset.from_dict(content).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return str(folder)
+    splits = {
+        split: {
+            column: list(draws.integers(0, 256, (size, *shape), dtype=np.uint8)),
+            "label": draws.integers(0, 10, size).tolist(),
+        }
+        for split, size in (("train", num_train), ("test", num_test))
+    }
+    return write_splits(folder, splits)
 
 
 def check_parts(task: Task, data: str, rows: Rows) -> None:
@@ -115,12 +116,6 @@ def test_macro_f1_has_the_classes_that_are_only_answered() -> None:
     score = ClassScore(4)
     score.add(torch.eye(4)[[0, 2, 1]], torch.tensor([0, 0, 1]))
     assert score.metrics()["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
-
-
-needs_data = pytest.mark.skipif(
-    "FPTT_DATA" not in os.environ, reason="FPTT_DATA, the folder of the real data sets, is not set"
-)
-REAL = Path(os.environ.get("FPTT_DATA", ""))
 
 
 @needs_data

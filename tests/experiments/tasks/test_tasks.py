@@ -1,11 +1,9 @@
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.config import Setting, is_config_of
@@ -16,12 +14,12 @@ from fptt.experiments.tasks.mnist import NUM_VALIDATION
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.training.evaluation import evaluate_folder
 from fptt.experiments.training.folder import RunFolder
+from tests.experiments.data_sets import REAL, needs_data, sizes, write_splits
 
 
 def test_digits_are_split_once_and_for_all() -> None:
     one, other = (load_task(task_config("digits"), seed) for seed in (0, 1))
-    sizes = [len(split) for split in (one.train, one.validation, one.test)]  # pyright: ignore[reportArgumentType]
-    assert sizes == [1257, 180, 360]
+    assert sizes(one) == [1257, 180, 360]
     images = torch.cat([split[:][0] for split in (one.train, one.validation, one.test)])
     assert len({tuple(image.tolist()) for image in images}) == len(images)
     assert torch.equal(one.test[:][1], other.test[:][1])
@@ -40,33 +38,22 @@ def test_adding_samples_are_what_they_should_be() -> None:
     assert targets.var().item() == pytest.approx(1 / 6, rel=0.2)
 
 
-def test_adding_draws_new_samples_from_its_seed() -> None:
-    setting = task_config("adding")
-    one, again, other = (load_task(setting, seed) for seed in (0, 0, 1))
-    first = one.train[[0, 1, 2]]
-    assert torch.equal(first[0], again.train[[0, 1, 2]][0])
-    assert not torch.equal(first[0], one.train[[0, 1, 2]][0])
-    assert not torch.equal(first[0], other.train[[0, 1, 2]][0])
-    assert torch.equal(one.validation[:][0], other.validation[:][0])
-
-
-def make_mnist(folder: Path, train: int = NUM_VALIDATION + 40, test: int = 30, **columns: list) -> Path:
-    folder.mkdir()
+def make_mnist(folder: Path, train: int = NUM_VALIDATION + 40, test: int = 30, **columns: list) -> str:
+    splits: dict[str, dict[str, list]] = {}
     for name, size in (("train", train), ("test", test)):
         pixels = np.random.default_rng(0).integers(0, 256, (size, 28, 28), dtype=np.uint8)
-        content = {
+        splits[name] = {
             "image": list(pixels),
             "label": [n % 10 for n in range(size)],
             **{k: v * size for k, v in columns.items()},
         }
         if "picture" in columns:
-            del content["image"]
-        Dataset.from_dict(content).to_parquet(folder / f"{name}-00000-of-00001.parquet")
-    return folder
+            del splits[name]["image"]
+    return write_splits(folder, splits)
 
 
 def test_mnist_reads_a_folder_and_permutes_every_image_alike(tmp_path: Path) -> None:
-    data = str(make_mnist(tmp_path / "mnist"))
+    data = make_mnist(tmp_path / "mnist")
     plain = load_task(Setting(task="mnist", data=data), 0)
     permuted = load_task(Setting(task="mnist", data=data, permuted=True), 1)
     images = plain.test[:][0]
@@ -77,12 +64,11 @@ def test_mnist_reads_a_folder_and_permutes_every_image_alike(tmp_path: Path) -> 
     torch.testing.assert_close(one[:, 0, 0], (images[0].float() / 255 - 0.1307) / 0.3081)
     raw = load_task(Setting(task="mnist", data=data, standardization="none"), 0)
     torch.testing.assert_close(raw.to_sequences(images)[:, 0, 0], images[0].float() / 255)
-    sizes = [len(split) for split in (plain.train, plain.validation, plain.test)]  # pyright: ignore[reportArgumentType]
-    assert sizes == [40, NUM_VALIDATION, 30]
+    assert sizes(plain) == [40, NUM_VALIDATION, 30]
 
 
 def test_a_run_from_before_inputs_were_standardized_keeps_its_figures(tmp_path: Path) -> None:
-    data = str(make_mnist(tmp_path / "mnist"))
+    data = make_mnist(tmp_path / "mnist")
     command = ["train", "--task", "mnist", "--data", data, "--limit", "8", "--by", "row", "--num-chunks", "2"]
     sizes = ["--epochs", "1", "--hidden-size", "4", "--batch-size", "8", "--threads", "1"]
     out = tmp_path / "run"
@@ -108,11 +94,11 @@ def test_bad_data_folders_are_named(tmp_path: Path) -> None:
         "./nowhere": "does not exist",
         str(tmp_path / "empty"): "cannot be loaded",
         str(tmp_path / "broken"): "cannot be loaded",
-        str(make_mnist(tmp_path / "columns", picture=["x"])): "columns image and label, got",
-        str(make_mnist(tmp_path / "small", train=20)): "more than 5000 samples, got 20",
-        str(make_mnist(tmp_path / "no-test", test=0)): "cannot be loaded: .*no data",
-        str(make_mnist(tmp_path / "labels", label=[10])): "from 0 to 9 in column label, got int64 from 10 to 10",
-        str(make_mnist(tmp_path / "float", label=[0.5])): "from 0 to 9 in column label, got float64",
+        make_mnist(tmp_path / "columns", picture=["x"]): "columns image and label, got",
+        make_mnist(tmp_path / "small", train=20): "more than 5000 samples, got 20",
+        make_mnist(tmp_path / "no-test", test=0): "cannot be loaded: .*no data",
+        make_mnist(tmp_path / "labels", label=[10]): "from 0 to 9 in column label, got int64 from 10 to 10",
+        make_mnist(tmp_path / "float", label=[0.5]): "from 0 to 9 in column label, got float64",
     }
     for data, message in cases.items():
         with pytest.raises(UserError, match=message):
@@ -120,10 +106,10 @@ def test_bad_data_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_splits_with_other_columns_are_named(tmp_path: Path) -> None:
-    folder = make_mnist(tmp_path / "other")
-    Dataset.from_dict({"picture": [1], "label": [1]}).to_parquet(folder / "test-00000-of-00001.parquet")
+    data = make_mnist(tmp_path / "other")
+    write_splits(Path(data), {"test": {"picture": [1], "label": [1]}})
     with pytest.raises(UserError, match=r"cannot be loaded: .*picture.*column names don't match"):
-        load_task(Setting(task="mnist", data=str(folder)), 0)
+        load_task(Setting(task="mnist", data=data), 0)
 
 
 def test_a_running_divergence_needs_one_label_a_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,12 +119,9 @@ def test_a_running_divergence_needs_one_label_a_sequence(tmp_path: Path, capsys:
     assert not (tmp_path / "run").exists()
 
 
-REAL = Path(os.environ.get("FPTT_DATA", "")) / "mnist"
-
-
-@pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="FPTT_DATA, the folder of the real data sets, is not set")
+@needs_data
 def test_real_mnist() -> None:
-    task = load_task(Setting(task="mnist", data=str(REAL), limit=100), 0)
+    task = load_task(Setting(task="mnist", data=str(REAL / "mnist"), limit=100), 0)
     inputs, labels = task.test[:]
     assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert inputs.shape == (100, 784)

@@ -237,14 +237,8 @@ def spiking_cells(report: Report) -> list[tuple[str, ...]]:
     """Return heads and rows of the table."""
     rows = report["rows"]
     heads = ("method", "ms a batch", "from", "to", f"× faster than {rows[0]['base']}")
-    figures = [
-        (
-            *(f"{1000 * row[name]:.1f}" for name in ("seconds", "seconds_min", "seconds_max")),
-            f"{row['times_faster']:.2f}",
-        )
-        for row in rows
-    ]
-    return [heads, *((row["name"], *own) for row, own in zip(rows, figures, strict=True))]
+    times = [[f"{1000 * row[name]:.1f}" for name in ("seconds", "seconds_min", "seconds_max")] for row in rows]
+    return [heads, *((row["name"], *own, f"{row['times_faster']:.2f}") for row, own in zip(rows, times, strict=True))]
 
 
 def save_spiking(report: Report, out: Path) -> None:

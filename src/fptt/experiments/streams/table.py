@@ -70,19 +70,19 @@ class Table:
 
     def _begun(self, rows: "Rows") -> tuple[dict[str, Any], list[Sequence[Any]]]:
         """Return the place before the first row, and the rows that were looked at to tell it."""
-        inputs, target, times = self._columns(rows.names)
+        columns = self._columns(rows.names)
         looked_at = list(islice(rows.values, 1 if self.config.kind else LOOKED_AT))
         if not looked_at:
             raise UserError(f"data {self.source} must have rows, got none.")
-        where = rows.names.index(target)
-        kind = self.config.kind or self._kind([row[where] for row in looked_at if len(row) > where], target)
+        where = rows.names.index(columns["target"])
+        kind = self.config.kind or self._kind([row[where] for row in looked_at if len(row) > where], columns["target"])
         place = {
             "rows": 0,
             "digest": "",
-            "columns": {"inputs": inputs, "target": target, "time": times},
+            "columns": columns,
             "kind": kind,
             "labels": [],
-            "held": [math.nan] * len(inputs),
+            "held": [math.nan] * len(columns["inputs"]),
             "time": -math.inf,
             "gaps": 0,
             "skipped": 0,
@@ -97,23 +97,24 @@ class Table:
 
     # -- columns -----------------------------------------------------------------------------------------------------
 
-    def _columns(self, names: list[str]) -> tuple[list[str], str, str | None]:
-        """Return the names of the inputs, of the target and of the time."""
+    def _columns(self, names: list[str]) -> dict[str, Any]:
+        """Return the names of the inputs, a list, of the target and of the time, which may be None."""
         config = self.config
         check_separator(names, self.source)
         target, times = config.target or "target", config.time or ("time" if "time" in names else None)
         given = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
         inputs = given or [name for name in names if name not in (target, times)]
-        self._check_columns(names, [*inputs, target, *([] if times is None else [times])])
+        columns = {"inputs": inputs, "target": target, "time": times}
+        self._check_columns(names, columns)
         if not inputs:
             raise UserError(f"{self.source} must have a column of inputs beside {', '.join(map(repr, names))}.")
         if target in inputs:
             raise UserError(f"the target {target!r} of {self.source} must not be one of the inputs.")
-        return inputs, target, times
+        return columns
 
-    def _check_columns(self, names: list[str], needed: Iterable[str]) -> None:
-        for name in needed:
-            if names.count(name) != 1:
+    def _check_columns(self, names: list[str], columns: dict[str, Any]) -> None:
+        for name in (*columns["inputs"], columns["target"], columns["time"]):
+            if name is not None and names.count(name) != 1:
                 got = "two of them" if name in names else ", ".join(map(str, names)) or "none"
                 raise UserError(f"{self.source} must have the column {name!r}, got {got}.")
 
@@ -134,9 +135,7 @@ class Table:
         rows = self.opened or _rows(str(self.config.data), self.source)
         with ExitStack() as stack:
             stack.enter_context(closing(rows.values))
-            columns = self.start["columns"]
-            needed = [*columns["inputs"], columns["target"], *([columns["time"]] if columns["time"] else [])]
-            self._check_columns(rows.names, needed)
+            self._check_columns(rows.names, self.start["columns"])
             digest = self._digest(rows)
             stack.pop_all()  # they are not read yet
         return self._parsed(rows, digest, length)
@@ -202,18 +201,8 @@ class Table:
                             f"after a later one in row {number}."
                         )
                     place["time"] = now
-                values = [self._number(row[at], number, rows.names[at]) for at in where]
-                gaps = [at for at, value in enumerate(values) if math.isnan(value)]
-                if gaps:
-                    place["gaps"] += len(gaps)
-                    if self.config.missing == "error":
-                        raise UnreadableError(
-                            f"{self.source} must hold numbers in column {columns['inputs'][gaps[0]]!r}, got none in "
-                            f"row {number}; gaps are taken by --missing hold or skip."
-                        )
-                    values = [place["held"][at] if at in gaps else value for at, value in enumerate(values)]
-                place["held"] = values
-                if gaps and (self.config.missing == "skip" or any(map(math.isnan, values))):  # nothing to hold yet
+                values = self._filled([self._number(row[at], number, rows.names[at]) for at in where], number, place)
+                if values is None:
                     place["skipped"] += 1
                     continue
                 targets.append(self._target(row[target_at], number, numbers))
@@ -226,6 +215,23 @@ class Table:
             yield piece(is_last=True)
             if has_ended:
                 self._check_learnable(place, list(numbers))
+
+    def _filled(self, values: list[float], row: int, place: dict[str, Any]) -> list[float] | None:
+        """Return the inputs of a row, gaps filled by what `place` holds; None if the row is to be skipped."""
+        gaps = [at for at, value in enumerate(values) if math.isnan(value)]
+        if gaps and self.config.missing == "error":
+            column = place["columns"]["inputs"][gaps[0]]
+            raise UnreadableError(
+                f"{self.source} must hold numbers in column {column!r}, got none in row {row}; gaps are taken by "
+                "--missing hold or skip."
+            )
+        for at in gaps:
+            values[at] = place["held"][at]
+        place["gaps"] += len(gaps)
+        place["held"] = values
+        # before the first value of a column there is nothing to hold
+        is_skipped = gaps and (self.config.missing == "skip" or any(map(math.isnan, values)))
+        return None if is_skipped else values
 
     def _check_learnable(self, place: dict[str, Any], labels: list[Any]) -> None:
         """Raise UserError if no row of the whole table could be learned, or nothing could be told apart."""

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.batches import Samples, generated_parts, samples_an_epoch
+from fptt.experiments.tasks.batches import generated_parts, samples_an_epoch
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
 NUM_HELD_OUT = 2000
@@ -20,10 +21,9 @@ def load(setting: Setting, seed: int) -> Task:
     if length < 2:
         raise UserError(f"length must be at least 2 for the adding task, got {length}.")
 
-    def draw(count: int, generator: torch.Generator) -> Samples:
-        return draw_samples(count, length, generator)
-
-    train, validation, test = generated_parts(draw, samples_an_epoch(setting), NUM_HELD_OUT, seed)
+    train, validation, test = generated_parts(
+        lambda count, generator: draw_samples(count, length, generator), samples_an_epoch(setting), NUM_HELD_OUT, seed
+    )
     return Task(
         name="adding",
         kind="regression",
@@ -33,7 +33,7 @@ def load(setting: Setting, seed: int) -> Task:
         to_sequences=lambda batch: batch.transpose(0, 1),
         input_size=2,
         output_size=1,
-        chance=1 / 6,  # the variance of the sum of two uniform numbers, 2/12: a guess is its mean
+        chance=CHANCE["adding", "mse"],
     )
 
 

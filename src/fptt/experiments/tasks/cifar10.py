@@ -1,13 +1,13 @@
 """CIFAR-10 pixel by pixel, row by row: 1,024 steps of three colors."""
 
-import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.loading import check_columns, images, load_splits, whole_numbers
+from fptt.experiments.tasks.loading import labeled_images, load_splits
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
 HUB_ID = "uoft-cs/cifar10"
@@ -28,12 +28,12 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     5,000 before them validate, and 40,000 are left to train. With a limit, all parts are cut to the same number.
     """
     splits = load_splits(setting.data or HUB_ID)
-    train, test = splits["train"], splits["test"]
-    is_whole = len(test) >= NUM_TEST
-    num_fit = len(train) - (1 if is_whole else 2) * NUM_HELD_OUT
+    num_train, num_test = len(splits["train"]), len(splits["test"])
+    is_whole = num_test >= NUM_TEST
+    num_held_out = (1 if is_whole else 2) * NUM_HELD_OUT
+    num_fit = num_train - num_held_out
     if num_fit < 1:
-        raise UserError(f"the train split must have more than {len(train) - num_fit} samples, got {len(train)}.")
-
+        raise UserError(f"the train split must have more than {num_held_out} samples, got {num_train}.")
     mean, deviation = (torch.tensor(values) for values in CONSTANTS[setting.standardization])
 
     def to_sequences(batch: Tensor) -> Tensor:
@@ -41,23 +41,17 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         colors = batch.float().view(len(batch), 1024, 3).transpose(0, 1) / 255
         return (colors - mean.to(batch.device)) / deviation.to(batch.device)
 
-    def part(split: datasets.Dataset, name: str, start: int, stop: int) -> TensorDataset:
-        """Decode only the images that the limit leaves."""
-        stop = stop if setting.limit is None else min(stop, start + setting.limit)
-        check_columns(split, name, ("img", "label"))
-        chosen = split.select(range(start, stop))
-        return TensorDataset(images(chosen, name, "img", (32, 32, 3)), whole_numbers(chosen, name, "label", 9))
+    def part(name: str, rows: range) -> TensorDataset:
+        return labeled_images(splits[name], name, "img", (32, 32, 3), rows[: setting.limit])
 
     return Task(
         name="cifar10",
         kind="classes",
-        train=part(train, "train", 0, num_fit),
-        validation=part(train, "train", num_fit, num_fit + NUM_HELD_OUT),
-        test=part(test, "test", 0, len(test))
-        if is_whole
-        else part(train, "train", len(train) - NUM_HELD_OUT, len(train)),
+        train=part("train", range(num_fit)),
+        validation=part("train", range(num_fit, num_fit + NUM_HELD_OUT)),
+        test=part("test", range(num_test)) if is_whole else part("train", range(num_train)[-NUM_HELD_OUT:]),
         to_sequences=to_sequences,
         input_size=3,
         output_size=10,
-        chance=0.1,
+        chance=CHANCE["cifar10", "accuracy"],
     )

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt.experiments.configs.config import Setting
-from fptt.experiments.tasks.batches import Samples, generated_parts, samples_an_epoch
+from fptt.experiments.tasks.batches import generated_parts, samples_an_epoch
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task
 
@@ -58,10 +59,9 @@ def load(setting: Setting, seed: int) -> Task:
     """
     length = setting.length or 100
 
-    def draw(count: int, generator: torch.Generator) -> Samples:
-        return draw_samples(count, length, generator)
-
-    train, validation, test = generated_parts(draw, samples_an_epoch(setting), NUM_HELD_OUT, seed)
+    train, validation, test = generated_parts(
+        lambda count, generator: draw_samples(count, length, generator), samples_an_epoch(setting), NUM_HELD_OUT, seed
+    )
     return Task(
         name="copy",
         kind="classes",
@@ -73,7 +73,7 @@ def load(setting: Setting, seed: int) -> Task:
         output_size=BLANK + 1,
         has_step_targets=True,
         score=lambda: CopyScore(length),
-        chance=1 / NUM_KINDS,
+        chance=CHANCE["copy", "accuracy"],
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.configs.config import Setting
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
 SPLIT_SEED = 0
@@ -36,5 +37,5 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         to_sequences=to_sequences,
         input_size=width,
         output_size=10,
-        chance=0.1,
+        chance=CHANCE["digits", "accuracy"],
     )

@@ -16,6 +16,7 @@ from fptt.experiments.tasks.loading import (
     spread,
     whole_numbers,
 )
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
 NUM_VALIDATION_SUBJECTS = 3
@@ -53,7 +54,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
         to_sequences=lambda batch: batch.transpose(0, 1),
         input_size=SHAPE[1],
         output_size=6,
-        chance=1 / 6,
+        chance=CHANCE["har", "accuracy"],
     )
 
 

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, from_numpy, std_mean
+from torch.utils.data import TensorDataset
 
 from fptt.experiments.process.errors import UserError, one_line
 
@@ -92,15 +93,19 @@ def whole_numbers(split: datasets.Dataset, name: str, column: str, largest: int)
     return from_numpy(array.astype(np.int64))
 
 
-def images(split: datasets.Dataset, name: str, column: str, shape: tuple[int, ...]) -> Tensor:
-    """Return a column of images as bytes, (N, …) with the shape of one image."""
+def labeled_images(
+    split: datasets.Dataset, name: str, column: str, shape: tuple[int, ...], rows: range
+) -> TensorDataset:
+    """Return images as bytes, (N, …) with the shape of one image, and labels from 0 to 9 of some rows, read alone."""
+    check_columns(split, name, (column, "label"))
+    chosen = split.select(rows)
     try:
-        array = np.stack([np.asarray(image) for image in split[column]]).reshape(len(split), *shape)
+        array = np.stack([np.asarray(image) for image in chosen[column]]).reshape(len(chosen), *shape)
     except (ValueError, TypeError, OSError) as error:
         described = " × ".join(map(str, shape))
         raise UserError(f"the {name} split must hold images of {described} in column {column}: {error}.") from error
     check_range(array, name, column, 255)
-    return from_numpy(array.astype(np.uint8))
+    return TensorDataset(from_numpy(array.astype(np.uint8)), whole_numbers(chosen, name, "label", 9))
 
 
 def floats(
@@ -165,12 +170,12 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 def check_range(array: np.ndarray, name: str, column: str, largest: int) -> None:
     """Raise UserError unless an array holds whole numbers from 0 to `largest`."""
-    if array.dtype.kind not in "iuf":  # texts have no minimum
-        raise UserError(
-            f"the {name} split must hold whole numbers from 0 to {largest} in column {column}, got {array.dtype}."
-        )
-    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > largest:
-        raise UserError(
-            f"the {name} split must hold whole numbers from 0 to {largest} in column {column}, "
-            f"got {array.dtype} from {array.min()} to {array.max()}."
-        )
+    check_whole(array, largest, f"the {name} split must hold", f"column {column}")
+
+
+def check_whole(array: np.ndarray, largest: int, subject: str, place: str) -> None:
+    """Raise UserError, "SUBJECT whole numbers … in PLACE", unless an array holds whole numbers from 0 to `largest`."""
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() <= largest):
+        has_range = array.size and array.dtype.kind in "iuf"  # texts have no minimum
+        got = f"{array.dtype} from {array.min()} to {array.max()}" if has_range else f"{array.dtype}"
+        raise UserError(f"{subject} whole numbers from 0 to {largest} in {place}, got {got}.")

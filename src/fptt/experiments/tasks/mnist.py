@@ -1,13 +1,13 @@
 """MNIST pixel by pixel (S-MNIST), in one fixed random order (PS-MNIST), or row by row."""
 
-import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.loading import check_columns, images, load_splits, whole_numbers
+from fptt.experiments.tasks.loading import labeled_images, load_splits
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
 HUB_ID = "ylecun/mnist"
@@ -25,10 +25,10 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
     With a limit, validation and test are cut to the same number, so that a trial is quick.
     """
     splits = load_splits(setting.data or HUB_ID)
-    train, test = splits["train"], splits["test"]
-    if len(train) <= NUM_VALIDATION:
-        raise UserError(f"the train split must have more than {NUM_VALIDATION} samples, got {len(train)}.")
-    num_fit = len(train) - NUM_VALIDATION
+    num_train = len(splits["train"])
+    num_fit = num_train - NUM_VALIDATION
+    if num_fit < 1:
+        raise UserError(f"the train split must have more than {NUM_VALIDATION} samples, got {num_train}.")
     # one order for all seeds: another one would be another task
     order = torch.randperm(784, generator=torch.Generator().manual_seed(PERMUTATION_SEED)) if setting.permuted else None
     width = NUM_PIXELS[setting.by]
@@ -40,21 +40,17 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
             pixels = (pixels - MEAN) / DEVIATION
         return pixels.view(len(batch), -1, width).transpose(0, 1)
 
-    def part(split: datasets.Dataset, name: str, start: int, stop: int) -> TensorDataset:
-        """Decode only the images that the limit leaves."""
-        stop = stop if setting.limit is None else min(stop, start + setting.limit)
-        check_columns(split, name, ("image", "label"))
-        chosen = split.select(range(start, stop))
-        return TensorDataset(images(chosen, name, "image", (784,)), whole_numbers(chosen, name, "label", 9))
+    def part(name: str, rows: range) -> TensorDataset:
+        return labeled_images(splits[name], name, "image", (784,), rows[: setting.limit])
 
     return Task(
         name="mnist",
         kind="classes",
-        train=part(train, "train", 0, num_fit),
-        validation=part(train, "train", num_fit, len(train)),
-        test=part(test, "test", 0, len(test)),
+        train=part("train", range(num_fit)),
+        validation=part("train", range(num_fit, num_train)),
+        test=part("test", range(len(splits["test"]))),
         to_sequences=to_sequences,
         input_size=width,
         output_size=10,
-        chance=0.1,
+        chance=CHANCE["mnist", "accuracy"],
     )

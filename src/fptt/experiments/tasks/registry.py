@@ -33,7 +33,7 @@ CHANCE = {
     **{(task, "accuracy"): 1 / 10 for task in ("digits", "mnist", "cifar10")},
     ("har", "accuracy"): 1 / 6,
     ("copy", "accuracy"): 1 / 8,  # one of eight symbols
-    ("adding", "mse"): 1 / 6,  # the variance of the sum of two numbers from [0, 1]
+    ("adding", "mse"): 1 / 6,  # of the mean: the variance, 2/12, of the sum of two uniform numbers
 }
 """What a guess that knows nothing of the inputs reaches, by task and metric."""
 

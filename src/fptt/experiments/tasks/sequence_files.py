@@ -1,6 +1,5 @@
 """Files of sequences: arrays in an .npz file, or rows of a table in a CSV or Parquet file."""
 
-import itertools
 import math
 import warnings
 import zipfile
@@ -72,9 +71,8 @@ class Sequences(NamedTuple):
     def steps_of(self, chosen: np.ndarray) -> np.ndarray:
         """Return the rows of the steps of some sequences, in their order."""
         lengths = self.lengths[chosen]
-        before = self.lengths.cumsum()[chosen] - lengths  # steps of the sequences before each of them
-        own = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        return np.repeat(before, lengths) + own
+        shifts = _first_steps(self.lengths)[chosen] - _first_steps(lengths)
+        return np.arange(lengths.sum()) + np.repeat(shifts, lengths)
 
     def subset(self, chosen: np.ndarray) -> "Sequences":
         """Return some of the sequences, by their numbers."""
@@ -95,6 +93,11 @@ class Sequences(NamedTuple):
         if self.targets is None or self.has_step_targets:
             return self
         return self._replace(targets=np.repeat(self.targets, self.lengths))
+
+
+def _first_steps(lengths: np.ndarray) -> np.ndarray:
+    """Return where each sequence begins among the steps of all, (N,)."""
+    return lengths.cumsum() - lengths
 
 
 def read_sequences(path: Path, columns: Columns, targets: Targets | None = "any") -> Sequences:
@@ -206,13 +209,11 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
     times = None if time_name is None else _times(found[time_name], source)
     order = np.lexsort((numbers,) if times is None else (times, numbers))  # stable: equal times stay as they are
     lengths = np.bincount(numbers)
-    firsts = np.concatenate([[0], lengths.cumsum()[:-1]])
-    groups = group_names = None
-    if targets is not None and columns.group is not None:
-        groups = _groups(found[columns.group], source, ids, order, firsts)
-        group_names = _texts(found[columns.group].to_numpy())[order][firsts]
-    own = None
+    own = groups = group_names = None
     if targets is not None:
+        if columns.group is not None:
+            groups = _groups(found[columns.group], source, ids, order, lengths)
+            group_names = _texts(found[columns.group].to_numpy())[order][_first_steps(lengths)]
         own = _one_a_sequence(_labels(found[target_name], source, targets)[order], lengths)
     inputs = np.stack([_numbers(found[name], source)[order] for name in input_names], axis=1)
     return Sequences(
@@ -228,22 +229,22 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
     )
 
 
-def _groups(column: pd.Series, source: str, ids: Any, order: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+def _groups(column: pd.Series, source: str, ids: Any, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the group of every sequence.
 
     Raises:
         UserError: If a sequence has more than one.
     """
     numbers = _numbered(column, source)[0][order]
-    bounds = [*firsts.tolist(), len(numbers)]
-    for number, (first, end) in enumerate(itertools.pairwise(bounds)):
-        other = np.flatnonzero(numbers[first:end] != numbers[first])
-        if len(other):
-            row, own = order[first + other[0]] + 1, str(ids[number])
-            raise UserError(
-                f"{source!r} must have one {column.name!r} a sequence, got another at row {row} of {own!r}."
-            )
-    return numbers[firsts]
+    own = numbers[_first_steps(lengths)]
+    others = np.flatnonzero(np.repeat(own, lengths) != numbers)
+    if len(others):
+        name = str(ids[_sequence_of(others[0], lengths)])
+        raise UserError(
+            f"{source!r} must have one {column.name!r} a sequence, got another at row {order[others[0]] + 1} of "
+            f"{name!r}."
+        )
+    return own
 
 
 def _numbered(column: pd.Series, source: str) -> tuple[np.ndarray, Any]:
@@ -270,8 +271,7 @@ def _texts(values: np.ndarray) -> np.ndarray:
 
 def _one_a_sequence(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the target of each sequence, (N,), if its steps agree, and else those of the steps."""
-    firsts = lengths.cumsum() - lengths
-    own = targets[firsts]
+    own = targets[_first_steps(lengths)]
     return own if (np.repeat(own, lengths) == targets).all() else targets
 
 
@@ -297,21 +297,16 @@ def _numbers(column: pd.Series, source: str) -> np.ndarray:
     """
     try:
         numbers = pd.Series(pd.to_numeric(column, errors="coerce")).to_numpy(np.float64, na_value=math.nan)
-        is_time = column.dtype.kind in "mM"
     except (TypeError, ValueError):  # of lists and the like
-        numbers, is_time = np.full(len(column), math.nan), False
+        numbers = np.full(len(column), math.nan)
+    is_time = column.dtype.kind in "mM"
     bad = np.flatnonzero(~np.isfinite(numbers) | is_time)
     if len(bad):
         value = column.iloc[bad[0]]
-        described = (
-            "none" if _is_missing(value) else repr(value.item() if isinstance(value, np.generic) else value)[:60]
-        )
+        is_missing = column.isna().iloc[bad[0]]
+        described = "none" if is_missing else repr(value.item() if isinstance(value, np.generic) else value)[:60]
         raise UserError(f"{source!r} must hold numbers in column {column.name!r}, got {described} in row {bad[0] + 1}.")
     return numbers
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
 
 
 def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
@@ -500,6 +495,10 @@ def place_of(step: int, sequences: Sequences) -> str:
 
 def _place(step: int, lengths: np.ndarray) -> str:
     """Return which step of which sequence a row is, both counted from 0."""
-    ends = lengths.cumsum()
-    number = int(np.searchsorted(ends, step, side="right"))
-    return f"sequence {number}, step {step - int(ends[number] - lengths[number])}"
+    number = _sequence_of(step, lengths)
+    return f"sequence {number}, step {step - int(_first_steps(lengths)[number])}"
+
+
+def _sequence_of(step: int, lengths: np.ndarray) -> int:
+    """Return the number of the sequence that a row belongs to."""
+    return int(np.searchsorted(lengths.cumsum(), step, side="right"))

@@ -67,47 +67,20 @@ def _load(setting: Setting) -> Task:
         parts = {name: part._replace(targets=_whole(part.targets)) for name, part in parts.items()}
     parts = split(parts, setting)
     per_step = any(part.has_step_targets for part in parts.values())
-    targets = {name: (part.with_step_targets() if per_step else part).targets for name, part in parts.items()}
-    class_names = None
-    if kind == "classes":
-        names = _classes({name: values for name, values in targets.items() if values is not None}, setting, per_step)
-        are_numbers = all(values.dtype.kind in "if" for values in targets.values() if values is not None)
-        class_names = tuple(map(int, names) if are_numbers else names)
+    targets = {name: _targets_of(part, per_step) for name, part in parts.items()}
+    class_names = _classes(targets, setting, per_step) if kind == "classes" else None
+    source = f"data {setting.data!r}"
+    scaling = _scaling(parts["train"], targets["train"] if kind == "regression" else None, source)
+    mean, deviation = (torch.tensor(own, dtype=torch.float64) for own in (scaling.input_mean, scaling.input_deviation))
     train = parts["train"]
-    mean, deviation = channel_statistics(from_numpy(train.inputs))
-    bad = (~(mean.isfinite() & deviation.isfinite())).nonzero().flatten().tolist()
-    if bad:
-        column = bad[0] if train.input_names is None else train.input_names[bad[0]]
-        largest = np.abs(train.inputs[:, bad[0]]).max()
-        raise UserError(
-            f"data {setting.data!r} must hold inputs with a mean and deviation that a float can hold, got numbers up "
-            f"to {largest:.3g} in column {column!r}."
-        )
-    scaling = Scaling(tuple(mean.tolist()), tuple(deviation.tolist()))
-    if kind == "regression":
-        own = _floats(targets["train"])
-        own_mean = own.mean()
-        own_deviation = divisors(own.unsqueeze(-1), own_mean, own.std(correction=0))
-        if not own_deviation.isfinite():
-            raise UserError(
-                f"data {setting.data!r} must hold targets with a mean and deviation that a float can hold, got numbers "
-                f"up to {own.abs().max():.3g}."
-            )
-        scaling = scaling._replace(target_mean=float(own_mean), target_deviation=float(own_deviation))
     num_steps = int(train.lengths.max())
     is_ragged = len({int(length) for part in parts.values() for length in part.lengths}) > 1
 
     def part(name: str) -> TensorDataset | PaddedSamples:
-        inputs = standardized(parts[name], mean, deviation, f"data {setting.data!r}").float()
+        inputs = standardized(parts[name], mean, deviation, source).float()
         lengths = from_numpy(parts[name].lengths)
         if class_names is None:
-            own = _floats(targets[name])
-            encoded = ((own - scaling.target_mean) / scaling.target_deviation).float().unsqueeze(-1)
-            if encoded.isinf().any():  # in float32, in which models compute: the error would be infinite
-                raise UserError(
-                    f"data {setting.data!r} must hold targets of the size of those of training, got "
-                    f"{own[encoded.squeeze(-1).abs().argmax()]:.3g} in the {name} part."
-                )
+            encoded = _standardized_targets(targets[name], scaling, name, source)
         else:
             encoded = _numbers_of(targets[name], class_names, per_step)
         if is_ragged:
@@ -123,7 +96,6 @@ def _load(setting: Setting) -> Task:
         equal = (len(lengths), num_steps)
         return TensorDataset(inputs.unflatten(0, equal), encoded.unflatten(0, equal) if per_step else encoded)
 
-    unit = scaling.target_deviation
     return Task(
         name="sequences",
         kind=kind,
@@ -134,14 +106,43 @@ def _load(setting: Setting) -> Task:
         input_size=train.inputs.shape[1],
         output_size=1 if class_names is None else len(class_names),
         has_step_targets=per_step,
-        score=None if class_names is not None else lambda: RegressionScore(unit),
+        score=(lambda: RegressionScore(scaling.target_deviation)) if kind == "regression" else None,
         chance=_chance(targets, kind),
         class_names=class_names,
         input_names=train.input_names,
         time_name=train.time_name,
         scaling=scaling,
-        about=_about(parts, class_names, per_step=per_step) + _unseen(targets, class_names),
+        about=_about(parts, class_names, per_step=per_step) + _unseen(targets["train"], class_names),
     )
+
+
+def _scaling(train: Sequences, targets: np.ndarray | None, source: str) -> Scaling:
+    """Return mean and deviation of the inputs of training, and of its targets if they are given.
+
+    Raises:
+        UserError: If a float cannot hold one of them.
+    """
+    mean, deviation = channel_statistics(from_numpy(train.inputs))
+    bad = (~(mean.isfinite() & deviation.isfinite())).nonzero().flatten().tolist()
+    if bad:
+        column = bad[0] if train.input_names is None else train.input_names[bad[0]]
+        largest = np.abs(train.inputs[:, bad[0]]).max()
+        raise UserError(
+            f"{source} must hold inputs with a mean and deviation that a float can hold, got numbers up to "
+            f"{largest:.3g} in column {column!r}."
+        )
+    scaling = Scaling(tuple(mean.tolist()), tuple(deviation.tolist()))
+    if targets is None:
+        return scaling
+    own = _floats(targets)
+    own_mean = own.mean()
+    own_deviation = divisors(own.unsqueeze(-1), own_mean, own.std(correction=0))
+    if not own_deviation.isfinite():
+        raise UserError(
+            f"{source} must hold targets with a mean and deviation that a float can hold, got numbers up to "
+            f"{own.abs().max():.3g}."
+        )
+    return scaling._replace(target_mean=float(own_mean), target_deviation=float(own_deviation))
 
 
 def standardized(sequences: Sequences, mean: Tensor, deviation: Tensor, source: str) -> Tensor:
@@ -160,6 +161,22 @@ def standardized(sequences: Sequences, mean: Tensor, deviation: Tensor, source: 
             f"column {name!r} at {place_of(step, sequences)}."
         )
     return inputs
+
+
+def _standardized_targets(targets: np.ndarray, scaling: Scaling, name: str, source: str) -> Tensor:
+    """Return the targets of a regression less the mean and over the deviation of training: (N, 1), or (ΣT_i, 1).
+
+    Raises:
+        UserError: If one is infinite in float32, in which models compute: the error would be infinite.
+    """
+    own = _floats(targets)
+    encoded = ((own - scaling.target_mean) / scaling.target_deviation).float()
+    if encoded.isinf().any():
+        raise UserError(
+            f"{source} must hold targets of the size of those of training, got {own[encoded.abs().argmax()]:.3g} in "
+            f"the {name} part."
+        )
+    return encoded.unsqueeze(-1)
 
 
 def columns_of(setting: Setting) -> Columns:
@@ -283,8 +300,14 @@ def _whole(targets: np.ndarray | None) -> np.ndarray:
     return targets.astype(np.int64) if is_whole else targets
 
 
-def _floats(targets: np.ndarray | None) -> Tensor:
+def _targets_of(part: Sequences, per_step: bool) -> np.ndarray:
+    """Return the targets of a part, which were asked for: one a sequence, or one a step."""
+    targets = (part.with_step_targets() if per_step else part).targets
     assert targets is not None
+    return targets
+
+
+def _floats(targets: np.ndarray) -> Tensor:
     return from_numpy(targets.astype(np.float64))
 
 
@@ -299,8 +322,8 @@ def _texts(targets: np.ndarray) -> np.ndarray:
     return targets.astype(np.str_)
 
 
-def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -> list[str]:
-    """Return the names of the classes in their order: that of numbers, or of the alphabet."""
+def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -> tuple[str | int, ...]:
+    """Return the classes in their order: that of numbers, or of the alphabet."""
     texts = {name: set(np.unique(_texts(values)).tolist()) for name, values in targets.items()}
     if per_step:
         texts = {name: own - {str(IGNORED)} for name, own in texts.items()}
@@ -326,15 +349,16 @@ def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -
             f"the target in {setting.data!r} must have at most {MAX_CLASSES:,} classes, got {len(names):,}: is it a "
             "number, --kind regression?"
         )
+    if all(values.dtype.kind in "if" for values in targets.values()):
+        return tuple(sorted(map(int, names)))
     try:
-        return sorted(sorted(names), key=int)  # 01 and 1 in a fixed order too
+        return tuple(sorted(sorted(names), key=int))  # 01 and 1 in a fixed order too
     except ValueError:
-        return sorted(names)
+        return tuple(sorted(names))
 
 
-def _numbers_of(targets: np.ndarray | None, names: tuple[str | int, ...], per_step: bool) -> Tensor:
+def _numbers_of(targets: np.ndarray, names: tuple[str | int, ...], per_step: bool) -> Tensor:
     """Return the numbers of classes; a step with the target -100 does not count."""
-    assert targets is not None
     found, inverse = np.unique(_texts(targets), return_inverse=True)
     numbers = {str(name): number for number, name in enumerate(names)}
     if per_step:
@@ -342,11 +366,9 @@ def _numbers_of(targets: np.ndarray | None, names: tuple[str | int, ...], per_st
     return torch.tensor([numbers[name] for name in found.tolist()])[from_numpy(inverse)]
 
 
-def _chance(targets: dict[str, np.ndarray | None], kind: str) -> float:
+def _chance(targets: dict[str, np.ndarray], kind: str) -> float:
     """Return the metric on the test data of the class that is most frequent in training, or of the mean there."""
     train, test = targets["train"], targets["test"]
-    assert train is not None
-    assert test is not None
     if kind == "regression":
         return float((_floats(test) - _floats(train).mean()).square().mean())
     own, others = (texts[texts != str(IGNORED)] for texts in map(_texts, (train, test)))
@@ -372,10 +394,9 @@ def _about(parts: dict[str, Sequences], class_names: tuple[str | int, ...] | Non
     return f"sequences: {counts}; {steps}, D = {parts['train'].inputs.shape[1]}{inputs}; {outputs}"
 
 
-def _unseen(targets: dict[str, np.ndarray | None], class_names: tuple[str | int, ...] | None) -> str:
-    """Return which classes training has no example of, which may be a slip of spelling."""
-    train = targets["train"]
-    if class_names is None or train is None:
+def _unseen(train: np.ndarray, class_names: tuple[str | int, ...] | None) -> str:
+    """Return which classes the targets of training lack, which may be a slip of spelling."""
+    if class_names is None:
         return ""
     seen = set(np.unique(_texts(train)).tolist())
     unseen = tuple(name for name in class_names if str(name) not in seen)

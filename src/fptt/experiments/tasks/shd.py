@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.tasks.batches import Samples
-from fptt.experiments.tasks.loading import spread
+from fptt.experiments.tasks.loading import check_whole, spread
 from fptt.experiments.tasks.task import Task
 
 NUM_UNITS, NUM_CLASSES = 700, 20
@@ -26,14 +26,13 @@ class Words(Dataset[Samples]):
     """Words as lists of spikes, counted in T equal bins when they are read: dense, they would take gigabytes.
 
     Args:
-        cells: (Σ spikes,), of every spike the number of its bin times the number of units, plus that of its unit.
-        counts: (N,), spikes of each word.
+        cells: Of each word (spikes,), the number of a spike's bin times the number of units, plus that of its unit.
         labels: (N,).
         num_steps: T.
     """
 
-    def __init__(self, cells: Tensor, counts: Tensor, labels: Tensor, num_steps: int) -> None:
-        self.cells, self.labels, self.num_steps = cells.split(counts.tolist()), labels, num_steps
+    def __init__(self, cells: Sequence[Tensor], labels: Tensor, num_steps: int) -> None:
+        self.cells, self.labels, self.num_steps = cells, labels, num_steps
 
     def __len__(self) -> int:
         """Return the words."""
@@ -81,8 +80,7 @@ def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
 
 def _part(words: Words, rows: np.ndarray, limit: int | None) -> Words:
     chosen = rows[spread(len(rows), limit)].tolist()
-    cells = [words.cells[number] for number in chosen]
-    return Words(torch.cat(cells), torch.tensor([len(own) for own in cells]), words.labels[chosen], words.num_steps)
+    return Words([words.cells[number] for number in chosen], words.labels[chosen], words.num_steps)
 
 
 def read_words(path: Path, num_steps: int) -> Words:
@@ -107,7 +105,7 @@ def read_words(path: Path, num_steps: int) -> Words:
             f"{path} must have as many entries in spikes/times as in spikes/units and labels, got {len(times)}, "
             f"{len(units)} and {len(labels)}."
         )
-    _check_whole(labels, f"{path} must hold", "labels", NUM_CLASSES)
+    check_whole(labels, NUM_CLASSES - 1, f"{path} must hold", "labels")
     cells = []
     for number, (at, unit) in enumerate(zip(times, units, strict=True)):
         where = f"word {number} of {path} must have"
@@ -120,13 +118,11 @@ def read_words(path: Path, num_steps: int) -> Words:
         at = at.astype(np.float64)  # noqa: PLW2901
         if not (np.isfinite(at) & (at >= 0)).all():
             raise UserError(f"{where} times from 0 on in spikes/times, got {at.min():g} … {at.max():g}.")
-        _check_whole(unit, where, "spikes/units", NUM_UNITS)
+        check_whole(unit, NUM_UNITS - 1, where, "spikes/units")
         heard = at < DURATION
-        bins = (at[heard] * (num_steps / DURATION)).astype(np.int64)
-        cells.append(bins * NUM_UNITS + unit[heard].astype(np.int64))
-    counts = torch.tensor([len(own) for own in cells], dtype=torch.long)
-    joined = np.concatenate([np.zeros(0, np.int64), *cells]).astype(np.int32)
-    return Words(torch.from_numpy(joined), counts, torch.from_numpy(labels.astype(np.int64)), num_steps)
+        bins = (at[heard] * (num_steps / DURATION)).astype(np.int32)
+        cells.append(torch.from_numpy(bins * NUM_UNITS + unit[heard].astype(np.int32)))
+    return Words(cells, torch.from_numpy(labels.astype(np.int64)), num_steps)
 
 
 def _field(file: Any, path: Path, name: str) -> np.ndarray:
@@ -142,10 +138,3 @@ def _field(file: Any, path: Path, name: str) -> np.ndarray:
         has = "nothing" if found is None else "something else"
         raise UserError(f"{path} must have a list in the field {name}, as shd_*.h5 have it, got {has}.")
     return found[:]
-
-
-def _check_whole(values: np.ndarray, where: str, name: str, size: int) -> None:
-    """Raise UserError unless these are whole numbers from 0 to size − 1."""
-    if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() < size):
-        got = f"{values.dtype}" + (f" from {values.min()} to {values.max()}" if values.dtype.kind in "iuf" else "")
-        raise UserError(f"{where} whole numbers from 0 to {size - 1} in {name}, got {got}.")
