@@ -94,6 +94,27 @@ def test_names_of_folders_and_data_that_no_system_has_are_one_clear_line(
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--resume", "--out"],
+        ["predict", "--data", "new.csv", "--out", "predictions.csv"],
+        ["evaluate"],
+        ["sample"],
+        ["report", "--results"],
+    ],
+)
+def test_a_folder_of_a_name_that_no_system_has_does_not_exist(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x" * 300, "a\0b"):
+        assert run([*command, name]) == 2
+        told = capsys.readouterr().err
+        assert told.endswith(f"{name} does not exist.\n")
+        assert told.count("\n") == 1
+
+
 def test_more_processes_than_cores_are_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*QUICK, "--devices", "1024", "--out", str(tmp_path / "run")]) == 2
     assert f"devices must be at most the {os.cpu_count()} cores of this machine, got 1024." in capsys.readouterr().err

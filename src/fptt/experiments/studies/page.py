@@ -1,5 +1,6 @@
 """The page of results, made from all finished runs below a folder: `fptt report`."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def read_results(results: Path) -> Results:
     Raises:
         UserError: If none of them holds a finished run.
     """
-    if not results.is_dir():
+    if not os.path.isdir(results):  # Path.is_dir raises an error where no system has such a name
         raise UserError(f"results {results} does not exist.")
     found = Results({}, {})
     files = [file for name in ("summary.json", "config.yaml") for file in results.rglob(name)]

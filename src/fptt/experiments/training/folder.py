@@ -260,7 +260,7 @@ class RunFolder:
             return False
 
     def _check_exists(self) -> None:
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # Path.is_dir raises an error where no system has such a name
             raise UserError(f"run folder {self.path} does not exist.")
 
     @contextmanager
