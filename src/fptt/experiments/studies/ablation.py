@@ -142,13 +142,12 @@ class Ablation(Study):
         """
         keys = [key for key, _ in self.configs]
         runs = [self.runs[self.folder(*key)] for key in self.configs]
-        settings = {key: run.setting for key, run in zip(keys, runs, strict=True)}
         rows = []
         for key, row in seed_rows(runs, keys).items():
             config, unused = self.configs[key, self.seeds[0]], UNUSED[key[0]]
             values = {name: None if name in unused else shown(getattr(config, name)) for name in self._fields}
             varied = list(self.axes) if self.grid or not key[1] else [field for field, _ in key[1]]
-            rows.append({"method": key[0], **values, **row, "config": settings[key], "varied": varied})
+            rows.append({"method": key[0], **values, **row, "varied": varied})
         return rows
 
     @property

@@ -113,14 +113,12 @@ class Comparison(Study):
         runs = self._all_runs()
         order = [contender.name for contender in self.contenders]
         keys = [(run.group.removeprefix("equal-"), _contender_of(run)) for run in runs]
-        settings = {key: run.setting for key, run in zip(keys, runs, strict=True)}
         rows = [
             {
                 "budget": budget,
                 "contender": name,
-                "method": settings[budget, name].method,
-                "num_chunks": chunk_losses(settings[budget, name]),
-                "config": settings[budget, name],
+                "method": row["config"].method,
+                "num_chunks": chunk_losses(row["config"]),
                 **row,
             }
             for (budget, name), row in seed_rows(runs, keys).items()

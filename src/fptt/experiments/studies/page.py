@@ -265,7 +265,6 @@ def make_rows(name: str, runs: Sequence[FinishedRun], references: References) ->
             {
                 "group": group,
                 "method": config.method,
-                "config": config,
                 "num_chunks": chunk_losses(config),
                 "engine": config.engine,
                 **{field: None if field in unused else getattr(config, field) for field in PARAMETERS},
