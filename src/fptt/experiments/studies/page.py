@@ -255,7 +255,7 @@ def settings_line(config: TrainConfig) -> str:
 def make_rows(name: str, runs: Sequence[FinishedRun], references: References) -> list[dict[str, Any]]:
     """Return a row for each group and setting of an experiment, over its seeds."""
     everything = [*runs, *stand_ins(runs, {run.group for run in runs})]
-    varied = varied_fields(runs)  # so that rows with the same method and K can be told apart
+    varied = varied_fields(WITHOUT_COLUMN, runs)  # so that rows with the same method and K can be told apart
     rows = []
     for (group, config), row in seed_rows(everything, [(run.group, run.setting) for run in everything]).items():
         unused = unused_fields(config.method, group)
@@ -282,17 +282,24 @@ def make_rows(name: str, runs: Sequence[FinishedRun], references: References) ->
 PARAMETERS = ("form", "coupling", "alpha")
 """Fields of FPTT that have a column."""
 
-_HAVE_COLUMNS = ("method", "seed", "num_chunks", "bptt_losses", "engine", *PARAMETERS)
+COLUMNS = ("num_chunks", "engine", *PARAMETERS)
+"""All fields that have a column."""
+
+WITHOUT_COLUMN = tuple(
+    field.name
+    for field in fields(TrainConfig)
+    if field.name not in ("method", "seed", "bptt_losses", *COLUMNS, *HARMLESS)
+)
+"""Fields of which a row says in one column how it differs."""
 
 
-def varied_fields(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the fields that differ among the runs of an experiment and have no column of their own."""
-    names = [field.name for field in fields(TrainConfig)]
+def varied_fields(names: Sequence[str], runs: Sequence[FinishedRun]) -> list[str]:
+    """Return those of some fields that differ among the runs of an experiment, as far as these have them."""
     values = {
         name: {getattr(run.setting, name) for run in runs if name not in unused_fields(run.config.method, run.group)}
         for name in names
     }
-    return [name for name in names if name not in (*_HAVE_COLUMNS, *HARMLESS) and len(values[name]) > 1]
+    return [name for name in names if len(values[name]) > 1]
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -369,6 +376,9 @@ def _row_numbers(numbers: Sequence[int]) -> str:
 MANY_LINES = 9
 """Settings beyond which a plot has a panel a field instead of a line each."""
 
+AXES = (("epoch", "epochs"), ("updates", "updates"))
+"""The columns against which runs are drawn, and their labels."""
+
 
 def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
     """Return the runs to draw against epochs and updates: of a comparison those at equal ones, otherwise all.
@@ -380,36 +390,23 @@ def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
         everything = [*runs, *stand_ins(runs, groups)]
         at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
         chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
-        bases = [min(own, key=lambda run: METHODS.index(run.config.method)).setting for own in chosen]
-        return [
-            Panel("epoch", "epochs", chosen[0], base=bases[0]),
-            Panel("updates", "updates", chosen[1], base=bases[1]),
-        ]
-    base = min(runs, key=lambda run: METHODS.index(run.config.method)).setting
-    if fields_varied := [*varied_fields(runs), *_varied_columns(runs)]:
-        settings = [run.setting for run in runs if run.config.method == base.method]
-        usual = {name: mode(getattr(setting, name) for setting in settings) for name in fields_varied}
-        base = replace(base, **usual)
-        if len({run.setting for run in runs}) > MANY_LINES:
-            differing = {name: _differing_in(name, runs, usual) for name in fields_varied}
-            # where a part of the runs is there, none may have the usual values of all other fields
-            if any(differing.values()):
-                return [
-                    Panel("epoch", "epochs", own, name, base, varied=name) for name, own in differing.items() if own
-                ]
-        if len(fields_varied) == 1:
-            (name,) = fields_varied
-            return [Panel(*axis, runs, "", base, varied=name) for axis in (("epoch", "epochs"), ("updates", "updates"))]
-    return [Panel("epoch", "epochs", runs, base=base), Panel("updates", "updates", runs, base=base)]
+        return [Panel(*axis, own, base=_base_setting(own)) for axis, own in zip(AXES, chosen, strict=True)]
+    base = _base_setting(runs)
+    varied = varied_fields((*WITHOUT_COLUMN, *COLUMNS), runs)
+    settings = [run.setting for run in runs if run.config.method == base.method]
+    usual = {name: mode(getattr(setting, name) for setting in settings) for name in varied}
+    base = replace(base, **usual)
+    if len({run.setting for run in runs}) > MANY_LINES:
+        differing = {name: _differing_in(name, runs, usual) for name in varied}
+        # where a part of the runs is there, none may have the usual values of all other fields
+        if any(differing.values()):
+            return [Panel(*AXES[0], own, name, base, varied=name) for name, own in differing.items() if own]
+    return [Panel(*axis, runs, base=base, varied=varied[0] if len(varied) == 1 else None) for axis in AXES]
 
 
-def _varied_columns(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return those of the fields with a column of their own in the table that differ among the runs."""
-    return [
-        name
-        for name in ("num_chunks", "engine", *PARAMETERS)
-        if len({getattr(run.setting, name) for run in runs if name not in UNUSED[run.config.method]}) > 1
-    ]
+def _base_setting(runs: Sequence[FinishedRun]) -> TrainConfig:
+    """Return the setting of the first run of the method with the most machinery."""
+    return min(runs, key=lambda run: METHODS.index(run.config.method)).setting
 
 
 def _differing_in(name: str, runs: Sequence[FinishedRun], usual: Mapping[str, Any]) -> list[FinishedRun]:
