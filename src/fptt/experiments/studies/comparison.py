@@ -14,7 +14,7 @@ from fptt.experiments.studies.contenders import Contender
 from fptt.experiments.studies.differences import EXPLANATION, base_row, difference_cells, direction, pairs_with_base
 from fptt.experiments.studies.finished_run import METHODS, FinishedRun
 from fptt.experiments.studies.labels import chunk_losses, label
-from fptt.experiments.studies.plots import Panel, draw_runs
+from fptt.experiments.studies.plots import AXES, Panel, draw_runs
 from fptt.experiments.studies.study import Study, check_buildable
 from fptt.experiments.studies.tables import Cells, Row, console_table, costs, markdown_table, seed_rows, with_sd
 from fptt.experiments.training.folder import RunFolder
@@ -171,11 +171,9 @@ class Comparison(Study):
         reference = self._run("epochs", self.reference, self.seeds[0])
         panels = []
         for budget in self.budgets:
-            column = {"epochs": "epoch"}.get(budget, budget)
-            axis_label = {"seconds": "seconds of training"}.get(budget, budget)
             chosen = [run for run in runs if run.group == f"equal-{budget}"]
             base = replace(reference, group=f"equal-{budget}").setting
-            panels.append(Panel(column, axis_label, chosen, title=f"at equal {budget}", base=base))
+            panels.append(Panel(*AXES[budget], chosen, title=f"at equal {budget}", base=base))
         draw_runs(panels, self.metric, path)
 
 

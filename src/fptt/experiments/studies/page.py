@@ -34,7 +34,7 @@ from fptt.experiments.studies.finished_run import (
 from fptt.experiments.studies.labels import chunk_losses
 from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
 from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
-from fptt.experiments.studies.plots import Panel, draw_runs
+from fptt.experiments.studies.plots import AXES, Panel, draw_runs
 from fptt.experiments.studies.references import Reference, References
 from fptt.experiments.studies.tables import (
     NONE,
@@ -66,7 +66,7 @@ epochs, updates and seconds are means. A distance is the result here minus that 
 
 
 class Results(NamedTuple):
-    """Finished runs of every experiment, and the reasons for which other folders are left out."""
+    """Finished runs of every experiment, sorted by name, and the reasons for which other folders are left out."""
 
     experiments: dict[str, list[FinishedRun]]
     left_out: dict[str, str]
@@ -100,7 +100,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
             num_runs=num_runs, num_experiments=len(found.experiments), explanation=fill(EXPLANATION, 120)
         )
     ]
-    rows = {name: make_rows(name, runs, references) for name, runs in sorted(found.experiments.items())}
+    rows = {name: make_rows(name, runs, references) for name, runs in found.experiments.items()}
     if of_paper := paper_rows(rows, references):
         picture = out / "figures" / "results.png"
         draw_paper(of_paper, picture)
@@ -110,7 +110,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
         if readme is not None and readme.is_file():
             address = page.relative_to(readme.parent).as_posix()
             put_between_marks(readme, markdown_table(paper_cells(of_paper, address), num_left=1))
-    for name, runs in sorted(found.experiments.items()):
+    for name, runs in found.experiments.items():
         plot = out / "figures" / f"results-{name}.png"
         draw_runs(panels(runs), runs[0].metric, plot, name)
         parts += section(name, runs, rows[name], command_text(name, commands), references)
@@ -376,9 +376,6 @@ def _row_numbers(numbers: Sequence[int]) -> str:
 MANY_LINES = 9
 """Settings beyond which a plot has a panel a field instead of a line each."""
 
-AXES = (("epoch", "epochs"), ("updates", "updates"))
-"""The columns against which runs are drawn, and their labels."""
-
 
 def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
     """Return the runs to draw against epochs and updates: of a comparison those at equal ones, otherwise all.
@@ -389,8 +386,9 @@ def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
     if "equal-epochs" in groups:
         everything = [*runs, *stand_ins(runs, groups)]
         at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
-        chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
-        return [Panel(*axis, own, base=_base_setting(own)) for axis, own in zip(AXES, chosen, strict=True)]
+        shown = {"epochs": "equal-epochs", "updates": at_equal_updates}
+        chosen = {budget: [run for run in everything if run.group == group] for budget, group in shown.items()}
+        return [Panel(*AXES[budget], own, base=_base_setting(own)) for budget, own in chosen.items()]
     base = _base_setting(runs)
     varied = varied_fields((*WITHOUT_COLUMN, *COLUMNS), runs)
     settings = [run.setting for run in runs if run.config.method == base.method]
@@ -400,8 +398,9 @@ def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
         differing = {name: _differing_in(name, runs, usual) for name in varied}
         # where a part of the runs is there, none may have the usual values of all other fields
         if any(differing.values()):
-            return [Panel(*AXES[0], own, name, base, varied=name) for name, own in differing.items() if own]
-    return [Panel(*axis, runs, base=base, varied=varied[0] if len(varied) == 1 else None) for axis in AXES]
+            return [Panel(*AXES["epochs"], own, name, base, varied=name) for name, own in differing.items() if own]
+    single = varied[0] if len(varied) == 1 else None
+    return [Panel(*AXES[budget], runs, base=base, varied=single) for budget in ("epochs", "updates")]
 
 
 def _base_setting(runs: Sequence[FinishedRun]) -> TrainConfig:
