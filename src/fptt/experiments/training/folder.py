@@ -63,7 +63,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out {self.path} is a file, not a folder.")
         if self.path.is_dir() and any(file.name != LOCK for file in self.path.iterdir()):
-            raise UserError(f"out {self.path} is not empty: give another folder{', or --overwrite' * can_overwrite}.")
+            hint = ", or --overwrite" if can_overwrite else ""
+            raise UserError(f"out {self.path} is not empty: give another folder{hint}.")
 
     # -- writing: by the leader of a run alone -----------------------------------------------------------------------
 

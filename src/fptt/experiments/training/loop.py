@@ -64,9 +64,7 @@ def train(
     """
     try:
         run = Run(config, launch(config))
-    except fptt.LostProcessError as error:
-        raise UserError(str(error)) from error
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:  # a process that was lost too
         raise UserError(one_line(error)) from error
     try:
         with locked(folder.path) if run.replicas.is_leader else nullcontext():
@@ -242,8 +240,10 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
     Raises:
         UserError: If the run came to its end without an update.
     """
-    if not run.replicas.is_leader or not run.method.updates:
-        is_idle = run.replicas.is_leader and status == "finished"
+    if not run.replicas.is_leader:
+        return {}
+    if not run.method.updates:
+        is_idle = status == "finished"
         log.close("failed" if is_idle else status)
         if is_idle:
             raise UserError(
