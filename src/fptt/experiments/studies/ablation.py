@@ -9,11 +9,11 @@ from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
+from fptt.experiments.configs.config import UNUSED, MethodName, Setting, TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.differences import EXPLANATION, difference_cells, direction, matched_pairs
-from fptt.experiments.studies.finished_run import METHODS, UNUSED
+from fptt.experiments.studies.finished_run import METHODS
 from fptt.experiments.studies.plots import draw_ablation
 from fptt.experiments.studies.study import Study, check_buildable
 from fptt.experiments.studies.tables import (

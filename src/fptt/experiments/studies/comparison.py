@@ -13,7 +13,7 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.contenders import Contender
 from fptt.experiments.studies.differences import EXPLANATION, base_row, difference_cells, direction, pairs_with_base
 from fptt.experiments.studies.finished_run import METHODS, FinishedRun
-from fptt.experiments.studies.labels import chunk_losses, label
+from fptt.experiments.studies.labels import label
 from fptt.experiments.studies.plots import AXES, Panel, draw_runs
 from fptt.experiments.studies.study import Study, check_buildable
 from fptt.experiments.studies.tables import Cells, Row, console_table, costs, markdown_table, seed_rows, with_sd
@@ -118,7 +118,7 @@ class Comparison(Study):
                 "budget": budget,
                 "contender": name,
                 "method": row["config"].method,
-                "num_chunks": chunk_losses(row["config"]),
+                "num_chunks": row["config"].chunk_losses,
                 **row,
             }
             for (budget, name), row in seed_rows(runs, keys).items()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import stats
 
-from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.studies.finished_run import METHODS, UNUSED
+from fptt.experiments.configs.config import UNUSED, TrainConfig
+from fptt.experiments.studies.finished_run import METHODS
 from fptt.experiments.studies.labels import label
 from fptt.experiments.studies.tables import NONE, Cells, Row, number
 from fptt.experiments.tasks.scores import HIGHER_IS_BETTER, metric_form

@@ -9,7 +9,7 @@ from textwrap import fill
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.config import UNUSED, TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.files import replace_text
 from fptt.experiments.streams.scores import ROLLING
@@ -25,13 +25,11 @@ from fptt.experiments.studies.differences import (
 from fptt.experiments.studies.finished_run import (
     HARMLESS,
     METHODS,
-    UNUSED,
     FinishedRun,
     read_run,
     told_apart_by_data,
     unused_fields,
 )
-from fptt.experiments.studies.labels import chunk_losses
 from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
 from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
 from fptt.experiments.studies.plots import AXES, Panel, draw_runs
@@ -265,9 +263,9 @@ def make_rows(name: str, runs: Sequence[FinishedRun], references: References) ->
             {
                 "group": group,
                 "method": config.method,
-                "num_chunks": chunk_losses(config),
+                "num_chunks": config.chunk_losses,
                 "engine": config.engine,
-                **{field: None if field in unused else getattr(config, field) for field in PARAMETERS},
+                **{field: config.value(field) for field in PARAMETERS},
                 "differs": ", ".join(f"{field} {getattr(config, field)}" for field in varied if field not in unused),
                 **row,
                 "published": reference.published,

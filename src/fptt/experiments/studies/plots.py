@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.studies.finished_run import UNUSED, FinishedRun
+from fptt.experiments.studies.finished_run import FinishedRun
 from fptt.experiments.studies.labels import what_differs
 from fptt.experiments.studies.tables import Row
 from fptt.experiments.training.plots import COLORS, draw_chance, save_figure
@@ -54,7 +54,7 @@ class Panel(NamedTuple):
         """Return the name of a run's line, the same for all seeds."""
         config = run.setting
         if self.varied is not None:
-            value = _value(run, self.varied)
+            value = config.value(self.varied)
             return config.method.upper() + ("" if value is None else f", {value}")
         words = [f"{config.bptt_losses} losses"] if config.method == "bptt" and config.bptt_losses > 1 else []
         words += [] if self.base is None else what_differs(config, self.base)
@@ -111,7 +111,7 @@ def _looks_of_settings(panels: Sequence[Panel]) -> dict[str, tuple[Any, str]]:
 
 def _looks_of_values(panel: Panel, field: str) -> dict[str, tuple[Any, str]]:
     """Return color and style of the lines of a panel, by name: a color a value of the field, a style a method."""
-    values = {run.setting: _value(run, field) for run in panel.runs}
+    values = {run.setting: run.setting.value(field) for run in panel.runs}
     own = list(dict.fromkeys(value for value in values.values() if value is not None))
     numbers = sorted(value for value in own if isinstance(value, int | float))
     ordered = [*numbers, *sorted(value for value in own if value not in numbers)]
@@ -119,16 +119,13 @@ def _looks_of_values(panel: Panel, field: str) -> dict[str, tuple[Any, str]]:
     several = plt.get_cmap("viridis")([0.9 * place / max(len(ordered) - 1, 1) for place in range(len(ordered))])
     colors = dict(zip(ordered, several if len(numbers) > 2 else TAB10, strict=False))
     order = [None, *ordered]
-    runs = sorted(panel.runs, key=lambda run: (list(COLORS).index(run.config.method), order.index(_value(run, field))))
+    runs = sorted(
+        panel.runs, key=lambda run: (list(COLORS).index(run.config.method), order.index(run.setting.value(field)))
+    )
     return {
-        panel.name(run): (colors.get(_value(run, field), COLORS[run.config.method]), STYLES[run.config.method])
+        panel.name(run): (colors.get(run.setting.value(field), COLORS[run.config.method]), STYLES[run.config.method])
         for run in runs
     }
-
-
-def _value(run: FinishedRun, field: str) -> Any:
-    """Return a run's value of a field; None where it makes no difference to its method."""
-    return None if field in UNUSED[run.config.method] else getattr(run.setting, field)
 
 
 def _draw_seeds(axis: Axes, runs: Sequence[FinishedRun], column: str, key: str, **look: Any) -> None:

@@ -290,7 +290,6 @@ def _summary(
 ) -> dict[str, Any]:
     """Return the figures of a run; `firing_rate` are the spikes of a unit a step in the test, padding included."""
     config, task, method, progress = run.config, run.task, run.method, run.progress
-    is_fptt = config.method == "fptt"
     return {
         "task": task.name,
         "permuted": config.permuted,
@@ -298,14 +297,14 @@ def _summary(
         "limit": config.limit,
         "data": task.fingerprint,
         "method": config.method,
-        "form": config.form if is_fptt else None,
-        "coupling": config.coupling if is_fptt else None,
-        "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
-        "lanes": None if config.method == "bptt" else config.lanes,
-        "horizon": None if config.method == "bptt" else config.horizon,
+        "form": config.value("form"),
+        "coupling": config.value("coupling"),
+        "num_chunks": config.chunk_losses,
+        "lanes": config.value("lanes"),
+        "horizon": config.value("horizon"),
         "batch_size": config.batch_size,
         "lr": config.lr,
-        "alpha": config.alpha if is_fptt else None,
+        "alpha": config.value("alpha"),
         "engine": method.engine,
         "seed": config.seed,
         "metric": task.metric,
