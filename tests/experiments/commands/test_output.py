@@ -83,8 +83,8 @@ def test_names_of_folders_and_data_that_no_system_has_are_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in ("train", "stream", "compare"):
-        assert run([command, "--out", "x" * 300]) == 2
+    for command in (["train"], ["train", "--resume"], ["stream"], ["compare"]):
+        assert run([*command, "--out", "x" * 300]) == 2
         assert "cannot be a folder: " in capsys.readouterr().err
     for data in ("x" * 300, "a\0b", "~nobody-of-that-name/x"):
         assert run(["train", "--task", "text", "--data", data]) == 2
@@ -92,6 +92,26 @@ def test_names_of_folders_and_data_that_no_system_has_are_one_clear_line(
         assert message.startswith("fptt: ")
         assert message.count("\n") == 1
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "--data", "new.csv", "--out", "predictions.csv"],
+        ["evaluate"],
+        ["sample"],
+        ["report", "--results"],
+    ],
+)
+def test_a_folder_of_a_name_that_no_system_has_does_not_exist(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x" * 300, "a\0b"):
+        assert run([*command, name]) == 2
+        told = capsys.readouterr().err
+        assert told.endswith(f"{name} does not exist.\n")
+        assert told.count("\n") == 1
 
 
 def test_more_processes_than_cores_are_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

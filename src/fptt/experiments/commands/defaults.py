@@ -20,7 +20,9 @@ from tyro.constructors import (
 
 from fptt.experiments.configs.config import GROUPS, DataSetting, Setting, TrainConfig
 from fptt.experiments.configs.recipes import read_config, recipe, task_config
-from fptt.experiments.process.errors import UserError, one_line
+from fptt.experiments.process.errors import UserError, reason
+
+HELP = frozenset(("-h", "--help"))
 
 Kind = TypeVar("Kind")
 Grouped = Annotated[Kind, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
@@ -141,7 +143,7 @@ def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]
         config = replace(config, forget_bias=0.0)
     if given.cell.endswith("lif"):  # spiking neurons, which draw their weights in another way
         config = replace(config, fan_in_init=False)
-    if given.data is None or given.num_chunks is not None or not {"-h", "--help"}.isdisjoint(arguments):
+    if given.data is None or given.num_chunks is not None or HELP.intersection(arguments):
         return config  # data are read for a K that is wanted alone: what has finished may have lost them
     from fptt.experiments.tasks.registry import load_task  # seconds of loading
 
@@ -169,7 +171,7 @@ class _Resumption:
 def check_resumption(arguments: Sequence[str]) -> None:
     """Raise UserError if a run is to be resumed without its folder, or with options beside it."""
     given, others = tyro.cli(_Resumption, args=[*arguments], return_unknown_args=True, add_help=False)
-    if not given.resume or not {"-h", "--help"}.isdisjoint(others):
+    if not given.resume or HELP.intersection(others):
         return
     if given.out is None:
         raise UserError("resume needs the folder of the run: give it by --out.")
@@ -189,7 +191,7 @@ def with_absolute_data(setting: Any) -> Any:
         path = Path(setting.data).expanduser()
         return replace(setting, data=str(path.resolve())) if path.exists() else setting
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"data {reprlib.repr(setting.data)} cannot be found: {_reason(error)}.") from error
+        raise UserError(f"data {reprlib.repr(setting.data)} cannot be found: {reason(error)}.") from error
 
 
 def check_folder(path: Path) -> None:
@@ -197,9 +199,4 @@ def check_folder(path: Path) -> None:
     try:
         path.exists()
     except (OSError, ValueError) as error:
-        raise UserError(f"out {reprlib.repr(str(path))} cannot be a folder: {_reason(error)}.") from error
-
-
-def _reason(error: Exception) -> str:
-    """Return why a path cannot be used, without the path, which may be long."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error).rstrip(".")
+        raise UserError(f"out {reprlib.repr(str(path))} cannot be a folder: {reason(error)}.") from error

@@ -57,18 +57,16 @@ class Train(Origin):
     def __call__(self, console: Console) -> None:
         """Train, and print where everything is."""
         loggers = parse_loggers(self.logger)
-        if self.resume and self.out is not None:
-            folder = RunFolder(self.out)
-            run = folder.read_config()
-            # with a checkpoint it may have been killed before the last of its files was written
-            if folder.has_finished() and not folder.checkpoints.files():
-                raise UserError(f"the run in {self.out} is finished: there is nothing to resume.")
-        else:
-            run = with_absolute_data(self.run)
+        run = with_absolute_data(self.run)
         path = self.out or Path("out") / f"{run.task}-{run.method}-{run.seed}"
         check_folder(path)
         folder = RunFolder(path)
-        if is_leader() and not (self.overwrite or self.resume):
+        if self.resume:
+            run = folder.read_config()
+            # with a checkpoint it may have been killed before the last of its files was written
+            if folder.has_finished() and not folder.checkpoints.files():
+                raise UserError(f"the run in {path} is finished: there is nothing to resume.")
+        elif is_leader() and not self.overwrite:
             folder.check_free()
         say(console, f"{run.method.upper()} on {run.task}, seed {run.seed}, into {folder.path}")
         from fptt.experiments.tasks.scores import metric_form

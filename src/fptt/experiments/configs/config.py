@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic.dataclasses import dataclass
 
+from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.checked import (
     STRICT,
     Address,
@@ -270,10 +271,26 @@ class TrainConfig(Setting, RunChoice):
         """Return a run with a setting's values."""
         return cls(**{**dataclasses.asdict(setting), **changes})
 
+    @property
+    def chunk_losses(self) -> int:
+        """Losses of a sequence: of TBPTT and FPTT the number of chunks."""
+        return self.bptt_losses if self.method == "bptt" else self.num_chunks
+
+    def value(self, name: str) -> Any:
+        """Return the value of a field; None where it makes no difference to the method."""
+        return None if name in UNUSED[self.method] else getattr(self, name)
+
     def to_yaml(self) -> str:
         """Return every field, readable and re-runnable."""
         return yaml.safe_dump(_plain(self), sort_keys=False)
 
+
+UNUSED: dict[MethodName, tuple[str, ...]] = {
+    "fptt": ("bptt_losses",),
+    "tbptt": (*OF_FPTT, "bptt_losses"),
+    "bptt": (*OF_FPTT, "num_chunks", "lanes", "horizon", "engine"),
+}
+"""Fields that make no difference to a method."""
 
 GROUPS: dict[str, type[Checked]] = {
     "run": RunChoice,

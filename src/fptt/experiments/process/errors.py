@@ -21,6 +21,12 @@ class UnreadableError(UserError):
     """The data of a run, which could be read at its start, cannot be read any more."""
 
 
+def reason(error: BaseException) -> str:
+    """Return why something failed, without a full stop; of an error of the system without its path, perhaps long."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return text.rstrip(".")
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error on one line."""
     return " ".join(str(error).split())

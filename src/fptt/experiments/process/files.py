@@ -13,7 +13,7 @@ import safetensors
 import yaml
 from yaml.composer import ComposerError
 
-from fptt.experiments.process.errors import UnreadableFileError, UnwritableError, one_line
+from fptt.experiments.process.errors import UnreadableFileError, UnwritableError, one_line, reason
 
 MAX_BYTES = 2**27  # metrics of a million rows have some 100 MB, a vocabulary of a million words 10 MB
 MAX_DEPTH = 50  # of lists and mappings in one another; ours have three
@@ -77,8 +77,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise UnreadableFileError(f"{path} cannot be read: {reason.rstrip('.')}.") from error
+        raise UnreadableFileError(f"{path} cannot be read: {reason(error)}.") from error
 
 
 def parse_yaml(text: str) -> Any:

@@ -9,11 +9,11 @@ from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
+from fptt.experiments.configs.config import UNUSED, MethodName, Setting, TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.differences import EXPLANATION, difference_cells, direction, matched_pairs
-from fptt.experiments.studies.finished_run import METHODS, UNUSED
+from fptt.experiments.studies.finished_run import METHODS
 from fptt.experiments.studies.plots import draw_ablation
 from fptt.experiments.studies.study import Study, check_buildable
 from fptt.experiments.studies.tables import (
@@ -142,13 +142,12 @@ class Ablation(Study):
         """
         keys = [key for key, _ in self.configs]
         runs = [self.runs[self.folder(*key)] for key in self.configs]
-        settings = {key: run.setting for key, run in zip(keys, runs, strict=True)}
         rows = []
         for key, row in seed_rows(runs, keys).items():
             config, unused = self.configs[key, self.seeds[0]], UNUSED[key[0]]
             values = {name: None if name in unused else shown(getattr(config, name)) for name in self._fields}
             varied = list(self.axes) if self.grid or not key[1] else [field for field, _ in key[1]]
-            rows.append({"method": key[0], **values, **row, "config": settings[key], "varied": varied})
+            rows.append({"method": key[0], **values, **row, "varied": varied})
         return rows
 
     @property

@@ -13,8 +13,8 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.contenders import Contender
 from fptt.experiments.studies.differences import EXPLANATION, base_row, difference_cells, direction, pairs_with_base
 from fptt.experiments.studies.finished_run import METHODS, FinishedRun
-from fptt.experiments.studies.labels import chunk_losses, label
-from fptt.experiments.studies.plots import Panel, draw_runs
+from fptt.experiments.studies.labels import label
+from fptt.experiments.studies.plots import AXES, Panel, draw_runs
 from fptt.experiments.studies.study import Study, check_buildable
 from fptt.experiments.studies.tables import Cells, Row, console_table, costs, markdown_table, seed_rows, with_sd
 from fptt.experiments.training.folder import RunFolder
@@ -113,14 +113,12 @@ class Comparison(Study):
         runs = self._all_runs()
         order = [contender.name for contender in self.contenders]
         keys = [(run.group.removeprefix("equal-"), _contender_of(run)) for run in runs]
-        settings = {key: run.setting for key, run in zip(keys, runs, strict=True)}
         rows = [
             {
                 "budget": budget,
                 "contender": name,
-                "method": settings[budget, name].method,
-                "num_chunks": chunk_losses(settings[budget, name]),
-                "config": settings[budget, name],
+                "method": row["config"].method,
+                "num_chunks": row["config"].chunk_losses,
                 **row,
             }
             for (budget, name), row in seed_rows(runs, keys).items()
@@ -173,11 +171,9 @@ class Comparison(Study):
         reference = self._run("epochs", self.reference, self.seeds[0])
         panels = []
         for budget in self.budgets:
-            column = {"epochs": "epoch"}.get(budget, budget)
-            axis_label = {"seconds": "seconds of training"}.get(budget, budget)
             chosen = [run for run in runs if run.group == f"equal-{budget}"]
             base = replace(reference, group=f"equal-{budget}").setting
-            panels.append(Panel(column, axis_label, chosen, title=f"at equal {budget}", base=base))
+            panels.append(Panel(*AXES[budget], chosen, title=f"at equal {budget}", base=base))
         draw_runs(panels, self.metric, path)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import stats
 
-from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.studies.finished_run import METHODS, UNUSED
+from fptt.experiments.configs.config import UNUSED, TrainConfig
+from fptt.experiments.studies.finished_run import METHODS
 from fptt.experiments.studies.labels import label
 from fptt.experiments.studies.tables import NONE, Cells, Row, number
 from fptt.experiments.tasks.scores import HIGHER_IS_BETTER, metric_form
@@ -185,7 +185,7 @@ def difference_cells(pairs: Sequence[tuple[Row, Row]], base: TrainConfig, metric
                 f"{label(ours['config'], base)} − {label(theirs['config'], base)}",
                 _seeds(difference),
                 number(difference.mean, form),
-                difference.lacking or _interval(difference, form),
+                difference.lacking or f"[{', '.join(number(end, form) for end in difference.interval or ())}]",
                 _probability(difference.p),
                 _probability(adjusted),
                 verdict,
@@ -198,10 +198,6 @@ def _seeds(difference: Difference) -> str:
     left_out = ", ".join(map(str, difference.left_out))
     word = "seed" if len(difference.left_out) == 1 else "seeds"
     return f"{difference.num_seeds}" + (f" (without {word} {left_out})" if left_out else "")
-
-
-def _interval(difference: Difference, form: str) -> str:
-    return NONE if difference.interval is None else f"[{', '.join(number(end, form) for end in difference.interval)}]"
 
 
 def _probability(p: float | None) -> str:

@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fptt._methods.fptt import OF_FPTT
-from fptt.experiments.configs.config import DataSetting, MethodName, Setting, TrainConfig
+from fptt.experiments.configs.config import UNUSED, DataSetting, MethodName, Setting, TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.tasks.batches import samples_an_epoch
 from fptt.experiments.tasks.registry import GENERATED
@@ -17,13 +16,6 @@ from fptt.experiments.training.folder import RunFolder, fingerprint_of
 
 METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
 """From the most machinery to the least: each has the ones after it as controls."""
-
-UNUSED: dict[MethodName, tuple[str, ...]] = {
-    "fptt": ("bptt_losses",),
-    "tbptt": (*OF_FPTT, "bptt_losses"),
-    "bptt": (*OF_FPTT, "num_chunks", "lanes", "horizon", "engine"),
-}
-"""Fields that make no difference to a method."""
 
 LIMITS = ("epochs", "max_updates", "max_seconds", "early_stopping")
 """Fields that say when a run ends, and are no settings at equal updates or time: there another run says it."""

@@ -2,15 +2,10 @@
 
 from dataclasses import fields
 
-from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.studies.finished_run import HARMLESS, UNUSED
+from fptt.experiments.configs.config import UNUSED, TrainConfig
+from fptt.experiments.studies.finished_run import HARMLESS
 
 _IN_THE_NAME = ("method", "num_chunks", "bptt_losses", "seed", *HARMLESS)
-
-
-def chunk_losses(config: TrainConfig) -> int:
-    """Return the losses of a sequence: of TBPTT and FPTT the number of chunks."""
-    return config.bptt_losses if config.method == "bptt" else config.num_chunks
 
 
 def label(config: TrainConfig, base: TrainConfig) -> str:
@@ -20,7 +15,7 @@ def label(config: TrainConfig, base: TrainConfig) -> str:
         >>> label(TrainConfig(method="tbptt", lr=1e-3), TrainConfig(lr=2e-3))
         'TBPTT-8, lr × 0.5'
     """
-    name = config.method.upper() + (f"-{chunk_losses(config)}" if chunk_losses(config) > 1 else "")
+    name = config.method.upper() + (f"-{config.chunk_losses}" if config.chunk_losses > 1 else "")
     return ", ".join([name, *what_differs(config, base)])
 
 

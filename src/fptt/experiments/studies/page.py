@@ -1,5 +1,6 @@
 """The page of results, made from all finished runs below a folder: `fptt report`."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from textwrap import fill
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.config import UNUSED, TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.files import replace_text
 from fptt.experiments.streams.scores import ROLLING
@@ -24,16 +25,14 @@ from fptt.experiments.studies.differences import (
 from fptt.experiments.studies.finished_run import (
     HARMLESS,
     METHODS,
-    UNUSED,
     FinishedRun,
     read_run,
     told_apart_by_data,
     unused_fields,
 )
-from fptt.experiments.studies.labels import chunk_losses
 from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
 from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
-from fptt.experiments.studies.plots import Panel, draw_runs
+from fptt.experiments.studies.plots import AXES, Panel, draw_runs
 from fptt.experiments.studies.references import Reference, References
 from fptt.experiments.studies.tables import (
     NONE,
@@ -65,7 +64,7 @@ epochs, updates and seconds are means. A distance is the result here minus that 
 
 
 class Results(NamedTuple):
-    """Finished runs of every experiment, and the reasons for which other folders are left out."""
+    """Finished runs of every experiment, sorted by name, and the reasons for which other folders are left out."""
 
     experiments: dict[str, list[FinishedRun]]
     left_out: dict[str, str]
@@ -99,7 +98,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
             num_runs=num_runs, num_experiments=len(found.experiments), explanation=fill(EXPLANATION, 120)
         )
     ]
-    rows = {name: make_rows(name, runs, references) for name, runs in sorted(found.experiments.items())}
+    rows = {name: make_rows(name, runs, references) for name, runs in found.experiments.items()}
     if of_paper := paper_rows(rows, references):
         picture = out / "figures" / "results.png"
         draw_paper(of_paper, picture)
@@ -109,7 +108,7 @@ def write_report(results: Path, out: Path, commands: Path, references: Reference
         if readme is not None and readme.is_file():
             address = page.relative_to(readme.parent).as_posix()
             put_between_marks(readme, markdown_table(paper_cells(of_paper, address), num_left=1))
-    for name, runs in sorted(found.experiments.items()):
+    for name, runs in found.experiments.items():
         plot = out / "figures" / f"results-{name}.png"
         draw_runs(panels(runs), runs[0].metric, plot, name)
         parts += section(name, runs, rows[name], command_text(name, commands), references)
@@ -143,7 +142,7 @@ def read_results(results: Path) -> Results:
     Raises:
         UserError: If none of them holds a finished run.
     """
-    if not results.is_dir():
+    if not os.path.isdir(results):  # Path.is_dir raises an error where no system has such a name
         raise UserError(f"results {results} does not exist.")
     found = Results({}, {})
     files = [file for name in ("summary.json", "config.yaml") for file in results.rglob(name)]
@@ -254,7 +253,7 @@ def settings_line(config: TrainConfig) -> str:
 def make_rows(name: str, runs: Sequence[FinishedRun], references: References) -> list[dict[str, Any]]:
     """Return a row for each group and setting of an experiment, over its seeds."""
     everything = [*runs, *stand_ins(runs, {run.group for run in runs})]
-    varied = varied_fields(runs)  # so that rows with the same method and K can be told apart
+    varied = varied_fields(WITHOUT_COLUMN, runs)  # so that rows with the same method and K can be told apart
     rows = []
     for (group, config), row in seed_rows(everything, [(run.group, run.setting) for run in everything]).items():
         unused = unused_fields(config.method, group)
@@ -264,10 +263,9 @@ def make_rows(name: str, runs: Sequence[FinishedRun], references: References) ->
             {
                 "group": group,
                 "method": config.method,
-                "config": config,
-                "num_chunks": chunk_losses(config),
+                "num_chunks": config.chunk_losses,
                 "engine": config.engine,
-                **{field: None if field in unused else getattr(config, field) for field in PARAMETERS},
+                **{field: config.value(field) for field in PARAMETERS},
                 "differs": ", ".join(f"{field} {getattr(config, field)}" for field in varied if field not in unused),
                 **row,
                 "published": reference.published,
@@ -282,17 +280,24 @@ def make_rows(name: str, runs: Sequence[FinishedRun], references: References) ->
 PARAMETERS = ("form", "coupling", "alpha")
 """Fields of FPTT that have a column."""
 
-_HAVE_COLUMNS = ("method", "seed", "num_chunks", "bptt_losses", "engine", *PARAMETERS)
+COLUMNS = ("num_chunks", "engine", *PARAMETERS)
+"""All fields that have a column."""
+
+WITHOUT_COLUMN = tuple(
+    field.name
+    for field in fields(TrainConfig)
+    if field.name not in ("method", "seed", "bptt_losses", *COLUMNS, *HARMLESS)
+)
+"""Fields of which a row says in one column how it differs."""
 
 
-def varied_fields(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the fields that differ among the runs of an experiment and have no column of their own."""
-    names = [field.name for field in fields(TrainConfig)]
+def varied_fields(names: Sequence[str], runs: Sequence[FinishedRun]) -> list[str]:
+    """Return those of some fields that differ among the runs of an experiment, as far as these have them."""
     values = {
         name: {getattr(run.setting, name) for run in runs if name not in unused_fields(run.config.method, run.group)}
         for name in names
     }
-    return [name for name in names if name not in (*_HAVE_COLUMNS, *HARMLESS) and len(values[name]) > 1]
+    return [name for name in names if len(values[name]) > 1]
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -379,37 +384,26 @@ def panels(runs: Sequence[FinishedRun]) -> list[Panel]:
     if "equal-epochs" in groups:
         everything = [*runs, *stand_ins(runs, groups)]
         at_equal_updates = "equal-updates" if "equal-updates" in groups else "equal-epochs"
-        chosen = [[run for run in everything if run.group == group] for group in ("equal-epochs", at_equal_updates)]
-        bases = [min(own, key=lambda run: METHODS.index(run.config.method)).setting for own in chosen]
-        return [
-            Panel("epoch", "epochs", chosen[0], base=bases[0]),
-            Panel("updates", "updates", chosen[1], base=bases[1]),
-        ]
-    base = min(runs, key=lambda run: METHODS.index(run.config.method)).setting
-    if fields_varied := [*varied_fields(runs), *_varied_columns(runs)]:
-        settings = [run.setting for run in runs if run.config.method == base.method]
-        usual = {name: mode(getattr(setting, name) for setting in settings) for name in fields_varied}
-        base = replace(base, **usual)
-        if len({run.setting for run in runs}) > MANY_LINES:
-            differing = {name: _differing_in(name, runs, usual) for name in fields_varied}
-            # where a part of the runs is there, none may have the usual values of all other fields
-            if any(differing.values()):
-                return [
-                    Panel("epoch", "epochs", own, name, base, varied=name) for name, own in differing.items() if own
-                ]
-        if len(fields_varied) == 1:
-            (name,) = fields_varied
-            return [Panel(*axis, runs, "", base, varied=name) for axis in (("epoch", "epochs"), ("updates", "updates"))]
-    return [Panel("epoch", "epochs", runs, base=base), Panel("updates", "updates", runs, base=base)]
+        shown = {"epochs": "equal-epochs", "updates": at_equal_updates}
+        chosen = {budget: [run for run in everything if run.group == group] for budget, group in shown.items()}
+        return [Panel(*AXES[budget], own, base=_base_setting(own)) for budget, own in chosen.items()]
+    base = _base_setting(runs)
+    varied = varied_fields((*WITHOUT_COLUMN, *COLUMNS), runs)
+    settings = [run.setting for run in runs if run.config.method == base.method]
+    usual = {name: mode(getattr(setting, name) for setting in settings) for name in varied}
+    base = replace(base, **usual)
+    if len({run.setting for run in runs}) > MANY_LINES:
+        differing = {name: _differing_in(name, runs, usual) for name in varied}
+        # where a part of the runs is there, none may have the usual values of all other fields
+        if any(differing.values()):
+            return [Panel(*AXES["epochs"], own, name, base, varied=name) for name, own in differing.items() if own]
+    single = varied[0] if len(varied) == 1 else None
+    return [Panel(*AXES[budget], runs, base=base, varied=single) for budget in ("epochs", "updates")]
 
 
-def _varied_columns(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return those of the fields with a column of their own in the table that differ among the runs."""
-    return [
-        name
-        for name in ("num_chunks", "engine", *PARAMETERS)
-        if len({getattr(run.setting, name) for run in runs if name not in UNUSED[run.config.method]}) > 1
-    ]
+def _base_setting(runs: Sequence[FinishedRun]) -> TrainConfig:
+    """Return the setting of the first run of the method with the most machinery."""
+    return min(runs, key=lambda run: METHODS.index(run.config.method)).setting
 
 
 def _differing_in(name: str, runs: Sequence[FinishedRun], usual: Mapping[str, Any]) -> list[FinishedRun]:

@@ -9,10 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TABLEAU_COLORS, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.studies.finished_run import UNUSED, FinishedRun
+from fptt.experiments.studies.finished_run import FinishedRun
 from fptt.experiments.studies.labels import what_differs
 from fptt.experiments.studies.tables import Row
 from fptt.experiments.training.plots import COLORS, draw_chance, save_figure
@@ -25,12 +26,19 @@ STYLES = {"fptt": "-", "tbptt": "--", "bptt": ":"}
 """Of the lines of the methods, where color is something else."""
 
 
+AXES = {
+    "epochs": ("epoch", "epochs"),
+    "updates": ("updates", "updates"),
+    "seconds": ("seconds", "seconds of training"),
+}
+"""Column of the metrics, and label of the axis, by the budget that is drawn."""
+
+
 class Panel(NamedTuple):
     """Runs drawn against a column of their metrics.
 
     Attributes:
-        column: `epoch`, `updates` or `seconds`.
-        label: Of the axis.
+        column, label: Of `AXES`.
         base: The setting from which the others differ in what tells them apart; None to show them as one.
         varied: The field whose values have the colors; None for colors of the methods, and of what differs from them.
     """
@@ -46,7 +54,7 @@ class Panel(NamedTuple):
         """Return the name of a run's line, the same for all seeds."""
         config = run.setting
         if self.varied is not None:
-            value = _value(run, self.varied)
+            value = config.value(self.varied)
             return config.method.upper() + ("" if value is None else f", {value}")
         words = [f"{config.bptt_losses} losses"] if config.method == "bptt" and config.bptt_losses > 1 else []
         words += [] if self.base is None else what_differs(config, self.base)
@@ -61,10 +69,8 @@ def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | Non
     the rest of the others is thin.
     """
     num_columns = min(len(panels), 3)
-    num_lines = -(-len(panels) // num_columns)
-    size = (max(4.3 * num_columns, 6.4) + 1.6, 3.6 * num_lines)
-    figure, grid = plt.subplots(num_lines, num_columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
-    axes = list(grid.flat)
+    figure, axes = _grid(len(panels), num_columns, f"validation {metric}")
+    figure.set_size_inches(max(4.3 * num_columns, 6.4) + 1.6, 3.6 * len(axes) / num_columns)
     tasks = {run.config.task for panel in panels for run in panel.runs}
     shared = _looks_of_settings(panels)
     for axis, panel in zip(axes, panels, strict=False):
@@ -80,10 +86,6 @@ def draw_runs(panels: Sequence[Panel], metric: str, path: Path, title: str | Non
             draw_chance(axis, next(iter(tasks)), metric)
         if panel.varied is not None:
             axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    for line in grid:
-        line[0].set_ylabel(f"validation {metric}")
     if any(panel.varied is None for panel in panels):
         entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         figure.legend(entries.values(), entries, fontsize="small", loc="outside right upper", frameon=False)
@@ -109,7 +111,7 @@ def _looks_of_settings(panels: Sequence[Panel]) -> dict[str, tuple[Any, str]]:
 
 def _looks_of_values(panel: Panel, field: str) -> dict[str, tuple[Any, str]]:
     """Return color and style of the lines of a panel, by name: a color a value of the field, a style a method."""
-    values = {run.setting: _value(run, field) for run in panel.runs}
+    values = {run.setting: run.setting.value(field) for run in panel.runs}
     own = list(dict.fromkeys(value for value in values.values() if value is not None))
     numbers = sorted(value for value in own if isinstance(value, int | float))
     ordered = [*numbers, *sorted(value for value in own if value not in numbers)]
@@ -117,16 +119,13 @@ def _looks_of_values(panel: Panel, field: str) -> dict[str, tuple[Any, str]]:
     several = plt.get_cmap("viridis")([0.9 * place / max(len(ordered) - 1, 1) for place in range(len(ordered))])
     colors = dict(zip(ordered, several if len(numbers) > 2 else TAB10, strict=False))
     order = [None, *ordered]
-    runs = sorted(panel.runs, key=lambda run: (list(COLORS).index(run.config.method), order.index(_value(run, field))))
+    runs = sorted(
+        panel.runs, key=lambda run: (list(COLORS).index(run.config.method), order.index(run.setting.value(field)))
+    )
     return {
-        panel.name(run): (colors.get(_value(run, field), COLORS[run.config.method]), STYLES[run.config.method])
+        panel.name(run): (colors.get(run.setting.value(field), COLORS[run.config.method]), STYLES[run.config.method])
         for run in runs
     }
-
-
-def _value(run: FinishedRun, field: str) -> Any:
-    """Return a run's value of a field; None where it makes no difference to its method."""
-    return None if field in UNUSED[run.config.method] else getattr(run.setting, field)
 
 
 def _draw_seeds(axis: Axes, runs: Sequence[FinishedRun], column: str, key: str, **look: Any) -> None:
@@ -159,18 +158,12 @@ def draw_ablation(
         path: The plot.
     """
     num_columns = min(len(fields), 4)
-    num_lines = -(-len(fields) // num_columns)
-    size = (1 + 3.2 * num_columns, 0.4 + 3.2 * num_lines)
-    figure, grid = plt.subplots(num_lines, num_columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
-    axes = list(grid.flat)
+    figure, axes = _grid(len(fields), num_columns, f"test {metric}")
+    figure.set_size_inches(1 + 3.2 * num_columns, 0.4 + 3.2 * len(axes) / num_columns)
     for axis, field in zip(axes, fields, strict=False):
         _draw_field(axis, rows, field)
         axis.set_xlabel(heads.get(field, field))
         _style(axis, metric)
-    for axis in axes[len(fields) :]:
-        axis.set_visible(False)
-    for line in grid:
-        line[0].set_ylabel(f"test {metric}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     save_figure(figure, path)
 
@@ -208,6 +201,18 @@ def _values(rows: Sequence[Row], method: str, field: str) -> dict[Any, list[floa
         if row["method"] == method and field in row["varied"]:
             points.setdefault(row[field], []).extend(row["tests"].values())
     return points
+
+
+def _grid(num_panels: int, num_columns: int, label: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, line by line, all with the same y axis; those beyond the panels are not shown."""
+    num_lines = -(-num_panels // num_columns)
+    figure, grid = plt.subplots(num_lines, num_columns, squeeze=False, sharey=True, layout="constrained")
+    axes = list(grid.flat)
+    for axis in axes[::num_columns]:
+        axis.set_ylabel(label)
+    for axis in axes[num_panels:]:
+        axis.set_visible(False)
+    return figure, axes
 
 
 def _style(axis: Axes, metric: str) -> None:

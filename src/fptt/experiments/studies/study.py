@@ -107,7 +107,8 @@ def check_buildable(configs: Mapping[str, TrainConfig]) -> None:
     for name, config in configs.items():
         try:
             data = tuple(getattr(config, field) for field in OF_THE_DATA)
-            tasks[data] = tasks[data] if data in tasks else load_task(config, config.seed)
+            if data not in tasks:
+                tasks[data] = load_task(config, config.seed)
             check_parts(config, tasks[data])
         except (UserError, ValueError, RuntimeError) as error:
             raise UserError(f"{name}: {one_line(error)}") from error

@@ -32,47 +32,32 @@ def seed_rows(runs: Sequence[FinishedRun], keys: Sequence[Hashable]) -> dict[Any
         keys: Of each run, which row it belongs to.
 
     Returns:
-        The rows in the order of their first runs: `metric`, the name of the runs' own; `num_seeds`, `NAME_mean` and
-        `NAME_sd` of each metric, the costs, of each of `ORIGINS` the sorted values, and as `tests` the test metric by
-        seed.
+        The rows in the order of their first runs: `metric`, the name of the runs' own; `config`, the setting of its
+        runs; `num_seeds`, `NAME_mean` and `NAME_sd` of each metric, the costs, of each of `ORIGINS` the sorted values,
+        and as `tests` the test metric by seed.
     """
     metrics = [f"{part}_{runs[0].metric}" for part in ("test", "validation")]
     metrics += [f"test_{name}" for name in other_metrics(runs)]
-    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}  # a tuple would be several keys to pandas
-    table = pd.DataFrame(
-        [
-            {name: float(run.summary[name]) for name in (*metrics, *COSTS)}
-            | {name: str(run.summary[name]) for name in ORIGINS}
-            for run in runs
-        ]
-    )
-    columns: dict[str, Any] = {f"{name}_mean": (name, _mean) for name in metrics}
-    columns |= {f"{name}_sd": (name, _sd) for name in metrics}
-    columns |= {name: (name, _mean) for name in COSTS} | {name: (name, _distinct) for name in ORIGINS}
-    groups = table.groupby([places[key] for key in keys], sort=False)
-    # a diverged seed has an infinite loss; its row then shows NaN for the deviation
-    with np.errstate(invalid="ignore", over="ignore"):
-        rows = groups.agg(num_seeds=("seconds", "size"), **columns)
-    tests: dict[Hashable, dict[int, float]] = {key: {} for key in places}
+    groups: dict[Any, list[FinishedRun]] = {}
     for key, run in zip(keys, runs, strict=True):
-        tests[key][run.config.seed] = float(run.summary[metrics[0]])
-    return {
-        key: {"metric": runs[0].metric, **row, "tests": tests[key]}
-        for key, row in zip(places, rows.to_dict("records"), strict=True)
-    }
-
-
-# values: a Series of the group; pandas itself would leave a diverged seed, NaN, out of the mean
-def _mean(values: Any) -> float:
-    return float(values.mean(skipna=False))
-
-
-def _sd(values: Any) -> float:
-    return float(values.std(skipna=False))
-
-
-def _distinct(values: Any) -> list[str]:
-    return sorted(set(values))
+        groups.setdefault(key, []).append(run)
+    rows: dict[Any, dict[str, Any]] = {}
+    for key, own in groups.items():
+        table = pd.DataFrame([{name: float(run.summary[name]) for name in (*metrics, *COSTS)} for run in own])
+        # a diverged seed has an infinite loss, or NaN, which pandas itself would leave out
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean, sd = table.mean(skipna=False).to_dict(), table.std(skipna=False).to_dict()
+        rows[key] = {
+            "metric": runs[0].metric,
+            "config": own[0].setting,
+            "num_seeds": len(own),
+            **{f"{name}_mean": mean[name] for name in metrics},
+            **{f"{name}_sd": sd[name] for name in metrics},
+            **{name: mean[name] for name in COSTS},
+            **{name: sorted({str(run.summary[name]) for run in own}) for name in ORIGINS},
+            "tests": {run.config.seed: float(run.summary[metrics[0]]) for run in own},
+        }
+    return rows
 
 
 def other_metrics(runs: Sequence[FinishedRun]) -> list[str]:

@@ -38,10 +38,10 @@ def make_recurrent(config: TrainConfig, input_size: int, output_size: int, *, la
     Raises:
         UserError: If the config has options that are for language models or spiking neurons only.
     """
-    _check_language_only(config)
+    _check_unset(config, LANGUAGE_ONLY, "is for language models only", config.task)
     if config.cell in SPIKING:
         return make_spiking(config, input_size, output_size, last_only=last_only)
-    _check_unset(config, SPIKING_ONLY, f"is for the cells {', '.join(SPIKING)} only")
+    _check_unset(config, SPIKING_ONLY, f"is for the cells {', '.join(SPIKING)} only", f"the cell {config.cell}")
     return CELLS[config.cell](
         input_size,
         config.hidden_size,
@@ -73,7 +73,7 @@ def make_spiking(config: TrainConfig, input_size: int, output_size: int, *, last
     Raises:
         UserError: If the config has options that are not for spiking neurons.
     """
-    _check_unset(config, NOT_FOR_SPIKING, "is not for spiking neurons")
+    _check_unset(config, NOT_FOR_SPIKING, "is not for spiking neurons", f"the cell {config.cell}")
     time_constants: dict[str, Any] = {} if config.chrono_init is None else {"tau": (1.0, float(config.chrono_init))}
     return SPIKING[config.cell](
         input_size,
@@ -88,11 +88,11 @@ def make_spiking(config: TrainConfig, input_size: int, output_size: int, *, last
     )
 
 
-def _check_unset(config: TrainConfig, names: Iterable[str], expectation: str) -> None:
-    """Raise UserError if one of these options does not have its default."""
+def _check_unset(config: TrainConfig, names: Iterable[str], expectation: str, beside: str) -> None:
+    """Raise UserError if one of these options does not have its default, beside the cell or task that lacks it."""
     for name in names:
         if getattr(config, name) != getattr(Setting, name):
-            raise UserError(f"{name} {expectation}, got {getattr(config, name)} with the cell {config.cell}.")
+            raise UserError(f"{name} {expectation}, got {getattr(config, name)} with {beside}.")
 
 
 def _has_short_chunks(config: TrainConfig, task: Task) -> bool:
@@ -112,19 +112,11 @@ def make_language_model(config: TrainConfig, num_tokens: int) -> LanguageModel:
     Raises:
         UserError: If the config has options that are not for language models.
     """
-    for name in NOT_FOR_LANGUAGE:
-        if getattr(config, name) != getattr(Setting, name):
-            raise UserError(f"{name} is not for language models, got {getattr(config, name)} with {config.task}.")
+    _check_unset(config, NOT_FOR_LANGUAGE, "is not for language models", config.task)
     if config.cell not in CELLS:
         raise UserError(f"cell must be {', '.join(CELLS)} with the language model of {config.task}, got {config.cell}.")
     names = ("embedding_size", "hidden_size", "num_layers", "cell", "tied", *DROPOUTS)
     return LanguageModel(num_tokens=num_tokens, **{name: getattr(config, name) for name in names})
-
-
-def _check_language_only(config: TrainConfig) -> None:
-    for name in LANGUAGE_ONLY:
-        if getattr(config, name):
-            raise UserError(f"{name} is for language models only, got {getattr(config, name)} with {config.task}.")
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> optim.Optimizer:

@@ -46,7 +46,8 @@ def model_card(config: TrainConfig, summary: Mapping[str, Any], interface: Inter
         _figures(summary),
         f"Weights of epoch {summary['best_epoch']}, chosen by validation; seed {config.seed}. The run "
         f"{'ended as planned' if summary['status'] == 'finished' else 'was ' + summary['status']}. Trained on "
-        f"{summary['device']} with torch {summary['torch']}" + _commit(summary) + ".",
+        f"{summary['device']} with torch {summary['torch']}"
+        + (f", commit {summary['commit']}." if summary.get("commit") else "."),
         "## Command",
         "```bash\nfptt train --config config.yaml --out FOLDER   # once more\n"
         "fptt evaluate .                                # the figures of the test again\n```",
@@ -76,20 +77,12 @@ def _named(names: tuple[Any, ...] | None) -> str:
 
 def _figures(summary: Mapping[str, Any]) -> str:
     names = [*(name for name in summary if name.startswith("test_")), f"validation_{summary['metric']}"]
-    found = {name: summary[name] for name in names if _is_number(summary.get(name))}
+    found = {name: summary[name] for name in names if isinstance(summary.get(name), int | float)}
     rows = [(name, format(value, metric_form(name, value))) for name, value in found.items()]
     rows += [("updates", f"{summary['updates']:,}"), ("epochs", f"{summary['epochs']:g}")]
     rows.append(("seconds of training", f"{summary['seconds']:.1f}"))
     body = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in rows)
     return f"| | |\n| --- | ---: |\n{body}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _commit(summary: Mapping[str, Any]) -> str:
-    return f", commit {summary['commit']}" if summary.get("commit") else ""
 
 
 def _use(interface: Interface, *, is_text: bool, has_averages: bool) -> str:

@@ -23,8 +23,6 @@ from fptt.experiments.process.files import read_csv, read_json, read_text, readi
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training.checkpoints import Checkpoints
 
-PROGRAMS = ("model.pt2", "model.onnx")
-"""What `fptt export` leaves in a run folder."""
 ONLY = {"train": ("config.yaml", "model.safetensors"), "stream": ("learner.pt", "rolling.csv")}
 """Files that only one command leaves in its folder."""
 LOCK = "lock"
@@ -54,6 +52,7 @@ class RunFolder:
         self.vocabulary_file = path / "vocabulary.json"
         self.interface_file = path / "interface.json"
         self.card_file = path / "README.md"
+        self.program_files = [path / "model.pt2", path / "model.onnx"]  # as `fptt export` leaves them there
 
     def check_free(self, *, can_overwrite: bool = True) -> None:
         """Raise UserError if the folder holds something beside a lock, which whoever takes it checks.
@@ -64,7 +63,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out {self.path} is a file, not a folder.")
         if self.path.is_dir() and any(file.name != LOCK for file in self.path.iterdir()):
-            raise UserError(f"out {self.path} is not empty: give another folder{', or --overwrite' * can_overwrite}.")
+            hint = ", or --overwrite" if can_overwrite else ""
+            raise UserError(f"out {self.path} is not empty: give another folder{hint}.")
 
     # -- writing: by the leader of a run alone -----------------------------------------------------------------------
 
@@ -76,11 +76,10 @@ class RunFolder:
         Raises:
             UserError: If it holds a stream, or files that no run has left, or cannot be written.
         """
-        files = [*self.files(), *(self.path / name for name in PROGRAMS)]
-        check_replaceable(self.path, "train", files)
+        check_replaceable(self.path, "train", self.files())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in files:
+            for file in self.files():
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
             replace_text(self.config_file, config.to_yaml())
@@ -93,10 +92,10 @@ class RunFolder:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
 
     def files(self) -> list[Path]:
-        """Return every file that a whole run may have, without checkpoints."""
+        """Return every file that a whole run may have, exported programs too, without checkpoints."""
         files = [self.config_file, self.metrics_file, self.summary_file, self.curves_file]
-        weights = [self.weights_file, self.averages_file]
-        return [*files, *weights, self.vocabulary_file, self.interface_file, self.card_file]
+        files += [self.weights_file, self.averages_file, self.vocabulary_file, self.interface_file, self.card_file]
+        return [*files, *self.program_files]
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row, for good; the first one writes the names of the columns."""
@@ -143,9 +142,9 @@ class RunFolder:
 
         Programs that were exported from the weights before are removed.
         """
-        for name in PROGRAMS:
-            with writing(self.path / name):
-                (self.path / name).unlink(missing_ok=True)
+        for file in self.program_files:
+            with writing(file):
+                file.unlink(missing_ok=True)
         values = {name: value for name, value in (about or {}).items() if value is not None}
         for tensors, file in ((weights, self.weights_file), (averages, self.averages_file)):
             if tensors:
@@ -260,7 +259,7 @@ class RunFolder:
             return False
 
     def _check_exists(self) -> None:
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # Path.is_dir raises an error where no system has such a name
             raise UserError(f"run folder {self.path} does not exist.")
 
     @contextmanager
@@ -280,6 +279,12 @@ def _checksum(tensors: Weights) -> str:
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         checksum = zlib.crc32(content.tobytes(), checksum)
     return f"{checksum:08x}"
+
+
+def fingerprint_of(summary: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of a run's data; None where its summary is older than that."""
+    found = summary.get("data")
+    return found if isinstance(found, str) else None
 
 
 def check_replaceable(folder: Path, command: Literal["train", "stream"], files: Iterable[Path]) -> None:
@@ -399,9 +404,3 @@ def _lock(descriptor: int) -> None:
             raise BlockingIOError(str(error)) from None
     else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def fingerprint_of(summary: Mapping[str, Any]) -> str | None:
-    """Return the fingerprint of a run's data; None where its summary is older than that."""
-    found = summary.get("data")
-    return found if isinstance(found, str) else None

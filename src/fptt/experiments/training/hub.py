@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.training.folder import PROGRAMS, RunFolder
+from fptt.experiments.training.folder import RunFolder
 
 
 def push(path: Path, name: str, *, private: bool = False, revision: str | None = None) -> str:
@@ -32,7 +32,7 @@ def push(path: Path, name: str, *, private: bool = False, revision: str | None =
     folder.read_weights()
     if config.data is not None and Path(config.data).is_absolute():
         config = replace(config, data=Path(config.data).name)
-    files = [file for file in (*folder.files(), *(path / program for program in PROGRAMS)) if file.exists()]
+    files = [file for file in folder.files() if file.exists()]
     hub = _library()
     with _reporting(f"{name} on the hub cannot be written"):
         contents = {file: file if file != folder.config_file else config.to_yaml().encode() for file in files}
@@ -59,7 +59,7 @@ def pull(name: str, path: Path, *, revision: str | None = None) -> RunFolder:
     """
     folder = RunFolder(path)
     folder.check_free(can_overwrite=False)
-    hub, patterns = _library(), [file.name for file in folder.files()] + list(PROGRAMS)
+    hub, patterns = _library(), [file.name for file in folder.files()]
     with _reporting(f"{name} on the hub cannot be read"):
         hub.HfApi().snapshot_download(name, local_dir=path, allow_patterns=patterns, revision=revision)
     folder.read_config()

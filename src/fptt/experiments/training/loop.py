@@ -64,9 +64,7 @@ def train(
     """
     try:
         run = Run(config, launch(config))
-    except fptt.LostProcessError as error:
-        raise UserError(str(error)) from error
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:  # a process that was lost too
         raise UserError(one_line(error)) from error
     try:
         with locked(folder.path) if run.replicas.is_leader else nullcontext():
@@ -242,8 +240,10 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
     Raises:
         UserError: If the run came to its end without an update.
     """
-    if not run.replicas.is_leader or not run.method.updates:
-        is_idle = run.replicas.is_leader and status == "finished"
+    if not run.replicas.is_leader:
+        return {}
+    if not run.method.updates:
+        is_idle = status == "finished"
         log.close("failed" if is_idle else status)
         if is_idle:
             raise UserError(
@@ -290,7 +290,6 @@ def _summary(
 ) -> dict[str, Any]:
     """Return the figures of a run; `firing_rate` are the spikes of a unit a step in the test, padding included."""
     config, task, method, progress = run.config, run.task, run.method, run.progress
-    is_fptt = config.method == "fptt"
     return {
         "task": task.name,
         "permuted": config.permuted,
@@ -298,14 +297,14 @@ def _summary(
         "limit": config.limit,
         "data": task.fingerprint,
         "method": config.method,
-        "form": config.form if is_fptt else None,
-        "coupling": config.coupling if is_fptt else None,
-        "num_chunks": config.bptt_losses if config.method == "bptt" else config.num_chunks,
-        "lanes": None if config.method == "bptt" else config.lanes,
-        "horizon": None if config.method == "bptt" else config.horizon,
+        "form": config.value("form"),
+        "coupling": config.value("coupling"),
+        "num_chunks": config.chunk_losses,
+        "lanes": config.value("lanes"),
+        "horizon": config.value("horizon"),
         "batch_size": config.batch_size,
         "lr": config.lr,
-        "alpha": config.alpha if is_fptt else None,
+        "alpha": config.value("alpha"),
         "engine": method.engine,
         "seed": config.seed,
         "metric": task.metric,

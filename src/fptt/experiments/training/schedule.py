@@ -7,7 +7,7 @@ from typing import Any
 from fptt.experiments.configs.config import TrainConfig
 
 FACTORS: dict[str, Callable[[float], float]] = {
-    "constant": lambda fraction: 1.0,  # noqa: ARG005
+    "constant": lambda _: 1.0,
     "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
     "trapezoid": lambda fraction: min(1.0, 10 * (1 - fraction)),
 }
