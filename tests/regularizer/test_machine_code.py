@@ -13,7 +13,7 @@ import torch._inductor.codecache  # noqa: F401  # the machine code waits for it
 from torch import Tensor, nn
 
 import fptt
-from fptt._regularizer import machine_code
+from fptt._regularizer import recurrences
 from fptt.nn import native
 
 # not where the machine code itself is missing, as it is if its numbers are wrong
@@ -28,7 +28,7 @@ SIZES = (1, 7, 10, 33, 512, 1023, 70_001)
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls of the machine code."""
-    library, made = machine_code._library(), []
+    library, made = recurrences._library(), []
 
     class Library:
         @staticmethod
@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             made.append("advance")
             library.fptt_advance(*arguments)
 
-    monkeypatch.setattr(machine_code, "_library", Library)
+    monkeypatch.setattr(recurrences, "_library", Library)
     return made
 
 
@@ -78,7 +78,7 @@ class Steps:
 def by_torch(monkeypatch: pytest.MonkeyPatch, steps: Steps, count: int = 4) -> list[Tensor]:
     """Return the numbers after some steps without machine code."""
     with monkeypatch.context() as patch:
-        patch.setattr(machine_code, "_library", lambda: None)
+        patch.setattr(recurrences, "_library", lambda: None)
         for _ in range(count):
             steps.step()
     return steps.numbers()
@@ -122,7 +122,7 @@ def test_what_it_does_not_advance_has_its_penalty(
         steps = Steps.of_sizes(torch.float32, **settings)
         with monkeypatch.context() as patch:
             if chosen == "torch":
-                patch.setattr(machine_code, "_library", lambda: None)
+                patch.setattr(recurrences, "_library", lambda: None)
             for number in range(5):
                 steps.regularizer.turn = number % steps.regularizer.num_duals
                 steps.step()
@@ -184,7 +184,7 @@ def test_tensors_may_change_between_steps(monkeypatch: pytest.MonkeyPatch, calls
     for chosen in ("torch", "machine code"):
         with monkeypatch.context() as patch:
             if chosen == "torch":
-                patch.setattr(machine_code, "_library", lambda: None)
+                patch.setattr(recurrences, "_library", lambda: None)
             steps = Steps.of_sizes(torch.float32)
             for _ in range(2):
                 steps.step()
@@ -203,7 +203,7 @@ def test_parameters_may_change_inside_the_optimizers_step(monkeypatch: pytest.Mo
     for chosen in ("torch", "machine code"):
         with monkeypatch.context() as patch:
             if chosen == "torch":
-                patch.setattr(machine_code, "_library", lambda: None)
+                patch.setattr(recurrences, "_library", lambda: None)
             torch.manual_seed(1)
             param = nn.Parameter(torch.randn(5, 3))
             regularizer = fptt.DynamicRegularizer([param])
@@ -265,7 +265,7 @@ def test_without_a_compiler_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(CppCodeCache, "load", fail)
-    assert machine_code._library.__wrapped__() is None
+    assert recurrences._library.__wrapped__() is None
 
 
 def python(code: str, **environment: str) -> str:
@@ -277,7 +277,7 @@ def python(code: str, **environment: str) -> str:
 
 def test_kernels_of_torch_that_round_otherwise_are_kept() -> None:
     """Those for old processors have no instruction for a product and a sum."""
-    code = "from fptt._regularizer import machine_code; print(machine_code._library())"
+    code = "from fptt._regularizer import recurrences; print(recurrences._library())"
     assert python(code, ATEN_CPU_CAPABILITY="default") == "None"
 
 

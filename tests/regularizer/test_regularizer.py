@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fptt
-from fptt._regularizer import machine_code, recurrences
+from fptt._regularizer import recurrences
 from tests.problems import FORMS, assert_same_weights, attached, loss_of, run_steps, small_model, weights
 
 
@@ -18,7 +18,7 @@ def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """By machine code, which waits for Inductor, or by torch, which is there always."""
     importlib.import_module("torch._inductor.codecache")
     if request.param == "torch":
-        monkeypatch.setattr(machine_code, "_library", lambda: None)
+        monkeypatch.setattr(recurrences, "_library", lambda: None)
 
 
 @pytest.mark.usefixtures("passes")

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
 from fptt._regularizer import recurrences
-from fptt._regularizer.machine_code import MachineCode
 from fptt._regularizer.step_hooks import StepHooks
 
 Form = Literal["paper", "released"]
@@ -115,7 +114,7 @@ class DynamicRegularizer:
         self._num_duals, self._turn = num_duals, 0
         self._hooks: StepHooks | None = None
         self._pending: list[_Pending] | None = None
-        self._machine_code: dict[int, MachineCode | None] = {}  # of each group, from step to step
+        self._machine_code: dict[int, recurrences.MachineCode | None] = {}  # of each group, from step to step
         self._evaluating = False
         for group in _groups(params):
             self.add_param_group(group)
@@ -218,7 +217,7 @@ class DynamicRegularizer:
             if any(gradient.is_sparse for gradient in _gradients(params)):
                 raise ValueError("params must have dense gradients, got a sparse one: use nn.Embedding(sparse=False).")
             own = recurrences.Parameters(params, *self._state_of(params), alpha)
-            code = self._machine_code[number] = MachineCode.of(own, self._machine_code.get(number))
+            code = self._machine_code[number] = recurrences.MachineCode.of(own, self._machine_code.get(number))
             penalties = None if code is None else code.penalize(form=self.form, mu=self.mu)
             if penalties is None:
                 with torch.no_grad():
@@ -472,7 +471,7 @@ class _Pending(NamedTuple):
 
     group: recurrences.Parameters
     penalties: list[Tensor] | Tensor
-    machine_code: MachineCode | None
+    machine_code: recurrences.MachineCode | None
 
     def penalty_gradients(self) -> list[Tensor]:
         """Return ∇R of every parameter."""
