@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# K = 784, an update at every pixel of the permuted images, lanes staggered: FPTT and TBPTT, forty minutes each of one
-# core, and BPTT, which has no lanes, twenty. FPTT_DATA: a folder with the folder mnist; else the hub.
+# K = 784, an update at every pixel of the permuted images, lanes staggered, at four times the recipe's rate: FPTT and
+# TBPTT, forty minutes each of one core. FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
 for method in fptt tbptt; do
-  .venv/bin/fptt train --recipe smnist-per-step --permuted --lanes staggered --method $method ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/psmnist-per-step-staggered/$method-seed-0
+  .venv/bin/fptt train --recipe smnist-per-step --permuted --lanes staggered --method $method --lr 5e-5 ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/psmnist-per-step-staggered/$method-seed-0
 done
-.venv/bin/fptt train --recipe smnist-per-step --permuted --method bptt ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/psmnist-per-step-staggered/bptt-seed-0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# K = 784, an update at every pixel, lanes staggered: FPTT and TBPTT, forty minutes each of one core.
-# FPTT_DATA: a folder with the folder mnist; else the hub.
+# K = 784, an update at every pixel, lanes staggered, at four times the recipe's rate: FPTT and TBPTT, forty minutes each
+# of one core. FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
 for method in fptt tbptt; do
-  .venv/bin/fptt train --recipe smnist-per-step --lanes staggered --method $method ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step-staggered/$method-seed-0
+  .venv/bin/fptt train --recipe smnist-per-step --lanes staggered --method $method --lr 5e-5 ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step-staggered/$method-seed-0
 done
