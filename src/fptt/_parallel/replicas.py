@@ -247,9 +247,9 @@ class DistributedReplicas(Replicas):
             number = int(errors.argmax())
             kind = RuntimeError if errors[number] == _OTHER_ERROR else OtherProcessError
             raise kind(f"process {number} cannot learn its batch; its own error says why.")
-        counts = num_chunks.long().tolist()
-        if len(set(counts)) > 1:
-            raise ValueError(f"inputs must be cut into as many chunks in every process, got {counts} of them.")
+        if (num_chunks != num_chunks[0]).any():
+            found = num_chunks.long().tolist()
+            raise ValueError(f"inputs must be cut into as many chunks in every process, got {found} of them.")
         if not allow_empty and not all_counted.any():
             raise ValueError("mask must have at least one real step in one of the processes, got none.")
         weight = num_counted / max(float(all_counted.sum()), 1.0)

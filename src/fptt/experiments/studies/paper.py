@@ -12,6 +12,7 @@ from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.studies.differences import direction, matched_pairs, paired_difference
 from fptt.experiments.studies.references import Reference, References
 from fptt.experiments.studies.tables import NONE, Cells, Row, number
+from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.training.plots import COLORS, save_figure
 
 EXPLANATION = (
@@ -237,9 +238,6 @@ def _difference(row: PaperRow, method: str) -> str:
 PANELS = {"accuracy, %": "linear", "perplexity": "linear", "bits per character": "linear", "mean squared error": "log"}
 """The scale of the axis of each metric."""
 
-CHANCE_OF_ADDING = 1 / 6
-"""The error of who always says 1, the mean of the sum of two uniform numbers."""
-
 
 def draw_paper(rows: Sequence[PaperRow], path: Path) -> None:
     """Draw a panel a metric: a line for each task, on it what was reached here, dots, and published, diamonds."""
@@ -276,7 +274,7 @@ def _draw_panel(axis: Axes, metric: str, rows: Sequence[PaperRow]) -> None:
     better = "right" if metric == "accuracy, %" else "left"
     axis.set_xlabel(f"{metric}: {better} is better", fontsize="small")
     if metric == "mean squared error":
-        axis.axvline(CHANCE_OF_ADDING, color="black", linestyle=":", label="chance")
+        axis.axvline(CHANCE["adding", "mse"], color="black", linestyle=":", label="chance")
     axis.grid(alpha=0.25, axis="x")
 
 
