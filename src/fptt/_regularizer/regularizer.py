@@ -156,10 +156,10 @@ class DynamicRegularizer:
         # not "alpha", which RMSprop and ASGD have in their own groups, with another meaning
         alpha = group.get("fptt_alpha", self.alpha)
         if alpha is not None:
-            self._check_strength("fptt_alpha" if "fptt_alpha" in group else "alpha", alpha, unique)
+            self.check_strength("fptt_alpha" if "fptt_alpha" in group else "alpha", alpha, unique)
         self.param_groups.append({"params": unique, "fptt_alpha": alpha})
 
-    def _check_strength(self, name: str, alpha: float, params: list[Tensor]) -> None:
+    def check_strength(self, name: str, alpha: float, params: list[Tensor]) -> None:
         """Raise ValueError unless alpha is positive, and β/α a number in the dtype of the parameters."""
         check_positive(name, alpha)
         ratio = self.beta / alpha
@@ -210,7 +210,7 @@ class DynamicRegularizer:
             alpha = group["fptt_alpha"]
             if alpha is None:
                 continue
-            self._check_strength("fptt_alpha", alpha, group["params"])  # a schedule may have changed it
+            self.check_strength("fptt_alpha", alpha, group["params"])  # a schedule may have changed it
             params = [param for param in group["params"] if param.grad is not None and param.requires_grad]
             if not params:
                 continue

@@ -188,7 +188,10 @@ def test_bad_inputs_are_named() -> None:
         method.train_batch(torch.zeros(T, B, D + 1), labels)
     assert method.regularizer is not None
     method.regularizer.param_groups[0]["fptt_alpha"] = -1.0
-    with pytest.raises(ValueError, match="alpha must be a positive number"):
+    with pytest.raises(ValueError, match="fptt_alpha must be a positive number"):
+        method.train_batch(*batch())
+    method.regularizer.param_groups[0]["fptt_alpha"] = 1e-310  # β/α is above the largest float64
+    with pytest.raises(ValueError, match=r"fptt_alpha must be at least .* torch\.float64, .* got 1e-310"):
         method.train_batch(*batch())
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._checks import are_finite, check_positive
+from fptt._checks import are_finite
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
 from fptt._engine.compiled.rules import Rule, make_rule
 from fptt._regularizer.regularizer import DynamicRegularizer, ParameterState
@@ -163,7 +163,7 @@ class FlatGroup:
         steps = (self.num_steps + makes_update.double().cumsum(0)).clamp(min=1)  # a chunk without an update uses none
         columns = self.rule.numbers(steps)
         if self.regularizer is not None:
-            check_positive("alpha", self.alpha)  # it may be changed while training
+            self.regularizer.check_strength("fptt_alpha", self.alpha, self.params)  # it may be changed while training
             columns.append(self.alpha)
         # in float64 until here: 1 − β₂ᵗ of the first steps has few digits in float32
         columns = [torch.as_tensor(column, dtype=torch.float64).expand(len(steps)) for column in columns]
