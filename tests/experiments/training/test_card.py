@@ -17,14 +17,14 @@ from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
 QUICK = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "7"]
 
 
-@pytest.mark.parametrize("method", ["fptt", "bptt"])
+@pytest.mark.parametrize("method,options", [("fptt", []), ("fptt", ["--alpha", "0"]), ("bptt", [])])
 def test_the_card_of_a_run(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    method: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)
     out = tmp_path / "run"
     command = ["train", "--task", "sequences", "--data", str(tmp_path / "x.npz"), "--out", str(out)]
-    assert run([*command, *QUICK, "--method", method, "--seed", "3"]) == 0
+    assert run([*command, *QUICK, "--method", method, *options, "--seed", "3"]) == 0
     folder = RunFolder(out)
     summary, card = folder.read_summary(), (out / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in card
@@ -40,7 +40,8 @@ def test_the_card_of_a_run(
     assert "(`left`, `right`)" in card
     assert "or a DataFrame, as in the data" in card
     assert "Weights of epoch 1, chosen by validation; seed 3. The run ended as planned." in card
-    assert ("averages=True" in card) is (method == "fptt")
+    # with a penalty of 0 FPTT is TBPTT, and keeps no averages
+    assert ("averages=True" in card) is folder.averages_file.exists() is (method == "fptt" and not options)
 
     monkeypatch.chdir(out)
     capsys.readouterr()

@@ -52,7 +52,7 @@ def model_card(config: TrainConfig, summary: Mapping[str, Any], interface: Inter
         "```bash\nfptt train --config config.yaml --out FOLDER   # once more\n"
         "fptt evaluate .                                # the figures of the test again\n```",
         "## Use",
-        _use(interface, is_text=config.task in TEXTS, has_averages=config.method == "fptt"),
+        _use(interface, is_text=config.task in TEXTS, has_averages=config.method == "fptt" and config.alpha != 0),
     ]
     return "\n\n".join(lines) + "\n"
 
