@@ -15,6 +15,7 @@ from fptt.experiments.studies.ablation import Ablation
 from fptt.experiments.studies.comparison import Comparison, parse_budgets
 from fptt.experiments.studies.contenders import parse_controls, parse_methods
 from fptt.experiments.studies.study import Study
+from fptt.experiments.training.folder import locked
 from tests.experiments.studies.runs import SMALL, write_run
 
 
@@ -216,6 +217,19 @@ def test_a_damaged_summary_is_named_and_its_run_made_again(
     assert f"{path} is run again: damaged: " in printed
     assert reason in printed
     comparison.report(Console(quiet=True))
+
+
+def test_a_second_study_in_the_folder_is_refused_while_the_first_is_under_way(
+    tmp_path: Path, started: list[str]
+) -> None:
+    """It would begin the logs of the runs under way anew."""
+    comparison = Comparison(SMALL, parse_methods("fptt"), [0], tmp_path)
+    with locked(tmp_path), pytest.raises(UserError, match=f"another process is writing to {re.escape(str(tmp_path))}"):
+        comparison.run(Console(quiet=True), 1)
+    assert not started
+    comparison.run(Console(quiet=True), 1)
+    assert started == ["equal-epochs/fptt-seed-0"]
+    assert not (tmp_path / "lock").exists()
 
 
 def test_a_new_run_with_impossible_results_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from fptt.experiments.studies.tables import Row, origins
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import check_parts
-from fptt.experiments.training.folder import check_has_no_run
+from fptt.experiments.training.folder import check_has_no_run, locked
 
 OF_THE_DATA = ("batch_size", "seed", *(field.name for field in fields(DataSetting)))
 """Fields of which the data of a run depend; a text is cut by the size of a batch."""
@@ -74,16 +74,18 @@ class Study(ABC):
         """Make every run that is not finished, and read all of them.
 
         Raises:
-            UserError: If a run fails, or its results are impossible; see also `run_all`.
+            UserError: If another process is at the study, or a run fails, or its results are impossible; see also
+                `run_all`.
         """
-        for configs in self.stages():
-            if configs:
-                run_all(configs, console, num_jobs, overwrite=overwrite)
-            for path in configs:
-                try:
-                    self.runs[path] = read_run(path, path.relative_to(self.out).parent.as_posix())
-                except UserError as error:
-                    raise UserError(f"run {path}: {error}") from error
+        with locked(self.out):  # a second study here would begin the logs of the runs under way anew
+            for configs in self.stages():
+                if configs:
+                    run_all(configs, console, num_jobs, overwrite=overwrite)
+                for path in configs:
+                    try:
+                        self.runs[path] = read_run(path, path.relative_to(self.out).parent.as_posix())
+                    except UserError as error:
+                        raise UserError(f"run {path}: {error}") from error
 
     def report(self, console: Console) -> None:
         """Print the tables, and write them and the plot."""
