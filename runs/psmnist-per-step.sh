@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# K = 784, an update at every pixel of the permuted images: FPTT and TBPTT, forty minutes each of one core.
+# FPTT_DATA: a folder with the folder mnist; else the hub.
+set -euo pipefail
+for method in fptt tbptt; do
+  .venv/bin/fptt train --recipe smnist-per-step --permuted --method $method ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/psmnist-per-step/$method-seed-0
+done
