@@ -90,6 +90,14 @@ def test_what_was_measured_outlives_a_bptt_that_does_not_fit(monkeypatch: pytest
     assert report["notes"] == ["no row for BPTT from T = 4,000 on: killed."]
 
 
+def test_a_system_that_does_not_tell_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"peak_memory_bytes": 0, "training_memory_bytes": 0, "seconds": 0.1, "updates": 1}
+    monkeypatch.setattr(memory, "run_child", lambda *_: sizes)
+    options: dict[str, Any] = {"chunk_length": 5, "engine": "eager", "threads": 1, "device": CPU}
+    with pytest.raises(UserError, match="needs a system that tells the memory of a process"):
+        memory.MemoryBench([200], limit_bytes=1e9, **options).run(Console(quiet=True))
+
+
 def test_a_measurement_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Request.from_json(REQUEST.to_json()) == REQUEST
     monkeypatch.setattr(memory, "CHILD", (sys.executable, "-c", "raise ValueError('broken')"))

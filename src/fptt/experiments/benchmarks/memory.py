@@ -102,7 +102,11 @@ class MemoryBench:
                 yield last
 
     def _measure(self, method: str, length: int, folder: Path, console: Console) -> Row:
-        """Make the sequence, measure in a process of its own, and return a row."""
+        """Make the sequence, measure in a process of its own, and return a row.
+
+        Raises:
+            UserError: If the process fails, or the system does not tell its memory, as Windows.
+        """
         sequence = SequenceFile(folder / "sequence.bin", length, BATCH_SIZE)
         sequence.write(seed=0)
         request = Request(
@@ -119,6 +123,8 @@ class MemoryBench:
         with closing(make_display(console)) as display:
             display.show(0.0, name)
             measured = run_child(request, folder, lambda fraction: display.show(fraction, name))
+            if not measured["peak_memory_bytes"]:
+                raise UserError("bench memory needs a system that tells the memory of a process: Linux or macOS.")
             peak = f"peak {measured['peak_memory_bytes'] / 2**20:.0f} MiB"
             display.epoch(1.0, f"{name}: {peak}, {measured['seconds']:.1f} s")
         return {"method": method, "sequence_length": length, **measured}
