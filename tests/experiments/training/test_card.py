@@ -17,7 +17,7 @@ from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
 QUICK = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--batch-size", "7"]
 
 
-@pytest.mark.parametrize("method,options", [("fptt", []), ("fptt", ["--alpha", "0"]), ("bptt", [])])
+@pytest.mark.parametrize(("method", "options"), [("fptt", []), ("fptt", ["--alpha", "0"]), ("bptt", [])])
 def test_the_card_of_a_run(
     method: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
