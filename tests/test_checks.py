@@ -39,6 +39,15 @@ def test_bad_complex_numbers_are_seen(bad: complex, shape: tuple[int, ...]) -> N
     assert not are_finite([tensor, torch.ones(2)])
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_bad_numbers_beside_integers_are_seen(dtype: torch.dtype) -> None:
+    """In whose type there is no NaN."""
+    integers, bad = torch.ones(3, dtype=dtype), torch.tensor([torch.nan, 1.0])
+    assert are_finite([integers, torch.ones(2)])
+    assert not are_finite([integers, bad])
+    assert not are_finite([bad, integers])
+
+
 def test_bad_numbers_of_both_signs_do_not_cancel() -> None:
     assert not are_finite([torch.tensor([torch.inf, -torch.inf])])
     assert not are_finite([torch.tensor([torch.inf]), torch.tensor([-torch.inf])])

@@ -45,7 +45,7 @@ def all_finite(tensor: Tensor) -> bool:
 @torch.no_grad()
 def are_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether no tensor holds NaN or Inf, by the sum of each, with one synchronization if none does."""
-    filled = [tensor for tensor in tensors if tensor.numel()]
+    filled = [tensor for tensor in tensors if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex())]
     if not filled:
         return True
     # a sum with NaN or Inf is never finite; it takes a fifteenth of the time of a maximum, and no tensor of booleans
@@ -68,6 +68,12 @@ def check_result(result: Any) -> None:
         raise TypeError(f"model must return (outputs, state), got a {type(result).__name__}{found}.")
     if not isinstance(result[0], Tensor):
         raise TypeError(f"model must return (outputs, state), outputs a tensor, got a {type(result[0]).__name__}.")
+
+
+def check_type(name: str, value: Any, kind: type, expected: str) -> None:
+    """Raise TypeError unless the value is of a class, which is named as `expected`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {expected}, got a {type(value).__name__}.")
 
 
 def check_tensors(**values: Any) -> None:

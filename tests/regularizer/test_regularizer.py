@@ -193,6 +193,29 @@ def test_groups_have_an_alpha_of_their_own_and_may_opt_out() -> None:
     assert lag > 0
 
 
+def test_a_group_that_opts_out_forgets_its_average() -> None:
+    """Evaluating leaves its weights alone, at once and after more steps, and it begins anew should it opt in again."""
+    model, other = small_model(), small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer)
+    run_steps(model, optimizer, range(3))
+    for first in (3, 5):
+        regularizer.param_groups[0]["fptt_alpha"] = None
+        own = weights(model)
+        with regularizer.averaged():
+            for param, weight in zip(model.parameters(), own, strict=True):
+                assert torch.equal(param, weight)
+        run_steps(model, optimizer, range(first, first + 2))
+        assert not regularizer.state
+    other.load_state_dict(model.state_dict())
+    regularizer.param_groups[0]["fptt_alpha"] = 0.3
+    other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    attached(other, other_optimizer, alpha=0.3)
+    run_steps(model, optimizer, range(7, 10))
+    run_steps(other, other_optimizer, range(7, 10))
+    assert_same_weights(model, other)
+
+
 def test_a_group_may_opt_out_later_and_a_bad_strength_changes_nothing() -> None:
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

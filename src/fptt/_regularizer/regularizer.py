@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._checks import check_choice, check_count, check_positive, check_unit_interval
+from fptt._checks import check_choice, check_count, check_positive, check_type, check_unit_interval
 from fptt._regularizer import recurrences
 from fptt._regularizer.step_hooks import StepHooks
 
@@ -58,7 +58,7 @@ class DynamicRegularizer:
 
     Attributes:
         param_groups: `{"params": [...], "fptt_alpha": ...}` each; fptt_alpha may be changed while training, None opts
-            out.
+            out, and forgets averages and duals.
         state: The `ParameterState` of every parameter that has taken a step.
         turn: Number of the dual that the next step uses, in [0, num_duals); `fptt.FPTT` sets it to that of the chunk.
 
@@ -205,6 +205,7 @@ class DynamicRegularizer:
         # with a dual, an update() that is missing is a step that was skipped, as GradScaler skips them: begin again
         if self._pending is not None and self.previous_gradient == "recomputed":
             raise RuntimeError("previous_gradient='recomputed' needs update() after every step; it was not called.")
+        self.forget_opted_out()
         pending: list[_Pending] = []
         for number, group in enumerate(self.param_groups):
             alpha = group["fptt_alpha"]
@@ -333,8 +334,7 @@ class DynamicRegularizer:
             >>> [tuple(param.shape) for param in regularizer.state]
             [(1, 4), (1,)]
         """
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}.")
+        check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
         regularizer = cls(
             optimizer.param_groups,
             alpha,
@@ -356,6 +356,7 @@ class DynamicRegularizer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Swap the averages W̄ into the model, in place, and always restore the weights W, also after an exception."""
+        self.forget_opted_out()
         params = list(self.state)
         outer = self._evaluating  # contexts may be nested
         with torch.no_grad():
@@ -381,6 +382,13 @@ class DynamicRegularizer:
         self.state.clear()
         self._pending = None
         self._machine_code.clear()
+
+    def forget_opted_out(self) -> None:
+        """Forget averages and duals of groups that opt out: should they opt in again, W̄ = W and λ = 0."""
+        for group in self.param_groups:
+            if group["fptt_alpha"] is None:
+                for param in group["params"]:
+                    self.state.pop(param, None)
 
     def begin(self, params: Iterable[Tensor]) -> None:
         """Let averages and duals begin, W̄ = W and λ = 0, for those parameters that have none yet."""
@@ -428,7 +436,7 @@ class DynamicRegularizer:
 
         Args:
             state_dict: Of a regularizer with the same groups, parameter shapes, form, coupling and previous gradient.
-                Its alpha, beta and mu replace those of this one.
+                Its beta, its mu and the alpha of each group replace those of this one.
 
         Raises:
             ValueError: If a key is missing, or groups, shapes or settings differ.

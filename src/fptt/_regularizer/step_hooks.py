@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fptt._checks import all_finite, are_finite, check_positive
+from fptt._checks import all_finite, are_finite, check_positive, check_type
 
 
 class Regularizer(Protocol):
@@ -52,8 +52,7 @@ class StepHooks:
         max_norm: float | None = None,
         check_finite: bool = False,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}.")
+        check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
         if max_norm is not None:
             check_positive("max_norm", max_norm)
         optimizer = _running_hooks(optimizer)

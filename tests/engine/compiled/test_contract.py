@@ -30,6 +30,7 @@ from tests.engine.compiled.agreement import (
     make_model,
     make_pair,
     terminal_loss,
+    train_both,
 )
 
 in_float64 = pytest.mark.usefixtures("float64", "interpreted")
@@ -193,6 +194,20 @@ def test_bad_inputs_are_named() -> None:
     method.regularizer.param_groups[0]["fptt_alpha"] = 1e-310  # β/α is above the largest float64
     with pytest.raises(ValueError, match=r"fptt_alpha must be at least .* torch\.float64, .* got 1e-310"):
         method.train_batch(*batch())
+
+
+@in_float64
+def test_a_group_that_opts_out_forgets_its_average() -> None:
+    """And begins anew with W̄ = W and λ = 0 should it opt in again, as with the eager engine."""
+    methods = make_pair(make_model("rnn"), "sgd", num_chunks=3)
+    for alpha in (0.3, None, 0.4):
+        for method in methods:
+            assert method.regularizer is not None
+            method.regularizer.param_groups[0]["fptt_alpha"] = alpha
+        train_both(methods, *batch())
+        assert_equal_memory(methods, 1e-10)
+        assert methods[1].regularizer is not None
+        assert bool(methods[1].regularizer.state) is (alpha is not None)
 
 
 class Hostile(nn.Module):

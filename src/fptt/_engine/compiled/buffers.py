@@ -272,6 +272,8 @@ class Layout:
             Whether the groups have another structure, which no compiled step fits any more.
         """
         named = dict(self.module.named_parameters())
+        if self.regularizer is not None:
+            self.regularizer.forget_opted_out()
         found = memberships(named, self.optimizer, self.regularizer, self._usage)
         if any(own.dtype.is_complex for own in found.values()):
             raise CompilationError(f"engine='compiled' has no rules for complex parameters. {EAGER_INSTEAD}")
