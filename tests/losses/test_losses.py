@@ -438,6 +438,16 @@ def test_probabilities_of_classes_have_a_divergence_under_a_mask() -> None:
     torch.testing.assert_close(loss(output, part), functional.cross_entropy(last, targets))
 
 
+def test_a_mask_does_not_round_the_weight_of_the_label_in_half_precision() -> None:
+    """b = (k + 1)/700 near 1, whose 1 − b would be 0 in bfloat16."""
+    outputs, targets = torch.randn(700, 3, 4).bfloat16(), torch.tensor([0, 3, 1])
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    parts = loss.split(targets, torch.ones(700, 3, dtype=torch.bool), [1] * 700, 3)
+    for k, (output, part) in enumerate(zip(outputs.split(1), parts, strict=True)):
+        values = functional.cross_entropy(output[0], targets, reduction="none").float()
+        torch.testing.assert_close(loss(output, part), (k + 1) / 700 * values.mean(), rtol=1e-6, atol=0)
+
+
 def test_running_prior_keeps_its_precision_beside_bfloat16_outputs() -> None:
     prior = fptt.RunningPrior(2)
     output = torch.tensor([[0.0, 1.0]], dtype=torch.bfloat16)

@@ -402,5 +402,8 @@ class TerminalLoss(ChunkLoss):
 
 def _label_weight(part: TerminalPart, dtype: torch.dtype) -> float | Tensor:
     """Return b = (k + 1)/K: a number, or (B,) where the samples have ends of their own."""
-    own = part.num_chunks  # in the outputs' type: a quotient of integers would be of the default type
-    return part.position / (own.to(dtype) if isinstance(own, Tensor) else own)
+    own = part.num_chunks
+    if isinstance(own, Tensor):
+        # a quotient of integers would be of the default type, and one in half precision round 1 − b to 0
+        own = own.to(torch.promote_types(dtype, torch.float32))
+    return part.position / own
