@@ -66,6 +66,15 @@ def test_a_layer_of_another_layout_inside_a_model_is_named(kind: Any, make: Any,
     build(kind, model, **options)
 
 
+def test_the_gradient_check_names_the_layer_where_it_is_called() -> None:
+    model = Tagger(nn.GRU(3, 4, batch_first=True))
+    with pytest.warns(UserWarning, match="batch_first is False, but True in GRU 'body.layer'") as caught:
+        fptt.check_gradient(
+            model, torch.randn(4, 2, 3), torch.randn(4, 2, 4), fptt.SequenceLoss(functional.mse_loss), num_chunks=1
+        )
+    assert [own.filename for own in caught] == [__file__]
+
+
 class Stateless(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -309,6 +310,15 @@ def test_options_that_do_not_fit_are_named() -> None:
         check(fptt.nn.GRU(3, 5, 3), dtype=torch.int64)
     with pytest.raises(ValueError, match="differences must be True, False or 'auto', got 'no'"):
         check(fptt.nn.GRU(3, 5, 3), differences="no")
+    for horizon in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"horizon must be a positive integer, got {horizon}"):
+            check(fptt.nn.GRU(3, 5, 3), horizon=horizon)
+    loss: Any = functional.cross_entropy
+    with pytest.raises(TypeError, match="loss must be a TerminalLoss or a SequenceLoss, got a function"):
+        fptt.check_gradient(fptt.nn.GRU(3, 5, 3), torch.randn(4, 2, 3), torch.arange(2), loss, num_chunks=2)
+    inputs: Any = np.zeros((4, 2, 3))
+    with pytest.raises(TypeError, match="inputs must be a tensor, got a ndarray"):
+        fptt.check_gradient(fptt.nn.GRU(3, 5, 3), inputs, torch.arange(2), fptt.TerminalLoss(loss), num_chunks=2)
     with pytest.raises(ValueError, match=r"differences=True needs dtype=torch\.float64"):
         check(fptt.nn.GRU(3, 5, 3), dtype=torch.float32, differences=True)
     assert check(fptt.nn.GRU(3, 5, 3), differences=False).not_applicable == "they were not asked for"

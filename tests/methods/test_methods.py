@@ -1,7 +1,7 @@
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -436,6 +436,67 @@ def test_slips_of_type_and_state_are_named() -> None:
         method.train_batch(inputs, targets.tolist())  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"state must fit the model, got tensors of shapes \(1, 4, 7\)"):
         method.train_batch(inputs, targets, state=torch.zeros(1, B, 7))
+    rnn = fptt.nn.Recurrent(fptt.nn.Unroll(nn.RNNCell(D, C)), nn.Identity())
+    method = fptt.TBPTT(rnn, sgd(rnn), terminal(), num_chunks=2)
+    for width in ((1, C), (B, 1)):  # both of which torch broadcasts
+        with pytest.raises(ValueError, match=r"state must (match|fit) the model"):
+            method.train_batch(inputs, targets, state=torch.zeros(width))
+    makers: list[tuple[str, Callable[[], Any]]] = [
+        (
+            "optimizer must be a torch.optim.Optimizer, got a list",
+            lambda: fptt.TBPTT(gru, [], terminal(), num_chunks=2),
+        ),
+        ("optimizer must be a torch.optim.Optimizer, got a list", lambda: fptt.FPTT(gru, [], terminal(), num_chunks=2)),
+        ("model must be a torch.nn.Module, got a function", lambda: fptt.BPTT(sgd, sgd(gru), terminal())),
+        ("regularizer must be a Dyn", lambda: fptt.FPTT(gru, sgd(gru), terminal(), num_chunks=2, regularizer=0.1)),
+        ("parallel must be a DataParallel, got a bool", lambda: fptt.BPTT(gru, sgd(gru), terminal(), parallel=True)),
+    ]  # pyright: ignore
+    for message, make in makers:
+        with pytest.raises(TypeError, match=message):
+            make()
+
+
+def test_an_error_of_the_model_is_not_put_down_to_a_state_that_fits() -> None:
+    """That of the chunk before in a stream, or of the batch before."""
+    gru = nn.GRU(D, C)
+    method = fptt.TBPTT(gru, sgd(gru), sequence(), num_chunks=1)
+    items = [(torch.randn(3, B, width), torch.zeros(3, B, dtype=torch.long)) for width in (D, D + 1)]
+    with pytest.raises(RuntimeError, match=r"^input.size\(-1\) must be equal to input_size"):
+        list(method.train_stream(items))
+
+    def run_out(*_: Any) -> NoReturn:
+        raise torch.OutOfMemoryError("no memory")
+
+    state = method.train_batch(*items[0]).state
+    gru.register_forward_pre_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        method.train_batch(*items[0], state=state)
+
+
+class LastSteps(nn.Module):
+    """Keeps the last steps that it has seen, (S, B, D), of which there are more and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(D, C)
+
+    def forward(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        outputs = []
+        for step in inputs:
+            state = step[None] if state is None else torch.cat([state, step[None]])[-6:]
+            outputs.append(self.readout(state.mean(0)))
+        return torch.stack(outputs), state  # pyright: ignore[reportReturnType]
+
+
+def test_a_state_may_grow_from_batch_to_batch() -> None:
+    """As it may from chunk to chunk: the stream in pieces is the whole batch."""
+    inputs, labels = batch()[0].double(), torch.zeros(T, B, dtype=torch.long)
+    models = [LastSteps().double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    whole, streamed = (fptt.TBPTT(model, sgd(model), sequence(), chunk_length=1) for model in models)
+    whole.train_batch(inputs, labels)
+    assert len(list(streamed.train_stream(zip(inputs.split(2), labels.split(2), strict=True)))) == 7
+    assert_same_weights(*models)
 
 
 def test_method_states_that_do_not_fit_are_refused_whole() -> None:

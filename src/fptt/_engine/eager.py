@@ -342,13 +342,33 @@ def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: boo
     try:
         result = model(inputs, state)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        if is_given:
+        if is_given and not isinstance(error, torch.OutOfMemoryError) and _runs_without_state(model, inputs):
             raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
         raise
     check_result(result)
-    if is_given and state is not None and describe_state(state) != describe_state(result[1]):
+    if is_given and state is not None and not _is_as_wide(state, result[1], getattr(model, "state_batch_dim", -2)):
         raise ValueError(f"state must match the model's own, {describe_state(result[1])}, got {describe_state(state)}.")
     return result
+
+
+@torch.no_grad()
+def _runs_without_state(model: nn.Module, inputs: Tensor) -> bool:
+    """Return whether a model that has failed runs from its own initial state: then the given one is to blame."""
+    try:
+        model(inputs, None)
+    except Exception:  # the same error, or that of a model that needs a state
+        return False
+    return True
+
+
+def _is_as_wide(state: State, own: State, batch_dim: int) -> bool:
+    """Return whether a state has the batch and the width of the model's own, to which torch would broadcast it.
+
+    Otherwise it may grow, as that of a model that keeps the steps it has seen.
+    """
+    dims = [slice(dim, dim + 1 or None) for dim in (batch_dim, -1)]  # slices: a tensor may lack them
+    pairs = zip(flatten_state(state), flatten_state(own), strict=False)
+    return all(one.shape[dim] == other.shape[dim] for one, other in pairs for dim in dims)
 
 
 def _modules_with_own_state(model: nn.Module) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import nn
 from torch.optim import Optimizer
 
-from fptt._checks import check_positive
+from fptt._checks import check_positive, check_type
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._methods.method import EngineName, Method, MethodOptions, check_options
 from fptt._regularizer.regularizer import Coupling, DynamicRegularizer, Form, PreviousGradient
@@ -91,6 +91,7 @@ class FPTT(Method):
         **options: Unpack[MethodOptions],
     ) -> None:
         check_options(self, options)
+        check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
         if alpha != 0:
             check_positive("alpha", alpha)
         elif regularizer is not None:
@@ -106,6 +107,8 @@ class FPTT(Method):
                 previous_gradient=previous_gradient,
                 num_duals=num_duals,
             )
+        if regularizer is not None:
+            check_type("regularizer", regularizer, DynamicRegularizer, "a DynamicRegularizer")
         if regularizer is not None and num_chunks is not None and regularizer.num_duals not in (1, num_chunks):
             raise ValueError(f"num_duals must be 1 or num_chunks, {num_chunks}, got {regularizer.num_duals}.")
         super().__init__(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fptt._batches.batch import Batch
 from fptt._batches.cut import Chunk, Chunking, Window, check_horizon, cut_batch
-from fptt._checks import check_grad_enabled, check_result
+from fptt._checks import check_count, check_grad_enabled, check_result, check_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._methods.model_check import check_model
 from fptt._sequence import State, detach_state, flatten_state, map_state
@@ -169,7 +169,9 @@ def check_gradient(
         >>> fptt.check_gradient(model, torch.randn(12, 4, 3), torch.arange(4), loss, num_chunks=3).passed
         True
     """
-    check_model(model, None, batch_first)
+    check_model(model, loss, None, batch_first=batch_first, stacklevel=3)
+    check_tensors(inputs=inputs, targets=targets)
+    check_count("horizon", horizon)
     check_grad_enabled("the check")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}.")

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
 from fptt._batches.cut import Chunk, Chunking, check_horizon, cut_batch, mark_bad_inputs, unpack
-from fptt._checks import check_choice, check_count, check_grad_enabled, check_iterable, check_keys
+from fptt._checks import check_choice, check_count, check_grad_enabled, check_iterable, check_keys, check_type
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
 from fptt._engine.eager import EagerEngine
@@ -133,11 +133,6 @@ class Method:
         parallel: DataParallel | None = None,
         horizon: int = 1,
     ) -> None:
-        if not isinstance(loss, ChunkLoss):
-            raise TypeError(
-                f"loss must be a TerminalLoss or a SequenceLoss, got a {type(loss).__name__}: "
-                "wrap it to say whether the targets belong to the sequence or to its steps."
-            )
         check_chunking(num_chunks, chunk_length)
         check_choice("engine", engine, ("eager", "compiled"))
         check_choice("on_bad_number", on_bad_number, ("raise", "skip") if check_finite else ("raise",))
@@ -148,7 +143,8 @@ class Method:
             raise ValueError(f"horizon must be 1 with BPTT, whose gradient goes through all chunks, got {horizon}.")
         if num_chunks is not None:
             check_horizon(horizon, num_chunks)
-        check_model(model, optimizer, batch_first)
+        # the line of the warning: who makes the method, above the constructors of two classes
+        check_model(model, loss, optimizer, batch_first=batch_first, stacklevel=4)
         self._model, self._optimizer, self._loss, self._regularizer = model, optimizer, loss, regularizer
         self.engine: EngineName = engine
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
@@ -157,6 +153,7 @@ class Method:
         self.batches = self.timesteps = self.skipped = self._skipped_in_a_row = 0
         self._replicas = Replicas()
         if parallel is not None:
+            check_type("parallel", parallel, DataParallel, "a DataParallel")
             self._replicas = DistributedReplicas(parallel, model, loss, optimizer, regularizer)
         self._hooks = StepHooks(optimizer, regularizer=regularizer, max_norm=max_norm, check_finite=check_finite)
         try:

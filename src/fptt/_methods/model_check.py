@@ -7,16 +7,36 @@ from collections.abc import Iterator
 from torch import nn
 from torch.optim import Optimizer
 
+from fptt._checks import check_type
+from fptt._losses.chunk_loss import ChunkLoss
 
-def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool) -> None:
+
+def check_model(
+    model: nn.Module, loss: ChunkLoss, optimizer: Optimizer | None, *, batch_first: bool, stacklevel: int
+) -> None:
     """Raise an error if a model cannot be trained in chunks, or the optimizer, if there is one, does not train it.
 
     It warns of a layer inside whose layout is not that of the data: a model may transpose, but rarely does.
 
+    Args:
+        model: The model.
+        loss: The loss of each chunk.
+        optimizer: The optimizer; None where a gradient is only looked at.
+        batch_first: The layout of the data.
+        stacklevel: Of the warning, whose line is that of the user's call.
+
     Raises:
-        TypeError: If the model is not called with a state.
+        TypeError: If an argument is of another type, or the model is not called with a state.
         ValueError: If it reads backward in time, its layout is not that of the data, or no parameter of it is trained.
     """
+    if not isinstance(loss, ChunkLoss):
+        raise TypeError(
+            f"loss must be a TerminalLoss or a SequenceLoss, got a {type(loss).__name__}: "
+            "wrap it to say whether the targets belong to the sequence or to its steps."
+        )
+    check_type("model", model, nn.Module, "a torch.nn.Module")
+    if optimizer is not None:
+        check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
     _check_takes_state(model)
     for name, module in model.named_modules():
         # the backward half of a chunk would begin at the chunk's end, not at the sequence's
@@ -35,7 +55,7 @@ def check_model(model: nn.Module, optimizer: Optimizer | None, batch_first: bool
             f"the batch: give batch_first={not batch_first} if inputs and outputs of the model are "
             f"{'(T, B, …)' if batch_first else '(B, T, …)'}, or set self.batch_first = {batch_first} in a model that "
             "transposes.",
-            stacklevel=4,  # who makes the method, above the constructors of two classes
+            stacklevel=stacklevel,
         )
     if optimizer is None:
         return
