@@ -1,3 +1,4 @@
+import re
 from collections import OrderedDict, UserDict, defaultdict, deque
 from typing import Any, NamedTuple
 
@@ -115,6 +116,13 @@ def test_reset_starts_single_samples_again() -> None:
         fptt.reset_state(state, mask[:2])
     with pytest.raises(ValueError, match="is_first must be a boolean"):
         fptt.reset_state(state, mask.float())
+    for shape in ((5, 7), (4, 3, 2)):  # neither the state's shape, nor may the state take that of what it starts from
+        with pytest.raises(
+            ValueError, match=re.escape(f"initial must have shape (3, 2) or one that expands to it, got {shape}")
+        ):
+            fptt.reset_state(torch.ones(3, 2), mask, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"state must have dim -2, the batch, got a tensor of shape \(3,\)"):
+        fptt.reset_state(torch.ones(3), mask)
 
 
 def test_the_last_output_is_that_at_the_last_real_step() -> None:

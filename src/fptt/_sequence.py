@@ -56,8 +56,7 @@ def chunk_lengths(length: int, num_chunks: int | None = None, chunk_length: int 
         [4, 3, 3]
     """
     check_chunking(num_chunks, chunk_length)
-    if length < 1:
-        raise ValueError(f"length must be at least 1 time step, got {length}.")
+    check_count("length", length)
     count = num_chunks if num_chunks is not None else -(-length // (chunk_length or 1))
     if count > length:
         raise ValueError(f"num_chunks must be at most the sequence length {length}, got {count}.")
@@ -283,7 +282,8 @@ def reset_state(state: State, is_first: Tensor, initial: State = None, *, batch_
         A new nest of the same types and shapes.
 
     Raises:
-        ValueError: If `is_first` is not boolean or not of the batch size of the state, or `initial` does not fit.
+        ValueError: If `is_first` is not boolean or not of the batch size of the state, `initial` does not fit, or a
+            tensor has no dimension `batch_dim`.
 
     Examples:
         >>> fptt.reset_state(torch.ones(3, 2), torch.tensor([True, False, True])).sum().item()
@@ -299,6 +299,10 @@ def reset_state(state: State, is_first: Tensor, initial: State = None, *, batch_
     replacements = iter(initials)
 
     def restart(tensor: Tensor) -> Tensor:
+        if not -tensor.dim() <= batch_dim < tensor.dim():
+            raise ValueError(
+                f"state must have dim {batch_dim}, the batch, got a tensor of shape {tuple(tensor.shape)}."
+            )
         if tensor.shape[batch_dim] != len(is_first):
             raise ValueError(
                 f"is_first must have one entry for each of the {tensor.shape[batch_dim]} samples in dim {batch_dim} "
@@ -307,6 +311,11 @@ def reset_state(state: State, is_first: Tensor, initial: State = None, *, batch_
         shape = [1] * tensor.dim()
         shape[batch_dim] = len(is_first)
         fresh = next(replacements).to(tensor) if initials else tensor.new_zeros(())
+        try:
+            fresh = fresh.expand_as(tensor)
+        except RuntimeError as error:
+            expected, found = tuple(tensor.shape), tuple(fresh.shape)
+            raise ValueError(f"initial must have shape {expected} or one that expands to it, got {found}.") from error
         return torch.where(is_first.to(tensor.device).view(shape), fresh, tensor)
 
     return map_state(restart, state)
