@@ -38,5 +38,8 @@ def test_rows_of_a_frame_are_mappings_of_its_columns() -> None:
     features.fix()
     frame = pandas.DataFrame({"b": [4.0, 6.0], "a": [3.0, 5.0]}, index=[7, 7])
     assert torch.equal(features.rows(frame), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+    assert torch.equal(features.row(frame.iloc[1]), torch.tensor([[5.0, 6.0]]))  # not in the frame's own order
+    with pytest.raises(ValueError, match=r"\['a', 'b'\] missing, \['x', 'y'\] unknown"):
+        features.row(pandas.Series({"x": 1.0, "y": 2.0}))
     with pytest.raises(ValueError, match=r"features of the first step: \['b'\] missing, \['c'\] unknown"):
         features.rows(frame.rename(columns={"b": "c"}))

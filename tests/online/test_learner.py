@@ -87,6 +87,79 @@ def test_predictions_have_no_side_effect_and_a_chunk_is_its_steps(length: int) -
         torch.testing.assert_close(silent.predict_many(inputs), other.predict_many(inputs))
 
 
+class Writing(nn.Module):
+    """Writes its next state into the nest that it is given, or into its tensor, as models of other libraries do."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.cell, self.readout, self.in_place = nn.GRUCell(D, 5), nn.Linear(5, C), in_place
+
+    def forward(self, inputs: Tensor, state: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        state = [inputs.new_zeros(inputs.shape[1], 5)] if state is None else state
+        given, hidden = state[0], state[0].clone()
+        outputs = []
+        for x in inputs:
+            hidden = self.cell(x, hidden)
+            outputs.append(self.readout(hidden))
+        if self.in_place:
+            with torch.no_grad():
+                given.copy_(hidden)
+            return torch.stack(outputs), [hidden]
+        state[0] = hidden
+        return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("options", [{}, {"window": 10}, {"max_delay": 2}], ids=str)
+def test_a_model_that_writes_into_its_state_is_trained_as_by_the_method(in_place: bool, options: Any) -> None:
+    """Inference runs ahead of training, on states of its own."""
+    models = []
+    for _ in range(3):
+        torch.manual_seed(3)
+        models.append(Writing(in_place=in_place))
+    asked, silent = (learner(model, chunk_length=2, **options) for model in models[:2])
+    inputs, labels = stream()
+    for x, y in zip(inputs, labels, strict=True):
+        asked.predict_one(x)
+        asked.learn_one(x, y)
+        silent.learn_one(x, y)
+    optimizer = torch.optim.Adam(models[2].parameters(), lr=0.05)
+    method = fptt.FPTT(models[2], optimizer, cross_entropy(), num_chunks=1, alpha=0.1)
+    targets, state = torch.tensor([[LABELS.index(label)] for label in labels]), None
+    for start in range(0, T, 2):
+        state = method.train_batch(inputs[start : start + 2, None], targets[start : start + 2], state).state
+    for online in (asked, silent):
+        online.flush()
+        assert_same_weights(online.method.model, models[2])
+
+
+class Delayed(nn.Module):
+    """Answers with the inputs of the last three steps, which the state has one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(D, C)
+
+    def forward(self, inputs: Tensor, state: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        outputs = []
+        for x in inputs:
+            state = [*(state or []), x][-3:]
+            outputs.append(self.readout(torch.stack(state).sum(0)))
+        return torch.stack(outputs), state or []
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_state_that_grows_with_the_first_steps_is_saved_and_loaded(after: int) -> None:
+    torch.manual_seed(4)
+    saved, loaded = learner(Delayed()), learner(Delayed())
+    inputs, labels = stream()
+    saved.learn_many(inputs[:after], labels[:after])
+    loaded.load_state_dict(reloaded(saved.state_dict()))
+    for online in (saved, loaded):
+        online.learn_many(inputs[after:], labels[after:])
+    assert_same_weights(saved.method.model, loaded.method.model)
+
+
 def test_steps_without_a_label_do_not_count_and_a_chunk_without_any_makes_no_update() -> None:
     """By hand: the mean over the labeled steps of a chunk, from the state after all steps."""
     model, mirror = lstm().double(), lstm().double()
@@ -403,6 +476,9 @@ def test_a_state_dict_of_something_else_is_refused() -> None:
     online = learner()
     with pytest.raises(ValueError, match="state_dict must be that of an OnlineLearner"):
         online.load_state_dict(online.method.state_dict())
+    nothing: Any = None
+    with pytest.raises(TypeError, match="state_dict must be that of an OnlineLearner, got a NoneType"):
+        online.load_state_dict(nothing)
     with pytest.raises(ValueError, match="classes must be those of the saved learner"):
         online.load_state_dict(learner(classes=["d", "c", "b", "a"]).state_dict())
     with pytest.raises(ValueError, match="classes must be those of the saved learner"):
@@ -923,6 +999,19 @@ def test_a_state_that_cannot_be_loaded_changes_nothing() -> None:
     assert live(refusing, range(7, T)) == live(undisturbed, range(7, T))
     assert_same_weights(undisturbed.method.model, refusing.method.model)
     assert list(refusing.predict_proba_one(stream()[0][0])) == list(undisturbed.predict_proba_one(stream()[0][0]))
+
+
+def test_names_are_not_taken_for_labels() -> None:
+    pandas = pytest.importorskip("pandas")
+    online = learner(classes=())
+    targets: Any
+    for targets in (pandas.DataFrame({"target": [1]}), {"a": 1}, "a", 0):
+        name = type(targets).__name__
+        with pytest.raises(TypeError, match=f"targets must be a list of labels, .*, got a {name}"):
+            online.learn_many(torch.ones(1, D), targets)
+    for targets in (pandas.Series(["a"], index=[7]), ("a",), iter("a")):
+        online.learn_many(torch.ones(1, D), targets)
+    assert list(online.predict_proba_one(torch.ones(D))) == ["a"]
 
 
 def test_arguments_of_another_kind_are_named() -> None:

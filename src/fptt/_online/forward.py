@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fptt._checks import check_result
 from fptt._methods.method import Method
-from fptt._sequence import State, flatten_state, refill_state
+from fptt._sequence import State, flatten_state, map_state, refill_state
 from fptt.nn.prediction import evaluating
 
 
@@ -52,8 +52,9 @@ class Forward:
             ValueError: If it does not return one output per step.
         """
         torch.clear_autocast_cache()  # it holds the weights before the last update
+        own = map_state(Tensor.clone, state)  # a model may write into it, and training goes on from what it was
         with evaluating(self.method.model):
-            result = self.method.model(rows.unsqueeze(1), state)  # a batch of one lane
+            result = self.method.model(rows.unsqueeze(1), own)  # a batch of one lane
         check_result(result)
         outputs, state = result
         if outputs.dim() != 3 or outputs.shape[:2] != (len(rows), 1):
@@ -98,6 +99,8 @@ class Forward:
     def restored(self, tensors: Sequence[Tensor] | None, example: Tensor | None) -> State:
         """Return the state with these tensors, in the nest that the model makes of an example step.
 
+        The nest may grow with the first steps, as that of a model with a delay: they are then as many as it takes.
+
         Raises:
             ValueError: If that has another number of tensors, as where the model keeps some in training alone.
         """
@@ -106,6 +109,9 @@ class Forward:
         like = self.run(example.unsqueeze(0), None)[1]  # a model without a state shows its outputs, too
         if tensors is None:
             return None
+        for _ in tensors:
+            if len(flatten_state(like)) < len(tensors):
+                like = self.run(example.unsqueeze(0), like)[1]
         own = len(flatten_state(like))
         if len(tensors) != own:
             raise ValueError(

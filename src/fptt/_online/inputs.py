@@ -78,6 +78,7 @@ class Features:
             self.names = self.example = None
 
     def _to_row(self, x: Any) -> Tensor:
+        x = x.to_dict() if hasattr(x, "to_dict") and hasattr(x, "index") else x  # the row of a data frame has names
         return self._to_tensor(self._values(x) if isinstance(x, Mapping) else x)
 
     def _values(self, x: Mapping[Any, Any]) -> Sequence[Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -310,8 +310,11 @@ class OnlineLearner:
         Raises:
             ValueError: If a key is missing, or it was saved by a learner with other classes, another method, or another
                 `chunk_length`, `max_delay`, `standardize` or `missing`.
+            TypeError: If it is no mapping.
             RuntimeError: If it was saved with another model.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be that of an OnlineLearner, got a {type(state_dict).__name__}.")
         before = self._snapshot()
         missing = before.keys() - state_dict.keys() - {"score", "settings"}  # which earlier versions did not have
         if missing:
@@ -348,5 +351,16 @@ def _is_regression(method: Method) -> bool:
     return isinstance(method.loss, SequenceLoss) and method.loss.function.is_without_softmax
 
 
-def _to_list(targets: Sequence[Any] | Tensor) -> list[Any]:
-    return targets.tolist() if hasattr(targets, "tolist") else list(targets)  # pyright: ignore
+def _to_list(targets: Any) -> list[Any]:
+    """Return labels as a list.
+
+    Raises:
+        TypeError: If they are none, as a data frame or a mapping, whose names would be taken for the labels.
+    """
+    if hasattr(targets, "tolist"):
+        return targets.tolist()
+    if isinstance(targets, str | Mapping) or hasattr(targets, "columns") or not isinstance(targets, Iterable):
+        raise TypeError(
+            f"targets must be a list of labels, a tensor, an array or a Series, got a {type(targets).__name__}."
+        )
+    return list(targets)
