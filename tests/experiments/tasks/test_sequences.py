@@ -651,6 +651,16 @@ def test_what_is_wrong_with_the_data_is_named(
     assert "\n" not in str(error.value)
 
 
+def test_lanes_make_no_difference_to_bptt(tmp_path: Path) -> None:
+    """Nor do chunks, of which there are more here than steps."""
+    options = ["train", "--task", "digits", "--limit", "64", "--method", "bptt", "--hidden-size", "3", "--epochs", "1"]
+    for lanes in ("together", "staggered"):
+        command = [*options, "--num-chunks", "100", "--lanes", lanes, "--threads", "1", "--out", str(tmp_path / lanes)]
+        assert run(command) == 0
+    one, other = (RunFolder(tmp_path / lanes).read_summary() for lanes in ("together", "staggered"))
+    assert one["test_cross_entropy"] == other["test_cross_entropy"]
+
+
 def test_staggered_lanes_need_sequences_of_equal_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--lanes", "staggered", "--overwrite"]
     command = ["train", "--task", "sequences", "--out", str(tmp_path / "run"), *options]

@@ -97,8 +97,10 @@ def _check_unset(config: TrainConfig, names: Iterable[str], expectation: str, be
 
 def _has_short_chunks(config: TrainConfig, task: Task) -> bool:
     """Return whether the last chunk of a sequence is shorter than the others, which staggered lanes pad with a mask."""
+    if config.value("lanes") != "staggered":
+        return False
     length = task.training_length()
-    return config.lanes == "staggered" and length % fptt.chunk_lengths(length, config.num_chunks)[0] > 0
+    return length % fptt.chunk_lengths(length, config.num_chunks)[0] > 0
 
 
 DROPOUTS = ("dropout", "input_dropout", "hidden_dropout", "weight_dropout", "embedding_dropout")
@@ -170,14 +172,16 @@ def check_chunks(config: TrainConfig, task: Task) -> None:
         raise UserError(f"{name} must be at most the sequence length {length}, got {getattr(config, name)}.")
     if config.method != "bptt" and config.horizon > config.num_chunks:
         raise UserError(f"horizon must be at most num_chunks, {config.num_chunks}, got {config.horizon}.")
-    if config.lanes == "staggered" and task.is_stream:
+    if config.value("lanes") != "staggered":
+        return
+    if task.is_stream:
         raise UserError(f"lanes must be together with {task.name}, whose text is one sequence, got staggered.")
-    if config.lanes == "staggered" and task.is_ragged and config.method != "bptt":
+    if task.is_ragged:
         raise UserError(
             f"lanes must be together with ragged sequences, got staggered with {task.name}: how many batches an epoch "
             "has would depend on its order."
         )
-    if config.lanes == "staggered" and config.num_duals > 1 and config.method == "fptt":
+    if config.num_duals > 1 and config.method == "fptt":
         raise UserError(f"num_duals must be 1 with lanes staggered, got {config.num_duals}.")
 
 
