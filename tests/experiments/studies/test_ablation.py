@@ -316,7 +316,8 @@ def test_rows_table_and_plot_are_those_of_the_runs(tmp_path: Path, capsys: pytes
     rows = ablation.rows()
     assert len(rows) == 6
     row = rows[4]
-    assert (row["method"], row["num_chunks"], row["alpha"], row["form"]) == ("tbptt", 4, None, None)
+    assert row["method"] == "tbptt"
+    assert row["values"] == {"num_chunks": 4, "form": None, "coupling": None, "alpha": None}
     assert row["test_accuracy_mean"] == pytest.approx(0.15)
     assert row["test_accuracy_sd"] == pytest.approx(0.05 * 2**0.5)
     assert row["tests"] == {0: 0.1, 1: 0.2}
@@ -334,12 +335,34 @@ def test_a_grid_is_drawn_and_mixed_commits_are_named(tmp_path: Path, capsys: pyt
     assert (tmp_path / "ablation.png").stat().st_size > 5000
 
 
+def test_epochs_that_are_varied_are_not_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than asked, with a limit of updates."""
+    ablation = Ablation(TINY, parse_axes("epochs=2:3"), [0], tmp_path)
+    write_runs(ablation, dict.fromkeys(names(ablation), 0.5))
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    ablation.run(Console(quiet=True), 1)
+    rows = ablation.rows()
+    assert [(row["values"]["epochs"], row["epochs"]) for row in rows if row["method"] == "fptt"] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+    ]
+    ablation.report(Console(quiet=True))
+    assert [line.split("|")[6].strip() for line in (tmp_path / "ablation.md").read_text().splitlines()[2:5]] == [
+        "1",
+        "2",
+        "3",
+    ]
+    assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == ["1", "2", "3"]
+
+
 def test_a_value_of_none_is_no_field_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ablation = Ablation(TINY, parse_axes("max_norm=none:0.5"), [0], tmp_path, method="bptt")
     tests = {"bptt/seed-0": 0.3, "bptt-max_norm-None/seed-0": 0.1, "bptt-max_norm-0.5/seed-0": 0.2}
     write_runs(ablation, tests)
     ablation.run(Console(), 1)
-    assert [row["max_norm"] for row in ablation.rows()] == [1.0, "none", 0.5]
+    assert [row["values"]["max_norm"] for row in ablation.rows()] == [1.0, "none", 0.5]
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
     ablation.report(Console())
@@ -372,7 +395,7 @@ def test_precisions_are_compared(tmp_path: Path) -> None:
     weights = [RunFolder(ablation.folder(*key)).read_weights() for key in ablation.configs]
     assert [key for (_, key), _ in ablation.configs] == [(), (("precision", "bf16-mixed"),)]
     assert not torch.equal(weights[0]["readout.0.weight"], weights[1]["readout.0.weight"])
-    assert [row["precision"] for row in ablation.rows()] == ["32-true", "bf16-mixed"]
+    assert [row["values"]["precision"] for row in ablation.rows()] == ["32-true", "bf16-mixed"]
 
 
 @pytest.mark.usefixtures("forked_runs")

@@ -135,7 +135,7 @@ class Ablation(Study):
         yield {self.folder(*key): config for key, config in self.configs.items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each variant; fields that make no difference to its method are None.
+        """Return a row for each variant, with the `values` of its fields: None where one makes no difference.
 
         `varied` has the fields among whose values it counts: what a change of one brings with it is no variant of
         another.
@@ -147,7 +147,7 @@ class Ablation(Study):
             config, unused = self.configs[key, self.seeds[0]], UNUSED[key[0]]
             values = {name: None if name in unused else shown(getattr(config, name)) for name in self._fields}
             varied = list(self.axes) if self.grid or not key[1] else [field for field, _ in key[1]]
-            rows.append({"method": key[0], **values, **row, "varied": varied})
+            rows.append({"method": key[0], **row, "values": values, "varied": varied})
         return rows
 
     @property
@@ -163,7 +163,7 @@ class Ablation(Study):
         lines = [
             [
                 row["method"].upper(),
-                *(NONE if row[field] is None else str(row[field]) for field in self._fields),
+                *(NONE if value is None else str(value) for value in row["values"].values()),
                 *(with_sd(row, name) for name in metrics),
                 *costs(row),
             ]

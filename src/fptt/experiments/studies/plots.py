@@ -199,7 +199,7 @@ def _values(rows: Sequence[Row], method: str, field: str) -> dict[Any, list[floa
     points: dict[Any, list[float]] = {}
     for row in rows:
         if row["method"] == method and field in row["varied"]:
-            points.setdefault(row[field], []).extend(row["tests"].values())
+            points.setdefault(row["values"][field], []).extend(row["tests"].values())
     return points
 
 
