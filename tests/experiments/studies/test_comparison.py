@@ -232,6 +232,16 @@ def test_a_second_study_in_the_folder_is_refused_while_the_first_is_under_way(
     assert not (tmp_path / "lock").exists()
 
 
+def test_a_study_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    comparison = Comparison(TrainConfig.of(SMALL, num_chunks=1000), parse_methods("fptt"), [0], tmp_path / "new")
+    with pytest.raises(UserError, match="num_chunks must be at most the sequence length"):
+        comparison.run(Console(quiet=True), 1)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file, not a folder"):
+        Comparison(SMALL, parse_methods("fptt"), [0], tmp_path / "file")
+
+
 def test_a_new_run_with_impossible_results_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "_run", lambda path, config, *_, **__: write_run(path, config, updates=-1))
     with pytest.raises(UserError, match=r"fptt-seed-0: damaged: updates in summary.json must be finite and at least 0"):

@@ -553,6 +553,16 @@ def test_the_page_of_other_results_leaves_those_of_the_project(tmp_path: Path, m
     assert (tmp_path / "docs" / "results.md").is_file()
 
 
+def test_scripts_of_any_encoding_may_stand_beside_the_results(tmp_path: Path) -> None:
+    write_run(tmp_path / "results" / "x" / "fptt-seed-0", SMALL)
+    (tmp_path / "runs" / "folder.sh").mkdir(parents=True)
+    (tmp_path / "runs" / "mine.sh").write_bytes(b"# \xe4\n")
+    (tmp_path / "runs" / "others.sh").write_text("fptt train --out results/x\n")
+    assert run(["report", "--results", str(tmp_path / "results")]) == 0
+    (page_file,) = tmp_path.rglob("results.md")
+    assert "fptt train --out results/x" in page_file.read_text()
+
+
 def test_the_picture_of_an_experiment_with_a_space_in_its_name_is_found(tmp_path: Path) -> None:
     write_run(tmp_path / "out" / "my runs" / "fptt-seed-0", SMALL)
     assert run(["report", "--results", str(tmp_path / "out")]) == 0

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fptt.experiments.configs.config import UNUSED, TrainConfig
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.process.files import replace_text
+from fptt.experiments.process.files import read_text, replace_text
 from fptt.experiments.streams.scores import ROLLING
 from fptt.experiments.studies.comparison import BUDGETS, stand_ins
 from fptt.experiments.studies.differences import (
@@ -125,7 +125,7 @@ MARKS = ("<!-- fptt report: begin -->\n", "<!-- fptt report: end -->\n")
 
 def put_between_marks(path: Path, text: str) -> None:
     """Replace what stands between the two marks of a file; a file without them stays as it is."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    before, begin, rest = read_text(path).partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if begin and end:
         replace_text(path, "".join([before, begin, text, end, after]))
@@ -191,10 +191,10 @@ def check_fits(run: FinishedRun, others: Sequence[FinishedRun], results: Path) -
 def command_text(name: str, commands: Path) -> str | None:
     """Return the command file of an experiment: `NAME.sh`, or the first that writes to `results/NAME`."""
     own = commands / f"{name}.sh"
-    if own.is_file():
-        return own.read_text(encoding="utf-8").strip()
-    texts = [file.read_text(encoding="utf-8").strip() for file in sorted(commands.glob("*.sh"))]
-    return next((text for text in texts if f"results/{name}" in text.split()), None)
+    files = [own] if own.is_file() else sorted(filter(Path.is_file, commands.glob("*.sh")))
+    # a script beside may be for anything, in any encoding
+    texts = [file.read_text(encoding="utf-8", errors="replace").strip() for file in files]
+    return next((text for text in texts if files == [own] or f"results/{name}" in text.split()), None)
 
 
 # -- an experiment ---------------------------------------------------------------------------------------------------

@@ -77,15 +77,15 @@ class Study(ABC):
             UserError: If another process is at the study, or a run fails, or its results are impossible; see also
                 `run_all`.
         """
-        with locked(self.out):  # a second study here would begin the logs of the runs under way anew
-            for configs in self.stages():
-                if configs:
+        for configs in self.stages():
+            if configs:
+                with locked(self.out):  # a second study here would begin the logs of the runs under way anew
                     run_all(configs, console, num_jobs, overwrite=overwrite)
-                for path in configs:
-                    try:
-                        self.runs[path] = read_run(path, path.relative_to(self.out).parent.as_posix())
-                    except UserError as error:
-                        raise UserError(f"run {path}: {error}") from error
+            for path in configs:
+                try:
+                    self.runs[path] = read_run(path, path.relative_to(self.out).parent.as_posix())
+                except UserError as error:
+                    raise UserError(f"run {path}: {error}") from error
 
     def report(self, console: Console) -> None:
         """Print the tables, and write them and the plot."""

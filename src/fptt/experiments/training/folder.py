@@ -60,8 +60,7 @@ class RunFolder:
         Args:
             can_overwrite: Whether the command has --overwrite, which the message then names.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"out {self.path} is a file, not a folder.")
+        _check_no_file(self.path)
         if self.path.is_dir() and any(file.name != LOCK for file in self.path.iterdir()):
             hint = ", or --overwrite" if can_overwrite else ""
             raise UserError(f"out {self.path} is not empty: give another folder{hint}.")
@@ -321,6 +320,7 @@ def check_has_no_run(folder: Path) -> None:
 
     A config alone is no run: it may be that of the study.
     """
+    _check_no_file(folder)
     run = RunFolder(folder)
     files = [run.weights_file, run.summary_file, run.metrics_file, *(folder / name for name in ONLY["stream"])]
     found = next((file.name for file in [*files, *run.checkpoints.files()] if file.exists()), None)
@@ -329,6 +329,11 @@ def check_has_no_run(folder: Path) -> None:
             f"out {folder} must be a new folder or that of a study, got the folder of a run or stream, with {found}: "
             "give another folder."
         )
+
+
+def _check_no_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out {folder} is a file, not a folder.")
 
 
 def _has_sign_of_a_run(folder: Path) -> bool:
