@@ -91,6 +91,12 @@ def test_csv_and_parquet_are_the_same_rows(tmp_path: Path) -> None:
         torch.testing.assert_close(targets, torch.tensor([0.5, math.nan, 2.0]).double(), equal_nan=True)
 
 
+def test_a_space_after_a_comma_is_no_part_of_a_name_or_class(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a, b, target\n1, 2, x\n3, 4,x\n5,6,y\n")
+    pieces = read(data=str(tmp_path / "t.csv"))
+    assert values(pieces) == ([[1, 2], [3, 4], [5, 6]], [0, 0, 1])
+
+
 @pytest.mark.parametrize(
     ("targets", "kind"),
     [

@@ -382,7 +382,7 @@ def _csv_rows(opened: AbstractContextManager[Iterable[bytes]], size: int, source
         nonlocal number
         try:
             with opened as lines:
-                for row in csv.reader(texts(lines)):
+                for row in csv.reader(texts(lines), skipinitialspace=True):
                     if row:
                         yield row
                         number += 1  # the header is row 0

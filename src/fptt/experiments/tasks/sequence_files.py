@@ -144,6 +144,7 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
                 index_col=False,  # else the first column would be one where the rows have an entry too many
                 keep_default_na=False,  # a class may be called NA
                 na_values=[""],
+                skipinitialspace=True,
                 low_memory=False,
                 encoding="utf-8-sig",
                 dtype={name: str for name in labels if name is not None},  # as a number 01 would be 1
