@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# K = 784, an update at every pixel: FPTT and TBPTT, half an hour each of one core.
+# K = 784, an update at every pixel: FPTT and TBPTT, forty minutes each of one core.
 # FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
 for method in fptt tbptt; do
