@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# K = 784, an update at every pixel: FPTT and TBPTT, forty minutes each of one core.
+# K = 784, an update at every pixel: FPTT and TBPTT, two seeds, forty minutes each of one core.
 # FPTT_DATA: a folder with the folder mnist; else the hub.
 set -euo pipefail
-for method in fptt tbptt; do
-  .venv/bin/fptt train --recipe smnist-per-step --method $method ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step/$method-seed-0
+for seed in 0 1; do
+  for method in fptt tbptt; do
+    .venv/bin/fptt train --recipe smnist-per-step --method $method --seed $seed ${FPTT_DATA:+--data "$FPTT_DATA/mnist"} --out results/smnist-per-step/$method-seed-$seed
+  done
 done
