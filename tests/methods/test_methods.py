@@ -441,19 +441,21 @@ def test_slips_of_type_and_state_are_named() -> None:
     for width in ((1, C), (B, 1)):  # both of which torch broadcasts
         with pytest.raises(ValueError, match=r"state must (match|fit) the model"):
             method.train_batch(inputs, targets, state=torch.zeros(width))
-    makers: list[tuple[str, Callable[[], Any]]] = [
+    bad: list[tuple[Any, tuple[Any, Any], dict[str, Any], str]] = [
+        (fptt.TBPTT, (gru, []), {"num_chunks": 2}, "optimizer must be a torch.optim.Optimizer, got a list"),
+        (fptt.FPTT, (gru, []), {"num_chunks": 2}, "optimizer must be a torch.optim.Optimizer, got a list"),
+        (fptt.BPTT, (sgd, sgd(gru)), {}, "model must be a torch.nn.Module, got a function"),
+        (fptt.BPTT, (gru, sgd(gru)), {"parallel": True}, "parallel must be a DataParallel, got a bool"),
         (
-            "optimizer must be a torch.optim.Optimizer, got a list",
-            lambda: fptt.TBPTT(gru, [], terminal(), num_chunks=2),
+            fptt.FPTT,
+            (gru, sgd(gru)),
+            {"num_chunks": 2, "regularizer": 0.1},
+            "regularizer must be a DynamicReg.*a float",
         ),
-        ("optimizer must be a torch.optim.Optimizer, got a list", lambda: fptt.FPTT(gru, [], terminal(), num_chunks=2)),
-        ("model must be a torch.nn.Module, got a function", lambda: fptt.BPTT(sgd, sgd(gru), terminal())),
-        ("regularizer must be a Dyn", lambda: fptt.FPTT(gru, sgd(gru), terminal(), num_chunks=2, regularizer=0.1)),
-        ("parallel must be a DataParallel, got a bool", lambda: fptt.BPTT(gru, sgd(gru), terminal(), parallel=True)),
-    ]  # pyright: ignore
-    for message, make in makers:
+    ]
+    for kind, parts, options, message in bad:
         with pytest.raises(TypeError, match=message):
-            make()
+            kind(*parts, terminal(), **options)
 
 
 def test_an_error_of_the_model_is_not_put_down_to_a_state_that_fits() -> None:

@@ -159,7 +159,7 @@ class DynamicRegularizer:
             self.check_strength("fptt_alpha" if "fptt_alpha" in group else "alpha", alpha, unique)
         self.param_groups.append({"params": unique, "fptt_alpha": alpha})
 
-    def check_strength(self, name: str, alpha: float, params: list[Tensor]) -> None:
+    def check_strength(self, name: str, alpha: float, params: Iterable[Tensor]) -> None:
         """Raise ValueError unless alpha is positive, and β/α a number in the dtype of the parameters."""
         check_positive(name, alpha)
         ratio = self.beta / alpha
