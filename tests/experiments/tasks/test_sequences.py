@@ -83,7 +83,9 @@ def test_every_kind_of_file_gives_the_same_samples(tmp_path: Path) -> None:
         write(tmp_path / "table.parquet", long_form(target=NAMES).assign(time=dates)),
         write(tmp_path / "dates.csv", long_form(target=NAMES).assign(time=dates)),
     ]
-    first, *others = [load(path) for path in paths]
+    spaced = tmp_path / "spaced.csv"
+    spaced.write_text(paths[2].read_text().replace(",", ", "))
+    first, *others = [load(path) for path in (*paths, spaced)]
     assert (first.input_size, first.output_size, first.class_names) == (2, 2, ("left", "right"))
     assert (first.kind, first.is_ragged, first.has_step_targets, first.training_length()) == ("classes", True, False, 6)
     for other in others:
