@@ -342,19 +342,13 @@ def test_epochs_that_are_varied_are_not_those_that_were_made(tmp_path: Path, mon
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
     ablation.run(Console(quiet=True), 1)
-    rows = ablation.rows()
-    assert [(row["values"]["epochs"], row["epochs"]) for row in rows if row["method"] == "fptt"] == [
-        (1, 1),
-        (2, 1),
-        (3, 1),
-    ]
+    asked_and_made = [(row["values"]["epochs"], row["epochs"]) for row in ablation.rows() if row["method"] == "fptt"]
+    assert asked_and_made == [(1, 1), (2, 1), (3, 1)]
     ablation.report(Console(quiet=True))
-    assert [line.split("|")[6].strip() for line in (tmp_path / "ablation.md").read_text().splitlines()[2:5]] == [
-        "1",
-        "2",
-        "3",
-    ]
+    lines = (tmp_path / "ablation.md").read_text().splitlines()[2:5]
+    assert [line.split("|")[6].strip() for line in lines] == ["1", "2", "3"]
     assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == ["1", "2", "3"]
+    plt.close(figures[0])
 
 
 def test_a_value_of_none_is_no_field_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
