@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.studies.page import MARKS, put_between_marks
 from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
@@ -127,6 +132,27 @@ def test_the_figure_has_a_panel_for_each_metric(tmp_path: Path) -> None:
     adding = [row("fptt", {0: 0.0012}, 5, "mse", task="adding", length=200, num_chunks=10)]
     draw_paper(paper_rows({"a": SHORT, "b": adding}, REFERENCES), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000
+
+
+def test_equal_results_do_not_hide_one_another_in_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each method has a height of its own, with its published result and its seeds beside it."""
+    heights: dict[str, set[float]] = {}
+
+    def look(figure: Figure, path: Path) -> None:
+        for line in figure.axes[0].get_lines():
+            if line.get_marker() in {"o", "D"}:
+                method = str(line.get_label()).split(",", maxsplit=1)[0]
+                heights.setdefault(method, set()).update(np.asarray(line.get_ydata()).tolist())
+        (seeds,) = (np.asarray(collection.get_offsets()).tolist() for collection in figure.axes[0].collections)
+        assert seeds == [[50, pytest.approx(0.22)], [70, pytest.approx(0.22)]]
+        plt.close(figure)
+
+    monkeypatch.setattr("fptt.experiments.studies.paper.save_figure", look)
+    rows = [row("fptt", {0: 0.5, 1: 0.7}, 9), row("tbptt", {0: 0.6}, 9), row("bptt", {0: 0.6}, 3)]
+    draw_paper(paper_rows({"smnist": rows}, REFERENCES), Path("unused"))
+    assert set(heights) == {"FPTT", "TBPTT", "BPTT"}
+    assert all(len(own) == 1 for own in heights.values())
+    assert len(set.union(*heights.values())) == 3
 
 
 def test_a_table_is_put_between_the_marks_alone(tmp_path: Path) -> None:

@@ -235,18 +235,24 @@ def _difference(row: PaperRow, method: str) -> str:
 
 # -- the figure --------------------------------------------------------------------------------------------------------
 
+OFFSETS = {"fptt": 0.22, "tbptt": 0.0, "bptt": -0.22}
+"""How far above the line of its task each method stands, so that equal results do not hide one another."""
+
 PANELS = {"accuracy, %": "linear", "perplexity": "linear", "bits per character": "linear", "mean squared error": "log"}
 """The scale of the axis of each metric."""
 
 
 def draw_paper(rows: Sequence[PaperRow], path: Path) -> None:
-    """Draw a panel a metric: a line for each task, on it what was reached here, dots, and published, diamonds."""
+    """Draw a panel a metric, with a line for each task.
+
+    On it: what was reached here, dots, small ones for each seed where there are several, and published, diamonds.
+    """
     panels = [(metric, own) for metric in PANELS if (own := [row for row in rows if row.task.metric == metric])]
     heights = [len(own) for _, own in panels]
     figure, axes = plt.subplots(
         len(panels),
         1,
-        figsize=(8.5, 0.9 * len(panels) + 0.42 * sum(heights)),
+        figsize=(8.5, 0.9 * len(panels) + 0.5 * sum(heights)),
         height_ratios=[height + 0.6 for height in heights],
         layout="constrained",
         squeeze=False,
@@ -263,12 +269,16 @@ def draw_paper(rows: Sequence[PaperRow], path: Path) -> None:
 
 def _draw_panel(axis: Axes, metric: str, rows: Sequence[PaperRow]) -> None:
     for place, row in enumerate(reversed(rows)):
-        values = [*_points(row)]
-        axis.plot([min(v for *_, v in values), max(v for *_, v in values)], [place, place], color="0.85", zorder=0)
-        for kind, method, value in values:
+        axis.axhline(place, color="0.92", zorder=0)
+        for kind, method, value in _points(row):
             marker, face = ("o", COLORS[method]) if kind == "here" else ("D", "none")
-            label = f"{method.upper()}, {kind}"
-            axis.plot([value], [place], marker, markerfacecolor=face, markeredgecolor=COLORS[method], label=label)
+            height, label = place + OFFSETS[method], f"{method.upper()}, {kind}"
+            axis.plot([value], [height], marker, markerfacecolor=face, markeredgecolor=COLORS[method], label=label)
+        for method, own in row.ours.items():
+            if own["num_seeds"] > 1:
+                seeds = [value * row.task.scale for value in own["tests"].values()]
+                heights = [place + OFFSETS[method]] * len(seeds)
+                axis.scatter(seeds, heights, s=9, color=COLORS[method], alpha=0.45, label="its seeds")
     axis.set_yticks(range(len(rows)), [row.task.name for row in reversed(rows)])
     axis.set(xscale=PANELS[metric], ylim=(-0.6, len(rows) - 0.4))
     better = "right" if metric == "accuracy, %" else "left"
