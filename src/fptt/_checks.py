@@ -79,8 +79,7 @@ def check_type(name: str, value: Any, kind: type, expected: str) -> None:
 def check_tensors(**values: Any) -> None:
     """Raise TypeError unless all values are tensors."""
     for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}.")
+        check_type(name, value, Tensor, "a tensor")
 
 
 def check_sequences(inputs: Any, size: int, *, name: str = "D", batch_first: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fptt._checks import check_choice, check_count
+from fptt._checks import check_choice, check_count, check_type
 from fptt._losses.chunk_loss import SequenceLoss
 from fptt._methods.method import Method
 from fptt._online.forward import Forward
@@ -84,8 +84,7 @@ class OnlineLearner:
         missing: Missing = "error",
         window: int | None = None,
     ) -> None:
-        if not isinstance(method, Method):
-            raise TypeError(f"method must be an FPTT, TBPTT or BPTT, got a {type(method).__name__}.")
+        check_type("method", method, Method, "an FPTT, TBPTT or BPTT")
         self.method, self.max_delay, self.standardize = method, max_delay, standardize
         self.steps = self.labels = 0
         check_choice("missing", missing, ("error", "hold"))
@@ -313,8 +312,7 @@ class OnlineLearner:
             TypeError: If it is no mapping.
             RuntimeError: If it was saved with another model.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict must be that of an OnlineLearner, got a {type(state_dict).__name__}.")
+        check_type("state_dict", state_dict, Mapping, "that of an OnlineLearner")
         before = self._snapshot()
         missing = before.keys() - state_dict.keys() - {"score", "settings"}  # which earlier versions did not have
         if missing:
