@@ -113,6 +113,13 @@ def test_bptt_without_chunks_of_its_own_stands_beside_an_update_at_every_pixel()
     assert (found.task.name, set(found.ours)) == ("S-MNIST, K = T", {"fptt", "bptt"})
 
 
+def test_bptt_with_chunk_losses_does_not_stand_for_bptt() -> None:
+    rows = [row("bptt", {0: 0.5}, 9), row("bptt", {0: 0.65}, 9, bptt_losses=28), row("fptt", {0: 0.6}, 252)]
+    for order in (rows, rows[::-1]):
+        _, cells = paper_cells(paper_rows({"a": order}, {}))
+        assert cells[5:10] == ["50.00 (1)", "–", "60.00 (1)", "–", "+10.00"]
+
+
 def test_a_control_of_another_precision_is_marked_and_comes_last() -> None:
     ours, other = row("fptt", {0: 0.6}, 9), row("tbptt", {0: 0.5}, 9, precision="bf16-mixed", accelerator="cuda")
     _, cells = paper_cells(paper_rows({"a": [ours, other]}, {}))

@@ -149,7 +149,9 @@ class _Contest(NamedTuple):
 
 
 def _contests(experiment: str, rows: Sequence[Row]) -> list[_Contest]:
-    chosen = [row for row in rows if row["group"] in {"", "equal-epochs"}]
+    # BPTT as published has one loss: with those of the chunks it is another control, and would hide that one
+    groups, losses = {"", "equal-epochs"}, {None, 1}
+    chosen = [row for row in rows if row["group"] in groups and row["config"].value("bptt_losses") in losses]
     pairs = [*matched_pairs(chosen, HARDWARE), *matched_pairs(chosen)] if chosen else []
     return [
         # the last ones count: those of the same hardware
