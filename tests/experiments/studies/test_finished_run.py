@@ -49,6 +49,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
         ({"seconds": float("inf")}, "seconds in summary.json must be finite and at least 0, got inf"),
         ({"device": 3}, "lacks device"),
         ({"commit": ...}, "lacks commit"),
+        ({"earlier_environments": [{"device": "cpu"}]}, "lacks earlier_environments"),
         ({"task": "adding"}, "task in summary.json must be 'digits' as in config.yaml, got 'adding'"),
         ({"method": "bptt"}, "method in summary.json must be 'fptt' as in config.yaml, got 'bptt'"),
         ({"seed": 1}, "seed in summary.json must be 0 as in config.yaml, got 1"),

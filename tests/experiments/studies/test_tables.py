@@ -20,13 +20,14 @@ def run(test: float, **changes: Any) -> FinishedRun:
 
 
 def test_rows_are_over_the_runs_of_their_key() -> None:
-    runs = [run(1.0), run(7.0), run(2.0, updates=5, device="gpu"), run(4.5)]
+    earlier = [{"device": "tpu", "torch": "2.8", "commit": None}]
+    runs = [run(1.0), run(7.0), run(2.0, updates=5, device="gpu", earlier_environments=earlier), run(4.5)]
     rows = seed_rows(runs, [("b", 1), ("a", ()), ("b", 1), ("b", 1)])
     assert list(rows) == [("b", 1), ("a", ())]
     row = rows["b", 1]
     assert (row["num_seeds"], row["test_mse_mean"], row["updates"]) == (3, 2.5, 3)
     assert row["test_mse_sd"] == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 2**2) / 2))
-    assert (row["device"], row["commit"]) == (["cpu", "gpu"], ["None"])
+    assert (row["device"], row["commit"]) == (["cpu", "gpu", "tpu"], ["None"])
     assert math.isnan(rows["a", ()]["test_mse_sd"])
 
 

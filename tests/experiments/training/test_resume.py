@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
-from fptt.experiments.process.machine import MemoryMeter
+from fptt.experiments.process.machine import Clock, MemoryMeter
+from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Progress, Run
@@ -334,6 +335,24 @@ def test_the_peak_memory_of_an_interrupted_run_is_known(tmp_path: Path, monkeypa
     interrupt_at(1, monkeypatch)
     assert run(["train", *QUICK, "--out", str(tmp_path)]) == INTERRUPTED
     assert RunFolder(tmp_path).read_summary()["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("clock", ["cpu", "wall"])
+def test_a_run_resumed_somewhere_else_names_both_places(
+    clock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"device": "an accelerator", "threads": 1, "torch": "2.0", "fptt": "0.1", "commit": "abc"}
+    with monkeypatch.context() as patch:
+        patch.setattr("fptt.experiments.training.run.environment", lambda _: first)
+        patch.setattr(Clock, "kind", property(lambda _: clock, lambda *_: None), raising=False)
+        for batch, resume in ((1, []), (2, ["--resume"])):
+            interrupt_at(batch, patch)
+            assert run(["train", *([] if resume else QUICK), *resume, "--out", str(tmp_path)]) == INTERRUPTED
+    assert run(["train", "--resume", "--out", str(tmp_path)]) == 0
+    summary = RunFolder(tmp_path).read_summary()
+    assert summary["earlier_environments"] == [{**first, "seconds_clock": clock}]
+    assert summary["seconds_clock"] == ("cpu" if clock == "cpu" else "mixed")
+    assert {found["torch"] for found in read_run(tmp_path).environments} == {"2.0", torch.__version__}
 
 
 def test_a_checkpoint_from_before_memory_was_saved_is_read() -> None:

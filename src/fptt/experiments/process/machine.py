@@ -23,7 +23,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "device": describe(device),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # which is a class of its own, that no checkpoint may hold
         "fptt": version("fptt"),
         "commit": commit(),
     }

@@ -55,6 +55,11 @@ class FinishedRun:
         """Name of the metric by which the weights were selected."""
         return metric_of(self.summary)
 
+    @property
+    def environments(self) -> list[Mapping[str, Any]]:
+        """Where it was trained: `ORIGINS`, of the summary and of what came before it was resumed somewhere else."""
+        return [*self.summary.get("earlier_environments", []), self.summary]
+
     @cached_property
     def setting(self) -> TrainConfig:
         """The config without what does not change the result: equal for all seeds of a setting.
@@ -152,6 +157,9 @@ def check_summary(summary: Mapping[str, Any], config: TrainConfig) -> None:
     needed = (f"test_{metric}", f"validation_{metric}", *COSTS)
     lacking = [name for name in needed if not is_number(summary.get(name))]
     lacking += [name for name in ORIGINS if not isinstance(summary.get(name, 0), str | None)]
+    earlier, needed = summary.get("earlier_environments", []), set(ORIGINS)
+    if not isinstance(earlier, list) or not all(isinstance(one, dict) and one.keys() >= needed for one in earlier):
+        lacking.append("earlier_environments")
     if lacking:
         raise UserError(f"damaged: summary.json lacks {', '.join(lacking)}.")
     for name in COSTS:

@@ -54,7 +54,7 @@ def seed_rows(runs: Sequence[FinishedRun], keys: Sequence[Hashable]) -> dict[Any
             **{f"{name}_mean": mean[name] for name in metrics},
             **{f"{name}_sd": sd[name] for name in metrics},
             **{name: mean[name] for name in COSTS},
-            **{name: sorted({str(run.summary[name]) for run in own}) for name in ORIGINS},
+            **{name: sorted({str(found[name]) for run in own for found in run.environments}) for name in ORIGINS},
             "tests": {run.config.seed: float(run.summary[metrics[0]]) for run in own},
         }
     return rows
