@@ -1,6 +1,6 @@
 """The command line with NaN in one batch of one process: `python -m …training.poisoned BATCH PROCESS FOLDER …`.
 
-Each process leaves the weights and the learning rate of its last batch in a file.
+Each process leaves what its last validation was of, the weights or their average, and the learning rate in a file.
 """
 
 import sys
@@ -36,8 +36,8 @@ if __name__ == "__main__":
     def disturb(name: str, run: Run, batch: Any = None) -> None:
         if name == "batch":
             poison(run, batch, times, int(process))
-        if name == "trained":
-            found = {"lr": run.optimizer.param_groups[0]["lr"], "weights": run.model.state_dict()}
+        if name == "validated":
+            found = {"lr": run.optimizer.param_groups[0]["lr"], "weights": run.evaluated_model.state_dict()}
             torch.save(found, Path(folder) / f"process-{run.replicas.rank}.pt")
 
     loop.on_event = disturb

@@ -1,6 +1,7 @@
 """The three policies of a run that meets NaN, in one process or in one of two."""
 
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from fptt.experiments.commands.cli import run
+from fptt.experiments.process.machine import Clock
 from fptt.experiments.training import loop
 from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder
@@ -83,6 +85,18 @@ def test_rollback_goes_back_to_the_checkpoint_with_a_smaller_rate(
     assert [row["lr"] for row in folder.read_metrics()] == [0.008, 0.0005]
 
 
+def test_time_that_a_rollback_loses_has_been_spent(
+    poisoned: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch takes a second. Batch 9 is trained on three times, the others once: 18 for 16 batches."""
+    ticks = count()
+    monkeypatch.setattr(Clock, "now", lambda _: next(ticks))
+    poisoned[10] = 2
+    assert run([*COMMAND, *ROLLBACK, "--epochs", "None", "--max-seconds", "18", "--out", str(tmp_path / "run")]) == 0
+    summary = RunFolder(tmp_path / "run").read_summary()
+    assert (summary["seconds"], summary["batches"]) == (18, 16)
+
+
 def test_rollback_gives_up(poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is left can be gone on with: its checkpoint is from before the bad batch, and knows the rollbacks."""
     poisoned[4] = 100
@@ -126,9 +140,10 @@ def test_two_processes_go_back_as_one(poisoned: dict[int, int], tmp_path: Path) 
 
 
 @pytest.mark.xdist_group("devices")
-def test_processes_with_updates_of_their_own_go_back_together(tmp_path: Path) -> None:
-    """The first one meets NaN; the second hears of it at the next sync. The run ends with one."""
-    ends = rolled_back(tmp_path, 0, "--sync-every", "16")
+@pytest.mark.parametrize("average", ["0", "0.9"])
+def test_processes_with_updates_of_their_own_go_back_together(average: str, tmp_path: Path) -> None:
+    """The first one meets NaN; the second hears of it at the next sync. They end with one model, averaged or not."""
+    ends = rolled_back(tmp_path, 0, "--sync-every", "16", "--ema-decay", average)
     assert distance(ends[0]["weights"], ends[1]["weights"]) == 0
     assert [end["lr"] for end in ends] == [0.002, 0.002]
     summary = RunFolder(tmp_path / "two").read_summary()

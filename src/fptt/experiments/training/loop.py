@@ -157,7 +157,7 @@ def _validate(run: Run, folder: RunFolder, display: Display, log: Log) -> None:
     """Validate, keep the weights if none before were better, and add a row of metrics."""
     on_event("validate", run)
     task, progress, is_leader = run.task, run.progress, run.replicas.is_leader
-    run.method.sync()  # with local updates the leader would else judge its own weights
+    run.sync()  # with local updates the leader would else judge its own weights
     own = measure(run.evaluated_model, task, task.validation, run.fabric.device) if is_leader else {}
     metrics = run.replicas.from_leader(own)  # all of them schedule by it
     is_best = run.select(metrics[task.metric])
@@ -225,8 +225,10 @@ def _roll_back(run: Run, folder: RunFolder, console: Console, error: FloatingPoi
     config, rollbacks = run.config, run.progress.rollbacks + 1
     if config.on_bad_number != "rollback" or rollbacks > config.max_rollbacks:
         raise error
+    seconds = run.progress.seconds
     _restore(run, folder, console)
-    run.progress.rollbacks = rollbacks
+    run.progress.rollbacks, run.progress.seconds = rollbacks, seconds  # what is lost has been spent all the same
+    run.fraction, *_ = run.replicas.agree(run.spent(), is_asked=False, is_due=False)
     _save(run, folder)
     batches, factor = run.method.batches, config.rollback_factor**rollbacks
     say(console, f"{error} Rollback {rollbacks}: on from batch {batches} with the learning rate × {factor:g}.")
@@ -290,6 +292,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Return the figures of a run; `firing_rate` are the spikes of a unit a step in the test, padding included."""
     config, task, method, progress = run.config, run.task, run.method, run.progress
+    clocks = {one["seconds_clock"] for one in (*run.earlier_environments, run.environment)}
     return {
         "task": task.name,
         "permuted": config.permuted,
@@ -319,7 +322,6 @@ def _summary(
         "updates": method.updates,
         "timesteps": method.timesteps,
         "seconds": round(progress.seconds, 3),
-        "seconds_clock": run.clock.kind,
         "peak_memory_bytes": progress.peak_memory_bytes,
         "training_memory_bytes": progress.training_memory_bytes,
         "processes": run.replicas.size,
@@ -329,4 +331,6 @@ def _summary(
         "num_parameters": sum(param.numel() for param in run.model.parameters()),
         "num_test": len(task.test),  # pyright: ignore[reportArgumentType]
         **run.environment,
+        "seconds_clock": clocks.pop() if len(clocks) == 1 else "mixed",
+        "earlier_environments": run.earlier_environments,
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fptt
+from fptt._parallel.collectives import average_
 from fptt._random_state import RandomState
 from fptt._sequence import flatten_state, refill_state
 from fptt.experiments.configs.config import TrainConfig, is_config_of
@@ -110,6 +111,8 @@ class Run:
     Attributes:
         state: The recurrent state with which the next batch of a stream begins; None at the start of an epoch.
         fraction: The part of the budget that is spent, the same in all processes.
+        environment: Where it is trained now: device, versions, commit, threads, and what its seconds are.
+        earlier_environments: Those before it was resumed in another one.
     """
 
     def __init__(self, config: TrainConfig, replicas: Replicas) -> None:
@@ -141,8 +144,9 @@ class Run:
         self.totals = Totals(torch.zeros(3, device=self.fabric.device))
         self.state: Any = None
         self.fraction = 0.0
-        self.environment = environment(self.fabric.device)
         self.clock = Clock(self.fabric.device, is_alone=replicas.size == 1)
+        self.environment = {**environment(self.fabric.device), "seconds_clock": self.clock.kind}
+        self.earlier_environments: list[dict[str, Any]] = []
         self.memory = MemoryMeter(self.fabric.device)
 
     @property
@@ -190,6 +194,12 @@ class Run:
         self.progress.seconds += self.clock.now() - start
         self.state = result.state if self.carries_state else None
         self.totals.add(result, batch.progress)
+
+    def sync(self) -> None:
+        """Make the weights, and all averages of them, the same in all processes; local updates let them differ."""
+        self.method.sync()
+        if self.average is not None and self.replicas.size > 1 and self.config.sync_every > 1:
+            average_([param.detach() for param in self.average.parameters()], None)
 
     @contextmanager
     def measuring_memory(self) -> Iterator[None]:
@@ -256,6 +266,7 @@ class Run:
             "best": asdict(self.best),
             "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
             "progress": asdict(self.progress),
+            "environments": [*self.earlier_environments, self.environment],
             "random": RandomState.capture(self.fabric.device, include_others=True).state_dict(),
         }
         names = PER_PROCESS if self.config.sync_every == 1 else (*PER_PROCESS, *PER_PROCESS_WITH_LOCAL_UPDATES)
@@ -289,6 +300,9 @@ class Run:
         self.best = load_field(own, "best", self._checked_best)
         self.totals = load_field(own, "totals", self._checked_totals)
         self.progress = load_field(own, "progress", Progress.load)
+        own = {"environments": []} | own  # which earlier versions did not save
+        environments = load_field(own, "environments", lambda saved: [dict(one) for one in saved])
+        self.earlier_environments = [one for one in environments if one != self.environment]
         # last: what comes before may draw numbers
         load_field(own, "random", lambda saved: RandomState.from_state_dict(saved, self.fabric.device).restore())
 
