@@ -193,6 +193,7 @@ def test_a_bad_batch_in_one_process_stops_both_and_changes_nothing(
         "inputs": ("OtherProcessError", "FloatingPointError"),
         "targets": ("RuntimeError", "ValueError"),
         "empty": ("RuntimeError", "ValueError"),
+        "state": ("RuntimeError", "TypeError"),
     }.items():
         for (text, updates, is_same), kind in zip((one[f"{name} {sync_every}"] for one in said), kinds, strict=True):
             assert text.startswith(kind)

@@ -321,6 +321,7 @@ def errors(number: int) -> dict[str, Any]:
         found[f"inputs {sync_every}"] = told((nan, good[1]))
         found[f"targets {sync_every}"] = told((good[0], torch.tensor([0, 1, 2])))
         found[f"empty {sync_every}"] = told((good[0][:0], good[1]))
+        found[f"state {sync_every}"] = told((*good, "zeros"))
         found[f"loss {sync_every}"] = bad_loss(number, parallel)
     drifted = make_method(SETTINGS["TBPTT"], fptt.DataParallel(check=True))
     if number:

@@ -299,11 +299,11 @@ class Method:
             raise RuntimeError("the method is closed: construct a new one to train on.")
         check_grad_enabled("training")
         with self._replicas.reporting():  # the others wait for this process, which may fail here alone
-            chunks = self._cut(batch, is_stream=is_stream)
+            chunks, state = self._cut(batch, is_stream=is_stream), detach_state(state)
         num_lanes = None if batch.progress is None else batch.progress.position.shape[1]
         chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream, num_lanes=num_lanes)
         updates = self.updates
-        walked = self._engine.walk(chunks, detach_state(state))
+        walked = self._engine.walk(chunks, state)
         try:
             self._count_skipped(walked.skipped, made_updates=self.updates > updates)
         except FloatingPointError:
