@@ -123,6 +123,8 @@ def test_reset_starts_single_samples_again() -> None:
             fptt.reset_state(torch.ones(3, 2), mask, torch.zeros(shape))
     with pytest.raises(ValueError, match=r"state must have dim -2, the batch, got a tensor of shape \(3,\)"):
         fptt.reset_state(torch.ones(3), mask)
+    with pytest.raises(TypeError, match="is_first must be a tensor, got a list"):
+        fptt.reset_state(torch.ones(3, 2), [True, False, True])  # pyright: ignore[reportArgumentType]
 
 
 def test_the_last_output_is_that_at_the_last_real_step() -> None:
@@ -147,6 +149,8 @@ def test_the_last_output_is_that_at_the_last_real_step() -> None:
             fptt.last_output(outputs, bad)
     with pytest.raises(ValueError, match=r"outputs must have shape \(T, B, …\), got \(4,\)"):
         fptt.last_output(torch.zeros(4))
+    with pytest.raises(TypeError, match="outputs must be a tensor, got a list"):
+        fptt.last_output([outputs])  # pyright: ignore[reportArgumentType]
 
 
 ONE, TWO = torch.ones(1), torch.full((2,), 2.0)

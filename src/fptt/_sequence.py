@@ -150,6 +150,7 @@ def last_output(outputs: Tensor, mask: Tensor | None = None, *, batch_first: boo
         (B, …).
 
     Raises:
+        TypeError: If outputs or mask are no tensor.
         ValueError: If the mask is not boolean or not of the outputs' T and B, or a sequence has no real step.
 
     Examples:
@@ -157,6 +158,7 @@ def last_output(outputs: Tensor, mask: Tensor | None = None, *, batch_first: boo
         >>> fptt.last_output(outputs, fptt.length_mask([1, 3], num_steps=3)).tolist()
         [0.0, 5.0]
     """
+    check_tensors(outputs=outputs)
     if outputs.dim() < 2:
         raise ValueError(f"outputs must have shape (T, B, …), got {tuple(outputs.shape)}.")
     outputs = outputs.transpose(0, 1) if batch_first else outputs
@@ -282,6 +284,7 @@ def reset_state(state: State, is_first: Tensor, initial: State = None, *, batch_
         A new nest of the same types and shapes.
 
     Raises:
+        TypeError: If `is_first` is no tensor, or a nest holds something else than tensors.
         ValueError: If `is_first` is not boolean or not of the batch size of the state, `initial` does not fit, or a
             tensor has no dimension `batch_dim`.
 
@@ -289,6 +292,7 @@ def reset_state(state: State, is_first: Tensor, initial: State = None, *, batch_
         >>> fptt.reset_state(torch.ones(3, 2), torch.tensor([True, False, True])).sum().item()
         2.0
     """
+    check_tensors(is_first=is_first)
     if is_first.dtype != torch.bool or is_first.dim() != 1:
         raise ValueError(
             f"is_first must be a boolean tensor of shape (B,), got {is_first.dtype} of {tuple(is_first.shape)}."

@@ -273,6 +273,7 @@ def test_slips_are_named() -> None:
         ),
         ([(x, y), (x[..., :1], y)], {"num_chunks": 2}, ValueError, "batches must all be like the first.*in batch 1"),
         ([x], {"num_chunks": 2}, TypeError, "source must give pairs"),
+        ([(x, y), None, (x, y)], {"num_chunks": 2}, TypeError, "source must give .* got a NoneType as chunk 1"),
         ([(x, None)], {"num_chunks": 2}, TypeError, "targets must be a tensor, got a NoneType in batch 0"),
         ([(x[:0], y)], {"num_chunks": 2}, ValueError, "inputs must be .* not empty"),
         ([fptt.Batch(x, y, [True])], {"num_chunks": 2}, TypeError, "mask must be a tensor, got a list"),  # pyright: ignore

@@ -334,6 +334,19 @@ def test_settings_are_checked() -> None:
         make(fptt.FPTT, on_bad_number="skip", check_finite=False)
 
 
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_skips_in_a_row_are_those_since_the_last_update(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fptt._methods.method.MOST_SKIPPED_IN_A_ROW", 3)
+    method = make(fptt.TBPTT, on_bad_number="skip", engine=engine)
+    method.train_batch(*batch(0, (0, 1, 3)))
+    with pytest.raises(FloatingPointError, match="skipped 3 chunks in a row without an update"):
+        method.train_batch(*batch(1, (0, 1)))
+    method.train_batch(*batch(2, (1, 2)))
+    with pytest.raises(FloatingPointError, match=r"skipped 3 chunks in a row .* in chunk 3 of batch 2"):
+        method.train_batch(*batch(3, (1, 2, 3)))
+
+
 def test_skipping_ends_where_nothing_else_comes() -> None:
     method = make(fptt.TBPTT, on_bad_number="skip")
     inputs, targets = batch(0, range(K))

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,30 @@ class OfItsOwnType(nn.Module):
 def test_a_model_with_a_type_of_its_own_is_named(place: str) -> None:
     with pytest.raises(TypeError, match="model must run in float64"):
         check(OfItsOwnType(place))
+
+
+def test_a_loss_with_a_type_of_its_own_is_named() -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    arguments = fptt.nn.GRU(3, 5, 3), torch.randn(9, 3, 3), torch.arange(3)
+    loss = fptt.TerminalLoss(partial(functional.cross_entropy, weight=weight))
+    with pytest.raises(TypeError, match=r"loss must run in float64.* as in nn\.CrossEntropyLoss\(weight=…\), or"):
+        fptt.check_gradient(*arguments, loss, num_chunks=3)
+    assert fptt.check_gradient(*arguments, loss, num_chunks=3, dtype=torch.float32).passed
+    loss = fptt.TerminalLoss(nn.CrossEntropyLoss(weight=weight))
+    assert fptt.check_gradient(*arguments, loss, num_chunks=3).passed
+
+
+def test_sparse_gradients_are_compared() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.layer = nn.Embedding(10, 3, sparse=True), nn.GRU(3, 5)
+
+        def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+            return self.layer(self.embedding(inputs), state)
+
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    assert fptt.check_gradient(Embedded(), torch.randint(10, (9, 4)), torch.arange(4), loss, num_chunks=3).passed
 
 
 def test_a_bidirectional_layer_is_refused() -> None:

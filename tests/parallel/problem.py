@@ -104,7 +104,7 @@ def everything(method: fptt.Method) -> list[Tensor]:
 def message(call: Any) -> str:
     try:
         call()
-    except (FloatingPointError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, RuntimeError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 import fptt
 from tests.parallel.problem import NUM_UPDATES, SETTINGS, K, Model, batch, difference, everything, make_method, train
 from tests.parallel.processes import run_in_processes
-from tests.parallel.work import CHUNKED, TwoReadouts, compiled, compiled_all, work, work_traced
+from tests.parallel.work import (
+    CHUNKED,
+    TwoReadouts,
+    compiled,
+    compiled_all,
+    sparse_gradient,
+    steps_of_several_targets,
+    work,
+    work_traced,
+)
 
 pytestmark = pytest.mark.xdist_group("parallel")  # its processes start once
 
@@ -159,6 +168,18 @@ def test_a_gradient_that_only_one_process_has_counts_by_its_share(found: list[di
         assert difference(process["gradients"][: len(expected)], expected) < 1e-12
 
 
+def test_a_step_of_several_targets_counts_by_its_share(found: list[dict[str, Any]]) -> None:
+    expected = steps_of_several_targets(slice(None))
+    for process in found:
+        assert difference(process["shares"], expected) < 1e-12
+
+
+def test_sparse_gradients_are_added_up(found: list[dict[str, Any]]) -> None:
+    expected = sparse_gradient(slice(None))
+    for process in found:
+        assert difference(process["sparse"], expected) < 1e-12
+
+
 def test_buffers_of_floating_point_become_their_means(found: list[dict[str, Any]]) -> None:
     assert [process["buffers"] for process in found] == [[1.0, 1], [1.0, 1]]
 
@@ -172,6 +193,7 @@ def test_a_bad_batch_in_one_process_stops_both_and_changes_nothing(
         "inputs": ("OtherProcessError", "FloatingPointError"),
         "targets": ("RuntimeError", "ValueError"),
         "empty": ("RuntimeError", "ValueError"),
+        "state": ("RuntimeError", "TypeError"),
     }.items():
         for (text, updates, is_same), kind in zip((one[f"{name} {sync_every}"] for one in said), kinds, strict=True):
             assert text.startswith(kind)

@@ -41,6 +41,8 @@ def work(number: int) -> dict[str, Any]:
     found["resumed"] = resumed(number)
     found["gradients"] = missing_gradient(number)
     found["buffers"] = buffers(number)
+    found["shares"] = steps_of_several_targets(slice(number, None, 2), fptt.DataParallel(check=True))
+    found["sparse"] = sparse_gradient(slice(number, None, 2), fptt.DataParallel(check=True))
     found["errors"] = errors(number)
     return found
 
@@ -233,6 +235,48 @@ def missing_gradient(number: int, engine: Literal["eager", "compiled"] = "eager"
     return everything(method)
 
 
+class SeveralOutputs(nn.Module):
+    """Has four outputs of two classes at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.RNN(3, 8)
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        outputs, state = self.layer(inputs, state)
+        return outputs.unflatten(-1, (2, 4)), state
+
+
+def steps_of_several_targets(own: slice, parallel: fptt.DataParallel | None = None) -> list[Tensor]:
+    """Return loss and weights after an update on some of two sequences, with one label at one step of each."""
+    torch.manual_seed(0)
+    model = SeveralOutputs().double()
+    loss, optimizer = fptt.SequenceLoss(nn.functional.cross_entropy), torch.optim.SGD(model.parameters(), 0.5)
+    method = fptt.TBPTT(model, optimizer, loss, num_chunks=1, parallel=parallel)
+    inputs, targets = torch.randn(3, 2, 3, dtype=torch.float64), torch.full((3, 2, 4), -100)
+    targets[1, 0, 0], targets[2, 1, 1] = 0, 1
+    return [method.train_batch(inputs[:, own], targets[:, own]).loss, *everything(method)]
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(10, 3, sparse=True), nn.RNN(3, 4)
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self.layer(self.embedding(inputs), state)
+
+
+def sparse_gradient(own: slice, parallel: fptt.DataParallel | None = None) -> list[Tensor]:
+    """Return loss and weights after an update on some of four sequences, with a sparse gradient."""
+    torch.manual_seed(0)
+    model = Embedded().double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    method = fptt.TBPTT(model, optimizer, make_loss("uniform"), num_chunks=1, parallel=parallel)
+    inputs, targets = torch.randint(10, (5, 4)), torch.arange(4)
+    return [method.train_batch(inputs[:, own], targets[own]).loss, *everything(method)]
+
+
 class Counting(Model):
     """Has a buffer of floating point, as BatchNorm, and one of whole numbers, of a dtype that gloo does not send."""
 
@@ -277,6 +321,7 @@ def errors(number: int) -> dict[str, Any]:
         found[f"inputs {sync_every}"] = told((nan, good[1]))
         found[f"targets {sync_every}"] = told((good[0], torch.tensor([0, 1, 2])))
         found[f"empty {sync_every}"] = told((good[0][:0], good[1]))
+        found[f"state {sync_every}"] = told((*good, "zeros"))
         found[f"loss {sync_every}"] = bad_loss(number, parallel)
     drifted = make_method(SETTINGS["TBPTT"], fptt.DataParallel(check=True))
     if number:

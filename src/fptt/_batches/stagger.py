@@ -101,8 +101,9 @@ class StaggeredLanes(Iterator[Batch]):
 
     def _pull(self) -> Batch | None:
         """Return the next batch, checked but for its mask, inputs and targets time-major; None at the end."""
-        item = next(self._batches, None)
-        if item is None:
+        try:
+            item = next(self._batches)  # which may be None, from a collate function without a return
+        except StopIteration:
             return None
         batch, number = as_batch(item, self._next), self._next
         if batch.is_first is not None or batch.progress is not None:

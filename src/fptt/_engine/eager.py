@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fptt._batches.cut import Chunk, Chunking, Window
 from fptt._checks import all_finite, are_finite, check_result
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
-from fptt._engine.engine import Walked, trained_tensors
+from fptt._engine.engine import Skipped, Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._parallel.replicas import Replicas
 from fptt._random_state import RandomState
@@ -322,7 +322,7 @@ def skip_chunks(walked: Walked, window: Window, bad: BadNumber, model: nn.Module
 
     A sequence that begins in one of them begins after them: its lane would otherwise go on from the sequence before.
     """
-    walked.skipped.append(bad)
+    walked.skipped.append(Skipped(bad, len(walked.norms)))  # a norm for each update
     walked.losses += [bad_loss(model) for _ in chunks]
     for chunk in chunks:
         for start in chunk.starts or ():

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,6 +14,18 @@ from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._sequence import State
 
 
+class Skipped(NamedTuple):
+    """An update that was skipped.
+
+    Attributes:
+        bad: The reason.
+        updates: Updates made in the same batch before it: the next one with as many follows on it.
+    """
+
+    bad: BadNumber
+    updates: int
+
+
 @dataclass
 class Walked:
     """The outcome of learning the chunks of a batch in order.
@@ -22,14 +34,14 @@ class Walked:
         state: Recurrent state after the last chunk that was learned.
         losses: ℓ_k of each chunk, at the weights before its update; NaN where the chunk was skipped.
         norms: Norm of the loss gradient at each update, before penalty and clipping.
-        skipped: The reason of each update that was skipped.
+        skipped: The updates that were skipped.
         bad: The reason to stop: from that chunk on nothing was learned. None where all chunks were.
     """
 
     state: State
     losses: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
-    skipped: list[BadNumber] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     bad: BadNumber | None = None
 
 

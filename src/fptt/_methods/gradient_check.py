@@ -3,7 +3,8 @@
 import copy
 import itertools
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -160,7 +161,7 @@ def check_gradient(
 
     Raises:
         ValueError: If the arguments do not fit together, or the model has no trainable parameter or is bidirectional.
-        TypeError: If the model does not take a state, or does not run in `dtype`.
+        TypeError: If the model does not take a state, or model or loss does not run in `dtype`.
         RuntimeError: If gradients are off.
 
     Examples:
@@ -245,18 +246,16 @@ class _Checker:
 
     def chunk_loss(self, model: nn.Module, chunk: Chunk, state: State) -> tuple[Tensor, State]:
         """Return the loss of a chunk and the next state."""
-        try:
+        advice = "make tensors in the type of the inputs, for example by inputs.new_zeros(…)"
+        with self._in_dtype("model", advice):
             result = model(chunk.inputs.clone(), state)  # every chunk runs several times
-        except (RuntimeError, ValueError) as error:  # of torch, or of the layers of `fptt.nn`
-            if any(word in str(error) for word in ("dtype", "scalar type", "Float", "Double", "Half")):
-                raise self._not_in_dtype(str(error)) from error
-            raise
         check_result(result)
         output, state = result
         if output.dtype not in (self.dtype, self.dtype.to_complex()):
             # differences in a lower precision would say nothing about the gradient
-            raise self._not_in_dtype(f"its outputs are {output.dtype}")
-        return self.loss(self.chunking.time_major(output), chunk.part), state
+            raise self._not_in_dtype("model", f"its outputs are {output.dtype}", advice)
+        with self._in_dtype("loss", "give class weights to a module, as in nn.CrossEntropyLoss(weight=…)"):
+            return self.loss(self.chunking.time_major(output), chunk.part), state
 
     def window_loss(self, model: nn.Module, window: Window, chunk: Chunk) -> tuple[Tensor, State]:
         """Return the loss of a chunk, through its window, and the state after the first chunk that was run."""
@@ -383,11 +382,21 @@ class _Checker:
         cloned = window._replace(state=map_state(Tensor.clone, window.state))
         return self.window_loss(shifted, cloned, chunk)[0].item()
 
-    def _not_in_dtype(self, reason: str) -> TypeError:
+    @contextmanager
+    def _in_dtype(self, name: str, advice: str) -> Iterator[None]:
+        """Raise TypeError, with advice, where model or loss does not run in the type of the check."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # of torch, or of the layers of `fptt.nn`
+            if any(word in str(error) for word in ("dtype", "Float", "Double", "Half")):
+                raise self._not_in_dtype(name, str(error), advice) from error
+            raise
+
+    def _not_in_dtype(self, name: str, reason: str, advice: str) -> TypeError:
         hint = ", or leave the differences out by dtype=torch.float32" if self.dtype == torch.float64 else ""
         return TypeError(
-            f"model must run in {str(self.dtype).removeprefix('torch.')}, in which gradients are compared, but "
-            f"{reason}: make tensors in the type of the inputs, for example by inputs.new_zeros(…){hint}."
+            f"{name} must run in {str(self.dtype).removeprefix('torch.')}, in which gradients are compared, but "
+            f"{reason}: {advice}{hint}."
         )
 
 
@@ -397,7 +406,8 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _gradient(model: nn.Module) -> Gradient:
     return {
-        name: _real(torch.zeros_like(param) if param.grad is None else param.grad.clone())
+        # dense also where it is sparse, as that of nn.Embedding(sparse=True): it is compared, and not learned from
+        name: _real(torch.zeros_like(param) if param.grad is None else param.grad.to_dense().clone())
         for name, param in _trainable(model).items()
     }
 

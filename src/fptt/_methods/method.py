@@ -16,7 +16,7 @@ from fptt._checks import check_choice, check_count, check_grad_enabled, check_it
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
 from fptt._engine.eager import EagerEngine
-from fptt._engine.engine import Engine, trained_tensors
+from fptt._engine.engine import Engine, Skipped, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
 from fptt._methods.model_check import check_model
 from fptt._parallel.replicas import DataParallel, DistributedReplicas, Replicas, Totals
@@ -150,7 +150,8 @@ class Method:
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
         self.max_norm, self.check_finite, self.on_bad_number = max_norm, check_finite, on_bad_number
         self.backward, self.step, self.horizon = backward, step, horizon
-        self.batches = self.timesteps = self.skipped = self._skipped_in_a_row = 0
+        self.batches = self.timesteps = self.skipped = 0
+        self._skipped_in_a_row = self._updates_before_skipped = 0
         self._replicas = Replicas()
         if parallel is not None:
             check_type("parallel", parallel, DataParallel, "a DataParallel")
@@ -299,13 +300,13 @@ class Method:
             raise RuntimeError("the method is closed: construct a new one to train on.")
         check_grad_enabled("training")
         with self._replicas.reporting():  # the others wait for this process, which may fail here alone
-            chunks = self._cut(batch, is_stream=is_stream)
+            chunks, state = self._cut(batch, is_stream=is_stream), detach_state(state)
         num_lanes = None if batch.progress is None else batch.progress.position.shape[1]
         chunks, num_timesteps = self._replicas.agree(chunks, allow_empty=is_stream, num_lanes=num_lanes)
         updates = self.updates
-        walked = self._engine.walk(chunks, detach_state(state))
+        walked = self._engine.walk(chunks, state)
         try:
-            self._count_skipped(walked.skipped, made_updates=self.updates > updates)
+            self._count_skipped(walked.skipped, updates)
         except FloatingPointError:
             self._replicas.report_failure()
             raise
@@ -350,22 +351,24 @@ class Method:
                 raise BadNumber(chunk.number, chunk.bad_inputs).error(self.batches)
         return chunks
 
-    def _count_skipped(self, skipped: list[BadNumber], *, made_updates: bool) -> None:
-        """Count and log what was skipped.
+    def _count_skipped(self, skipped: list[Skipped], updates: int) -> None:
+        """Count and log what was skipped in a batch, before which the method had made so many updates.
 
         Raises:
             FloatingPointError: If nothing but skipped chunks has come for long: training would go nowhere, for ever.
         """
         self.skipped += len(skipped)
-        self._skipped_in_a_row = 0 if made_updates else self._skipped_in_a_row + len(skipped)
-        for bad in skipped:
-            LOGGER.warning("skipped a chunk: %s", bad.error(self.batches, is_undone=True))
-        if skipped and self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            last = skipped[-1].error(self.batches, is_undone=True)
-            raise FloatingPointError(
-                f"on_bad_number='skip' has skipped {self._skipped_in_a_row} chunks in a row without an update; the "
-                f"last one: {last}"
-            )
+        for bad, updates_before in skipped:
+            error = bad.error(self.batches, is_undone=True)
+            LOGGER.warning("skipped a chunk: %s", error)
+            is_next = updates + updates_before == self._updates_before_skipped
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_next else 1
+            self._updates_before_skipped = updates + updates_before
+            if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise FloatingPointError(
+                    f"on_bad_number='skip' has skipped {self._skipped_in_a_row} chunks in a row without an update; the "
+                    f"last one: {error}"
+                )
 
     def sync(self) -> None:
         """Average weights, averages and duals over the processes now, between two batches; see `DataParallel`."""

@@ -34,8 +34,8 @@ class DataParallel:
     local updates, the chunks that were skipped: the number of updates is then that of the process with most, and the
     gradient's norm the mean over the updates of all. NaN or Inf in one process stops all of them; who catches the error
     in all may go on with the next batch, at whose first update the weights are averaged. Buffers of the model, as of
-    BatchNorm, become their means after every batch. Use no `DistributedDataParallel` around the model: it would average
-    a second time.
+    BatchNorm, become their means after every batch; sparse gradients become dense where they are added up. Use no
+    `DistributedDataParallel` around the model: it would average a second time.
 
     Args:
         group: The processes; None for all of them.
@@ -252,7 +252,7 @@ class DistributedReplicas(Replicas):
             raise ValueError(f"inputs must be cut into as many chunks in every process, got {found} of them.")
         if not allow_empty and not all_counted.any():
             raise ValueError("mask must have at least one real step in one of the processes, got none.")
-        weight = num_counted / max(float(all_counted.sum()), 1.0)
+        weight = num_counted / (all_counted.sum().item() or 1.0)  # a step of several targets may count a part of 1
         if self.shares_updates and have_gaps.any():
             # a second message only where it is needed: an update that any process makes is made by all
             flags = torch.tensor([has_steps, are_bad], dtype=torch.float64, device=self.device)
@@ -274,12 +274,13 @@ class DistributedReplicas(Replicas):
     def add_gradients_(self, loss: Tensor, weight: float) -> Tensor:
         """Replace every gradient, of the weighted loss, by the sum over all processes, and return the loss of all.
 
-        A parameter that has no gradient here has one afterwards, if it has one elsewhere.
+        A parameter that has no gradient here has one afterwards, if it has one elsewhere; a sparse one becomes dense.
         """
         if not self.shares_updates:
             return loss
         params = self._params()
-        gradients, total, _ = self._add({param: param.grad for param in params if param.grad is not None}, loss, weight)
+        own = {param: param.grad.to_dense() for param in params if param.grad is not None}
+        gradients, total, _ = self._add(own, loss, weight)
         for param in params:
             param.grad = gradients.get(param)
         return total
