@@ -23,7 +23,7 @@ from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
 from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.scores import metric_form
-from fptt.experiments.training.folder import RunFolder, fingerprint_of
+from fptt.experiments.training.folder import RunFolder, are_same_data, fingerprint_of
 
 # Ctrl-C in the terminal is for this process alone, which asks each of the others to end
 if sys.platform == "win32":
@@ -149,7 +149,7 @@ def _check_data(path: Path, config: TrainConfig, known: dict[Setting, str]) -> N
     setting = Setting(batch_size=config.batch_size, **{name: getattr(config, name) for name in names})
     if setting not in known:
         known[setting] = load_task(setting, config.seed).fingerprint
-    if known[setting] != trained_on:
+    if not are_same_data(known[setting], trained_on):
         raise UserError(
             f"{path} holds a finished run of other data than {config.data or 'those of the task'} now: give another "
             "folder, or --overwrite."
