@@ -403,6 +403,19 @@ def test_a_run_that_does_not_tell_its_times_is_measured_all_the_same(tmp_path: P
     assert run(["evaluate", str(out)]) == 0
 
 
+def test_the_last_digits_of_a_mean_are_not_those_of_other_data(tmp_path: Path) -> None:
+    """They are those of the order of a sum, which the number of threads decides."""
+    path = write(tmp_path / "x.csv", long_form(target=np.concatenate(sequences()).sum(1)))
+    own = load(path).interface
+    assert own.input_mean is not None
+    shifted = tuple(mean * (1 + 1e-14) for mean in own.input_mean)
+    rounded = replace(own, input_mean=shifted, target_deviation=own.target_deviation * (1 - 1e-14))
+    assert rounded != own
+    assert own.other_field(rounded) is None
+    assert own.other_field(replace(own, target_deviation=own.target_deviation * 1.001)) == "target_deviation"
+    assert replace(own, target_mean=0.0).other_field(replace(own, target_mean=1e-17)) is None
+
+
 def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, name in enumerate(("train", "validation", "test")):
         kept = long_form(target=NAMES)
