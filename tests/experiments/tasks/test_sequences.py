@@ -433,6 +433,18 @@ def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert expected in " ".join(capsys.readouterr().out.split())
 
 
+def test_batches_without_a_target_are_not_part_of_the_training_loss(tmp_path: Path) -> None:
+    """A model that is hardly trained holds both classes for as likely; every other sequence has no target."""
+    targets = np.arange(4 * N).reshape(N, 4) % 2
+    targets[::2] = -100
+    np.savez(tmp_path / "x.npz", inputs=np.random.default_rng(0).normal(size=(N, 4, 1)), targets=targets)
+    options = ["--method", "tbptt", "--lr", "1e-9", "--epochs", "1", "--batch-size", "1", "--threads", "1"]
+    out = ["--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "run")]
+    assert run(["train", "--task", "sequences", *options, *out]) == 0
+    (row,) = RunFolder(tmp_path / "run").read_metrics()
+    assert row["train_loss"] == pytest.approx(np.log(2), rel=0.2)
+
+
 def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
     """With a sequence a batch and a step a chunk there are as many updates as steps."""
     np.savez(tmp_path / "x.npz", inputs=np.concatenate(sequences()), lengths=LENGTHS, targets=NAMES)

@@ -79,14 +79,19 @@ class Totals:
 
     Attributes:
         sums: Of loss, per lane that is not idle, penalty and gradient norm, (3,).
-        batches: The number of batches.
+        batches: The number of batches with a target.
     """
 
     sums: Tensor
     batches: int = 0
 
     def add(self, result: fptt.BatchResult, progress: fptt.Progress | None) -> None:
-        """Add one batch; with staggered lanes, where they stand: idle ones count 0 in the loss of the batch."""
+        """Add one batch, unless it has no target at all.
+
+        With staggered lanes `progress` is where they stand: idle ones count 0 in the loss of the batch.
+        """
+        if not result.updates and not result.skipped:
+            return
         loss = result.loss
         if progress is not None:
             is_busy = progress.position > 0
