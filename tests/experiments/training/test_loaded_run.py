@@ -10,6 +10,7 @@ import torch
 
 from fptt.experiments import load_run
 from fptt.experiments.commands.cli import run
+from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.loaded_run import LoadedRun
@@ -156,8 +157,9 @@ def test_predictions_do_not_replace_what_they_are_made_of(
     link: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The file of the inputs, by its own name or by that of a link to it, and the files of the run."""
-    data, metrics = tmp_path / "own.csv", RunFolder(tmp_path / "run").metrics_file
-    metrics.parent.mkdir()
+    data, folder = tmp_path / "own.csv", RunFolder(tmp_path / "run")
+    folder.create(TrainConfig(task="sequences", data="elsewhere.csv"))
+    metrics = folder.metrics_file
     for file in (data, metrics):
         file.write_text("mine")
     if link is not None:
@@ -169,6 +171,20 @@ def test_predictions_do_not_replace_what_they_are_made_of(
         told = " ".join(capsys.readouterr().err.split())
         assert f"out must be another file than {file}, which the predictions would replace." in told
         assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("data", ["data.csv", "folder"])
+def test_predictions_do_not_replace_what_the_run_was_trained_on(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / (data if data == "data.csv" else "folder/train.csv")
+    for own in (file, RunFolder(tmp_path / "run").config_file):
+        own.parent.mkdir(exist_ok=True)
+        own.write_text(TrainConfig(task="sequences", data=str(tmp_path / data)).to_yaml())
+    before = file.read_text()
+    assert run(["predict", str(tmp_path / "run"), "--data", str(tmp_path / "new.csv"), "--out", str(file)]) == 2
+    assert f"out must be another file than {file}" in " ".join(capsys.readouterr().err.split())
+    assert file.read_text() == before
 
 
 def test_averages_and_tasks_of_the_program_come_back_too(tmp_path: Path) -> None:
