@@ -195,6 +195,7 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("a;b\n1\n", {"target": "a;b"}, "must have commas between its columns, got ';' in its first line"),
         ("a,target\n1,2\n", {"inputs": "a,c"}, "must have the column 'c', got a, target"),
         ("a,a,target\n1,1,2\n", {}, "must have the column 'a', got two of them"),
+        (",a,target\n0,1,2\n", {}, "a name for every column, got none for column 1 .an index of pandas"),
         ("target\n1\n", {}, "must have a column of inputs beside 'target'"),
         ("a,target\n1,2\n", {"inputs": "a,target"}, "target 'target' .* must not be one of the inputs"),
         ("a,target\n1,x\n2,y\nfoo,x\n", {}, "must hold numbers in column 'a', got 'foo' in row 3"),

@@ -145,6 +145,14 @@ def test_a_class_that_training_has_not_is_said(tmp_path: Path) -> None:
     assert (load(tmp_path).about or "").endswith("(left, right)")
 
 
+def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
+    """As pandas writes its index by default: the number of the row gives sorted classes away."""
+    table = long_form(target=NAMES)
+    table.to_csv(tmp_path / "x.csv")
+    named = load(write(tmp_path / "named.csv", table), inputs="b,a")
+    assert_same_samples(load(tmp_path / "x.csv", inputs="b,a"), named)
+
+
 def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", long_form(target=NAMES))
     for name in ("y.CSV", "Y/train.Csv"):
@@ -614,6 +622,8 @@ def objects() -> np.ndarray:
         ),
         (text("x.csv", ""), {}, "x.csv' is empty"),
         (text("x.csv", "id,a,target\n"), {}, "x.csv' has no rows"),
+        (text("x.csv", ",id,a,target\n0,1,2,3\n"), {}, "a name for every column, got none for column 1 .an index of"),
+        (text("x.csv", "id,a,a,target\n1,2,3,4\n"), {}, "x.csv' must have the column 'a', got two of them"),
         (text("x.csv", "id,a,target\n1,2,3\n1,2,3,4\n"), {}, "cannot be read: Expected 3 fields in line 3, saw 4"),
         (text("x.csv", "id,a,target\n1,2,3,4\n1,2,3,4\n"), {}, "must have a name for every column in its first line"),
         (text("x.csv", "id,a,target\n1,2,3\n1\n"), {}, "must have a value in every row of column 'target'"),

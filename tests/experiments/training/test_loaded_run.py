@@ -110,6 +110,15 @@ def test_predictions_need_the_times_that_training_had(tmp_path: Path) -> None:
         loaded.predict(table.drop(columns=["time", "target"]))
 
 
+def test_of_two_columns_of_a_name_none_is_taken(tmp_path: Path) -> None:
+    loaded, table = trained(tmp_path, NAMES)
+    twice = pd.concat([table, 100 * table[["a"]]], axis=1)
+    with pytest.raises(UserError, match="'x' must have the column 'a', got two of them"):
+        loaded.predict(twice)
+    twice = pd.concat([table, table[["target"]]], axis=1)  # which is not needed
+    pd.testing.assert_frame_equal(loaded.predict(twice), loaded.predict(table))
+
+
 def test_inputs_far_from_zero_are_predicted_as_they_were_measured(tmp_path: Path) -> None:
     """A mean of 1.7e9, as of times in seconds, is 64 away from the next float32."""
     far = [own + 1.7e9 for own in sequences()]
