@@ -139,6 +139,13 @@ def test_columns_are_chosen_by_name_and_the_time_is_no_input(tmp_path: Path) -> 
         read(data=data, target="state", inputs="a")
 
 
+def test_a_column_without_a_name_is_left_out_by_the_inputs_and_a_target_called_time_orders_nothing(
+    tmp_path: Path,
+) -> None:
+    data = write(tmp_path, ",a,time\n0,5,2\n1,6,1\n")
+    assert values(read(data=data, inputs="a", target="time")) == ([[5], [6]], [0, 1])
+
+
 def test_a_place_is_where_the_next_piece_begins(tmp_path: Path) -> None:
     """Also in a skipped row, with a value that is held, and with classes that were numbered before."""
     data = write(tmp_path, GAPS + "6,,,y\n7,9,,x\n8,1,1,y\n")

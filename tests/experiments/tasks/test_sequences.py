@@ -153,6 +153,14 @@ def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
     assert_same_samples(load(tmp_path / "x.csv", inputs="b,a"), named)
 
 
+@pytest.mark.parametrize("role", ["id", "group"])
+def test_a_time_that_is_named_as_something_else_orders_nothing(role: str, tmp_path: Path) -> None:
+    table = long_form(target=NAMES).drop(columns="time")
+    table = table.assign(group=table.id).rename(columns={role: "time"})
+    task = load(write(tmp_path / "x.csv", table), **{"group": "group", role: "time"})
+    assert (task.time_name, task.input_names) == (None, ("a", "b"))
+
+
 def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", long_form(target=NAMES))
     for name in ("y.CSV", "Y/train.Csv"):

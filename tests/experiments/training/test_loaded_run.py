@@ -110,6 +110,18 @@ def test_predictions_need_the_times_that_training_had(tmp_path: Path) -> None:
         loaded.predict(table.drop(columns=["time", "target"]))
 
 
+def test_a_target_called_time_does_not_order_the_steps(tmp_path: Path) -> None:
+    """Neither in training nor where the rows to predict have it."""
+    table = long_form().drop(columns="time")
+    table["time"] = table.a - table.b
+    out = tmp_path / "run"
+    data = ["--data", str(write(tmp_path / "x.csv", table)), "--target", "time"]
+    assert run(["train", "--task", "sequences", *data, "--out", str(out), *QUICK]) == 0
+    loaded = load_run(out)
+    assert loaded.interface.time_name is None
+    pd.testing.assert_frame_equal(loaded.predict(table), loaded.predict(table.drop(columns="time")))
+
+
 def test_of_two_columns_of_a_name_none_is_taken(tmp_path: Path) -> None:
     loaded, table = trained(tmp_path, NAMES)
     twice = pd.concat([table, 100 * table[["a"]]], axis=1)

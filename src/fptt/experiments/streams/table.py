@@ -108,7 +108,8 @@ class Table:
         """Return the names of the inputs, a list, of the target and of the time, which may be None."""
         config = self.config
         check_separator(names, self.source)
-        target, times = config.target or "target", config.time or ("time" if "time" in names else None)
+        target = config.target or "target"
+        times = config.time or ("time" if "time" in names and target != "time" else None)
         given = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
         if given is None:
             check_named(names, self.source)
