@@ -202,36 +202,51 @@ def test_compare_resumes_and_reports_three_budgets(tmp_path: Path, capsys: pytes
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times
 
 
+def compare_data(data: Path, *options: str) -> int:
+    """Run a comparison of one run on a file of sequences into the folder `out` beside it."""
+    size = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--num-chunks", "1", "--seeds", "1"]
+    command = ["compare", "--task", "sequences", "--methods", "tbptt", "--budgets", "epochs", *size]
+    return run([*command, "--out", str(data.parent / "out"), "--data", str(data), *options])
+
+
 @pytest.mark.usefixtures("forked_runs")
 def test_a_finished_run_of_other_data_is_not_that_of_these(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Other data of the same shape, at another place or at the same; the same data at another place are the same."""
 
-    def write(name: str, factor: float) -> str:
+    def write(name: str, factor: float) -> Path:
         values = factor * np.arange(60)
         table = pd.DataFrame({"id": np.repeat(np.arange(20), 3), "x": values % 7})
         table.assign(target=table.id % 2).to_csv(tmp_path / name, index=False)
-        return str(tmp_path / name)
-
-    def compare(data: str, *options: str) -> int:
-        size = ["--hidden-size", "3", "--epochs", "1", "--threads", "1", "--num-chunks", "1", "--seeds", "1"]
-        command = ["compare", "--task", "sequences", "--methods", "tbptt", "--budgets", "epochs", *size]
-        return run([*command, "--out", str(tmp_path / "out"), "--data", data, *options])
+        return tmp_path / name
 
     one, same, other = write("one.csv", 1.0), write("same.csv", 1.0), write("other.csv", 2.0)
     folder = RunFolder(tmp_path / "out" / "equal-epochs" / "tbptt-seed-0")
-    assert compare(one) == 0
+    assert compare_data(one) == 0
     first = folder.read_summary()
     capsys.readouterr()
-    assert compare(same) == 0
+    assert compare_data(same) == 0
     assert "1 runs, 1 of them are finished already" in capsys.readouterr().out
-    assert compare(other) == 2
+    assert compare_data(other) == 2
     message = f"tbptt-seed-0 holds a finished run of other data than {other} now: give another folder, or --overwrite"
     assert message in capsys.readouterr().err
     write("one.csv", 3.0)
-    assert compare(one) == 2
+    assert compare_data(one) == 2
     assert folder.read_summary() == first
-    assert compare(other, "--overwrite") == 0
+    assert compare_data(other, "--overwrite") == 0
     assert folder.read_summary()["data"] != first["data"]
+
+
+@pytest.mark.usefixtures("forked_runs")
+def test_a_finished_run_of_data_in_other_units_is_not_that_of_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standardized, they are the same."""
+    table = pd.DataFrame({"id": np.repeat(np.arange(20), 3), "x": np.arange(60) % 7})
+    for factor in (0.25, 0.125):
+        table.assign(target=table.id * factor).to_csv(tmp_path / "x.csv", index=False)
+        code = compare_data(tmp_path / "x.csv")
+    assert code == 2
+    assert "holds a finished run of other data than" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("forked_runs")

@@ -139,6 +139,13 @@ def test_columns_are_chosen_by_name_and_the_time_is_no_input(tmp_path: Path) -> 
         read(data=data, target="state", inputs="a")
 
 
+def test_a_column_without_a_name_is_left_out_by_the_inputs_and_a_target_called_time_orders_nothing(
+    tmp_path: Path,
+) -> None:
+    data = write(tmp_path, ",a,time\n0,5,2\n1,6,1\n")
+    assert values(read(data=data, inputs="a", target="time")) == ([[5], [6]], [0, 1])
+
+
 def test_a_place_is_where_the_next_piece_begins(tmp_path: Path) -> None:
     """Also in a skipped row, with a value that is held, and with classes that were numbered before."""
     data = write(tmp_path, GAPS + "6,,,y\n7,9,,x\n8,1,1,y\n")
@@ -195,6 +202,7 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("a;b\n1\n", {"target": "a;b"}, "must have commas between its columns, got ';' in its first line"),
         ("a,target\n1,2\n", {"inputs": "a,c"}, "must have the column 'c', got a, target"),
         ("a,a,target\n1,1,2\n", {}, "must have the column 'a', got two of them"),
+        (",a,target\n0,1,2\n", {}, "a name for every column, got none for column 1 .an index of pandas"),
         ("target\n1\n", {}, "must have a column of inputs beside 'target'"),
         ("a,target\n1,2\n", {"inputs": "a,target"}, "target 'target' .* must not be one of the inputs"),
         ("a,target\n1,x\n2,y\nfoo,x\n", {}, "must hold numbers in column 'a', got 'foo' in row 3"),

@@ -533,6 +533,21 @@ def test_seeds_of_other_data_are_other_rows(tmp_path: Path) -> None:
     assert (row["differs"], row["num_seeds"]) == ("", 3)
 
 
+def test_a_run_that_tells_no_validation_data_is_of_those_of_a_run_that_does(tmp_path: Path) -> None:
+    base = TrainConfig.of(SMALL, task="sequences", data="/one/x.csv")
+    for name, seeds in {"same": ["aa-bb", "aa-bb-cc"], "two": ["aa-bb", "aa-bb-cc", "dd-bb-cc"]}.items():
+        for seed, data in enumerate(seeds):
+            write_run(tmp_path / name / f"fptt-{seed}", TrainConfig.of(base, seed=seed), data=data)
+    write_run(tmp_path / "same" / "twice", TrainConfig.of(base, seed=0), data="aa-bb-cc")
+    found = read_results(tmp_path)
+    assert found.left_out == {"same/twice": "same setting and seed as same/fptt-0."}
+    seeds = {
+        name: {row["differs"]: list(row["tests"]) for row in make_rows(name, runs, {})}
+        for name, runs in found.experiments.items()
+    }
+    assert seeds == {"same": {"": [0, 1]}, "two": {"data aa-bb-cc": [0, 1], "data dd-bb-cc": [2]}}
+
+
 def test_the_page_of_other_results_leaves_those_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = "".join(["# own\n", *page.MARKS])

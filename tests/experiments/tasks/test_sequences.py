@@ -145,6 +145,22 @@ def test_a_class_that_training_has_not_is_said(tmp_path: Path) -> None:
     assert (load(tmp_path).about or "").endswith("(left, right)")
 
 
+def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
+    """As pandas writes its index by default: the number of the row gives sorted classes away."""
+    table = long_form(target=NAMES)
+    table.to_csv(tmp_path / "x.csv")
+    named = load(write(tmp_path / "named.csv", table), inputs="b,a")
+    assert_same_samples(load(tmp_path / "x.csv", inputs="b,a"), named)
+
+
+@pytest.mark.parametrize("role", ["id", "group"])
+def test_a_time_that_is_named_as_something_else_orders_nothing(role: str, tmp_path: Path) -> None:
+    table = long_form(target=NAMES).drop(columns="time")
+    table = table.assign(group=table.id).rename(columns={role: "time"})
+    task = load(write(tmp_path / "x.csv", table), **{"group": "group", role: "time"})
+    assert (task.time_name, task.input_names) == (None, ("a", "b"))
+
+
 def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", long_form(target=NAMES))
     for name in ("y.CSV", "Y/train.Csv"):
@@ -403,6 +419,19 @@ def test_a_run_that_does_not_tell_its_times_is_measured_all_the_same(tmp_path: P
     assert run(["evaluate", str(out)]) == 0
 
 
+def test_the_last_digits_of_a_mean_are_not_those_of_other_data(tmp_path: Path) -> None:
+    """They are those of the order of a sum, which the number of threads decides."""
+    path = write(tmp_path / "x.csv", long_form(target=np.concatenate(sequences()).sum(1)))
+    own = load(path).interface
+    assert own.input_mean is not None
+    shifted = tuple(mean * (1 + 1e-14) for mean in own.input_mean)
+    rounded = replace(own, input_mean=shifted, target_deviation=own.target_deviation * (1 - 1e-14))
+    assert rounded != own
+    assert own.other_field(rounded) is None
+    assert own.other_field(replace(own, target_deviation=own.target_deviation * 1.001)) == "target_deviation"
+    assert replace(own, target_mean=0.0).other_field(replace(own, target_mean=1e-17)) is None
+
+
 def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, name in enumerate(("train", "validation", "test")):
         kept = long_form(target=NAMES)
@@ -418,6 +447,18 @@ def test_other_test_data_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(["evaluate", str(out)]) == 0
     expected = "The test data of the task 'sequences' are not those of the run: its summary.json has other figures."
     assert expected in " ".join(capsys.readouterr().out.split())
+
+
+def test_batches_without_a_target_are_not_part_of_the_training_loss(tmp_path: Path) -> None:
+    """A model that is hardly trained holds both classes for as likely; every other sequence has no target."""
+    targets = np.arange(4 * N).reshape(N, 4) % 2
+    targets[::2] = -100
+    np.savez(tmp_path / "x.npz", inputs=np.random.default_rng(0).normal(size=(N, 4, 1)), targets=targets)
+    options = ["--method", "tbptt", "--lr", "1e-9", "--epochs", "1", "--batch-size", "1", "--threads", "1"]
+    out = ["--engine", "eager", "--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "run")]
+    assert run(["train", "--task", "sequences", *options, *out]) == 0
+    (row,) = RunFolder(tmp_path / "run").read_metrics()
+    assert row["train_loss"] == pytest.approx(np.log(2), rel=0.2)
 
 
 def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
@@ -589,6 +630,8 @@ def objects() -> np.ndarray:
         ),
         (text("x.csv", ""), {}, "x.csv' is empty"),
         (text("x.csv", "id,a,target\n"), {}, "x.csv' has no rows"),
+        (text("x.csv", ",id,a,target\n0,1,2,3\n"), {}, "a name for every column, got none for column 1 .an index of"),
+        (text("x.csv", "id,a,a,target\n1,2,3,4\n"), {}, "x.csv' must have the column 'a', got two of them"),
         (text("x.csv", "id,a,target\n1,2,3\n1,2,3,4\n"), {}, "cannot be read: Expected 3 fields in line 3, saw 4"),
         (text("x.csv", "id,a,target\n1,2,3,4\n1,2,3,4\n"), {}, "must have a name for every column in its first line"),
         (text("x.csv", "id,a,target\n1,2,3\n1\n"), {}, "must have a value in every row of column 'target'"),

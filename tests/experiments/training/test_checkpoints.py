@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,8 +24,10 @@ from fptt.experiments.training.checkpoints import Checkpoints, DamagedCheckpoint
 from fptt.experiments.training.folder import RunFolder, locked
 from tests import forks
 from tests.experiments.permissions import told_of_lack_of_permission
+from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, long_form, write
 from tests.experiments.training.test_resume import QUICK, assert_same_end, interrupt_at
 
+NUMBERS = LENGTHS / 4
 COMMAND = ["train", *QUICK, "--batch-size", "24", "--checkpoint-updates", "8"]
 
 
@@ -255,6 +258,55 @@ def test_changed_data_are_refused_and_nothing_is_lost(
     assert run(["train", "--resume", "--out", str(tmp_path / "run")]) == 2
     assert "are not those that the run was trained on" in " ".join(capsys.readouterr().err.split())
     assert RunFolder(tmp_path / "run").checkpoints.files() == before
+
+
+def test_other_validation_data_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for name in ("train", "validation", "test"):
+        write(data / f"{name}.csv", long_form(target=NAMES))
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        options = ["--hidden-size", "3", "--epochs", "1", "--batch-size", "7"]
+        assert run(["train", "--task", "sequences", "--data", str(data), "--out", str(out), *options]) == INTERRUPTED
+    write(data / "validation.csv", long_form(target=NAMES[::-1]))
+    assert run(["train", "--resume", "--out", str(out)]) == 2
+    assert "are not those that the run was trained on" in " ".join(capsys.readouterr().err.split())
+    assert run(["evaluate", str(out)]) == 0
+    assert "The validation data of the task 'sequences' are not" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("targets", "other"),
+    [((NUMBERS, NUMBERS / 2), "target_mean"), ((NAMES, np.char.add(NAMES, "s")), "class_names")],
+)
+def test_data_in_other_units_or_with_other_names_are_refused(
+    targets: tuple[np.ndarray, np.ndarray],
+    other: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Standardized targets and numbers of classes are the same."""
+    data, out = write(tmp_path / "x.csv", long_form(target=targets[0])), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        options = ["--hidden-size", "3", "--epochs", "1", "--batch-size", "7"]
+        assert run(["train", "--task", "sequences", "--data", str(data), "--out", str(out), *options]) == INTERRUPTED
+    write(data, long_form(target=targets[1]))
+    assert run(["train", "--resume", "--out", str(out)]) == 2
+    told = f"are not those that the run was trained on: their {other} is another"
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_that_tells_no_validation_data_goes_on(interrupted: RunFolder, whole: RunFolder) -> None:
+    state = read_checkpoint(interrupted.checkpoints.files()[0])
+    state["data"] = "-".join(state["data"].split("-")[:2])
+    interrupted.checkpoints.write(state)
+    assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
+    assert_same_end(interrupted, whole)
 
 
 def test_a_checkpoint_from_before_a_config_field_goes_on(interrupted: RunFolder, whole: RunFolder) -> None:

@@ -75,8 +75,10 @@ class Handler(BaseHTTPRequestHandler):
             name = "/".join(self.path.split("/")[3:5])
             for line in body.splitlines():
                 entry = json.loads(line)
+                own = entry["value"]
+                if entry["key"] == "deletedFile":
+                    del self.server.models[name][own["path"]]
                 if entry["key"] == "file":
-                    own = entry["value"]
                     self.server.models[name][own["path"]] = base64.b64decode(own["content"])
             url = f"{self.server.address}/{name}/commit/{COMMIT}"
             self.answer({"commitUrl": url, "commitOid": COMMIT, "success": True})
@@ -150,6 +152,18 @@ def test_a_run_goes_to_the_hub_and_comes_back(
     assert (load_run(back).predict(sequences()) == load_run(out).predict(sequences())).all()
     assert load_run(back).summary == load_run(out).summary
     assert run(["evaluate", str(back), "--data", str(tmp_path / "x.npz")]) == 0
+
+
+def test_nothing_of_an_earlier_run_stays_beside_another(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Averages would be taken for those of the other weights; what no run leaves is kept."""
+    out = trained(tmp_path)
+    assert (out / "averages.safetensors").exists()
+    assert run(["push", str(out), "me/gait"]) == 0
+    endpoint.models["me/gait"]["LICENSE"] = b"MIT"
+    again = ["train", "--config", str(out / "config.yaml"), "--method", "tbptt", "--out", str(tmp_path / "other")]
+    assert run(again) == 0
+    assert run(["push", str(tmp_path / "other"), "me/gait"]) == 0
+    assert set(endpoint.models["me/gait"]) == {file.name for file in (tmp_path / "other").iterdir()} | {"LICENSE"}
 
 
 @pytest.mark.parametrize(

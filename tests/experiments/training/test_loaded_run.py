@@ -10,6 +10,7 @@ import torch
 
 from fptt.experiments import load_run
 from fptt.experiments.commands.cli import run
+from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.loaded_run import LoadedRun
@@ -109,6 +110,27 @@ def test_predictions_need_the_times_that_training_had(tmp_path: Path) -> None:
         loaded.predict(table.drop(columns=["time", "target"]))
 
 
+def test_a_target_called_time_does_not_order_the_steps(tmp_path: Path) -> None:
+    """Neither in training nor where the rows to predict have it."""
+    table = long_form().drop(columns="time")
+    table["time"] = table.a - table.b
+    out = tmp_path / "run"
+    data = ["--data", str(write(tmp_path / "x.csv", table)), "--target", "time"]
+    assert run(["train", "--task", "sequences", *data, "--out", str(out), *QUICK]) == 0
+    loaded = load_run(out)
+    assert loaded.interface.time_name is None
+    pd.testing.assert_frame_equal(loaded.predict(table), loaded.predict(table.drop(columns="time")))
+
+
+def test_of_two_columns_of_a_name_none_is_taken(tmp_path: Path) -> None:
+    loaded, table = trained(tmp_path, NAMES)
+    twice = pd.concat([table, 100 * table[["a"]]], axis=1)
+    with pytest.raises(UserError, match="'x' must have the column 'a', got two of them"):
+        loaded.predict(twice)
+    twice = pd.concat([table, table[["target"]]], axis=1)  # which is not needed
+    pd.testing.assert_frame_equal(loaded.predict(twice), loaded.predict(table))
+
+
 def test_inputs_far_from_zero_are_predicted_as_they_were_measured(tmp_path: Path) -> None:
     """A mean of 1.7e9, as of times in seconds, is 64 away from the next float32."""
     far = [own + 1.7e9 for own in sequences()]
@@ -156,8 +178,9 @@ def test_predictions_do_not_replace_what_they_are_made_of(
     link: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The file of the inputs, by its own name or by that of a link to it, and the files of the run."""
-    data, metrics = tmp_path / "own.csv", RunFolder(tmp_path / "run").metrics_file
-    metrics.parent.mkdir()
+    data, folder = tmp_path / "own.csv", RunFolder(tmp_path / "run")
+    folder.create(TrainConfig(task="sequences", data="elsewhere.csv"))
+    metrics = folder.metrics_file
     for file in (data, metrics):
         file.write_text("mine")
     if link is not None:
@@ -169,6 +192,20 @@ def test_predictions_do_not_replace_what_they_are_made_of(
         told = " ".join(capsys.readouterr().err.split())
         assert f"out must be another file than {file}, which the predictions would replace." in told
         assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("data", ["data.csv", "folder"])
+def test_predictions_do_not_replace_what_the_run_was_trained_on(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / (data if data == "data.csv" else "folder/train.csv")
+    for own in (file, RunFolder(tmp_path / "run").config_file):
+        own.parent.mkdir(exist_ok=True)
+        own.write_text(TrainConfig(task="sequences", data=str(tmp_path / data)).to_yaml())
+    before = file.read_text()
+    assert run(["predict", str(tmp_path / "run"), "--data", str(tmp_path / "new.csv"), "--out", str(file)]) == 2
+    assert f"out must be another file than {file}" in " ".join(capsys.readouterr().err.split())
+    assert file.read_text() == before
 
 
 def test_averages_and_tasks_of_the_program_come_back_too(tmp_path: Path) -> None:

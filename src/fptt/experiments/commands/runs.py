@@ -1,6 +1,7 @@
 """The commands about one run: `fptt train`, `fptt evaluate`, `fptt predict`, `fptt export`, `fptt sample`."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,9 @@ class Predict:
         if self.out.suffix not in (".csv", ".parquet"):
             raise UserError(f"out must be a file of the kinds .csv, .parquet, got {str(self.out)!r}.")
         check_folder(self.out)
-        needed = next((file for file in (self.data, *RunFolder(self.folder).files()) if _is_same(file, self.out)), None)
+        folder = RunFolder(self.folder)
+        files = [self.data, *folder.files(), *_local_data(folder.read_config())]
+        needed = next((file for file in files if _is_same(file, self.out)), None)
         if needed is not None:
             raise UserError(f"out must be another file than {needed}, which the predictions would replace.")
         from fptt.experiments.training.loaded_run import LoadedRun
@@ -137,6 +140,17 @@ class Predict:
         with replaced(self.out) as file:
             frame.to_csv(file, index=False) if self.out.suffix == ".csv" else frame.to_parquet(file, index=False)
         say(console, f"{len(frame):,} predictions: {self.out}")
+
+
+def _local_data(config: TrainConfig) -> list[Path]:
+    """Return the files on this machine that a run was trained on."""
+    path = os.path.expanduser(config.data or "")
+    if not os.path.isdir(path):
+        return [Path(path)]
+    from fptt.experiments.tasks.sequences import PARTS  # loads torch
+
+    files = [Path(path, name) for name in os.listdir(path)]
+    return [file for file in files if file.stem in PARTS or config.task != "sequences"]
 
 
 def _is_same(one: Path, other: Path) -> bool:

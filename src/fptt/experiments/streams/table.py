@@ -16,7 +16,14 @@ import torch
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UnreadableError, UserError, one_line
 from fptt.experiments.streams.source import Kind, Piece
-from fptt.experiments.tasks.cells import are_measurements, as_number, check_separator, label_of
+from fptt.experiments.tasks.cells import (
+    are_measurements,
+    as_number,
+    check_named,
+    check_once,
+    check_separator,
+    label_of,
+)
 from fptt.experiments.tasks.scores import IGNORED
 
 STANDARD_INPUT = "-"
@@ -101,8 +108,11 @@ class Table:
         """Return the names of the inputs, a list, of the target and of the time, which may be None."""
         config = self.config
         check_separator(names, self.source)
-        target, times = config.target or "target", config.time or ("time" if "time" in names else None)
+        target = config.target or "target"
+        times = config.time or ("time" if "time" in names and target != "time" else None)
         given = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
+        if given is None:
+            check_named(names, self.source)
         inputs = given or [name for name in names if name not in (target, times)]
         columns = {"inputs": inputs, "target": target, "time": times}
         self._check_columns(names, columns)
@@ -113,10 +123,7 @@ class Table:
         return columns
 
     def _check_columns(self, names: list[str], columns: dict[str, Any]) -> None:
-        for name in (*columns["inputs"], columns["target"], columns["time"]):
-            if name is not None and names.count(name) != 1:
-                got = "two of them" if name in names else ", ".join(map(str, names)) or "none"
-                raise UserError(f"{self.source} must have the column {name!r}, got {got}.")
+        check_once(names, (*columns["inputs"], columns["target"], columns["time"]), self.source)
 
     def _kind(self, targets: list[Any], column: str) -> Kind:
         """Return what the first targets are: numbers with fractions, or classes."""

@@ -117,10 +117,19 @@ def told_apart_by_data(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     for run in runs:
         if (fingerprint := fingerprint_of(run.summary)) is not None:
             found.setdefault(_samples(run.config), set()).add(fingerprint)
-    return [
-        replace(run, data=fingerprint_of(run.summary)) if len(found.get(_samples(run.config), ())) > 1 else run
-        for run in runs
-    ]
+
+    def data_of(run: FinishedRun) -> str | None:
+        own, known = fingerprint_of(run.summary), found.get(_samples(run.config), set())
+        are_same = len({_whole(fingerprint, known) for fingerprint in known}) < 2
+        return None if own is None or are_same else _whole(own, known)
+
+    return [replace(run, data=data_of(run)) for run in runs]
+
+
+def _whole(fingerprint: str, known: set[str]) -> str:
+    """Return a fingerprint with the parts that older runs lack, if one alone of those that are known has them."""
+    longer = [other for other in known if other.startswith(f"{fingerprint}-")]
+    return longer[0] if len(longer) == 1 else fingerprint
 
 
 def _samples(config: TrainConfig) -> tuple[Any, ...]:

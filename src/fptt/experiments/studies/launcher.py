@@ -21,9 +21,10 @@ from fptt.experiments.process.console import duration, say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
 from fptt.experiments.studies.finished_run import read_run
+from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.tasks.registry import load_task
 from fptt.experiments.tasks.scores import metric_form
-from fptt.experiments.training.folder import RunFolder, fingerprint_of
+from fptt.experiments.training.folder import RunFolder, are_same_data, fingerprint_of
 
 # Ctrl-C in the terminal is for this process alone, which asks each of the others to end
 if sys.platform == "win32":
@@ -46,7 +47,7 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
             data, would be lost.
         KeyboardInterrupt: On Ctrl-C, after the runs under way have completed their folders.
     """
-    data: dict[Setting, str] = {}
+    data: dict[Setting, tuple[str, Interface]] = {}
     waiting = {
         path: config for path, config in runs.items() if not _is_finished(path, config, console, data, overwrite)
     }
@@ -113,7 +114,9 @@ class _Children:
                     process.send_signal(ASK_TO_END)  # does nothing to one that has ended
 
 
-def _is_finished(path: Path, config: TrainConfig, console: Console, data: dict[Setting, str], overwrite: bool) -> bool:
+def _is_finished(
+    path: Path, config: TrainConfig, console: Console, data: dict[Setting, tuple[str, Interface]], overwrite: bool
+) -> bool:
     """Return whether a folder holds a finished, undamaged run of a config and its data, with possible results."""
     try:
         if not RunFolder(path).is_finished(config):
@@ -131,13 +134,13 @@ def _is_finished(path: Path, config: TrainConfig, console: Console, data: dict[S
     return True
 
 
-def _check_data(path: Path, config: TrainConfig, known: dict[Setting, str]) -> None:
+def _check_data(path: Path, config: TrainConfig, known: dict[Setting, tuple[str, Interface]]) -> None:
     """Raise UserError if a finished run is of other data than its config names today; older runs do not tell.
 
     Args:
         path: The folder of the run.
         config: The config that names the data.
-        known: The fingerprints of data that have been read, by their setting; takes new ones.
+        known: The fingerprints and interfaces of data that have been read, by their setting; takes new ones.
     """
     folder = RunFolder(path)
     trained_on = fingerprint_of(folder.read_summary())
@@ -148,8 +151,11 @@ def _check_data(path: Path, config: TrainConfig, known: dict[Setting, str]) -> N
     names = [field.name for field in fields(DataSetting)]
     setting = Setting(batch_size=config.batch_size, **{name: getattr(config, name) for name in names})
     if setting not in known:
-        known[setting] = load_task(setting, config.seed).fingerprint
-    if known[setting] != trained_on:
+        task = load_task(setting, config.seed)
+        known[setting] = task.fingerprint, task.interface
+    (fingerprint, interface), saved = known[setting], folder.read_interface()
+    is_other = saved is not None and saved.other_field(interface) is not None
+    if is_other or not are_same_data(fingerprint, trained_on):
         raise UserError(
             f"{path} holds a finished run of other data than {config.data or 'those of the task'} now: give another "
             "folder, or --overwrite."

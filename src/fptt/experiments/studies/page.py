@@ -46,7 +46,7 @@ from fptt.experiments.studies.tables import (
     short_commit,
     with_sd,
 )
-from fptt.experiments.training.folder import RunFolder, fingerprint_of
+from fptt.experiments.training.folder import RunFolder, are_same_data, fingerprint_of
 
 LONGEST_REASON = 300
 """Characters of the reason for which a run is left out."""
@@ -183,8 +183,9 @@ def check_fits(run: FinishedRun, others: Sequence[FinishedRun], results: Path) -
     data = fingerprint_of(run.summary)
     for other in others:
         is_same = (other.group, other.setting, other.config.seed) == (run.group, run.setting, run.config.seed)
+        others_data = fingerprint_of(other.summary)
         # an older run, which does not tell its data, may be of the same
-        if is_same and (data is None or fingerprint_of(other.summary) in (None, data)):
+        if is_same and (data is None or others_data is None or are_same_data(data, others_data)):
             raise UserError(f"same setting and seed as {other.path.relative_to(results).as_posix()}.")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fptt.experiments.process.errors import UserError
@@ -47,6 +47,23 @@ def are_measurements(values: Sequence[Any]) -> bool:
     return 2 * len(finite) > len(values) and any(
         number % 1 or (abs(number) > LARGEST_WHOLE and isinstance(label_of(value), str)) for number, value in finite
     )
+
+
+def check_named(names: Sequence[str], source: str) -> None:
+    """Raise UserError if a column that would be an input has no name."""
+    if "" in names:
+        raise UserError(
+            f"{source} must have a name for every column, got none for column {names.index('') + 1} (an index of "
+            "pandas? write it with index=False, or give --inputs)."
+        )
+
+
+def check_once(names: Sequence[str], needed: Iterable[str | None], source: str) -> None:
+    """Raise UserError if a column that is needed, by its name, is not there, or there is another of that name."""
+    for name in needed:
+        if name is not None and names.count(name) != 1:
+            got = "two of them" if name in names else ", ".join(map(str, names)) or "none"
+            raise UserError(f"{source} must have the column {name!r}, got {got}.")
 
 
 def check_separator(names: Sequence[str], source: str) -> None:

@@ -1,7 +1,8 @@
 """What goes into the model of a task, and what comes out: all that its weights are used with, without any data."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
@@ -57,3 +58,19 @@ class Interface(Checked):
                 raise UserError(f"{name} must have {size} entries, got {len(values)}.")
         if (self.input_mean is None) != (self.input_deviation is None):
             raise UserError("input_mean and input_deviation must be given together.")
+
+    def other_field(self, now: Self) -> str | None:
+        """Return the first field, by name, in which the interface of data differs now, if there is one.
+
+        Without a time it may be that of a run that is older than the field, and was sorted by one all the same.
+        """
+        known = {name: value for name, value in vars(self).items() if (name, value) != ("time_name", None)}
+        return next((name for name, value in known.items() if not self._is_same(name, value, getattr(now, name))), None)
+
+    def _is_same(self, name: str, own: Any, now: Any) -> bool:
+        part, _, figure = name.rpartition("_")
+        if figure not in ("mean", "deviation") or own is None or now is None:
+            return own == now
+        mean, deviation = (np.asarray(getattr(self, f"{part}_{figure}")) for figure in ("mean", "deviation"))
+        # the last digits are those of the order of a sum, which the number of threads decides
+        return bool((np.abs(np.subtract(own, now)) <= 1e-10 * (np.abs(mean) + deviation)).all())

@@ -81,9 +81,7 @@ def check_interface(saved: Interface | None, task: Task) -> None:
     """Raise UserError if the data of a task are other than those that a run was trained on; older runs do not tell."""
     if saved is None:
         return
-    # None too in a run that is older than the field, and sorted by a time all the same
-    known = {name: value for name, value in vars(saved).items() if (name, value) != ("time_name", None)}
-    other = next((name for name, value in known.items() if value != getattr(task.interface, name)), None)
+    other = saved.other_field(task.interface)
     if other is not None:
         raise UserError(
             f"the data of the task {task.name!r} are not those that the run was trained on: their {other} is another. "

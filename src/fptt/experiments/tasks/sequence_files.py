@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.tasks.cells import are_measurements, check_separator, label_of
+from fptt.experiments.tasks.cells import are_measurements, check_named, check_once, check_separator, label_of
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -25,7 +25,8 @@ class Columns(NamedTuple):
 
     Attributes:
         id: Of the sequence that a row belongs to: `id` by default; in an .npz file the number of the sequence.
-        time: Of the order of the rows of a sequence: `time` by default, if there is one, else that of the file.
+        time: Of the order of the rows of a sequence: `time` by default, if there is one that is neither id, target nor
+            group, else that of the file.
         inputs: All that are left by default; in an .npz file the array `inputs`.
         target: `target`, in an .npz file `targets`, by default.
         group: Of what sequences have in common, a subject or a machine, which no two parts of the data share.
@@ -139,20 +140,24 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
             return pd.read_parquet(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
+            options: dict[str, Any] = {
+                "keep_default_na": False,  # a class may be called NA
+                "skipinitialspace": True,
+                "low_memory": False,
+                "encoding": "utf-8-sig",
+            }
+            names = pd.read_csv(path, header=None, nrows=1, dtype=str, **options).iloc[0].tolist()
             table = pd.read_csv(
                 path,
                 index_col=False,  # else the first column would be one where the rows have an entry too many
-                keep_default_na=False,  # a class may be called NA
                 na_values=[""],
-                skipinitialspace=True,
-                low_memory=False,
-                encoding="utf-8-sig",
                 dtype={name: str for name in labels if name is not None},  # as a number 01 would be 1
+                **options,
             )
         for name in labels:
             if name in table:
                 table[name] = _labeled(pd.Series(table[name]))
-        return table
+        return table.set_axis(names, axis=1)  # where one is lacking, or there twice, pandas has made up another
     except pd.errors.ParserWarning:
         with path.open(encoding="utf-8-sig") as file:
             check_separator([file.readline().strip()], repr(str(path)))
@@ -188,16 +193,18 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
     Raises:
         UserError: If a column is missing, or a value: names column and row, counted from 1 without the header.
     """
+    names = list(map(str, table.columns))
+    check_separator(names, repr(source))
+    if columns.inputs is None:
+        check_named(names, repr(source))
     found = {str(name): column for name, column in table.items()}
-    check_separator(list(found), repr(source))
     id_name, target_name = columns.id or "id", columns.target or "target"
-    time_name = columns.time or ("time" if "time" in found else None)
-    others = [id_name, time_name, columns.group, target_name]
+    others = [id_name, columns.group, target_name]
+    time_name = columns.time or ("time" if "time" in found and "time" not in others else None)
+    others.append(time_name)
     input_names = columns.inputs or tuple(name for name in found if name not in others)
     labels = [] if targets is None else [target_name, columns.group]
-    for name in (id_name, time_name, *input_names, *labels):
-        if name is not None and name not in found:
-            raise UserError(f"{source!r} must have the column {name!r}, got {', '.join(found)}.")
+    check_once(names, (id_name, time_name, *input_names, *labels), repr(source))
     if not input_names:
         raise UserError(f"{source!r} must have a column of inputs beside {', '.join(map(repr, found))}.")
     if targets is not None and target_name in (*input_names, id_name, time_name, columns.group):

@@ -95,8 +95,11 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Checksums of the stored training and test data; generated data are those of their seed."""
-        parts = (self.train, self.test)
+        """Checksums of the stored training, test and validation data; generated data are those of their seed.
+
+        Those of validation are last: earlier versions have them not.
+        """
+        parts = (self.train, self.test, self.validation)
         return "-".join("generated" if isinstance(part, FreshSamples) else self._checksum(part) for part in parts)
 
     def _checksum(self, part: Dataset[Samples]) -> str:

@@ -18,7 +18,7 @@ from fptt.experiments.tasks.registry import check_interface, check_vocabulary, l
 from fptt.experiments.tasks.scores import ClassScore, Score
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import make_fabric, make_model
-from fptt.experiments.training.folder import RunFolder, Weights, fingerprint_of
+from fptt.experiments.training.folder import RunFolder, Weights, are_same_data, fingerprint_of
 
 CHUNK_LENGTH = 256
 """Time steps that are evaluated at once: bounds the memory of long sequences."""
@@ -119,9 +119,9 @@ def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = No
 def _announce_other_data(folder: RunFolder, task: Task) -> None:
     """Say if the data are not those of which the summary of a run has the figures; older summaries do not tell."""
     saved = fingerprint_of(folder.read_summary()) if folder.summary_file.exists() else None
-    if saved is None or saved == task.fingerprint:
+    if saved is None or are_same_data(saved, task.fingerprint):
         return
-    pairs = zip(("training", "test"), saved.split("-"), task.fingerprint.split("-"), strict=False)
+    pairs = zip(("training", "test", "validation"), saved.split("-"), task.fingerprint.split("-"), strict=False)
     changed = " and ".join(name for name, before, now in pairs if before != now)
     announce(
         f"The {changed} data of the task {task.name!r} are not those of the run: its summary.json has other figures."

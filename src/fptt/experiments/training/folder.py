@@ -286,6 +286,11 @@ def fingerprint_of(summary: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def are_same_data(one: str, other: str) -> bool:
+    """Return whether two fingerprints agree in the parts that both have: older ones lack that of validation."""
+    return all(own == others for own, others in zip(one.split("-"), other.split("-"), strict=False))
+
+
 def check_replaceable(folder: Path, command: Literal["train", "stream"], files: Iterable[Path]) -> None:
     """Raise UserError if a folder holds something that a command may not replace, though it was asked to.
 

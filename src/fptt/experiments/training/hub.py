@@ -14,7 +14,8 @@ from fptt.experiments.training.folder import RunFolder
 def push(path: Path, name: str, *, private: bool = False, revision: str | None = None) -> str:
     """Put a finished run on the hub as a model, made if need be, and return its address.
 
-    The path of the data in config.yaml is cut to its last part. Checkpoints stay.
+    The path of the data in config.yaml is cut to its last part. Checkpoints stay. Files of an earlier run that this one
+    does not have are removed there, others are kept.
 
     Args:
         path: The run folder.
@@ -41,6 +42,9 @@ def push(path: Path, name: str, *, private: bool = False, revision: str | None =
         address = api.create_repo(name, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
+        lacking = {file.name for file in folder.files()} - {file.name for file in files}
+        there = api.list_repo_files(name, revision=revision)
+        operations += [hub.CommitOperationDelete(own) for own in there if own in lacking]
         summary = f"{config.method.upper()} on {config.task}, seed {config.seed}"
         api.create_commit(name, operations, commit_message=summary, revision=revision)
     return str(address)

@@ -13,7 +13,7 @@ from fptt.experiments.process.console import Display, make_display, say
 from fptt.experiments.process.errors import UnwritableError, UserError, one_line
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.tasks.batches import Samples
-from fptt.experiments.tasks.registry import OPTIONS
+from fptt.experiments.tasks.registry import OPTIONS, check_interface
 from fptt.experiments.training.card import model_card
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder, locked
@@ -81,6 +81,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
         say(console, run.task.about + chunks)
     if resume:
         _restore(run, folder, console)
+        check_interface(folder.read_interface(), run.task)  # of units and names the checkpoint does not tell
     else:
         if run.replicas.is_leader:
             folder.create(run.config, run.task.vocabulary, run.task.interface)

@@ -21,7 +21,7 @@ from fptt.experiments.tasks.registry import check_vocabulary, load_task
 from fptt.experiments.training.build import check_chunks, make_loss, make_method, make_model, make_optimizer
 from fptt.experiments.training.checkpoints import load_field
 from fptt.experiments.training.evaluation import in_precision_of
-from fptt.experiments.training.folder import Weights
+from fptt.experiments.training.folder import Weights, are_same_data
 from fptt.experiments.training.replicas import Replicas
 from fptt.experiments.training.schedule import Schedule, spent_fraction
 
@@ -80,14 +80,19 @@ class Totals:
 
     Attributes:
         sums: Of loss, per lane that is not idle, penalty and gradient norm, (3,).
-        batches: The number of batches.
+        batches: The number of batches with a target.
     """
 
     sums: Tensor
     batches: int = 0
 
     def add(self, result: fptt.BatchResult, progress: fptt.Progress | None) -> None:
-        """Add one batch; with staggered lanes, where they stand: idle ones count 0 in the loss of the batch."""
+        """Add one batch, unless it has no target at all.
+
+        With staggered lanes `progress` is where they stand: idle ones count 0 in the loss of the batch.
+        """
+        if not result.updates and not result.skipped:
+            return
         loss = result.loss
         if progress is not None:
             is_busy = progress.position > 0
@@ -285,7 +290,7 @@ class Run:
         if not is_config_of(state.get("config"), self.config):
             raise UserError("the checkpoint is of another config than the folder's config.yaml.")
         load_field(state, "vocabulary", lambda saved: check_vocabulary(saved, self.task))
-        if load_field(state, "data", str) != self.task.fingerprint:
+        if not are_same_data(load_field(state, "data", str), self.task.fingerprint):
             raise UserError(f"the data of the task {self.task.name!r} are not those that the run was trained on.")
         own = load_field(state, "others", lambda others: self._own_state(state, others))
         load_field(own, "model", self.model.load_state_dict)
