@@ -324,7 +324,7 @@ class SequenceNet(NeuralNet, ABC):
         self._check_width(sequences)
         if lengths.min() < lengths.max() and getattr(self.module_ if self.initialized_ else None, "last_only", False):
             raise ValueError("X must have sequences of one length, as in the first fit, got ragged ones: call fit.")
-        data = self._scaled(sequences), self._padded_numbers(targets, lengths)
+        data = sequences, self._padded_numbers(targets, lengths)
         self.is_training_ = True
         try:
             with self._own_random_numbers():
@@ -344,7 +344,7 @@ class SequenceNet(NeuralNet, ABC):
             return training, validation  # parts of the whole
         sequences, lengths, targets = self._checked(*_unpacked(validation))
         self._check_width(sequences)
-        return training, self.get_dataset(self._scaled(sequences), self._padded_numbers(targets, lengths))
+        return training, self.get_dataset(sequences, self._padded_numbers(targets, lengths))
 
     def _checked(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:  # noqa: N803
         """Return sequences, (N, T) or (N, T, D), their lengths, (N,), and the targets of all, or of all steps."""
@@ -368,14 +368,6 @@ class SequenceNet(NeuralNet, ABC):
         # the mean of equal numbers has a rounding error, which is no deviation
         rounding = len(steps) * np.finfo(np.float64).eps * np.abs(self.mean_)
         self.deviation_ = np.where(deviation > rounding, deviation, 1.0)
-
-    def _scaled(self, sequences: NDArray[Any]) -> NDArray[Any]:
-        """Return sequences as the model sees them, in their own dtype."""
-        if not self.standardize:
-            return sequences
-        shape = (*sequences.shape[:2], self.input_size_)
-        scaled = (sequences.reshape(shape).astype(np.float64) - self.mean_) / self.deviation_
-        return scaled.astype(sequences.dtype).reshape(sequences.shape)
 
     def _seed(self) -> int:
         seed = self.random_state
@@ -436,10 +428,9 @@ class SequenceNet(NeuralNet, ABC):
     def forward_iter(self, X: Any, training: bool = False, device: str = "cpu") -> Generator[Any, Any, None]:  # noqa: N803
         """Yield the outputs of each batch, (B, C), or (B, T, C) with `per_step`; sequences may be of any length."""
         self.check_is_fitted()
-        if not (self.is_training_ and is_dataset(X)):  # then it is skorch's own, of data that fit has checked
-            X = self._check_sequences(_unpacked(X)[0] if is_dataset(X) else X)  # noqa: N806
-            self._check_width(X)
-            X = self._scaled(X)  # noqa: N806
+        # skorch's data sets hold what fit has checked and padded; callbacks hand over such a set, or its array alone
+        X = self._check_sequences(X, may_be_padded=self.is_training_)  # noqa: N806
+        self._check_width(X)
         yield from super().forward_iter(X, training, device)
 
     def infer(self, x: Any, **_: Any) -> Tensor:
@@ -453,7 +444,7 @@ class SequenceNet(NeuralNet, ABC):
         """Return the plain loss after the last step, or of all steps with `per_step`: the validation loss."""
         targets = self._to_targets(y_true)
         if self.per_step:
-            counted = ~self._is_padding(torch.as_tensor(X, device=self.device))  # (B, T)
+            counted = ~self._is_padding(torch.as_tensor(X)).to(self.device)  # (B, T)
             y_pred, targets = y_pred[counted], targets[counted]
         return self.criterion_(y_pred, targets).mean()  # of one with reduction="none"
 
@@ -483,10 +474,14 @@ class SequenceNet(NeuralNet, ABC):
         return [(name, callback) for name, callback in own if not (self.per_step and name == "valid_acc")]
 
     def _time_major(self, inputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Return (T, B, D), in the dtype of the weights, and the mask of real steps, None if all are."""
-        inputs = torch.as_tensor(inputs, device=self.device).to(self._dtype())
+        """Return (T, B, D), scaled, in the dtype of the weights, and the mask of real steps, None if all are."""
+        inputs = torch.as_tensor(inputs, device="cpu")  # MPS has no float64
+        inputs = inputs if inputs.dim() == 3 else inputs.unsqueeze(-1)
+        if self.standardize:
+            inputs = (inputs.double() - torch.from_numpy(self.mean_)) / torch.from_numpy(self.deviation_)
+        inputs = inputs.to(self._dtype()).to(self.device)
         padding = self._is_padding(inputs).transpose(0, 1)
-        inputs = (inputs if inputs.dim() == 3 else inputs.unsqueeze(-1)).transpose(0, 1)
+        inputs = inputs.transpose(0, 1)
         return (inputs.nan_to_num(), ~padding) if padding.any() else (inputs, None)
 
     def _is_padding(self, inputs: Tensor) -> Tensor:
@@ -500,11 +495,14 @@ class SequenceNet(NeuralNet, ABC):
     def _dtype(self) -> torch.dtype:
         return next(self.module_.parameters()).dtype
 
-    def _check_sequences(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """Return (N, T) or (N, T, D); ragged sequences are padded by NaN."""
+    def _check_sequences(self, X: Any, *, may_be_padded: bool = False) -> NDArray[Any]:  # noqa: N803
+        """Return those of an array, list or data set, (N, T) or (N, T, D); ragged ones are padded by NaN."""
+        X = _unpacked(X)[0] if is_dataset(X) else X  # noqa: N806
         if _is_ragged(X):
             return _from_list(X)
-        sequences = check_array(list(X) if _is_list(X) else X, dtype=FLOATS, allow_nd=True, input_name="X")
+        X = list(X) if _is_list(X) else X  # noqa: N806
+        finite: Any = "allow-nan" if may_be_padded else True
+        sequences = check_array(X, dtype=FLOATS, allow_nd=True, ensure_all_finite=finite, input_name="X")
         if sequences.ndim > 3:
             raise ValueError(f"X must have shape (N, T) or (N, T, D), got {sequences.shape}.")
         return sequences
