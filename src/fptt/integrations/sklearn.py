@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fptt
-from fptt._checks import check_choice
+from fptt._checks import check_choice, first_weight
 from fptt._losses.elementwise import ignored_index, is_without_softmax
 from fptt._methods.fptt import OF_FPTT
 from fptt._online.targets import to_python
@@ -493,7 +493,7 @@ class SequenceNet(NeuralNet, ABC):
         return targets.transpose(0, 1) if self.per_step else targets
 
     def _dtype(self) -> torch.dtype:
-        return next(self.module_.parameters()).dtype
+        return first_weight(self.module_).dtype
 
     def _check_sequences(self, X: Any, *, may_be_padded: bool = False) -> NDArray[Any]:  # noqa: N803
         """Return those of an array, list or data set, (N, T) or (N, T, D); ragged ones are padded by NaN."""
