@@ -567,7 +567,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
             The generators of torch, and of NumPy if it is not None, are left as they were.
         train_split: None to train on all data; or for callbacks that validate, such as early stopping,
             `skorch.dataset.ValidSplit(0.2, stratified=True)`, or `skorch.helper.predefined_split(Dataset(X, y))` with
-            other data as for `fit`.
+            other data as for `fit`; of a list of ragged sequences `Dataset(X, y, length=len(X))`.
         verbose: 1 prints a line an epoch.
         **skorch_options: Any other argument of `skorch.NeuralNetClassifier`: `callbacks`, `device`, `warm_start`,
             `optimizer__…`, `module__…`, …; skorch checks their names in `fit`. A `criterion`, a class of losses of
