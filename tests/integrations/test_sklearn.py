@@ -533,6 +533,27 @@ def test_validation_of_steps_is_that_of_real_steps() -> None:
     assert net.history[-1, "valid_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [FPTTClassifier, FPTTRegressor])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_labels_of_steps_are_scored_in_training_and_of_a_data_set(kind: Any, ragged: bool) -> None:
+    data = RAGGED if ragged else WIDE
+    y: Any = [own.sum(1) > 10 if kind is FPTTClassifier else own.mean(1) for own in data]
+    whole = Dataset(data, y, length=N)
+    scoring = [
+        EpochScoring(None, name=f"{cached} {on_train}", use_caching=cached, on_train=on_train, lower_is_better=False)
+        for cached, on_train in [(True, False), (False, False), (False, True)]
+    ]
+    scoring.append(EpochScoring(None, name="frozen", on_train=True, lower_is_better=False))
+    split = predefined_split(whole)
+    net = kind(**SMALL, per_step=True, train_split=split, callbacks=scoring).fit(data, y)
+    expected = net.score(data, y)
+    assert net.score(whole, y) == expected
+    assert [net.history[-1, own.name] for own in scoring[:3]] == pytest.approx([expected] * 3)
+    frozen: Any = clone(net)
+    frozen.set_params(lr=0.0, callbacks=scoring[3:]).fit(data, y)  # of shuffled batches
+    assert frozen.history[-1, "frozen"] == pytest.approx(frozen.score(data, y))
+
+
 def test_a_constant_is_not_divided_by_its_rounding_error() -> None:
     constant = np.concatenate([WIDE, np.full_like(WIDE, 37.3)], -1)
     net = classifier().fit(constant, Y)

@@ -83,7 +83,7 @@ def _lengths(sequences: NDArray[Any]) -> NDArray[Any]:
     return (~np.isnan(first)).sum(1)
 
 
-def _padded(flat: NDArray[Any], lengths: NDArray[Any], padding: float = 0) -> NDArray[Any]:
+def _padded(flat: NDArray[Any], lengths: NDArray[Any], padding: float) -> NDArray[Any]:
     """Return the steps of all sequences, (ΣT_i, …), as (N, T, …)."""
     padded = np.full((len(lengths), lengths.max(), *flat.shape[1:]), padding, flat.dtype)
     padded[np.arange(lengths.max()) < lengths[:, None]] = flat
@@ -144,6 +144,8 @@ class SequenceNet(NeuralNet, ABC):
     criterion_class: ClassVar[type[nn.Module]] = nn.MSELoss
     cuda_dependent_attributes_: ClassVar[list[str]] = ["method_"]  # pickled with the weights that it refers to
     is_training_ = False
+    target_padding: ClassVar[float]
+    """What skorch's data sets have as targets of padding; no real target is one."""
 
     def __init__(
         self,
@@ -276,7 +278,7 @@ class SequenceNet(NeuralNet, ABC):
 
     @abstractmethod
     def _to_targets(self, numbers: Any) -> Tensor:
-        """Return the targets of a batch as the loss takes them."""
+        """Return the targets of a batch as the loss takes them; those of padding, which do not count, as any others."""
 
     def fit(self, X: Any, y: Any, **fit_params: Any) -> Self:  # noqa: N803
         """Initialize and train for `max_epochs`; with `warm_start` continue as `partial_fit` does.
@@ -359,7 +361,7 @@ class SequenceNet(NeuralNet, ABC):
 
     def _padded_numbers(self, targets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
         numbers = self._numbers_of(targets)
-        return _padded(numbers, lengths) if self.per_step else numbers
+        return _padded(numbers, lengths, self.target_padding) if self.per_step else numbers
 
     def _learn_scale(self, sequences: NDArray[Any]) -> None:
         steps = sequences.reshape(-1, self.input_size_).astype(np.float64)
@@ -461,8 +463,14 @@ class SequenceNet(NeuralNet, ABC):
             return super().score(X, y, sample_weight)  # pyright: ignore[reportAttributeAccessIssue]
         if sample_weight is not None:
             raise ValueError("sample_weight must be None with per_step=True.")
-        targets = _steps_of(y, _lengths(self._check_sequences(X)))
-        return self._score(targets, np.concatenate(list(self.predict(X))))
+        predictions = self.predict(X)
+        if self.is_training_ and not _is_list(y):  # skorch's own, padded, in the order of batches and not that of X
+            y = np.asarray(y)
+            real = ~np.isclose(y.reshape(*y.shape[:2], -1)[..., 0], self.target_padding, equal_nan=True)
+            return self._score(y[real], predictions[real])
+        lengths = _lengths(self._check_sequences(X))
+        real_steps = [own[:length] for own, length in zip(predictions, lengths, strict=True)]
+        return self._score(_steps_of(y, lengths), np.concatenate(real_steps))
 
     @abstractmethod
     def _score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float: ...
@@ -594,6 +602,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
     """
 
     criterion_class = nn.CrossEntropyLoss
+    target_padding = -1
 
     def __init__(
         self,
@@ -692,7 +701,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         return np.array([numbers[label] for label in targets.tolist()])
 
     def _to_targets(self, numbers: Any) -> Tensor:
-        return torch.as_tensor(numbers, device=self.device)
+        return torch.as_tensor(numbers, device=self.device).clamp(min=0)
 
 
 class FPTTRegressor(SequenceNet, NeuralNetRegressor):
@@ -712,6 +721,8 @@ class FPTTRegressor(SequenceNet, NeuralNetRegressor):
         >>> net.fit(X, X.mean(1)).score(X, X.mean(1)) > 0.8
         True
     """
+
+    target_padding = math.nan
 
     def _check_criterion(self) -> None:
         # of BCEWithLogitsLoss skorch makes probabilities of two classes
@@ -755,4 +766,4 @@ class FPTTRegressor(SequenceNet, NeuralNetRegressor):
         return numbers
 
     def _to_targets(self, numbers: Any) -> Tensor:
-        return torch.as_tensor(numbers, device=self.device).to(self._dtype())
+        return torch.as_tensor(numbers).nan_to_num().to(self._dtype()).to(self.device)
