@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -53,6 +53,11 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     if all_finite(torch.stack([total.to(sums[0]) for total in sums]).sum()):
         return True
     return all(map(all_finite, filled))  # finite numbers can add up to Inf
+
+
+def first_weight(model: nn.Module) -> Tensor:
+    """Return the first parameter that is real or complex, whose dtype inputs have: one of integers may be frozen."""
+    return next(param for param in model.parameters() if param.is_floating_point() or param.is_complex())
 
 
 def check_grad_enabled(what: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import log_loss
+from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -200,6 +200,7 @@ def test_data_sets_of_ones_own_are_scaled_and_numbered_as_in_fit() -> None:
     for wrong, message in (
         (ConcatDataset([held_out]), "Dataset.X, y., or a part of one, got a ConcatDataset"),
         (Dataset(held_out.X[..., None].repeat(2, 2), Y[50:]), "X must have D = 1"),
+        (Dataset(held_out.X * np.nan, Y[50:]), "X contains NaN"),
         (Dataset(held_out.X, Y[:1].repeat(20) + "er"), "y must have labels of"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -336,10 +337,23 @@ def test_callbacks_see_metrics_of_the_same_labels(tmp_path: Path) -> None:
     held_out = ValidSplit(3, stratified=True)(TensorDataset(torch.from_numpy(X)), Y)[1].indices
     assert net.history[-1, "valid_acc"] == pytest.approx(net.score(X[held_out], Y[held_out]))
     assert net.history[-1, "train_acc"] > 0.2
-    assert net.history[-1, "f1"] > 0.1
+    expected = f1_score(Y[held_out], net.predict(X[held_out]), average="macro")
+    assert net.history[-1, "f1"] == pytest.approx(expected)
     assert net.optimizer_.param_groups[0]["lr"] == pytest.approx(0.02 / 8)
     kept = pickle.loads((tmp_path / "net.pkl").read_bytes())
     assert np.array_equal(kept.predict(X), net.predict(X))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_callbacks_score_what_the_net_scores(cached: bool, ragged: bool) -> None:
+    """Far from 0, where inputs that are scaled twice are all alike."""
+    data: Any = [50 + 9 * own[:length, None] for own, length in zip(X, LENGTHS, strict=True)]
+    data = data if ragged else 50 + 9 * X
+    scoring = EpochScoring("r2", name="r2", use_caching=cached, lower_is_better=False)
+    held_out = predefined_split(Dataset(data, X[:, 0], length=N))
+    net: Any = FPTTRegressor(**SMALL, callbacks=[scoring], train_split=held_out).fit(data, X[:, 0])
+    assert net.history[-1, "r2"] == pytest.approx(net.score(data, X[:, 0]))
 
 
 @pytest.mark.filterwarnings("ignore")  # of data that the checks make
@@ -517,6 +531,27 @@ def test_validation_of_steps_is_that_of_real_steps() -> None:
     ]
     # one batch of validation, so that its mean is that of all steps
     assert net.history[-1, "valid_loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [FPTTClassifier, FPTTRegressor])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_labels_of_steps_are_scored_in_training_and_of_a_data_set(kind: Any, ragged: bool) -> None:
+    data = RAGGED if ragged else WIDE
+    y: Any = [own.sum(1) > 10 if kind is FPTTClassifier else own.mean(1) for own in data]
+    whole = Dataset(data, y, length=N)
+    scoring = [
+        EpochScoring(None, name=f"{cached} {on_train}", use_caching=cached, on_train=on_train, lower_is_better=False)
+        for cached, on_train in [(True, False), (False, False), (False, True)]
+    ]
+    scoring.append(EpochScoring(None, name="frozen", on_train=True, lower_is_better=False))
+    split = predefined_split(whole)
+    net = kind(**SMALL, per_step=True, train_split=split, callbacks=scoring).fit(data, y)
+    expected = net.score(data, y)
+    assert net.score(whole, y) == expected
+    assert [net.history[-1, own.name] for own in scoring[:3]] == pytest.approx([expected] * 3)
+    frozen: Any = clone(net)
+    frozen.set_params(lr=0.0, callbacks=scoring[3:]).fit(data, y)  # of shuffled batches
+    assert frozen.history[-1, "frozen"] == pytest.approx(frozen.score(data, y))
 
 
 def test_a_constant_is_not_divided_by_its_rounding_error() -> None:

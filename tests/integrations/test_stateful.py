@@ -318,6 +318,33 @@ def test_all_steps_at_once_and_one_of_two_outputs() -> None:
     torch.testing.assert_close(state["h"], final)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_lane_begins_again_in_the_dimension_that_is_named(size: int) -> None:
+    """A state of two layers, also where there are as many lanes."""
+
+    class Layers(nn.Module):
+        h: Any = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(D, H, 2)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs, self.h = self.rnn(inputs, self.h)
+            return outputs
+
+    layers, inputs, is_first = Layers(), torch.randn(T, size, D), torch.zeros(T, size, dtype=torch.bool)
+    is_first[4, 0] = True
+    model = Explicit(layers, each_step=False, state_batch_dim=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
+    method = fptt.TBPTT(model, optimizer, fptt.SequenceLoss(functional.mse_loss), chunk_length=4)
+    found = method.train_batch(inputs, torch.zeros(T, size, H), is_first=is_first).chunk_losses[1]
+    before = layers.rnn(inputs[:4])[1]
+    before[:, 0] = 0
+    expected = layers.rnn(inputs[4:8], before)[0].square().mean()
+    torch.testing.assert_close(torch.as_tensor(found), expected.detach())
+
+
 def test_a_copy_goes_on_from_a_given_state() -> None:
     _, model = make_pair(Attribute)
     inputs, _ = data()

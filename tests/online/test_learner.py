@@ -49,6 +49,29 @@ def learn(online: fptt.OnlineLearner, steps: range = range(T), labels: list[Any]
         online.learn_one(inputs[step], (own if labels is None else labels)[step])
 
 
+def test_a_frozen_parameter_of_integers_leaves_steps_and_targets_as_they_are() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = nn.Parameter(torch.tensor(3), requires_grad=False)
+            self.rnn = fptt.nn.RNN(1, 4, 1)
+
+        def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            return self.rnn(inputs.float(), state)
+
+    def learned(model: nn.Module, weights: Any) -> list[Tensor]:
+        optimizer = torch.optim.SGD(weights.parameters(), lr=0.1)
+        method = fptt.TBPTT(model, optimizer, fptt.SequenceLoss(functional.mse_loss), chunk_length=1)
+        online = fptt.OnlineLearner(method, classes=None)
+        for step in range(5):
+            online.learn_one([0.7 * step], 0.9)
+        return list(weights.parameters())
+
+    counted, plain = Counted(), fptt.nn.RNN(1, 4, 1)
+    plain.load_state_dict(counted.rnn.state_dict())
+    assert all(map(torch.equal, learned(counted, counted.rnn), learned(plain, plain)))
+
+
 @CHUNKS
 @pytest.mark.parametrize("alpha", [0, 0.3])
 def test_a_stream_is_learned_as_its_chunks_are_by_the_method(length: int, alpha: float) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fptt._checks import first_weight
 from fptt._random_state import RandomState
 from fptt._regularizer.regularizer import DynamicRegularizer
 from fptt._regularizer.step_hooks import BadWeightsError, StepHooks
@@ -104,7 +105,7 @@ class Snapshot:
 
 def bad_loss(model: nn.Module) -> Tensor:
     """Return NaN, the loss of a chunk that was skipped, a scalar like the model's weights: real, and no integer."""
-    weight = next(param for param in model.parameters() if param.is_floating_point() or param.is_complex())
+    weight = first_weight(model)
     return weight.new_full((), float("nan"), dtype=weight.dtype.to_real())
 
 

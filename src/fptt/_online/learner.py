@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fptt._checks import check_choice, check_count, check_type
+from fptt._checks import check_choice, check_count, check_type, first_weight
 from fptt._losses.chunk_loss import SequenceLoss
 from fptt._methods.method import Method
 from fptt._online.forward import Forward
@@ -90,7 +90,7 @@ class OnlineLearner:
         check_choice("missing", missing, ("error", "hold"))
         if window is not None:
             check_count("window", window)
-        self._features = Features(next(method.model.parameters()), missing, is_exact=standardize)
+        self._features = Features(first_weight(method.model), missing, is_exact=standardize)
         self._moments: RunningMoments | None = None
         self._targets: Targets = Numbers() if classes is None else Classes(classes)
         if isinstance(self._targets, Classes) and self._targets.is_open and _is_regression(method):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fptt._checks import first_weight
 from fptt._methods.method import Method
 from fptt._online.forward import Forward
 from fptt._online.targets import Targets
@@ -89,7 +90,7 @@ class Trainer:
         if all(target is None for target in targets):
             self.state = self._forward.run(rows, self.state)[1]
             return
-        like = next(self._method.model.parameters())
+        like = first_weight(self._method.model)
         mask = torch.tensor([[target is not None] for target in targets], device=rows.device)  # (n, 1)
         encoded = self._targets.tensor(targets, self._forward.num_outputs or 0, like)
         result = self._method.train_batch(rows.unsqueeze(1), encoded, self.state, mask if None in targets else None)

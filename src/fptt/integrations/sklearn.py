@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fptt
-from fptt._checks import check_choice
+from fptt._checks import check_choice, first_weight
 from fptt._losses.elementwise import ignored_index, is_without_softmax
 from fptt._methods.fptt import OF_FPTT
 from fptt._online.targets import to_python
@@ -83,7 +83,7 @@ def _lengths(sequences: NDArray[Any]) -> NDArray[Any]:
     return (~np.isnan(first)).sum(1)
 
 
-def _padded(flat: NDArray[Any], lengths: NDArray[Any], padding: float = 0) -> NDArray[Any]:
+def _padded(flat: NDArray[Any], lengths: NDArray[Any], padding: float) -> NDArray[Any]:
     """Return the steps of all sequences, (ΣT_i, …), as (N, T, …)."""
     padded = np.full((len(lengths), lengths.max(), *flat.shape[1:]), padding, flat.dtype)
     padded[np.arange(lengths.max()) < lengths[:, None]] = flat
@@ -144,6 +144,8 @@ class SequenceNet(NeuralNet, ABC):
     criterion_class: ClassVar[type[nn.Module]] = nn.MSELoss
     cuda_dependent_attributes_: ClassVar[list[str]] = ["method_"]  # pickled with the weights that it refers to
     is_training_ = False
+    target_padding: ClassVar[float]
+    """What skorch's data sets have as targets of padding; no real target is one."""
 
     def __init__(
         self,
@@ -276,7 +278,7 @@ class SequenceNet(NeuralNet, ABC):
 
     @abstractmethod
     def _to_targets(self, numbers: Any) -> Tensor:
-        """Return the targets of a batch as the loss takes them."""
+        """Return the targets of a batch as the loss takes them; those of padding, which do not count, as any others."""
 
     def fit(self, X: Any, y: Any, **fit_params: Any) -> Self:  # noqa: N803
         """Initialize and train for `max_epochs`; with `warm_start` continue as `partial_fit` does.
@@ -324,7 +326,7 @@ class SequenceNet(NeuralNet, ABC):
         self._check_width(sequences)
         if lengths.min() < lengths.max() and getattr(self.module_ if self.initialized_ else None, "last_only", False):
             raise ValueError("X must have sequences of one length, as in the first fit, got ragged ones: call fit.")
-        data = self._scaled(sequences), self._padded_numbers(targets, lengths)
+        data = sequences, self._padded_numbers(targets, lengths)
         self.is_training_ = True
         try:
             with self._own_random_numbers():
@@ -344,7 +346,7 @@ class SequenceNet(NeuralNet, ABC):
             return training, validation  # parts of the whole
         sequences, lengths, targets = self._checked(*_unpacked(validation))
         self._check_width(sequences)
-        return training, self.get_dataset(self._scaled(sequences), self._padded_numbers(targets, lengths))
+        return training, self.get_dataset(sequences, self._padded_numbers(targets, lengths))
 
     def _checked(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:  # noqa: N803
         """Return sequences, (N, T) or (N, T, D), their lengths, (N,), and the targets of all, or of all steps."""
@@ -359,7 +361,7 @@ class SequenceNet(NeuralNet, ABC):
 
     def _padded_numbers(self, targets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
         numbers = self._numbers_of(targets)
-        return _padded(numbers, lengths) if self.per_step else numbers
+        return _padded(numbers, lengths, self.target_padding) if self.per_step else numbers
 
     def _learn_scale(self, sequences: NDArray[Any]) -> None:
         steps = sequences.reshape(-1, self.input_size_).astype(np.float64)
@@ -368,14 +370,6 @@ class SequenceNet(NeuralNet, ABC):
         # the mean of equal numbers has a rounding error, which is no deviation
         rounding = len(steps) * np.finfo(np.float64).eps * np.abs(self.mean_)
         self.deviation_ = np.where(deviation > rounding, deviation, 1.0)
-
-    def _scaled(self, sequences: NDArray[Any]) -> NDArray[Any]:
-        """Return sequences as the model sees them, in their own dtype."""
-        if not self.standardize:
-            return sequences
-        shape = (*sequences.shape[:2], self.input_size_)
-        scaled = (sequences.reshape(shape).astype(np.float64) - self.mean_) / self.deviation_
-        return scaled.astype(sequences.dtype).reshape(sequences.shape)
 
     def _seed(self) -> int:
         seed = self.random_state
@@ -436,10 +430,9 @@ class SequenceNet(NeuralNet, ABC):
     def forward_iter(self, X: Any, training: bool = False, device: str = "cpu") -> Generator[Any, Any, None]:  # noqa: N803
         """Yield the outputs of each batch, (B, C), or (B, T, C) with `per_step`; sequences may be of any length."""
         self.check_is_fitted()
-        if not (self.is_training_ and is_dataset(X)):  # then it is skorch's own, of data that fit has checked
-            X = self._check_sequences(_unpacked(X)[0] if is_dataset(X) else X)  # noqa: N806
-            self._check_width(X)
-            X = self._scaled(X)  # noqa: N806
+        # skorch's data sets hold what fit has checked and padded; callbacks hand over such a set, or its array alone
+        X = self._check_sequences(X, may_be_padded=self.is_training_)  # noqa: N806
+        self._check_width(X)
         yield from super().forward_iter(X, training, device)
 
     def infer(self, x: Any, **_: Any) -> Tensor:
@@ -453,7 +446,7 @@ class SequenceNet(NeuralNet, ABC):
         """Return the plain loss after the last step, or of all steps with `per_step`: the validation loss."""
         targets = self._to_targets(y_true)
         if self.per_step:
-            counted = ~self._is_padding(torch.as_tensor(X, device=self.device))  # (B, T)
+            counted = ~self._is_padding(torch.as_tensor(X)).to(self.device)  # (B, T)
             y_pred, targets = y_pred[counted], targets[counted]
         return self.criterion_(y_pred, targets).mean()  # of one with reduction="none"
 
@@ -470,8 +463,14 @@ class SequenceNet(NeuralNet, ABC):
             return super().score(X, y, sample_weight)  # pyright: ignore[reportAttributeAccessIssue]
         if sample_weight is not None:
             raise ValueError("sample_weight must be None with per_step=True.")
-        targets = _steps_of(y, _lengths(self._check_sequences(X)))
-        return self._score(targets, np.concatenate(list(self.predict(X))))
+        predictions = self.predict(X)
+        if self.is_training_ and not _is_list(y):  # skorch's own, padded, in the order of batches and not that of X
+            y = np.asarray(y)
+            real = ~np.isclose(y.reshape(*y.shape[:2], -1)[..., 0], self.target_padding, equal_nan=True)
+            return self._score(y[real], predictions[real])
+        lengths = _lengths(self._check_sequences(X))
+        real_steps = [own[:length] for own, length in zip(predictions, lengths, strict=True)]
+        return self._score(_steps_of(y, lengths), np.concatenate(real_steps))
 
     @abstractmethod
     def _score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float: ...
@@ -483,10 +482,14 @@ class SequenceNet(NeuralNet, ABC):
         return [(name, callback) for name, callback in own if not (self.per_step and name == "valid_acc")]
 
     def _time_major(self, inputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Return (T, B, D), in the dtype of the weights, and the mask of real steps, None if all are."""
-        inputs = torch.as_tensor(inputs, device=self.device).to(self._dtype())
+        """Return (T, B, D), scaled, in the dtype of the weights, and the mask of real steps, None if all are."""
+        inputs = torch.as_tensor(inputs, device="cpu")  # MPS has no float64
+        inputs = inputs if inputs.dim() == 3 else inputs.unsqueeze(-1)
+        if self.standardize:
+            inputs = (inputs.double() - torch.from_numpy(self.mean_)) / torch.from_numpy(self.deviation_)
+        inputs = inputs.to(self._dtype()).to(self.device)
         padding = self._is_padding(inputs).transpose(0, 1)
-        inputs = (inputs if inputs.dim() == 3 else inputs.unsqueeze(-1)).transpose(0, 1)
+        inputs = inputs.transpose(0, 1)
         return (inputs.nan_to_num(), ~padding) if padding.any() else (inputs, None)
 
     def _is_padding(self, inputs: Tensor) -> Tensor:
@@ -498,13 +501,16 @@ class SequenceNet(NeuralNet, ABC):
         return targets.transpose(0, 1) if self.per_step else targets
 
     def _dtype(self) -> torch.dtype:
-        return next(self.module_.parameters()).dtype
+        return first_weight(self.module_).dtype
 
-    def _check_sequences(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """Return (N, T) or (N, T, D); ragged sequences are padded by NaN."""
+    def _check_sequences(self, X: Any, *, may_be_padded: bool = False) -> NDArray[Any]:  # noqa: N803
+        """Return those of an array, list or data set, (N, T) or (N, T, D); ragged ones are padded by NaN."""
+        X = _unpacked(X)[0] if is_dataset(X) else X  # noqa: N806
         if _is_ragged(X):
             return _from_list(X)
-        sequences = check_array(list(X) if _is_list(X) else X, dtype=FLOATS, allow_nd=True, input_name="X")
+        X = list(X) if _is_list(X) else X  # noqa: N806
+        finite: Any = "allow-nan" if may_be_padded else True
+        sequences = check_array(X, dtype=FLOATS, allow_nd=True, ensure_all_finite=finite, input_name="X")
         if sequences.ndim > 3:
             raise ValueError(f"X must have shape (N, T) or (N, T, D), got {sequences.shape}.")
         return sequences
@@ -569,7 +575,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
             The generators of torch, and of NumPy if it is not None, are left as they were.
         train_split: None to train on all data; or for callbacks that validate, such as early stopping,
             `skorch.dataset.ValidSplit(0.2, stratified=True)`, or `skorch.helper.predefined_split(Dataset(X, y))` with
-            other data as for `fit`.
+            other data as for `fit`; of a list of ragged sequences `Dataset(X, y, length=len(X))`.
         verbose: 1 prints a line an epoch.
         **skorch_options: Any other argument of `skorch.NeuralNetClassifier`: `callbacks`, `device`, `warm_start`,
             `optimizer__…`, `module__…`, …; skorch checks their names in `fit`. A `criterion`, a class of losses of
@@ -596,6 +602,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
     """
 
     criterion_class = nn.CrossEntropyLoss
+    target_padding = -1
 
     def __init__(
         self,
@@ -694,7 +701,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         return np.array([numbers[label] for label in targets.tolist()])
 
     def _to_targets(self, numbers: Any) -> Tensor:
-        return torch.as_tensor(numbers, device=self.device)
+        return torch.as_tensor(numbers, device=self.device).clamp(min=0)
 
 
 class FPTTRegressor(SequenceNet, NeuralNetRegressor):
@@ -714,6 +721,8 @@ class FPTTRegressor(SequenceNet, NeuralNetRegressor):
         >>> net.fit(X, X.mean(1)).score(X, X.mean(1)) > 0.8
         True
     """
+
+    target_padding = math.nan
 
     def _check_criterion(self) -> None:
         # of BCEWithLogitsLoss skorch makes probabilities of two classes
@@ -757,4 +766,4 @@ class FPTTRegressor(SequenceNet, NeuralNetRegressor):
         return numbers
 
     def _to_targets(self, numbers: Any) -> Tensor:
-        return torch.as_tensor(numbers, device=self.device).to(self._dtype())
+        return torch.as_tensor(numbers).nan_to_num().to(self._dtype()).to(self.device)

@@ -123,6 +123,10 @@ class Explicit(nn.Module):
         module: Called with the inputs alone. Not copied: its weights are those of the adapter.
         each_step: Whether it takes one step, (B, …), and is called for each; or else all of them, (T, B, …).
         output: Which of its outputs, where it returns a tuple of them.
+        state_batch_dim: Which dimension of every tensor of the state is the batch: 0 in modules of one step. Where
+            `is_first` begins single lanes, those are taken along it: for the state of an `nn.GRU` of torch,
+            (num_layers, B, H), give 1. A wrong one is an error unless that dimension happens to be as long as the
+            batch: then other parts of the state would begin again.
 
     Raises:
         ValueError: On a call, if a state is none of this module; if the module changes a number at every step,
@@ -145,12 +149,13 @@ class Explicit(nn.Module):
     """
 
     batch_first = False
-    state_batch_dim = 0
-    """Modules of one step have the batch first."""
 
-    def __init__(self, module: nn.Module, *, each_step: bool = True, output: int | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, *, each_step: bool = True, output: int | None = None, state_batch_dim: int = 0
+    ) -> None:
         super().__init__()
         self.module, self.each_step, self.output = module, each_step, output
+        self.state_batch_dim = state_batch_dim
         self._findings = _Findings()
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def test_weights_that_cannot_be_evaluated_are_named(
     finally:
         trained.weights_file.write_bytes(content)
     assert evaluate_folder(trained.path)["test_accuracy"] == trained.read_summary()["test_accuracy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its files have no mode")
+def test_weights_may_be_read_by_whoever_may_read_the_config(trained: RunFolder) -> None:
+    files = [trained.config_file, trained.weights_file, trained.averages_file]
+    assert len({file.stat().st_mode for file in files}) == 1
 
 
 @pytest.mark.parametrize("averages", [False, True])

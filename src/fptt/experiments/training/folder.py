@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fptt.experiments.configs.config import TrainConfig
@@ -151,8 +151,9 @@ class RunFolder:
                 # bytes
                 metadata = {"fptt": json.dumps({**values, CHECKSUM: _checksum(tensors)}, ensure_ascii=False)}
                 with replaced(file) as temporary:
-                    # safetensors refuses other strides
-                    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+                    # safetensors refuses other strides, and would itself make a file that no other user can read
+                    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+                    temporary.write_bytes(content)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

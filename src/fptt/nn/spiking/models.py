@@ -24,6 +24,9 @@ class SpikingState(NamedTuple):
 def firing_rate(state: SpikingState) -> Tensor:
     """Return how often each unit has spiked, in spikes a step since its sequence began, (num_layers, B, H).
 
+    Steps of padding count as well, with the spikes that zeros bring: of ragged sequences take the rates of each alone,
+    `model(sequence)[1]` without its padding, or of a batch in which all are of one length.
+
     Examples:
         >>> _, state = fptt.nn.spiking.LIF(3, 8)(torch.ones(5, 2, 3))
         >>> tuple(fptt.nn.spiking.firing_rate(state).shape)
