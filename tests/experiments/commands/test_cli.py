@@ -211,15 +211,16 @@ def compare_data(data: Path, *options: str) -> int:
 
 @pytest.mark.usefixtures("forked_runs")
 def test_a_finished_run_of_other_data_is_not_that_of_these(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Other data of the same shape, at another place or at the same; the same data at another place are the same."""
+    """Other data of the same shape and mean, there or at another place; the same data at another place are the same."""
 
-    def write(name: str, factor: float) -> Path:
-        values = factor * np.arange(60)
-        table = pd.DataFrame({"id": np.repeat(np.arange(20), 3), "x": values % 7})
+    def write(name: str, order: list[int]) -> Path:
+        """Write sequences of three steps in an order of their own, which no mean shows."""
+        values = (np.arange(60) % 7).reshape(20, 3)[:, order].ravel()
+        table = pd.DataFrame({"id": np.repeat(np.arange(20), 3), "x": values})
         table.assign(target=table.id % 2).to_csv(tmp_path / name, index=False)
         return tmp_path / name
 
-    one, same, other = write("one.csv", 1.0), write("same.csv", 1.0), write("other.csv", 2.0)
+    one, same, other = write("one.csv", [0, 1, 2]), write("same.csv", [0, 1, 2]), write("other.csv", [0, 2, 1])
     folder = RunFolder(tmp_path / "out" / "equal-epochs" / "tbptt-seed-0")
     assert compare_data(one) == 0
     first = folder.read_summary()
@@ -229,7 +230,7 @@ def test_a_finished_run_of_other_data_is_not_that_of_these(tmp_path: Path, capsy
     assert compare_data(other) == 2
     message = f"tbptt-seed-0 holds a finished run of other data than {other} now: give another folder, or --overwrite"
     assert message in capsys.readouterr().err
-    write("one.csv", 3.0)
+    write("one.csv", [2, 1, 0])
     assert compare_data(one) == 2
     assert folder.read_summary() == first
     assert compare_data(other, "--overwrite") == 0
