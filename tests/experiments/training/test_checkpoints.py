@@ -289,14 +289,16 @@ def test_data_in_other_units_or_with_other_names_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Standardized targets and numbers of classes are the same."""
+    """Standardized targets and numbers of classes are the same. Rows after the checkpoint are not lost."""
     data, out = write(tmp_path / "x.csv", long_form(target=targets[0])), tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt_at(1, patch)
         options = ["--hidden-size", "3", "--epochs", "1", "--batch-size", "7"]
         assert run(["train", "--task", "sequences", "--data", str(data), "--out", str(out), *options]) == INTERRUPTED
+    RunFolder(out).append_metrics({"epoch": 1.0})
     write(data, long_form(target=targets[1]))
     assert run(["train", "--resume", "--out", str(out)]) == 2
+    assert RunFolder(out).read_metrics() == [{"epoch": 1.0}]
     told = f"are not those that the run was trained on: their {other} is another"
     assert told in " ".join(capsys.readouterr().err.split())
 

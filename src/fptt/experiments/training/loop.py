@@ -81,7 +81,6 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
         say(console, run.task.about + chunks)
     if resume:
         _restore(run, folder, console)
-        check_interface(folder.read_interface(), run.task)  # of units and names the checkpoint does not tell
     else:
         if run.replicas.is_leader:
             folder.create(run.config, run.task.vocabulary, run.task.interface)
@@ -213,6 +212,7 @@ def _restore(run: Run, folder: RunFolder, console: Console) -> None:
         if run.replicas.is_leader is is_turn_of_leader:
             folder.checkpoints.restore(run.load_state_dict, lambda text: say(console, text))
         run.replicas.from_leader(None)
+    check_interface(folder.read_interface(), run.task)  # of units and names the checkpoint does not tell
     run.fraction, *_ = run.replicas.agree(run.spent(), is_asked=False, is_due=False)
     if run.replicas.is_leader:
         folder.keep_metrics(run.progress.rows)  # those after the checkpoint come again
