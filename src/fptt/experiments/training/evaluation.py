@@ -19,6 +19,7 @@ from fptt.experiments.tasks.scores import ClassScore, Score
 from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import make_fabric, make_model
 from fptt.experiments.training.folder import RunFolder, Weights, are_same_data, fingerprint_of
+from fptt.nn.prediction import evaluating
 
 CHUNK_LENGTH = 256
 """Time steps that are evaluated at once: bounds the memory of long sequences."""
@@ -35,20 +36,17 @@ def measure(model: nn.Module, task: Task, dataset: Dataset[Samples], device: tor
 @torch.no_grad()
 def score_of(model: nn.Module, task: Task, dataset: Dataset[Samples], device: torch.device) -> Score:
     """Return the score of a model on a part of a task's data."""
-    was_training = model.training
-    model.eval()
     score = task.make_score()
     state: State = None
-    for stored in task.evaluation_batches(dataset):
-        batch = task.batch(tuple(tensor.to(device) for tensor in stored))
-        batch = batch._replace(
-            inputs=in_precision_of(model, batch.inputs), targets=in_precision_of(model, batch.targets)
-        )
-        if task.has_step_targets:
-            state = _add_steps(score, model, batch, state if task.is_stream else None)
-        else:
-            score.add(final_output(model, batch.inputs, batch.mask), batch.targets)
-    model.train(was_training)
+    with evaluating(model):
+        for stored in task.evaluation_batches(dataset):
+            batch = task.batch(tuple(tensor.to(device) for tensor in stored))
+            inputs, targets = in_precision_of(model, batch.inputs), in_precision_of(model, batch.targets)
+            if task.has_step_targets:
+                batch = batch._replace(inputs=inputs, targets=targets)
+                state = _add_steps(score, model, batch, state if task.is_stream else None)
+            else:
+                score.add(fptt.predict(model, inputs, batch.mask, chunk_length=CHUNK_LENGTH), targets)
     return score
 
 
@@ -65,25 +63,6 @@ def _add_steps(score: Score, model: nn.Module, batch: fptt.Batch, state: State) 
         real = masks[0] if masks else ...
         score.add(outputs[real], targets[real])
     return state
-
-
-def final_output(model: nn.Module, sequences: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the outputs after the last step of each sequence, (B, C)."""
-    if mask is not None:
-        return fptt.last_output(all_outputs(model, sequences), mask)
-    state, output = None, sequences
-    for (chunk,) in fptt.split_sequence(sequences, chunk_length=CHUNK_LENGTH):
-        output, state = model(chunk, state)
-    return output[-1]
-
-
-def all_outputs(model: nn.Module, sequences: Tensor) -> Tensor:
-    """Return the outputs of all steps, (T, B, C)."""
-    state, outputs = None, []
-    for (chunk,) in fptt.split_sequence(sequences, chunk_length=CHUNK_LENGTH):
-        output, state = model(chunk, state)
-        outputs.append(output)
-    return torch.cat(outputs)
 
 
 def evaluate_folder(path: Path, *, averages: bool = False, data: str | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fptt
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.tasks.batches import EVALUATION_BATCH_SIZE, PaddedSamples
+from fptt.experiments.tasks.batches import EVALUATION_BATCH_SIZE
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.tasks.registry import TEXTS, load_task
 from fptt.experiments.tasks.sequence_files import (
@@ -26,7 +26,7 @@ from fptt.experiments.tasks.sequence_files import (
 )
 from fptt.experiments.tasks.sequences import columns_of, standardized
 from fptt.experiments.training.build import make_language_model, make_recurrent
-from fptt.experiments.training.evaluation import all_outputs, final_output, load_weights
+from fptt.experiments.training.evaluation import load_weights
 from fptt.experiments.training.folder import RunFolder
 
 
@@ -152,14 +152,11 @@ class LoadedRun:
 
     def _batches(self, inputs: Tensor, lengths: Tensor) -> Iterator[Tensor]:
         """Yield the outputs of the model, batch by batch."""
-        samples = PaddedSamples(inputs.to(next(self.model.parameters()).dtype), lengths, lengths, per_step=False)
+        sequences = inputs.to(next(self.model.parameters()).dtype).split(lengths.tolist())
         for start in range(0, len(lengths), EVALUATION_BATCH_SIZE):
-            padded, _, own = samples[list(range(start, min(start + EVALUATION_BATCH_SIZE, len(lengths))))]
-            mask = fptt.length_mask(own, padded.shape[1])
-            if self.interface.has_step_targets:
-                yield all_outputs(self.model, padded.transpose(0, 1)).transpose(0, 1)[mask.T].double()
-            else:
-                yield final_output(self.model, padded.transpose(0, 1), mask).double()
+            part = sequences[start : start + EVALUATION_BATCH_SIZE]
+            outputs = fptt.predict(self.model, part, per_step=self.interface.has_step_targets)
+            yield (outputs if isinstance(outputs, Tensor) else torch.cat(outputs)).double()
 
     def _decided(self, outputs: Tensor) -> np.ndarray:
         """Return the names of the classes with the highest score, or the numbers."""

@@ -13,6 +13,7 @@ from fptt.experiments.tasks.language import CHARACTERS, UNDERSCORED, UNKNOWN, WO
 from fptt.experiments.training.build import make_language_model
 from fptt.experiments.training.evaluation import load_weights
 from fptt.experiments.training.folder import RunFolder
+from fptt.nn.prediction import evaluating
 
 
 def sample_text(
@@ -82,15 +83,13 @@ def continue_text(
         temperature: Divides the scores; 0 takes the most likely token.
         generator: Of the draws.
     """
-    was_training = model.training
-    model.eval()
     state, read, drawn = None, list(prompt), []
-    for _ in range(num_tokens):
-        # the whole prompt at first, then one token at a time
-        outputs, state = model(torch.tensor(read).unsqueeze(1), state)
-        drawn.append(_draw(outputs[-1, 0], temperature, generator))
-        read = drawn[-1:]
-    model.train(was_training)
+    with evaluating(model):
+        for _ in range(num_tokens):
+            # the whole prompt at first, then one token at a time
+            outputs, state = model(torch.tensor(read).unsqueeze(1), state)
+            drawn.append(_draw(outputs[-1, 0], temperature, generator))
+            read = drawn[-1:]
     return drawn
 
 
