@@ -1,9 +1,10 @@
 """Spiking neurons against hand-worked numbers, identities, and each other."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import fptt
 from fptt._sequence import flatten_state, map_state
 from fptt.nn import spiking
 from fptt.nn.spiking import ALIF, LIF, LiquidLIF
+from fptt.nn.spiking.models import LIFOptions
 from fptt.nn.spiking.neurons import LIFLayer
 
 MODELS = [LIF, ALIF, LiquidLIF]
@@ -652,3 +654,11 @@ def test_a_copy_runs_alike() -> None:
     model = LiquidLIF(3, 5, 4)
     inputs = torch.randn(6, 2, 3)
     assert torch.equal(copy.deepcopy(model)(inputs)[0], model(inputs)[0])
+
+
+def test_options_of_subclasses_are_those_of_lif() -> None:
+    parameters = inspect.signature(LIF, eval_str=True).parameters.values()
+    own = {parameter.name: parameter.annotation for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert get_type_hints(LIFOptions) == own
+    with pytest.raises(TypeError, match="unexpected keyword argument 'taus'"):
+        LiquidLIF(1, 1, taus=1.0)  # pyright: ignore[reportCallIssue]

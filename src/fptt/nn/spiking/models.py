@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,24 @@ def firing_rate(state: SpikingState) -> Tensor:
     return state.neurons.num_spikes / state.neurons.num_steps.clamp(min=1)
 
 
+class LIFOptions(TypedDict, total=False):
+    """Options of `LIF` that the networks derived from it have as well; see there for their meanings and defaults."""
+
+    num_layers: int
+    recurrent: bool
+    threshold: float
+    reset: Reset
+    detach_reset: bool
+    surrogate: Surrogate
+    tau: float | tuple[float, float]
+    learn_tau: bool
+    pool: Pool
+    tau_readout: float
+    last_only: bool
+    dropout: float
+    batch_first: bool
+
+
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons with a leaky read-out, `(inputs, state) -> (outputs, state)`.
 
@@ -65,7 +83,6 @@ class LIF(nn.Module):
         last_only: Return the outputs of the last step of each call only, as a terminal loss needs: (1, B, C).
         dropout: On the spikes between layers, in [0, 1).
         batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
-        **options: Those of a subclass.
 
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
@@ -101,7 +118,6 @@ class LIF(nn.Module):
         last_only: bool = False,
         dropout: float = 0.0,
         batch_first: bool = False,
-        **options: Any,
     ) -> None:
         super().__init__()
         for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
@@ -114,18 +130,22 @@ class LIF(nn.Module):
         check_positive("tau_readout", tau_readout)
         if not isinstance(surrogate, Surrogate):
             raise TypeError(f"surrogate must be a Surrogate such as MultiGaussian(), got {surrogate!r}.")
-        options = {
-            "recurrent": recurrent,
-            "threshold": float(threshold),
-            "reset": reset,
-            "detach_reset": detach_reset,
-            "surrogate": surrogate,
-            "tau": tau_bounds,
-            "learn_tau": learn_tau,
-            **options,
-        }
         widths = [input_size, *[hidden_size] * (num_layers - 1)]
-        self.layers = nn.ModuleList(self.layer(width, hidden_size, **options) for width in widths)
+        self.layers = nn.ModuleList(
+            self.layer(
+                width,
+                hidden_size,
+                recurrent=recurrent,
+                threshold=float(threshold),
+                reset=reset,
+                detach_reset=detach_reset,
+                surrogate=surrogate,
+                tau=tau_bounds,
+                learn_tau=learn_tau,
+                **self._layer_options(),
+            )
+            for width in widths
+        )
         self.readout = None
         if output_size is not None:
             self.readout = LeakyReadout(
@@ -133,6 +153,10 @@ class LIF(nn.Module):
             )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.last_only, self.dropout, self.batch_first = last_only, dropout, batch_first
+
+    def _layer_options(self) -> dict[str, Any]:
+        """Return what the layers of a subclass are made with besides."""
+        return {}
 
     def initial_state(self, inputs: Tensor) -> SpikingState:
         """Return the state that None stands for, zeros, for a batch of inputs."""
@@ -208,7 +232,7 @@ class ALIF(LIF):
         output_size: C, width of the outputs of a `LeakyReadout`; None for the spikes of the last layer.
         adaptation: κ ≥ 0; with 0 these are LIF neurons.
         tau_adaptation: Time constant in steps of the adaptation to begin with, > 0; a pair draws one for each unit.
-        **options: Those of `LIF`.
+        **options: See `LIF`.
 
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
@@ -231,14 +255,16 @@ class ALIF(LIF):
         *,
         adaptation: float = 1.8,
         tau_adaptation: float | tuple[float, float] = (5.0, 50.0),
-        **options: Any,
+        **options: Unpack[LIFOptions],
     ) -> None:
         if isinstance(adaptation, bool) or not isinstance(adaptation, int | float) or not 0 <= adaptation < math.inf:
             raise ValueError(f"adaptation must be a number of at least 0, got {adaptation!r}.")
-        bounds = _tau_bounds("tau_adaptation", tau_adaptation)
-        super().__init__(
-            input_size, hidden_size, output_size, adaptation=float(adaptation), tau_adaptation=bounds, **options
-        )
+        # before the layers are made
+        self._adaptation, self._tau_adaptation = float(adaptation), _tau_bounds("tau_adaptation", tau_adaptation)
+        super().__init__(input_size, hidden_size, output_size, **options)
+
+    def _layer_options(self) -> dict[str, Any]:
+        return {"adaptation": self._adaptation, "tau_adaptation": self._tau_adaptation}
 
 
 class LiquidLIF(ALIF):
@@ -254,7 +280,7 @@ class LiquidLIF(ALIF):
         input_size: D, width of the inputs.
         hidden_size: H, number of neurons of a layer.
         output_size: C, width of the outputs of a `LeakyReadout`; None for the spikes of the last layer.
-        **options: Those of `ALIF` and `LIF`.
+        **options: See `ALIF` and `LIF`.
 
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
