@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fptt._engine.compiled.compiler import compile_step
-from fptt._engine.compiled.step import Arguments, ChunkStep, Row, norm_of, write
+from fptt._engine.compiled.step import Arguments, ChunkStep, norm_of
 from fptt._parallel.replicas import DistributedReplicas
 from fptt._sequence import State
 
@@ -79,10 +79,4 @@ class ReplicatedStep:
         """Make the update with the gradients of all; return their norm."""
         num_arguments = len(flat) - 1 - len(self.step.groups)
         arguments, (loss, *gradients) = self.arguments.filled(flat[:num_arguments]), flat[num_arguments:]
-        row = Row.of(arguments.row, self.step.horizon)
-        norm, updates = norm_of(gradients), row.makes_update > 0
-        alive = self.step.still_alive(arguments.alive, loss, norm, updates)
-        after = self.step.advance(arguments.buffers, list(gradients), norm, arguments.numbers, row.max_norm)
-        write(arguments.buffers, after, alive & updates)
-        arguments.alive.copy_(alive)
-        return [norm]
+        return [self.step.update_(arguments, loss, list(gradients))]

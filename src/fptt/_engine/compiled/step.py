@@ -216,22 +216,16 @@ class ChunkStep:
         Returns:
             The loss, the norm of its gradient, and the tensors of the states that `keep_states` returns.
         """
-        row = Row.of(arguments.row, self.horizon)
         # copies: the forward pass may change buffers in place, and that must not count if it ends in NaN
         module = {name: tensor.clone() for name, tensor in arguments.module.items()}
         flow = self.flow_of(arguments, part, state)
         output, loss, gradients, *states = self.gradients(arguments.buffers, module, flow)
-        norm = norm_of(gradients)
-        updates = row.makes_update > 0
-        alive = self.still_alive(arguments.alive, loss, norm, updates)
-        after = self.advance(arguments.buffers, gradients, norm, arguments.numbers, row.max_norm)
-        write(arguments.buffers, after, alive & updates)
+        norm = self.update_(arguments, loss, gradients)
         tensors = {name: tensor for name, tensor in module.items() if name.startswith("loss.")}
         functional_call(_Observation(self.risk.loss), tensors, (output, flow.part))
         for name in self.moving:
             tensor = arguments.module[name]
-            tensor.copy_(torch.where(alive, module[name], tensor))
-        arguments.alive.copy_(alive)
+            tensor.copy_(torch.where(arguments.alive, module[name], tensor))
         return [loss, norm, *self.keep_states(*states)]
 
     def flow_of(self, arguments: Arguments, part: Any, state: State) -> Flow:
@@ -270,10 +264,28 @@ class ChunkStep:
         flat = [torch.cat([next(gradients).reshape(-1) for _ in group.names]) for group in self.groups]
         return output.detach(), loss.detach(), flat, after_first, after_last, of_window
 
+    def update_(self, arguments: Arguments, loss: Tensor, gradients: list[Tensor]) -> Tensor:
+        """Make the update of the buffers, if the numbers are good and there is something to learn.
+
+        Args:
+            arguments: The tensors; buffers and `alive` are changed.
+            loss: Of the chunk.
+            gradients: Of the loss, of each group.
+
+        Returns:
+            The norm of the gradients.
+        """
+        row = Row.of(arguments.row, self.horizon)
+        norm, updates = norm_of(gradients), row.makes_update > 0
+        arguments.alive.copy_(self.still_alive(arguments.alive, loss, norm, updates))
+        after = self.advance(arguments.buffers, gradients, norm, arguments.numbers, row.max_norm)
+        write(arguments.buffers, after, arguments.alive & updates)
+        return norm
+
     def still_alive(self, alive: Tensor, loss: Tensor, norm: Tensor, updates: Tensor) -> Tensor:
         """Return whether all numbers are finite, those of this chunk among them."""
         if not self.update.checks:
-            return alive.clone()
+            return alive
         return alive & torch.isfinite(loss) & (torch.isfinite(norm) | ~updates)
 
     def advance(
