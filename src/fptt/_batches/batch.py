@@ -11,10 +11,10 @@ from fptt._sequence import Progress, State
 
 
 class Batch(NamedTuple):
-    """The next time steps of a stream, in all its lanes.
+    """Sequences of a batch, or the next time steps of a stream in all its lanes.
 
     Attributes:
-        inputs: (T, B, …), or (B, T, …) with `batch_first`; T may change from chunk to chunk, B not.
+        inputs: (T, B, …), or (B, T, …) with `batch_first`. In a stream T may change from one to the next, B not.
         targets: As the loss wants them: (T, B, …) for a `SequenceLoss`.
         mask: Boolean, (T, B), True at real steps; None if all are real.
         is_first: Boolean, (T, B), True where a new sequence begins; None if all sequences continue.
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     progress: Progress | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """Return the chunk on another device."""
+        """Return the batch on another device."""
         return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=non_blocking), self)
 
 

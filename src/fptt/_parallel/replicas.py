@@ -96,7 +96,7 @@ class Totals(NamedTuple):
         norm: Mean norm of the gradient over the updates, a scalar.
         penalty: After the last update, a scalar.
         updates: Updates made, in the process with most.
-        skipped: Chunks skipped, in the process with most.
+        skipped: Updates skipped, in the process with most.
     """
 
     losses: Tensor

@@ -135,14 +135,14 @@ def _library(*flags: str) -> Any:
     library = load_machine_code("fptt.nn", "native.cpp", "-ffp-contract=fast", *flags)
     if library is None:
         return None
-    keep_freed_memory()
+    raise_mmap_threshold()
     library.run_layer.argtypes = [ctypes.POINTER(_Job), ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     library.run_layer.restype = None
     return library
 
 
 @cache
-def keep_freed_memory() -> None:
+def raise_mmap_threshold() -> None:
     """Let the C library keep what a chunk frees for the next one.
 
     At first glibc gives blocks above 128 KiB back to the system at once, and every chunk would have to fetch its pages

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fptt._announce import announce
 from fptt._engine.compiled.products import DECOMPOSITIONS, register_lowering
 from fptt.nn.models import plain_cells
-from fptt.nn.native import keep_freed_memory
+from fptt.nn.native import raise_mmap_threshold
 
 Compiled = Callable[..., Sequence[Tensor]]
 
@@ -37,7 +37,7 @@ def compile_step(function: Callable[..., list[Tensor]], examples: Sequence[Tenso
     Raises:
         CompilationError: If it cannot be traced or compiled; says where, why, and what to do.
     """
-    keep_freed_memory()
+    raise_mmap_threshold()
     start = time.perf_counter()
     # the tracer would take a tensor that is given twice for one input
     firsts = {id(tensor): number for number, tensor in reversed(list(enumerate(examples)))}

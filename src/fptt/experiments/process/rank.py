@@ -1,4 +1,4 @@
-"""Rank of this process, from environment variables, without importing torch."""
+"""Rank of this process, from environment variables."""
 
 import os
 import time

@@ -311,7 +311,7 @@ def _floats(targets: np.ndarray) -> Tensor:
     return from_numpy(targets.astype(np.float64))
 
 
-def _texts(targets: np.ndarray) -> np.ndarray:
+def _class_names(targets: np.ndarray) -> np.ndarray:
     """Return targets as names of classes."""
     if targets.dtype.kind == "f":
         whole = targets.astype(np.int64)
@@ -324,7 +324,7 @@ def _texts(targets: np.ndarray) -> np.ndarray:
 
 def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -> tuple[str | int, ...]:
     """Return the classes in their order: that of numbers, or of the alphabet."""
-    texts = {name: set(np.unique(_texts(values)).tolist()) for name, values in targets.items()}
+    texts = {name: set(np.unique(_class_names(values)).tolist()) for name, values in targets.items()}
     if per_step:
         texts = {name: own - {str(IGNORED)} for name, own in texts.items()}
     for name, own in texts.items():
@@ -359,7 +359,7 @@ def _classes(targets: dict[str, np.ndarray], setting: Setting, per_step: bool) -
 
 def _numbers_of(targets: np.ndarray, names: tuple[str | int, ...], per_step: bool) -> Tensor:
     """Return the numbers of classes; a step with the target -100 does not count."""
-    found, inverse = np.unique(_texts(targets), return_inverse=True)
+    found, inverse = np.unique(_class_names(targets), return_inverse=True)
     numbers = {str(name): number for number, name in enumerate(names)}
     if per_step:
         numbers.setdefault(str(IGNORED), IGNORED)
@@ -371,7 +371,7 @@ def _chance(targets: dict[str, np.ndarray], kind: str) -> float:
     train, test = targets["train"], targets["test"]
     if kind == "regression":
         return float((_floats(test) - _floats(train).mean()).square().mean())
-    own, others = (texts[texts != str(IGNORED)] for texts in map(_texts, (train, test)))
+    own, others = (texts[texts != str(IGNORED)] for texts in map(_class_names, (train, test)))
     found, counts = np.unique(own, return_counts=True)
     return float((others == found[counts.argmax()]).mean()) if len(others) else 0.0
 
@@ -398,7 +398,7 @@ def _unseen(train: np.ndarray, class_names: tuple[str | int, ...] | None) -> str
     """Return which classes the targets of training lack, which may be a slip of spelling."""
     if class_names is None:
         return ""
-    seen = set(np.unique(_texts(train)).tolist())
+    seen = set(np.unique(_class_names(train)).tolist())
     unseen = tuple(name for name in class_names if str(name) not in seen)
     return f"; none to train of{_described_names(unseen)}" if unseen else ""
 
