@@ -70,8 +70,8 @@ class DataSetting(Checked):
     id: Name | None = None
     """Column that says to which sequence a row belongs; id by default (sequences)."""
     time: Name | None = None
-    """Column by which the rows of a sequence are sorted, numbers or dates; by default time, if there is one, and else
-    they stay in the order of the file (sequences)."""
+    """Column by which the rows of a sequence are sorted, numbers or dates; by default time, if there is one with no
+    other part, such as an input's, and else they stay in the order of the file (sequences)."""
     inputs: Address | None = None
     """Comma-separated columns of the inputs, all others by default; in an .npz file the name of the array
     (sequences)."""
@@ -377,7 +377,8 @@ class StreamConfig(Checked):
     inputs: Address | None = None
     """Comma-separated columns of the inputs, all others by default (table)."""
     time: Name | None = None
-    """Column of the time, numbers or dates, by which rows must be sorted; time by default, if there is one (table)."""
+    """Column of the time, numbers or dates, by which rows must be sorted; by default time, if there is one with no
+    other part, such as an input's (table)."""
     missing: Literal["hold", "skip", "error"] = "hold"
     """Gaps in the inputs: hold the latest value of the column, skip the row, or stop (table)."""
     kind: Literal["classes", "regression"] | None = None
