@@ -73,7 +73,7 @@ class Train(Origin):
         from fptt.experiments.tasks.scores import metric_form
         from fptt.experiments.training.loop import train  # seconds of loading, after the first sign of life
 
-        summary = train(run, folder, console, resume=self.resume, loggers=loggers)
+        summary = train(run, folder, console, resume=self.resume, overwrite=self.overwrite, loggers=loggers)
         if not summary:  # the first process has it
             return
         metric = f"test_{summary['metric']}"
