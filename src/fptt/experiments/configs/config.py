@@ -11,7 +11,9 @@ from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.checked import (
     STRICT,
     Address,
+    Bounded,
     Checked,
+    Classes,
     Count,
     Depth,
     InnerPart,
@@ -19,7 +21,6 @@ from fptt.experiments.configs.checked import (
     Name,
     Natural,
     NonNegative,
-    Number,
     Part,
     Positive,
     Seed,
@@ -120,7 +121,7 @@ class ModelSetting(Checked):
     """Dropout of the recurrent weights."""
     embedding_dropout: Part = 0.0
     """Dropout of whole tokens."""
-    forget_bias: Number = 0.0
+    forget_bias: Bounded = 0.0
     """Added to the LSTM's initial forget bias: at first it keeps σ(forget_bias) of its memory a step."""
     chrono_init: Count | None = None
     """Longest dependency in steps, for chrono initialization: the units of LSTM or GRU start with memories up to it,
@@ -383,8 +384,8 @@ class StreamConfig(Checked):
     """Gaps in the inputs: hold the latest value of the column, skip the row, or stop (table)."""
     kind: Literal["classes", "regression"] | None = None
     """What the target is; by default numbers with fractions among the first 1,000 rows are a regression (table)."""
-    max_classes: Width = 20
-    """Outputs of the model for classes, which are numbered as they come (table)."""
+    max_classes: Classes = 20
+    """Outputs of the model for classes, which are numbered as they come, 1,000 at most (table)."""
     limit: Count | None = None
     """Stop after this many steps."""
     delay: Natural = 0
