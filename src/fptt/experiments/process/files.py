@@ -78,7 +78,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise UnreadableFileError(f"{path} cannot be read: {reason(error)}.") from error
+        raise UnreadableFileError(path, reason(error)) from error
 
 
 def parse_yaml(text: str) -> Any:
