@@ -210,6 +210,14 @@ def test_predictions_do_not_replace_what_they_are_made_of(
         assert file.read_text() == "mine"
 
 
+def test_a_folder_for_predictions_that_is_missing_is_named_before_any_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "missing" / "predictions.csv"
+    assert run(["predict", str(tmp_path / "run"), "--data", "new.csv", "--out", str(out)]) == 2
+    assert f"out must be a file in a folder that exists, got '{out}'" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("data", ["data.csv", "folder"])
 def test_predictions_do_not_replace_what_the_run_was_trained_on(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
