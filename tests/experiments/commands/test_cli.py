@@ -22,7 +22,9 @@ from fptt.experiments.configs.recipes import RECIPES, read_config, recipe, task_
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.comparison import Comparison
 from fptt.experiments.studies.contenders import parse_methods
+from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
+from fptt.experiments.training.run import Run
 from tests.forks import Fork
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
@@ -117,6 +119,20 @@ def test_a_folder_is_not_overwritten_unless_asked(tmp_path: Path, capsys: pytest
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     train(tmp_path, "--overwrite")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_ended_while_the_data_were_loaded_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loaded(*arguments: Any) -> Run:
+        folder.write_summary({"status": "finished"})
+        return Run(*arguments)
+
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr(loop, "Run", loaded)
+    assert run(["train", "--out", str(tmp_path), *QUICK]) == 2
+    assert "is not empty: give another folder, or --overwrite" in " ".join(capsys.readouterr().err.split())
+    assert folder.read_summary() == {"status": "finished"}
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ ALIASES = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}' if n else '1'] * 9)}]\
         (read_yaml, "task: " + "{a: " * 20_000 + "}" * 20_000, "nested too deeply"),
         (read_yaml, ALIASES, "aliases are not supported"),
         (read_yaml, "a: [", "expected the node content"),
+        (read_yaml, "lr: 0.1\nseed: 1\nlr: 0.2\n", "the key 'lr' stands there twice in .*, line 3, column 1"),
         (read_json, "[" * 100_000 + "]" * 100_000, "recursion"),
         (read_json, '{"test_accuracy": 1' + "0" * 400 + "}", "an integer has 401 digits"),
         (read_json, '{"test_accuracy": 1' + "0" * 30 + "}", "an integer is beyond 64 bits"),

@@ -146,6 +146,13 @@ def test_a_column_without_a_name_is_left_out_by_the_inputs_and_a_target_called_t
     assert values(read(data=data, inputs="a", target="time")) == ([[5], [6]], [0, 1])
 
 
+def test_an_input_called_time_orders_the_rows_only_if_it_is_named_as_the_time(tmp_path: Path) -> None:
+    data = write(tmp_path, "a,time,target\n5,2,0\n6,1,1\n")
+    assert values(read(data=data, inputs="a,time"))[0] == [[5, 2], [6, 1]]
+    with pytest.raises(UnreadableError, match="must have rows in the order of 'time', got '1' after a later one"):
+        read(data=data, inputs="a,time", time="time")
+
+
 def test_a_place_is_where_the_next_piece_begins(tmp_path: Path) -> None:
     """Also in a skipped row, with a value that is held, and with classes that were numbered before."""
     data = write(tmp_path, GAPS + "6,,,y\n7,9,,x\n8,1,1,y\n")

@@ -89,6 +89,7 @@ def test_errors_in_axes_are_named(text: str, message: str) -> None:
         ("alpha=-1", "alpha must not be negative"),
         ("beta=2", "beta must be at most 1, got 2.0"),
         ("num_chunks=0", "num_chunks must be positive"),
+        ("epochs=" + 400 * "9", "epochs must be at most 1,000,000,000,000, got 999"),
         ("num_chunks=4:65", "num_chunks must be at most the sequence length 64, got 65"),
         ("momentum=0.9", "momentum belongs to the optimizer sgd"),
         ("epochs=none", "epochs, max_updates and max_seconds are all None"),

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,32 @@ def test_a_damaged_summary_is_named_and_its_run_made_again(
     assert f"{path} is run again: damaged: " in printed
     assert reason in printed
     comparison.report(Console(quiet=True))
+
+
+def test_a_run_that_is_made_again_sets_other_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run at equal time is then made again too, and only then."""
+    made: list[str] = []
+
+    def run(path: Path, config: TrainConfig, *_: Any, **options: Any) -> None:
+        made.append(path.parent.name)
+        write_run(path, config, seconds=float(len(made)))
+
+    def compare() -> Comparison:
+        made.clear()
+        comparison = Comparison(SMALL, parse_methods("tbptt,fptt"), [0], tmp_path, parse_budgets("seconds"))
+        comparison.run(Console(quiet=True), 1)
+        return comparison
+
+    monkeypatch.setattr(launcher, "_run", run)
+    compare()
+    assert made == ["equal-epochs", "equal-epochs", "equal-seconds"]
+    compare()
+    assert made == []
+    (tmp_path / "equal-epochs" / "fptt-seed-0" / "summary.json").write_text("{")
+    limited = compare().runs[tmp_path / "equal-seconds" / "tbptt-seed-0"]
+    assert (made, limited.config.max_seconds) == (["equal-epochs", "equal-seconds"], 1.0)
+    with pytest.raises(UserError, match=r"holds a finished run with lr 0\.002, not 0\.001"):
+        Comparison(replace(SMALL, lr=0.001), parse_methods("tbptt,fptt"), [0], tmp_path).run(Console(quiet=True), 1)
 
 
 def test_a_second_study_in_the_folder_is_refused_while_the_first_is_under_way(

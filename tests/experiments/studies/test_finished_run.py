@@ -62,3 +62,15 @@ def test_impossible_summaries_are_refused(change: dict[str, Any], reason: str, t
     folder.write_summary({name: value for name, value in summary.items() if value is not ...})
     with pytest.raises(UserError, match=reason):
         read_run(tmp_path)
+
+
+def test_damage_is_named_without_the_path_whatever_blanks_it_has(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "two  blanks", SMALL)
+    folder.summary_file.write_text("[1")
+    reason = "Expecting ',' delimiter: line 1 column 3 (char 2)"
+    with pytest.raises(UserError) as error:
+        folder.read_summary()
+    assert str(error.value) == f"run folder {folder.path} is damaged: summary.json cannot be read ({reason})."
+    with pytest.raises(UserError) as error:
+        read_run(folder.path)
+    assert str(error.value) == f"damaged: summary.json cannot be read ({reason})."

@@ -125,3 +125,9 @@ def test_real_mnist() -> None:
     inputs, labels = task.test[:]
     assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert inputs.shape == (100, 784)
+
+
+@pytest.mark.parametrize("task", ["adding", "copy", "anbn"])
+def test_an_epoch_whose_order_no_memory_holds_is_refused(task: str) -> None:
+    with pytest.raises(UserError, match="must have at most 100,000,000 samples, got 1,000,000,000,000: give a smaller"):
+        load_task(Setting(task=task, limit=10**12), 0)

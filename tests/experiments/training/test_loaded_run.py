@@ -122,6 +122,22 @@ def test_a_target_called_time_does_not_order_the_steps(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(loaded.predict(table), loaded.predict(table.drop(columns="time")))
 
 
+@pytest.mark.parametrize("time", [None, "time"])
+def test_an_input_called_time_orders_the_steps_only_if_it_is_named_as_the_time(
+    time: str | None, tmp_path: Path
+) -> None:
+    """In training, and in the order in which the steps of the rows to predict are numbered."""
+    table = long_form(target=NAMES[np.arange(NUM_STEPS) % 2])
+    options = ["--inputs", "a,time", "--data", str(write(tmp_path / "x.csv", table)), "--out", str(tmp_path / "run")]
+    options += [] if time is None else ["--time", time]
+    assert run(["train", "--task", "sequences", *options, *QUICK]) == 0
+    loaded = load_run(tmp_path / "run")
+    assert (loaded.interface.time_name, loaded.interface.input_names) == (time, ("a", "time"))
+    steps = loaded.predict(table).step
+    assert np.array_equal(steps, table.time) is (time == "time")
+    assert (steps.groupby(table.id).diff().dropna() == (1 if time is None else -1)).all()
+
+
 def test_of_two_columns_of_a_name_none_is_taken(tmp_path: Path) -> None:
     loaded, table = trained(tmp_path, NAMES)
     twice = pd.concat([table, 100 * table[["a"]]], axis=1)
@@ -192,6 +208,14 @@ def test_predictions_do_not_replace_what_they_are_made_of(
         told = " ".join(capsys.readouterr().err.split())
         assert f"out must be another file than {file}, which the predictions would replace." in told
         assert file.read_text() == "mine"
+
+
+def test_a_folder_for_predictions_that_is_missing_is_named_before_any_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "missing" / "predictions.csv"
+    assert run(["predict", str(tmp_path / "run"), "--data", "new.csv", "--out", str(out)]) == 2
+    assert f"out must be a file in a folder that exists, got '{out}'" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("data", ["data.csv", "folder"])

@@ -73,7 +73,7 @@ class Train(Origin):
         from fptt.experiments.tasks.scores import metric_form
         from fptt.experiments.training.loop import train  # seconds of loading, after the first sign of life
 
-        summary = train(run, folder, console, resume=self.resume, loggers=loggers)
+        summary = train(run, folder, console, resume=self.resume, overwrite=self.overwrite, loggers=loggers)
         if not summary:  # the first process has it
             return
         metric = f"test_{summary['metric']}"
@@ -129,6 +129,8 @@ class Predict:
         if self.out.suffix not in (".csv", ".parquet"):
             raise UserError(f"out must be a file of the kinds .csv, .parquet, got {str(self.out)!r}.")
         check_folder(self.out)
+        if not self.out.parent.is_dir():
+            raise UserError(f"out must be a file in a folder that exists, got {str(self.out)!r}.")
         folder = RunFolder(self.folder)
         files = [self.data, *folder.files(), *_local_data(folder.read_config())]
         needed = next((file for file in files if _is_same(file, self.out)), None)

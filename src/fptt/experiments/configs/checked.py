@@ -27,14 +27,16 @@ def as_tuple(value: Any) -> Any:
 Count = Annotated[int, Field(gt=0, le=10**12)]
 Natural = Annotated[int, Field(ge=0, le=10**12)]
 Width = Annotated[int, Field(gt=0, le=2**16)]
+Classes = Annotated[int, Field(gt=0, le=1000)]
 Depth = Annotated[int, Field(gt=0, le=100)]
 Workers = Annotated[int, Field(gt=0, le=1024)]
 Name = Annotated[str, Field(max_length=100)]
 Address = Annotated[str, Field(max_length=4096)]  # the longest path of Linux
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # every generator takes 31 bits
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
+Bounded = Annotated[Number, Field(ge=-1e30, le=1e30)]  # float32 ends at 3e38
+Positive = Annotated[Number, Field(gt=0, le=1e30)]
+NonNegative = Annotated[Number, Field(ge=0, le=1e30)]
 Part = Annotated[Number, Field(ge=0, lt=1)]
 InnerPart = Annotated[Number, Field(gt=0, lt=1)]
 Weight = Annotated[Number, Field(gt=0, le=1)]
@@ -81,6 +83,8 @@ def _message(error: ErrorDetails) -> str:
             expected = "must be positive"
         case "greater_than_equal" if context["ge"] == 0:
             expected = "must not be negative"
+        case "greater_than_equal":
+            expected = f"must be at least {context['ge']:,}"
         case "less_than":
             expected = f"must be less than {context['lt']:,}"
         case "less_than_equal":

@@ -11,7 +11,9 @@ from fptt._methods.fptt import OF_FPTT
 from fptt.experiments.configs.checked import (
     STRICT,
     Address,
+    Bounded,
     Checked,
+    Classes,
     Count,
     Depth,
     InnerPart,
@@ -19,7 +21,6 @@ from fptt.experiments.configs.checked import (
     Name,
     Natural,
     NonNegative,
-    Number,
     Part,
     Positive,
     Seed,
@@ -70,8 +71,8 @@ class DataSetting(Checked):
     id: Name | None = None
     """Column that says to which sequence a row belongs; id by default (sequences)."""
     time: Name | None = None
-    """Column by which the rows of a sequence are sorted, numbers or dates; by default time, if there is one, and else
-    they stay in the order of the file (sequences)."""
+    """Column by which the rows of a sequence are sorted, numbers or dates; by default time, if there is one with no
+    other part, such as an input's, and else they stay in the order of the file (sequences)."""
     inputs: Address | None = None
     """Comma-separated columns of the inputs, all others by default; in an .npz file the name of the array
     (sequences)."""
@@ -120,7 +121,7 @@ class ModelSetting(Checked):
     """Dropout of the recurrent weights."""
     embedding_dropout: Part = 0.0
     """Dropout of whole tokens."""
-    forget_bias: Number = 0.0
+    forget_bias: Bounded = 0.0
     """Added to the LSTM's initial forget bias: at first it keeps σ(forget_bias) of its memory a step."""
     chrono_init: Count | None = None
     """Longest dependency in steps, for chrono initialization: the units of LSTM or GRU start with memories up to it,
@@ -377,13 +378,14 @@ class StreamConfig(Checked):
     inputs: Address | None = None
     """Comma-separated columns of the inputs, all others by default (table)."""
     time: Name | None = None
-    """Column of the time, numbers or dates, by which rows must be sorted; time by default, if there is one (table)."""
+    """Column of the time, numbers or dates, by which rows must be sorted; by default time, if there is one with no
+    other part, such as an input's (table)."""
     missing: Literal["hold", "skip", "error"] = "hold"
     """Gaps in the inputs: hold the latest value of the column, skip the row, or stop (table)."""
     kind: Literal["classes", "regression"] | None = None
     """What the target is; by default numbers with fractions among the first 1,000 rows are a regression (table)."""
-    max_classes: Width = 20
-    """Outputs of the model for classes, which are numbered as they come (table)."""
+    max_classes: Classes = 20
+    """Outputs of the model for classes, which are numbered as they come, 1,000 at most (table)."""
     limit: Count | None = None
     """Stop after this many steps."""
     delay: Natural = 0

@@ -1,5 +1,7 @@
 """Errors that a user can mend."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """A message for the user: shown on one line, without a traceback, with exit code 2."""
@@ -14,7 +16,16 @@ class UnwritableError(UserError):
 
 
 class UnreadableFileError(UserError):
-    """A file is missing or damaged: the message names the path and the reason."""
+    """A file is missing or damaged.
+
+    Args:
+        path: The file.
+        reason: Why it cannot be read, without its path and without a full stop.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be read: {reason}.")
+        self.reason = reason
 
 
 class UnreadableError(UserError):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import safetensors
 import yaml
 from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from fptt.experiments.process.errors import UnreadableFileError, UnwritableError, one_line, reason
 
@@ -77,7 +78,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise UnreadableFileError(f"{path} cannot be read: {reason(error)}.") from error
+        raise UnreadableFileError(path, reason(error)) from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -86,7 +87,7 @@ def parse_yaml(text: str) -> Any:
     Tags and aliases are refused: with aliases, nine short lines make a value of 10⁹ entries.
 
     Raises:
-        ValueError: If it is not such YAML, is nested too deeply, or has an integer beyond 64 bits.
+        ValueError: If it is not such YAML, has a key twice, is nested too deeply, or has an integer beyond 64 bits.
     """
     try:
         return yaml.load(text, _Loader)
@@ -114,6 +115,16 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node)
+            if key in seen:  # PyYAML would take the last one
+                raise ConstructorError(None, None, f"the key {key!r:.40} stands there twice", key_node.start_mark)
+            seen.add(key)
+        return mapping
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MAX_DIGITS:

@@ -109,10 +109,11 @@ class Table:
         config = self.config
         check_separator(names, self.source)
         target = config.target or "target"
-        times = config.time or ("time" if "time" in names and target != "time" else None)
         given = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
         if given is None:
             check_named(names, self.source)
+        is_free = "time" in names and "time" not in (target, *(given or ()))
+        times = config.time or ("time" if is_free else None)
         inputs = given or [name for name in names if name not in (target, times)]
         columns = {"inputs": inputs, "target": target, "time": times}
         self._check_columns(names, columns)

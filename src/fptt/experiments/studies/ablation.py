@@ -305,7 +305,7 @@ def _parsed(field: str, text: str) -> Any:
         value = kind(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # of a whole number of 400 digits there is no float
         expected = ("a whole number" if kind is int else "a number") + (" or none" if _may_be_none(field) else "")
         raise UserError(f"{field} must be {expected}, got {text!r}.")
     return value

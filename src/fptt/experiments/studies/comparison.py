@@ -41,6 +41,7 @@ class Comparison(Study):
     """
 
     table_file, plot_file = "compare.md", "curves.png"
+    limits_of_others = ("max_updates", "max_seconds")
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.tasks.batches import samples_an_epoch
 from fptt.experiments.tasks.registry import GENERATED
 from fptt.experiments.tasks.scores import HIGHER_IS_BETTER
-from fptt.experiments.training.folder import RunFolder, fingerprint_of
+from fptt.experiments.training.folder import DamagedRunError, RunFolder, fingerprint_of
 
 METHODS: tuple[MethodName, ...] = ("fptt", "tbptt", "bptt")
 """From the most machinery to the least: each has the ones after it as controls."""
@@ -98,8 +98,10 @@ def read_run(path: Path, group: str = "") -> FinishedRun:
         summary, config = folder.read_summary(), folder.read_config()
         check_summary(summary, config)
         metrics = folder.read_metrics()
+    except DamagedRunError as error:
+        raise UserError(f"damaged: {error.damage}") from error
     except UserError as error:
-        raise UserError(str(error).replace(f"{path}/", "").removeprefix(f"run folder {path} is ")) from error
+        raise UserError(str(error).replace(f"{path}/", "")) from error
     except Exception as error:  # files of others: whatever the readers raise, it is about the file
         raise UserError(f"damaged: {type(error).__name__}: {one_line(error)}.") from error
     columns = ("epoch", "updates", "seconds", f"validation_{metric_of(summary)}")

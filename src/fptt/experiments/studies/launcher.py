@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +33,14 @@ else:
     OWN_GROUP: dict[str, Any] = {"process_group": 0}
 
 
-def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 1, *, overwrite: bool = False) -> None:
+def run_all(
+    runs: Mapping[Path, TrainConfig],
+    console: Console,
+    num_jobs: int = 1,
+    *,
+    overwrite: bool = False,
+    replaceable: Sequence[str] = (),
+) -> None:
     """Bring every run to its end, several at a time.
 
     Args:
@@ -41,6 +48,7 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
         console: Where progress is printed.
         num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config sets no threads.
         overwrite: Replace finished runs of other configs or data.
+        replaceable: Fields of the config; a run that differs in these alone is replaced too.
 
     Raises:
         UserError: If a run fails, after all others have been made; or a finished run of another config, or of other
@@ -49,7 +57,9 @@ def run_all(runs: Mapping[Path, TrainConfig], console: Console, num_jobs: int = 
     """
     data: dict[Setting, tuple[str, Interface]] = {}
     waiting = {
-        path: config for path, config in runs.items() if not _is_finished(path, config, console, data, overwrite)
+        path: config
+        for path, config in runs.items()
+        if _differs_in(replaceable, path, config, console) or not _is_finished(path, config, console, data, overwrite)
     }
     done = len(runs) - len(waiting)
     already = f", {done} of them are finished already" if done else ""
@@ -112,6 +122,21 @@ class _Children:
                 self.is_stopping = True
                 for process in self._processes:
                     process.send_signal(ASK_TO_END)  # does nothing to one that has ended
+
+
+def _differs_in(names: Sequence[str], path: Path, config: TrainConfig, console: Console) -> bool:
+    """Return whether a folder holds a run that differs from a config in some of these fields, and in no other."""
+    try:
+        found = RunFolder(path).read_config()
+    except UserError:
+        return False
+    differences = [name for name in names if getattr(found, name) != getattr(config, name)]
+    others = {name: getattr(config, name) for name in (*differences, "data")}  # wherever the data lay
+    if not differences or replace(found, **others) != config:
+        return False
+    changes = [f"{name} is {getattr(config, name)} now, not {getattr(found, name)}" for name in differences]
+    say(console, f"{path} is run again: {', '.join(changes)}.")
+    return True
 
 
 def _is_finished(

@@ -31,6 +31,8 @@ class Study(ABC):
         out: The folder.
 
     Attributes:
+        limits_of_others: Fields that the study takes from the result of another run: when that is made again, so is
+            the run with the limit before.
         runs: The finished runs by their folders.
 
     Raises:
@@ -39,6 +41,7 @@ class Study(ABC):
 
     table_file: ClassVar[str]
     plot_file: ClassVar[str]
+    limits_of_others: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, out: Path) -> None:
         check_has_no_run(out)
@@ -80,7 +83,7 @@ class Study(ABC):
         for configs in self.stages():
             if configs:
                 with locked(self.out):  # a second study here would begin the logs of the runs under way anew
-                    run_all(configs, console, num_jobs, overwrite=overwrite)
+                    run_all(configs, console, num_jobs, overwrite=overwrite, replaceable=self.limits_of_others)
             for path in configs:
                 try:
                     self.runs[path] = read_run(path, path.relative_to(self.out).parent.as_posix())

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, RandomSampler, TensorDataset
 
 import fptt
 from fptt.experiments.configs.config import Setting
+from fptt.experiments.process.errors import UserError
 
 Samples = tuple[Tensor, ...]
 """Inputs and targets."""
@@ -19,6 +20,8 @@ EVALUATION_BATCH_SIZE = 256
 
 BATCHES_AN_EPOCH = 100
 """Of generated data without a limit; see `samples_an_epoch`."""
+MAX_SAMPLES = 10**8
+"""Of an epoch of generated data, whose order is drawn as a whole."""
 HELD_OUT_SEED = 2**31
 """Of generated validation and test data: above the seeds of runs, so that none trains on the draws it is tested on."""
 
@@ -153,9 +156,18 @@ class StaggeredBatches:
 
 
 class FreshSamples(Dataset[Samples]):
-    """Generated training data: every access draws new samples from one seeded generator."""
+    """Generated training data: every access draws new samples from one seeded generator.
+
+    Raises:
+        UserError: If an epoch has too many of them.
+    """
 
     def __init__(self, draw: Callable[[int, torch.Generator], Samples], size: int, seed: int) -> None:
+        if size > MAX_SAMPLES:
+            raise UserError(
+                f"an epoch of generated data must have at most {MAX_SAMPLES:,} samples, got {size:,}: give a smaller "
+                "limit or batch_size."
+            )
         self.draw, self.size = draw, size
         self.generator = torch.Generator().manual_seed(seed)
 

@@ -3,16 +3,17 @@
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from fptt.experiments.configs.checked import STRICT, Checked, Count, Number, Positive, as_tuple
+from fptt.experiments.configs.checked import STRICT, Checked, Count, Number, as_tuple
 from fptt.experiments.process.errors import UserError
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Names = Annotated[tuple[str | int, ...], BeforeValidator(as_tuple)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(as_tuple)]
-Deviations = Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)]
+Deviation = Annotated[Number, Field(gt=0)]
+Deviations = Annotated[tuple[Deviation, ...], BeforeValidator(as_tuple)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -42,7 +43,7 @@ class Interface(Checked):
     input_mean: Numbers | None = None
     input_deviation: Deviations | None = None
     target_mean: Number = 0.0
-    target_deviation: Positive = 1.0
+    target_deviation: Deviation = 1.0
 
     def __post_init__(self) -> None:
         """Check what concerns several fields."""

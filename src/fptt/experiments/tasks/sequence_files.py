@@ -26,7 +26,7 @@ class Columns(NamedTuple):
     Attributes:
         id: Of the sequence that a row belongs to: `id` by default; in an .npz file the number of the sequence.
         time: Of the order of the rows of a sequence: `time` by default, if there is one that is neither id, target nor
-            group, else that of the file.
+            group, nor named among the inputs, else that of the file.
         inputs: All that are left by default; in an .npz file the array `inputs`.
         target: `target`, in an .npz file `targets`, by default.
         group: Of what sequences have in common, a subject or a machine, which no two parts of the data share.
@@ -199,10 +199,10 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         check_named(names, repr(source))
     found = {str(name): column for name, column in table.items()}
     id_name, target_name = columns.id or "id", columns.target or "target"
-    others = [id_name, columns.group, target_name]
-    time_name = columns.time or ("time" if "time" in found and "time" not in others else None)
-    others.append(time_name)
-    input_names = columns.inputs or tuple(name for name in found if name not in others)
+    others = (id_name, columns.group, target_name)
+    is_free = "time" in found and "time" not in (*others, *(columns.inputs or ()))
+    time_name = columns.time or ("time" if is_free else None)
+    input_names = columns.inputs or tuple(name for name in found if name not in (*others, time_name))
     labels = [] if targets is None else [target_name, columns.group]
     check_once(names, (id_name, time_name, *input_names, *labels), repr(source))
     if not input_names:

@@ -37,6 +37,19 @@ else:
 Weights = dict[str, Tensor]
 
 
+class DamagedRunError(UserError):
+    """A file of a run is damaged.
+
+    Args:
+        folder: Of the run.
+        damage: Which file, and why, without the folder.
+    """
+
+    def __init__(self, folder: Path, damage: str) -> None:
+        super().__init__(f"run folder {folder} is damaged: {damage}")
+        self.damage = damage
+
+
 class RunFolder:
     """Config, metrics, summary, weights, averages and plot of one run."""
 
@@ -264,12 +277,12 @@ class RunFolder:
 
     @contextmanager
     def _reading(self, file: Path) -> Iterator[None]:
-        """Raise UserError, with folder and file, for what goes wrong while the file is read."""
+        """Raise DamagedRunError, with folder and file, for what goes wrong while the file is read."""
         try:
             yield
         except (UnreadableFileError, OSError, ValueError, safetensors.SafetensorError) as error:
-            reason = one_line(error).removeprefix(f"{file} cannot be read: ").rstrip(".")
-            raise UserError(f"run folder {self.path} is damaged: {file.name} cannot be read ({reason}).") from error
+            reason = error.reason if isinstance(error, UnreadableFileError) else one_line(error).rstrip(".")
+            raise DamagedRunError(self.path, f"{file.name} cannot be read ({reason}).") from error
 
 
 def _checksum(tensors: Weights) -> str:

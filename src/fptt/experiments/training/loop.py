@@ -42,6 +42,7 @@ def train(
     console: Console,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     loggers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train a config into a folder, and return the summary; nothing is written before everything else is ready.
@@ -54,6 +55,7 @@ def train(
         folder: Its folder.
         console: Prints the progress.
         resume: Continue from the checkpoint in the folder.
+        overwrite: Replace what an earlier run has left in the folder.
         loggers: Names of `LOGGERS`, which get what metrics.csv gets.
 
     Returns:
@@ -68,6 +70,8 @@ def train(
         raise UserError(one_line(error)) from error
     try:
         with locked(folder.path) if run.replicas.is_leader else nullcontext():
+            if run.replicas.is_leader and not (resume or overwrite):
+                folder.check_free()  # another run may have begun, and ended, while the data were loaded
             return _train(run, folder, console, resume=resume, loggers=loggers)
     except (UnwritableError, fptt.LostProcessError) as error:
         hint = f"To resume when that is mended: {_resume_command(folder)}." if folder.checkpoints.files() else ""
