@@ -121,6 +121,31 @@ def test_a_recomputed_gradient_sees_the_prior_before_it_observes() -> None:
     assert torch.equal(loss.prior.probabilities, own_loss.prior.probabilities)  # pyright: ignore
 
 
+@pytest.mark.parametrize("failing_call", [1, 2], ids=["loss", "recomputed gradient"])
+def test_training_goes_on_after_an_interrupt(failing_call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fptt.nn.GRU(D, H, C)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = fptt.TerminalLoss(functional.cross_entropy)
+    method = fptt.FPTT(
+        model, optimizer, loss, num_chunks=K, coupling="coupled", previous_gradient="recomputed", check_finite=False
+    )
+    method.train_batch(torch.randn(T, B, D), torch.arange(B))
+    calls, forward = [], model.forward
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == failing_call:
+            raise KeyboardInterrupt
+        return forward(*args)
+
+    monkeypatch.setattr(model, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        method.train_batch(torch.randn(T, B, D), torch.arange(B))
+    assert method.train_batch(torch.randn(T, B, D), torch.arange(B)).updates == K
+    assert method.regularizer is not None
+    assert len(method.regularizer.state) == len(list(model.parameters()))
+
+
 class KeepsGradients(torch.optim.SGD):
     """An optimizer that leaves zeros where others leave None."""
 

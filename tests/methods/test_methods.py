@@ -458,6 +458,35 @@ def test_slips_of_type_and_state_are_named() -> None:
             kind(*parts, terminal(), **options)
 
 
+@pytest.mark.parametrize("name", ["inputs", "targets"])
+def test_a_graph_from_outside_of_the_model_is_refused_where_there_are_several_updates(name: str) -> None:
+    encoder, model = nn.Linear(D, D), nn.GRU(D, C)
+    tensors = {"inputs": torch.randn(T, B, D), "targets": torch.randn(T, B, C)}
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    layer = encoder if name == "inputs" else nn.Linear(C, C)
+    with_graph = {**tensors, name: layer(tensors[name]).tanh()}
+    before = [param.clone() for param in model.parameters()]
+    recomputes = {"coupling": "coupled", "previous_gradient": "recomputed"}
+    kinds: list[tuple[Any, dict[str, Any]]] = [
+        (fptt.TBPTT, {"num_chunks": 2}),
+        (fptt.FPTT, {"num_chunks": 1, **recomputes}),
+    ]
+    for kind, options in kinds:
+        method = kind(model, sgd(model), loss, **options)
+        message = rf"{name} must not have a graph, .* got TanhBackward0: put the module"
+        with pytest.raises(ValueError, match=message):
+            method.train_batch(**with_graph)
+        with pytest.raises(ValueError, match=message):
+            list(method.train_stream([tuple(with_graph.values())]))
+        method.close()
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+    fptt.TBPTT(model, sgd(model), loss, num_chunks=2).train_batch(
+        **{**tensors, name: tensors[name].clone().requires_grad_()}
+    )
+    fptt.BPTT(model, sgd(model), loss, num_chunks=2).train_batch(**with_graph)
+    assert layer.weight.grad is not None
+
+
 def test_an_error_of_the_model_is_not_put_down_to_a_state_that_fits() -> None:
     """That of the chunk before in a stream, or of the batch before."""
     gru = nn.GRU(D, C)

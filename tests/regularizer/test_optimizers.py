@@ -147,6 +147,51 @@ def test_optimizers_that_call_a_closure_again_are_refused() -> None:
         twice.step(lambda: 0.0)
 
 
+class CallsParent(torch.optim.Adam):
+    """An Adam whose step can fail in its middle."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        if self.fails:
+            raise OSError("in the middle of a step")
+        return loss
+
+
+@pytest.mark.parametrize("settings", [*FORMS, {"coupling": "coupled", "previous_gradient": "recomputed"}], ids=str)
+def test_the_step_of_a_subclass_that_calls_its_parents_is_one_step(settings: dict[str, Any]) -> None:
+    inputs, targets = torch.randn(6, 2, 3), torch.randn(6, 2, 4)
+    model = fptt.nn.GRU(3, 5, 4)
+    models, methods, results = [model, copy.deepcopy(model)], [], []
+    for own, kind in zip(models, (torch.optim.Adam, CallsParent), strict=True):
+        loss, optimizer = fptt.SequenceLoss(nn.functional.mse_loss), kind(own.parameters())
+        methods.append(fptt.FPTT(own, optimizer, loss, num_chunks=3, max_norm=0.01, **settings))
+        results.append(methods[-1].train_batch(inputs, targets))
+    assert results[0].updates == results[1].updates == methods[1].updates == 3
+    assert torch.equal(results[0].gradient_norm, results[1].gradient_norm)  # that before clipping
+    assert_same_weights(*models)
+
+
+def test_a_subclass_that_calls_its_parents_step_may_fail_in_it() -> None:
+    model, twin = small_model(), small_model()
+    twin.load_state_dict(model.state_dict())
+    optimizer = CallsParent(model.parameters(), lr=0.01)
+    attached(model, optimizer)
+    attached(twin, plain := torch.optim.Adam(twin.parameters(), lr=0.01))
+    run_steps(twin, plain, range(3))
+    optimizer.fails = True
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with pytest.raises(OSError, match="in the middle") as failure:
+        run_steps(model, optimizer, range(1))
+    assert failure.traceback  # which holds on to the frames of that step
+    optimizer.fails = False
+    model.load_state_dict(before[0])
+    optimizer.load_state_dict(before[1])
+    run_steps(model, optimizer, range(3))
+    assert_same_weights(model, twin)
+
+
 def test_fused_scaling_is_refused() -> None:
     model = small_model()
     fused = torch.optim.Adam(model.parameters(), fused=True)

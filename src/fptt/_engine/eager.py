@@ -144,6 +144,8 @@ class EagerEngine:
             if self.regularizer is not None:
                 # λ of this chunk of the sequence, if each has its own, as every device has in FedDyn
                 self.regularizer.turn = last.number % self.regularizer.num_duals
+                if self._recomputes:
+                    self.regularizer.recover()
             try:
                 self.step(self.optimizer)
             except BadWeightsError:

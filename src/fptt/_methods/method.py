@@ -94,6 +94,16 @@ def step_optimizer(optimizer: Optimizer) -> Any:
     return optimizer.step()
 
 
+def _check_no_graph(batch: Batch) -> None:
+    """Raise ValueError if inputs or targets were computed: the gradient of the first chunk would use up their graph."""
+    for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets)):
+        if tensor.grad_fn is not None:
+            raise ValueError(
+                f"{name} must not have a graph, which would serve one update alone, got {tensor.grad_fn.name()}: put "
+                "the module that computes them into the model, or detach them."
+            )
+
+
 def check_options(method: "Method", options: Mapping[str, Any]) -> None:
     """Raise TypeError unless all options are those that every method has: `Method` itself takes more."""
     known = sorted(MethodOptions.__optional_keys__)
@@ -251,7 +261,8 @@ class Method:
             A `BatchResult`.
 
         Raises:
-            ValueError: If the arguments do not fit together or the model.
+            ValueError: If the arguments do not fit together or the model, or inputs or targets of several chunks have
+                a graph.
             TypeError: If an argument is no tensor, or the model does not return outputs and state.
             RuntimeError: If the method was closed, or gradients are off.
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
@@ -343,6 +354,9 @@ class Method:
             raise ValueError(f"num_duals must be 1 or at least the number of chunks, {len(chunks)}, got {num_duals}.")
         if not is_stream:
             check_horizon(self.horizon, len(chunks))
+        recomputes = self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
+        if self.updates_each_chunk and (len(chunks) > 1 or recomputes):
+            _check_no_graph(batch)
         if not self.check_finite:
             return chunks
         chunks = mark_bad_inputs(chunks, batch, self.chunking)

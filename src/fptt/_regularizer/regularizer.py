@@ -383,6 +383,11 @@ class DynamicRegularizer:
         self._pending = None
         self._machine_code.clear()
 
+    def recover(self) -> None:
+        """Start again if an exception came between a step and its `update()`: W̄ and λ do not fit the weights."""
+        if self._pending is not None:
+            self.reset()
+
     def forget_opted_out(self) -> None:
         """Forget averages and duals of groups that opt out: should they opt in again, W̄ = W and λ = 0."""
         for group in self.param_groups:

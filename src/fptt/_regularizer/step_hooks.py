@@ -1,5 +1,6 @@
 """Hooks inside `optimizer.step()`, before and after the optimizer's own work."""
 
+import sys
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -105,7 +106,9 @@ class StepHooks:
         if state["_handles"]:  # PyTorch drops the hooks of an optimizer that is copied
             self._register()
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
+        if _is_of_parent(optimizer):
+            return None
         _check_unscaled(optimizer)
         call = _closure_called(_Call(args, kwargs))
         params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
@@ -121,6 +124,8 @@ class StepHooks:
         return call
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if _is_of_parent(optimizer):
+            return
         self.num_steps += 1
         if self.regularizer is not None and self.regularizer.previous_gradient == "dual":
             self.regularizer.update()
@@ -173,6 +178,24 @@ def _check_fits(optimizer: Optimizer, regularizer: Regularizer) -> None:
                 "maximize must be False in the optimizer with coupling='coupled', got True: minimize the negative of "
                 "the loss."
             )
+
+
+def _is_of_parent(optimizer: Optimizer) -> bool:
+    """Return whether the step around a hook is `super().step()`, inside that of a subclass with hooks of its own.
+
+    PyTorch wraps the `step` of every class that has made an optimizer. The stack tells which one it is: a count of the
+    steps that have begun would be wrong for good after an exception inside of one.
+    """
+    parents = type(optimizer).__mro__[1:]
+    if not any(hasattr(vars(parent).get("step"), "hooked") for parent in parents):
+        return False  # nearly always: no need to look through the stack at every step
+    wrapper = sys._getframe(2)
+    frame = wrapper.f_back
+    while frame is not None:
+        if frame.f_code is wrapper.f_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _check_unscaled(optimizer: Optimizer) -> None:
