@@ -46,7 +46,9 @@ def score_of(model: nn.Module, task: Task, dataset: Dataset[Samples], device: to
                 batch = batch._replace(inputs=inputs, targets=targets)
                 state = _add_steps(score, model, batch, state if task.is_stream else None)
             else:
-                score.add(fptt.predict(model, inputs, batch.mask, chunk_length=CHUNK_LENGTH), targets)
+                outputs = fptt.predict(model, inputs, batch.mask, chunk_length=CHUNK_LENGTH)
+                assert isinstance(outputs, Tensor)  # a list is of ragged inputs
+                score.add(outputs, targets)
     return score
 
 
