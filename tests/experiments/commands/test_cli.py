@@ -436,7 +436,7 @@ def test_wrong_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_diverging_training_says_where_and_keeps_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    options = ["--optimizer", "sgd", "--lr", "1e38", "--max-norm", "None", "--cell", "rnn"]
+    options = ["--optimizer", "sgd", "--lr", "1e30", "--max-norm", "None", "--cell", "rnn", "--readout-sizes", "8", "8"]
     assert run(["train", "--out", str(out), *QUICK, *options]) == 2
     assert "in chunk" in capsys.readouterr().err
     assert RunFolder(out).read_summary()["status"] == "failed"

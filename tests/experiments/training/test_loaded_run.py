@@ -215,7 +215,7 @@ def test_a_folder_for_predictions_that_is_missing_is_named_before_any_is_made(
 ) -> None:
     out = tmp_path / "missing" / "predictions.csv"
     assert run(["predict", str(tmp_path / "run"), "--data", "new.csv", "--out", str(out)]) == 2
-    assert f"out must be a file in a folder that exists, got '{out}'" in " ".join(capsys.readouterr().err.split())
+    assert f"out {out} cannot be written: there is no folder {out.parent}" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("data", ["data.csv", "folder"])

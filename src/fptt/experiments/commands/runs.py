@@ -130,7 +130,7 @@ class Predict:
             raise UserError(f"out must be a file of the kinds .csv, .parquet, got {str(self.out)!r}.")
         check_folder(self.out)
         if not self.out.parent.is_dir():
-            raise UserError(f"out must be a file in a folder that exists, got {str(self.out)!r}.")
+            raise UserError(f"out {self.out} cannot be written: there is no folder {self.out.parent}.")
         folder = RunFolder(self.folder)
         files = [self.data, *folder.files(), *_local_data(folder.read_config())]
         needed = next((file for file in files if _is_same(file, self.out)), None)
