@@ -717,6 +717,15 @@ def test_duals_are_as_many_as_chunks(count: int) -> None:
     assert method.updates == count
 
 
+@pytest.mark.parametrize("alpha", [0, 0.1])
+@pytest.mark.parametrize("setting", [{"beta": 2.0}, {"form": "papers"}, {"mu": 2.0}, {"num_duals": 3}], ids=str)
+def test_settings_are_checked_without_a_penalty_too(setting: dict[str, Any], alpha: float) -> None:
+    model = lstm()
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, alpha=alpha, **setting)
+
+
 @pytest.mark.parametrize(("name", "value"), [("max_norm", 1.0), ("horizon", 2), ("check_finite", False)])
 def test_a_setting_of_a_method_is_fixed(name: str, value: Any) -> None:
     """Hooks and engine hold copies, so that another value would change nothing."""

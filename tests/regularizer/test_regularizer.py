@@ -477,6 +477,25 @@ def test_bad_parameters_are_named() -> None:
         fptt.DynamicRegularizer([param]).update()
 
 
+def test_a_strength_is_set_in_the_groups() -> None:
+    param = nn.Parameter(torch.ones(2))
+    regularizer = fptt.DynamicRegularizer([param], alpha=0.2)
+    with pytest.raises(AttributeError, match=r"alpha cannot be set, got 0.4: set group\['fptt_alpha'\]"):
+        regularizer.alpha = 0.4
+    assert regularizer.alpha == regularizer.param_groups[0]["fptt_alpha"] == 0.2
+
+
+def test_an_attached_regularizer_does_not_add_its_penalty_twice() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer, coupling="coupled")
+    run_steps(model, optimizer, range(2))
+    with pytest.raises(RuntimeError, match=r"add_penalty_grad_\(\) must not be called on an attached regularizer"):
+        regularizer.add_penalty_grad_()
+    regularizer.detach()
+    regularizer.add_penalty_grad_()
+
+
 def test_sparse_gradients_are_refused() -> None:
     embedding = nn.Embedding(5, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()

@@ -96,10 +96,11 @@ class FPTT(Method):
             check_positive("alpha", alpha)
         elif regularizer is not None:
             raise ValueError("alpha must not be 0 with a regularizer of your own: 0 is TBPTT.")
-        if regularizer is None and alpha:
-            regularizer = DynamicRegularizer(
+        own = regularizer
+        if own is None:
+            own = DynamicRegularizer(
                 optimizer.param_groups,
-                alpha,
+                alpha or 1.0,  # without a penalty the other settings are checked all the same
                 beta=beta,
                 form=form,
                 coupling=coupling,
@@ -107,10 +108,9 @@ class FPTT(Method):
                 previous_gradient=previous_gradient,
                 num_duals=num_duals,
             )
-        if regularizer is not None:
-            check_type("regularizer", regularizer, DynamicRegularizer, "a DynamicRegularizer")
-        if regularizer is not None and num_chunks is not None and regularizer.num_duals not in (1, num_chunks):
-            raise ValueError(f"num_duals must be 1 or num_chunks, {num_chunks}, got {regularizer.num_duals}.")
+        check_type("regularizer", own, DynamicRegularizer, "a DynamicRegularizer")
+        if num_chunks is not None and own.num_duals not in (1, num_chunks):
+            raise ValueError(f"num_duals must be 1 or num_chunks, {num_chunks}, got {own.num_duals}.")
         super().__init__(
             model,
             optimizer,
@@ -118,6 +118,6 @@ class FPTT(Method):
             num_chunks=num_chunks,
             chunk_length=chunk_length,
             engine=engine,
-            regularizer=regularizer,
+            regularizer=own if alpha else None,
             **options,
         )

@@ -107,7 +107,7 @@ class DynamicRegularizer:
         if previous_gradient == "recomputed" and num_duals > 1:
             raise ValueError(f"num_duals must be 1 with previous_gradient='recomputed', got {num_duals}.")
         check_positive("alpha", alpha)
-        self.alpha, self.beta, self.mu = alpha, beta, mu
+        self._alpha, self.beta, self.mu = alpha, beta, mu
         self.form, self.coupling, self.previous_gradient = form, coupling, previous_gradient
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, ParameterState] = {}
@@ -118,6 +118,17 @@ class DynamicRegularizer:
         self._evaluating = False
         for group in _groups(params):
             self.add_param_group(group)
+
+    @property
+    def alpha(self) -> float:
+        """Strength of groups that come without a `"fptt_alpha"`; that of those that are here is in `param_groups`."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        raise AttributeError(
+            f"alpha cannot be set, got {value!r}: set group['fptt_alpha'] of the groups in param_groups, one by one."
+        )
 
     @property
     def num_duals(self) -> int:
@@ -197,10 +208,19 @@ class DynamicRegularizer:
         Parameters without a gradient are left alone, as in `torch.optim`.
 
         Raises:
-            RuntimeError: If the weights are swapped for the averages, or an `update()` with a recomputed gradient is
-                missing since the last step.
+            RuntimeError: If the regularizer is attached, or the weights are swapped for the averages, or an `update()`
+                with a recomputed gradient is missing since the last step.
             ValueError: If a gradient is sparse.
         """
+        if self._hooks is not None:
+            raise RuntimeError(
+                "add_penalty_grad_() must not be called on an attached regularizer, whose hooks add the penalty inside "
+                "step(): leave it out, or call detach() first."
+            )
+        self.penalize_()
+
+    def penalize_(self) -> None:
+        """Do what `add_penalty_grad_` says, for whoever calls it: the user, or the hooks inside `step()`."""
         self.check_not_averaged()
         # with a dual, an update() that is missing is a step that was skipped, as GradScaler skips them: begin again
         if self._pending is not None and self.previous_gradient == "recomputed":

@@ -17,7 +17,7 @@ class Regularizer(Protocol):
     previous_gradient: str
     param_groups: list[dict[str, Any]]
 
-    def add_penalty_grad_(self) -> None: ...
+    def penalize_(self) -> None: ...
 
     def update(self) -> None: ...
 
@@ -116,7 +116,7 @@ class StepHooks:
         if self.check_finite and not all_finite(norm):
             raise FloatingPointError(f"the gradient has norm {norm.item()}; no weight was changed.")
         if self.regularizer is not None:
-            self.regularizer.add_penalty_grad_()
+            self.regularizer.penalize_()
             if self.max_norm is not None and self.regularizer.coupling == "coupled":
                 norm = gradient_norm(params)  # of the sum of both gradients, which the released code clips
         if self.max_norm is not None:
