@@ -726,9 +726,12 @@ def test_settings_are_checked_without_a_penalty_too(setting: dict[str, Any], alp
         fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, alpha=alpha, **setting)
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_norm", 1.0), ("horizon", 2), ("check_finite", False)])
+SETTINGS = {"max_norm": 1.0, "horizon": 2, "check_finite": False, "model": nn.GRU(3, 4), "regularizer": None}
+
+
+@pytest.mark.parametrize(("name", "value"), SETTINGS.items(), ids=list(SETTINGS))
 def test_a_setting_of_a_method_is_fixed(name: str, value: Any) -> None:
-    """Hooks and engine hold copies, so that another value would change nothing."""
+    """Hooks and engine hold it too: another value would change nothing, or half of the method."""
     model = fptt.nn.GRU(3, 4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method = fptt.FPTT(model, optimizer, fptt.SequenceLoss(nn.functional.mse_loss), num_chunks=2)

@@ -85,8 +85,21 @@ class MethodOptions(TypedDict, total=False):
     horizon: int
 
 
-SETTINGS = ("engine", "chunking", "max_norm", "check_finite", "on_bad_number", "backward", "step", "horizon")
-"""What a method is made with, and hooks and engine hold copies of."""
+SETTINGS = (
+    "model",
+    "optimizer",
+    "loss",
+    "regularizer",
+    "engine",
+    "chunking",
+    "max_norm",
+    "check_finite",
+    "on_bad_number",
+    "backward",
+    "step",
+    "horizon",
+)
+"""What a method is made with, and hooks, replicas and engine hold too."""
 
 
 def step_optimizer(optimizer: Optimizer) -> Any:
@@ -116,6 +129,8 @@ class Method:
     """A method that trains a model on batches of sequences: `BPTT`, `TBPTT` or `FPTT`.
 
     Attributes:
+        model, optimizer, loss: What the method is made with; read-only, as all settings.
+        regularizer: The dynamic regularizer; None for BPTT, TBPTT and FPTT with alpha 0.
         engine: The executor: `eager` or `compiled`.
         chunking: K or the longest chunk, and the layout.
         batches, timesteps: Batches and time steps, T · B each, learned so far.
@@ -155,7 +170,7 @@ class Method:
             check_horizon(horizon, num_chunks)
         # the line of the warning: who makes the method, above the constructors of two classes
         check_model(model, loss, optimizer, batch_first=batch_first, stacklevel=4)
-        self._model, self._optimizer, self._loss, self._regularizer = model, optimizer, loss, regularizer
+        self.model, self.optimizer, self.loss, self.regularizer = model, optimizer, loss, regularizer
         self.engine: EngineName = engine
         self.chunking = Chunking(num_chunks, chunk_length, batch_first)
         self.max_norm, self.check_finite, self.on_bad_number = max_norm, check_finite, on_bad_number
@@ -202,33 +217,11 @@ class Method:
         """Set an attribute, but no setting.
 
         Raises:
-            AttributeError: If it is one of `SETTINGS`, where another value would change nothing.
+            AttributeError: If it is one of `SETTINGS`, where another value would change nothing, or half of the method.
         """
         if name in SETTINGS and name in vars(self):
             raise AttributeError(f"{name} is fixed when a method is made: make another one with {name}={value!r}.")
         super().__setattr__(name, value)
-
-    # read-only: hooks, replicas and engine hold the same objects, and another one here would train half of the method
-
-    @property
-    def model(self) -> nn.Module:
-        """The model."""
-        return self._model
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer over the model's parameters."""
-        return self._optimizer
-
-    @property
-    def loss(self) -> ChunkLoss:
-        """The loss of each chunk."""
-        return self._loss
-
-    @property
-    def regularizer(self) -> DynamicRegularizer | None:
-        """The dynamic regularizer; None for BPTT, TBPTT and FPTT with alpha 0."""
-        return self._regularizer
 
     @property
     def updates(self) -> int:
