@@ -519,14 +519,31 @@ class LastSteps(nn.Module):
         return torch.stack(outputs), state  # pyright: ignore[reportReturnType]
 
 
-def test_a_state_may_grow_from_batch_to_batch() -> None:
+class AllSteps(nn.Module):
+    """Keeps the sum of the inputs of every step that it has seen, (B, S)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(D, C)
+
+    def forward(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        before = inputs.new_zeros(inputs.shape[1], 0) if state is None else state
+        seen = torch.cat([before, inputs.sum(-1).T], dim=1)
+        return self.readout(inputs) * seen.mean(), seen
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("kind", [LastSteps, AllSteps])
+def test_a_state_may_grow_from_batch_to_batch(kind: type[nn.Module], steps: int) -> None:
     """As it may from chunk to chunk: the stream in pieces is the whole batch."""
     inputs, labels = batch()[0].double(), torch.zeros(T, B, dtype=torch.long)
-    models = [LastSteps().double() for _ in range(2)]
+    models = [kind().double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     whole, streamed = (fptt.TBPTT(model, sgd(model), sequence(), chunk_length=1) for model in models)
     whole.train_batch(inputs, labels)
-    assert len(list(streamed.train_stream(zip(inputs.split(2), labels.split(2), strict=True)))) == 7
+    for _ in streamed.train_stream(zip(inputs.split(steps), labels.split(steps), strict=True)):
+        pass
+    assert streamed.updates == T
     assert_same_weights(*models)
 
 
