@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._batches.cut import Chunk, Chunking, Window
+from fptt._batches.cut import Chunk, Chunking, Window, check_no_graph
 from fptt._checks import all_finite, are_finite, check_result
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.engine import Skipped, Walked, trained_tensors
@@ -194,13 +194,16 @@ class EagerEngine:
                     f"the loss of chunk {chunk.number} depends on no weight that requires a gradient: all parameters "
                     "of the model are frozen, or it ran under torch.no_grad() or on detached tensors."
                 ) from error
+            if "second time" not in str(error):
+                raise
             holders = list(_modules_with_own_state(self.model))
-            if "second time" in str(error) and holders:
+            if holders:
                 raise RuntimeError(
                     f"the model keeps a state of its own, with its graph, in {', '.join(holders)}: pass the state in "
                     "and return it, model(inputs, state) -> (outputs, state), so that it can be cut between chunks, or "
                     "let fptt.integrations.stateful.Explicit do so; see docs/spiking.md."
                 ) from error
+            check_no_graph(chunk.inputs, chunk.part)
             raise
         return self.replicas.add_gradients_(loss.detach(), chunk.weight)
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
-from fptt._batches.cut import Chunk, Chunking, check_horizon, cut_batch, mark_bad_inputs, unpack
+from fptt._batches.cut import Chunk, Chunking, check_horizon, check_no_graph, cut_batch, mark_bad_inputs, unpack
 from fptt._checks import check_choice, check_count, check_grad_enabled, check_iterable, check_keys, check_type
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
@@ -92,16 +92,6 @@ SETTINGS = ("engine", "chunking", "max_norm", "check_finite", "on_bad_number", "
 def step_optimizer(optimizer: Optimizer) -> Any:
     """Call `optimizer.step()`."""
     return optimizer.step()
-
-
-def _check_no_graph(batch: Batch) -> None:
-    """Raise ValueError if inputs or targets were computed: the gradient of the first chunk would use up their graph."""
-    for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets)):
-        if tensor.grad_fn is not None:
-            raise ValueError(
-                f"{name} must not have a graph, which would serve one update alone, got {tensor.grad_fn.name()}: put "
-                "the module that computes them into the model, or detach them."
-            )
 
 
 def check_options(method: "Method", options: Mapping[str, Any]) -> None:
@@ -261,8 +251,8 @@ class Method:
             A `BatchResult`.
 
         Raises:
-            ValueError: If the arguments do not fit together or the model, or inputs or targets of several chunks have
-                a graph.
+            ValueError: If the arguments do not fit together or the model, or several updates would go through one graph
+                of inputs or targets.
             TypeError: If an argument is no tensor, or the model does not return outputs and state.
             RuntimeError: If the method was closed, or gradients are off.
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
@@ -356,7 +346,7 @@ class Method:
             check_horizon(self.horizon, len(chunks))
         recomputes = self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
         if self.updates_each_chunk and (len(chunks) > 1 or recomputes):
-            _check_no_graph(batch)
+            check_no_graph(batch.inputs, batch.targets)
         if not self.check_finite:
             return chunks
         chunks = mark_bad_inputs(chunks, batch, self.chunking)
