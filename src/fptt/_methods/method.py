@@ -42,7 +42,8 @@ class BatchResult(NamedTuple):
         updates: Updates that the optimizer made; with local updates of several processes, in the one with most.
         gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
         state: Final recurrent state, detached: the `state` of the next batch if the sequences continue.
-        skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
+        skipped: Updates that were skipped, in this process: one for each bad chunk, with `BPTT` one for the batch. The
+            losses of their chunks are NaN, and `loss` is the mean of the others.
     """
 
     loss: Tensor
