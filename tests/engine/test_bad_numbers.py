@@ -1,6 +1,7 @@
 """NaN and Inf are noticed at the chunk where they come up; a skipped chunk is as one that never was."""
 
 import logging
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -155,6 +156,46 @@ def test_a_sequence_that_begins_in_a_skipped_chunk_begins_after_it(engine: Any, 
         state = torch.zeros(1, B, 4, dtype=torch.float64) if result.state is None else result.state
         assert not state[:, lanes].any()
         assert len(lanes) == B or state[:, 0].all()
+
+
+class Hoarder(torch.optim.SGD):
+    """Keeps nests of tensors and numbers of every parameter and of every group, as SOAP and ScheduleFree do."""
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().step()
+        for group in self.param_groups:
+            group["lr"] *= 0.9  # in place
+            group["steps"] = group.get("steps", 0) + 1
+            for param in group["params"]:
+                own = self.state[param]
+                if "sums" not in own:
+                    own.update(sums=[torch.zeros_like(param)], past=deque(), last=None, nested={"count": 0})
+                own["sums"][0] += param
+                own["past"].append(param.detach().clone())
+                own["last"] = param.detach().sum()
+                own["nested"]["count"] += 1
+
+
+def hoarding(**options: Any) -> fptt.Method:
+    torch.manual_seed(0)
+    model = Model().double()
+    others = [*model.layer.parameters(), *model.readout.parameters()]
+    rates = torch.tensor([1e200, 0.1], dtype=torch.float64)
+    groups = [{"params": [model.scale], "lr": rates[0]}, {"params": others, "lr": rates[1]}]
+    return fptt.TBPTT(model, Hoarder(groups), fptt.SequenceLoss(functional.mse_loss), num_chunks=K, **options)
+
+
+def test_all_that_an_optimizer_keeps_is_put_back_in_place() -> None:
+    method, reference = hoarding(on_bad_number="skip"), hoarding()
+    held: list[list[Tensor]] = []
+    for number, bad in enumerate(((0,), (2, 3))):
+        assert method.train_batch(*batch(number, bad, "weights")).skipped == len(bad)
+        left_out(reference, number, bad)
+        found, expected = (one.optimizer.state_dict() for one in (method, reference))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        sums = [state["sums"][0] for state in method.optimizer.state.values()]
+        held.append([*sums, *(group["lr"] for group in method.optimizer.param_groups)])
+    assert all(one is other for one, other in zip(*held, strict=True))
 
 
 def test_a_buffer_that_the_model_assigns_anew_is_put_back() -> None:

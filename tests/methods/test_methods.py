@@ -487,6 +487,32 @@ def test_a_graph_from_outside_of_the_model_is_refused_where_there_are_several_up
     assert layer.weight.grad is not None
 
 
+@pytest.mark.parametrize("name", ["inputs", "targets"])
+def test_a_graph_that_chunks_of_a_stream_share_is_named(name: str) -> None:
+    model, loss = nn.GRU(D, C), fptt.SequenceLoss(functional.mse_loss)
+    tensors = {"inputs": torch.randn(T, B, D), "targets": torch.randn(T, B, C)}
+    tensors[name] = tensors[name].requires_grad_().tanh()
+    method = fptt.TBPTT(model, sgd(model), loss, num_chunks=1)
+    chunks = zip(*(tensor.split(5) for tensor in tensors.values()), strict=True)
+    with pytest.raises(ValueError, match=rf"{name} must not have a graph, .* or detach them") as caught:
+        list(method.train_stream(chunks))
+    assert (method.updates, caught.value.__notes__) == (1, ["This was chunk 1 of the stream."])
+
+
+@pytest.mark.parametrize("options", [{"num_chunks": 3}, {"num_chunks": 3, "horizon": 2}])
+def test_inputs_may_be_a_view_of_a_leaf_that_requires_a_gradient(options: dict[str, Any]) -> None:
+    """The graph of a view keeps nothing: each update adds the gradient of its chunk to the leaf's."""
+    inputs, labels = batch()[0], torch.zeros(T, B, dtype=torch.long)
+    models = [nn.GRU(D, C), nn.GRU(D, C)]
+    models[1].load_state_dict(models[0].state_dict())
+    leaf = inputs.transpose(0, 1).contiguous().requires_grad_()
+    for model, own in zip(models, (inputs, leaf.transpose(0, 1)), strict=True):
+        assert fptt.TBPTT(model, sgd(model), sequence(), **options).train_batch(own, labels).updates == 3
+    assert_same_weights(*models)
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum((0, 2)).all()
+
+
 def test_an_error_of_the_model_is_not_put_down_to_a_state_that_fits() -> None:
     """That of the chunk before in a stream, or of the batch before."""
     gru = nn.GRU(D, C)
@@ -519,14 +545,31 @@ class LastSteps(nn.Module):
         return torch.stack(outputs), state  # pyright: ignore[reportReturnType]
 
 
-def test_a_state_may_grow_from_batch_to_batch() -> None:
+class AllSteps(nn.Module):
+    """Keeps the sum of the inputs of every step that it has seen, (B, S)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(D, C)
+
+    def forward(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        before = inputs.new_zeros(inputs.shape[1], 0) if state is None else state
+        seen = torch.cat([before, inputs.sum(-1).T], dim=1)
+        return self.readout(inputs) * seen.mean(), seen
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("kind", [LastSteps, AllSteps])
+def test_a_state_may_grow_from_batch_to_batch(kind: type[nn.Module], steps: int) -> None:
     """As it may from chunk to chunk: the stream in pieces is the whole batch."""
     inputs, labels = batch()[0].double(), torch.zeros(T, B, dtype=torch.long)
-    models = [LastSteps().double() for _ in range(2)]
+    models = [kind().double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     whole, streamed = (fptt.TBPTT(model, sgd(model), sequence(), chunk_length=1) for model in models)
     whole.train_batch(inputs, labels)
-    assert len(list(streamed.train_stream(zip(inputs.split(2), labels.split(2), strict=True)))) == 7
+    for _ in streamed.train_stream(zip(inputs.split(steps), labels.split(steps), strict=True)):
+        pass
+    assert streamed.updates == T
     assert_same_weights(*models)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves
 
 from fptt._batches.batch import Batch
 from fptt._checks import all_finite, check_tensors
@@ -205,3 +206,19 @@ def check_horizon(horizon: int, num_chunks: int) -> None:
     """Raise ValueError if a gradient is to go through more chunks than a sequence has."""
     if horizon > num_chunks:
         raise ValueError(f"horizon must be at most the number of chunks of a sequence, {num_chunks}, got {horizon}.")
+
+
+def check_no_graph(inputs: Tensor, targets: Any) -> None:
+    """Raise ValueError if inputs or targets, a nest of tensors, were computed: one gradient uses up their graph.
+
+    A view of a leaf may go through several updates: its graph keeps nothing that could be used up.
+    """
+    for name, nest in (("inputs", inputs), ("targets", targets)):
+        for tensor in tree_leaves(nest):
+            if not isinstance(tensor, Tensor) or tensor.grad_fn is None:
+                continue
+            if not tensor._is_view() or not tensor._base.is_leaf:  # pyright: ignore[reportOptionalMemberAccess]
+                raise ValueError(
+                    f"{name} must not have a graph, which would serve one update alone, got {tensor.grad_fn.name()}: "
+                    "put the module that computes them into the model, or detach them."
+                )

@@ -1,5 +1,6 @@
 """NaN and Inf: where they were met, the error they raise, and a snapshot to undo the chunk that they spoiled."""
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -59,7 +60,8 @@ class Snapshot:
 
     Args:
         modules: Model and loss, with their parameters and buffers.
-        optimizer: The optimizer, with its parameters and their moments.
+        optimizer: The optimizer: its parameters, and what it keeps in `state` and `param_groups`, in any nest of
+            dicts, lists, deques and tuples. Attributes of its own are left alone.
         regularizer: The regularizer, with averages and duals.
         hooks: The step hooks, with the count of updates.
     """
@@ -71,32 +73,41 @@ class Snapshot:
         regularizer: DynamicRegularizer | None,
         hooks: StepHooks,
     ) -> None:
-        self.optimizer, self.regularizer, self.hooks = optimizer, regularizer, hooks
-        modules = list(modules)
-        own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        # which tensors are the buffers: a model may assign new ones instead of writing into them
-        self.buffers = {part: dict(part._buffers) for module in modules for part in module.modules()}
-        self.tensors = list(dict.fromkeys([*own, *(p for group in optimizer.param_groups for p in group["params"])]))
-        self.num_steps = hooks.num_steps
-        self.random = RandomState.capture({tensor.device for tensor in self.tensors})
+        self.regularizer, self.hooks, self.num_steps = regularizer, hooks, hooks.num_steps
+        self.copies: dict[Tensor, Tensor] = {}
+        self.items: dict[int, tuple[Any, tuple[Any, ...]]] = {}  # of each dict, list and deque
         with torch.no_grad():  # parameters are leaves: their clones must not be in a graph
-            self.copies = [_once(tensor).clone() for tensor in self.tensors]
-            self.moments = {param: _copied(state) for param, state in optimizer.state.items()}
-            self.memory = {} if regularizer is None else {p: _copied(e._asdict()) for p, e in regularizer.state.items()}
+            for module in modules:
+                self._copy(tuple(module.parameters()))
+                # which tensors are the buffers: a model may assign new ones instead of writing into them
+                self._copy(tuple(part._buffers for part in module.modules()))
+            self._copy(optimizer.state)
+            self._copy(optimizer.param_groups)
+            states = {} if regularizer is None else regularizer.state
+            self.memory = {p: {name: t.clone() for name, t in s._asdict().items()} for p, s in states.items()}
+        self.random = RandomState.capture({tensor.device for tensor in self.copies})
+
+    def _copy(self, nest: Any) -> None:
+        """Copy the tensors of a nest, and which they are: an optimizer may append, take out and replace some."""
+        if isinstance(nest, Tensor):
+            if nest not in self.copies:
+                self.copies[nest] = _once(nest).clone()
+        elif isinstance(nest, tuple):
+            for part in nest:
+                self._copy(part)
+        elif isinstance(nest, dict | list | deque) and id(nest) not in self.items:
+            items = tuple(nest.items() if isinstance(nest, dict) else nest)
+            self.items[id(nest)] = nest, items
+            self._copy(items)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back in place: whoever holds a tensor sees its old values."""
-        for module, buffers in self.buffers.items():
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for tensor, copy in zip(self.tensors, self.copies, strict=True):
-            _once(tensor).copy_(copy)
-        for param in list(self.optimizer.state):
-            if param in self.moments:
-                _put_back(self.optimizer.state[param], self.moments[param])
-            else:  # its first step was the one that is undone
-                del self.optimizer.state[param]
+        for container, items in self.items.values():
+            container.clear()
+            container.update(items) if isinstance(container, dict) else container.extend(items)
+        for tensor, copied in self.copies.items():
+            _once(tensor).copy_(copied)
         if self.regularizer is not None:
             self.regularizer.restore(self.memory)
         self.hooks.num_steps = self.num_steps
@@ -115,18 +126,3 @@ def _once(tensor: Tensor) -> Tensor:
         for dim, stride in enumerate(tensor.stride()):
             tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim])) if stride == 0 else tensor
     return tensor
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
-
-
-def _put_back(state: dict[str, Any], copies: dict[str, Any]) -> None:
-    """Restore the state of one parameter: tensors in place, for the flat buffers of the compiled engine."""
-    for name in list(state):
-        if name not in copies:
-            del state[name]
-        elif isinstance(state[name], Tensor):
-            state[name].copy_(copies[name])
-        else:
-            state[name] = copies[name]

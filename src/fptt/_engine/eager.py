@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._batches.cut import Chunk, Chunking, Window
+from fptt._batches.cut import Chunk, Chunking, Window, check_no_graph
 from fptt._checks import all_finite, are_finite, check_result
 from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
 from fptt._engine.engine import Skipped, Walked, trained_tensors
@@ -194,13 +194,16 @@ class EagerEngine:
                     f"the loss of chunk {chunk.number} depends on no weight that requires a gradient: all parameters "
                     "of the model are frozen, or it ran under torch.no_grad() or on detached tensors."
                 ) from error
+            if "second time" not in str(error):
+                raise
             holders = list(_modules_with_own_state(self.model))
-            if "second time" in str(error) and holders:
+            if holders:
                 raise RuntimeError(
                     f"the model keeps a state of its own, with its graph, in {', '.join(holders)}: pass the state in "
                     "and return it, model(inputs, state) -> (outputs, state), so that it can be cut between chunks, or "
                     "let fptt.integrations.stateful.Explicit do so; see docs/spiking.md."
                 ) from error
+            check_no_graph(chunk.inputs, chunk.part)
             raise
         return self.replicas.add_gradients_(loss.detach(), chunk.weight)
 
@@ -276,7 +279,7 @@ def run_chunk(model: nn.Module, chunking: Chunking, chunk: Chunk, state: State) 
     if chunk.starts:
         output, state = _run_segments(model, chunk, state, chunking.time_dim, is_given=is_given)
     else:
-        output, state = _call_model(model, chunk.inputs, state, is_given=is_given)
+        output, state = _call_model(model, chunk.inputs, state, chunking.time_dim, is_given=is_given)
     return chunking.time_major(output), state
 
 
@@ -292,7 +295,7 @@ def _run_segments(
     for edge, segment in zip(edges, chunk.inputs.split(lengths, time_dim), strict=True):
         if edge in lanes:
             state = restart(model, segment, state, lanes[edge])
-        output, state = _call_model(model, segment, state, is_given=is_given)
+        output, state = _call_model(model, segment, state, time_dim, is_given=is_given)
         outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, time_dim), state
 
@@ -334,7 +337,9 @@ def skip_chunks(walked: Walked, window: Window, bad: BadNumber, model: nn.Module
     return window
 
 
-def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: bool) -> tuple[Tensor, State]:
+def _call_model(
+    model: nn.Module, inputs: Tensor, state: State, time_dim: int, *, is_given: bool
+) -> tuple[Tensor, State]:
     """Return outputs and next state; where the user gave the state, say so if it does not fit.
 
     Raises:
@@ -348,8 +353,11 @@ def _call_model(model: nn.Module, inputs: Tensor, state: State, *, is_given: boo
             raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
         raise
     check_result(result)
-    if is_given and state is not None and not _is_as_wide(state, result[1], getattr(model, "state_batch_dim", -2)):
-        raise ValueError(f"state must match the model's own, {describe_state(result[1])}, got {describe_state(state)}.")
+    if is_given and state is not None:
+        batch_dim, num_steps = getattr(model, "state_batch_dim", -2), inputs.shape[time_dim]
+        if _is_broadcast(state, result[1], batch_dim, num_steps):
+            own = describe_state(result[1])
+            raise ValueError(f"state must match the model's own, {own}, got {describe_state(state)}.")
     return result
 
 
@@ -363,14 +371,17 @@ def _runs_without_state(model: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
-def _is_as_wide(state: State, own: State, batch_dim: int) -> bool:
-    """Return whether a state has the batch and the width of the model's own, to which torch would broadcast it.
+def _is_broadcast(state: State, own: State, batch_dim: int, num_steps: int) -> bool:
+    """Return whether torch has broadcast a state to the model's own, of another batch or width.
 
-    Otherwise it may grow, as that of a model that keeps the steps it has seen.
+    Otherwise it may grow, as that of a model that keeps the steps it has seen: from 1 by the steps of the inputs.
     """
-    dims = [slice(dim, dim + 1 or None) for dim in (batch_dim, -1)]  # slices: a tensor may lack them
-    pairs = zip(flatten_state(state), flatten_state(own), strict=False)
-    return all(one.shape[dim] == other.shape[dim] for one, other in pairs for dim in dims)
+    batch, width = slice(batch_dim, batch_dim + 1 or None), slice(-1, None)  # slices: a tensor may lack them
+    return any(
+        one.shape[batch] != other.shape[batch]
+        or (one.shape[width] == (1,) and other.shape[width] not in ((1,), (1 + num_steps,)))
+        for one, other in zip(flatten_state(state), flatten_state(own), strict=False)
+    )
 
 
 def _modules_with_own_state(model: nn.Module) -> Iterator[str]:

@@ -122,7 +122,8 @@ class SequenceLoss(ChunkLoss):
 
     Args:
         function: Any torch loss, such as `torch.nn.functional.cross_entropy` or `torch.nn.MSELoss()`; or a function of
-            your own that returns one value per element.
+            your own that returns one value per element. Targets that are no whole numbers have the shape of the
+            outputs, with a function of your own too: those with weights beside them need a `ChunkLoss` of your own.
 
     Raises:
         ValueError: If the function has a reduction other than "mean" or "none".
@@ -277,7 +278,8 @@ class TerminalLoss(ChunkLoss):
     it is.
 
     Args:
-        function: Any torch loss of (output, target), for classes or regression.
+        function: Any torch loss of (output, target), for classes or regression, or a function of your own; see
+            `SequenceLoss`.
         divergence: Q: None for none (regression), `"uniform"`, or a `RunningPrior`; for outputs that are the logits of
             classes under a softmax.
 

@@ -29,7 +29,7 @@ class Elementwise(nn.Module):
     """A loss of (output (N, …), target (N, …)) with a value per element, (N,): a mean over other dims.
 
     A torch module is copied with reduction="none"; a function that has the argument gets it. Anything else must return
-    one value per element by itself.
+    one value per element by itself. Floating targets must have the shape of the outputs, whatever the function.
 
     Attributes:
         ignore_index: The target that it ignores, as cross_entropy and nll_loss do; None if it has no such argument.

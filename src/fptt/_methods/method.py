@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from fptt._batches.batch import Batch, walk_stream
-from fptt._batches.cut import Chunk, Chunking, check_horizon, cut_batch, mark_bad_inputs, unpack
+from fptt._batches.cut import Chunk, Chunking, check_horizon, check_no_graph, cut_batch, mark_bad_inputs, unpack
 from fptt._checks import check_choice, check_count, check_grad_enabled, check_iterable, check_keys, check_type
 from fptt._engine.bad_numbers import BadNumber, OnBadNumber
 from fptt._engine.compiled.engine import CompiledEngine
@@ -42,7 +42,8 @@ class BatchResult(NamedTuple):
         updates: Updates that the optimizer made; with local updates of several processes, in the one with most.
         gradient_norm: Mean norm of the loss gradient over the updates, before penalty and clipping, a scalar.
         state: Final recurrent state, detached: the `state` of the next batch if the sequences continue.
-        skipped: Chunks that were skipped; their chunk losses are NaN, and `loss` is the mean of the others.
+        skipped: Updates that were skipped, in this process: one for each bad chunk, with `BPTT` one for the batch. The
+            losses of their chunks are NaN, and `loss` is the mean of the others.
     """
 
     loss: Tensor
@@ -105,16 +106,6 @@ SETTINGS = (
 def step_optimizer(optimizer: Optimizer) -> Any:
     """Call `optimizer.step()`."""
     return optimizer.step()
-
-
-def _check_no_graph(batch: Batch) -> None:
-    """Raise ValueError if inputs or targets were computed: the gradient of the first chunk would use up their graph."""
-    for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets)):
-        if tensor.grad_fn is not None:
-            raise ValueError(
-                f"{name} must not have a graph, which would serve one update alone, got {tensor.grad_fn.name()}: put "
-                "the module that computes them into the model, or detach them."
-            )
 
 
 def check_options(method: "Method", options: Mapping[str, Any]) -> None:
@@ -254,8 +245,8 @@ class Method:
             A `BatchResult`.
 
         Raises:
-            ValueError: If the arguments do not fit together or the model, or inputs or targets of several chunks have
-                a graph.
+            ValueError: If the arguments do not fit together or the model, or several updates would go through one graph
+                of inputs or targets.
             TypeError: If an argument is no tensor, or the model does not return outputs and state.
             RuntimeError: If the method was closed, or gradients are off.
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
@@ -349,7 +340,7 @@ class Method:
             check_horizon(self.horizon, len(chunks))
         recomputes = self.regularizer is not None and self.regularizer.previous_gradient == "recomputed"
         if self.updates_each_chunk and (len(chunks) > 1 or recomputes):
-            _check_no_graph(batch)
+            check_no_graph(batch.inputs, batch.targets)
         if not self.check_finite:
             return chunks
         chunks = mark_bad_inputs(chunks, batch, self.chunking)

@@ -18,9 +18,10 @@ class TBPTT(Method):
 
     With a `horizon` of h chunks there is an update after every chunk all the same, but its gradient goes back through
     the h − 1 chunks before as well (k2 > k1 of Williams & Peng 1990): they run again, with the weights as they are now,
-    from the state that was kept before them. That takes h times the arithmetic and the memory of h chunks. It does not
-    go back over the beginning of a batch, nor of an item of a stream. With h = K the last chunk of a sequence has the
-    gradient of BPTT.
+    from the state that was kept before them. That takes h times the arithmetic and the memory of h chunks, and
+    normalization layers with running statistics see a chunk each time it runs, up to h times. It does not go back over
+    the beginning of a batch, nor of an item of a stream. With h = K the last chunk of a sequence has the gradient of
+    BPTT.
 
     Args:
         model: Called as `model(inputs, state) -> (outputs, state)`; state None is the model's own initial state.
