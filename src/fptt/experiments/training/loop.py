@@ -68,14 +68,10 @@ def train(
         run = Run(config, launch(config))
     except (ValueError, RuntimeError) as error:  # a process that was lost too
         raise UserError(one_line(error)) from error
-    try:
-        with locked(folder.path) if run.replicas.is_leader else nullcontext():
-            if run.replicas.is_leader and not (resume or overwrite):
-                folder.check_free()  # another run may have begun, and ended, while the data were loaded
-            return _train(run, folder, console, resume=resume, loggers=loggers)
-    except (UnwritableError, fptt.LostProcessError) as error:
-        hint = f"To resume when that is mended: {_resume_command(folder)}." if folder.checkpoints.files() else ""
-        raise UserError(f"{error} {hint}".strip()) from error
+    with folder.hinting_at_resuming(), locked(folder.path) if run.replicas.is_leader else nullcontext():
+        if run.replicas.is_leader and not (resume or overwrite):
+            folder.check_free()  # another run may have begun, and ended, while the data were loaded
+        return _train(run, folder, console, resume=resume, loggers=loggers)
 
 
 def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, loggers: Sequence[str]) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
         if run.method.updates:
             say(console, f"interrupted; completing {folder.path} (again to stop at once)")
             if folder.checkpoints.files():
-                say(console, f"to resume: {_resume_command(folder)}")
+                say(console, f"to resume: {folder.resume_command}")
         _finish(run, folder, "interrupted", log)
         raise
     except (fptt.CompilationError, FloatingPointError) as error:
@@ -121,10 +117,6 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
         _finish(run, folder, "failed", log)
         raise
     return _finish(run, folder, "finished", log)
-
-
-def _resume_command(folder: RunFolder) -> str:
-    return f"fptt train --resume --out {folder.path}"
 
 
 def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: Interruption) -> None:
