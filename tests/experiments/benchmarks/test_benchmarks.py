@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fptt.experiments.benchmarks import convergence, memory, speed, spiking
 from fptt.experiments.benchmarks.grid import Grid, Spec, Workload
-from fptt.experiments.benchmarks.reports import headlines
+from fptt.experiments.benchmarks.speed_report import headlines
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
 from fptt.experiments.commands.cli import run
 from fptt.experiments.process.console import logging_to

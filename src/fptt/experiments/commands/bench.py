@@ -107,8 +107,8 @@ class Speed(_Benchmark):
             parse_names,
             parse_numbers,
         )
-        from fptt.experiments.benchmarks.reports import draw_speed, save_speed, show_speed
         from fptt.experiments.benchmarks.speed import SpeedBench
+        from fptt.experiments.benchmarks.speed_report import draw_speed, save_speed, show_speed
         from fptt.experiments.training.build import has_bfloat16, make_fabric
 
         device = make_fabric(self.accelerator).device
@@ -178,8 +178,8 @@ class Spiking(_Benchmark):
 
         prepare_process(self.threads)
         from fptt.experiments.benchmarks.grid import ENGINES, parse_names
-        from fptt.experiments.benchmarks.reports import save_spiking, show_spiking
         from fptt.experiments.benchmarks.spiking import SpikingBench
+        from fptt.experiments.benchmarks.spiking_report import save_spiking, show_spiking
 
         engines = parse_names("engines", self.engines, ENGINES)
         _make_folder(self.out, "spiking", overwrite=self.overwrite)
@@ -228,7 +228,7 @@ class Memory(_Benchmark):
         prepare_process(self.threads)
         from fptt.experiments.benchmarks.grid import parse_numbers
         from fptt.experiments.benchmarks.memory import MemoryBench
-        from fptt.experiments.benchmarks.reports import save_memory, show_memory
+        from fptt.experiments.benchmarks.memory_report import save_memory, show_memory
         from fptt.experiments.training.build import make_fabric
 
         lengths = self.sequence_lengths or "1000,10000,100000" + ("" if self.quick else ",1000000")
@@ -277,7 +277,7 @@ class Convergence(_Benchmark):
 
         prepare_process(1)
         from fptt.experiments.benchmarks.convergence import ConvergenceBench
-        from fptt.experiments.benchmarks.reports import save_convergence, show_convergence
+        from fptt.experiments.benchmarks.convergence_report import save_convergence, show_convergence
 
         _make_folder(self.out, "convergence", overwrite=self.overwrite)
         report = ConvergenceBench(passes, seed=self.seed).run(console)
