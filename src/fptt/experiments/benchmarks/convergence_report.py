@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 
 from fptt.experiments.benchmarks.convergence import slope
-from fptt.experiments.benchmarks.reports import Report, Row, distinct, draw_line, measured_on, write_report
-from fptt.experiments.studies.tables import console_table, markdown_table
+from fptt.experiments.benchmarks.reports import BenchReport, distinct, draw_line, measured_on, save_report
+from fptt.experiments.studies.tables import Row, console_table, markdown_table
 from fptt.experiments.training.plots import COLORS, save_figure
 
 CONVERGENCE_HEADS = ("method", "updates", "average", "its slope", "cut", "by BPTT", "from the answer")
@@ -21,22 +21,22 @@ CONVERGENCE_COLORS = {
 }
 
 
-def save_convergence(report: Report, out: Path) -> Path:
+def save_convergence(report: BenchReport, out: Path) -> Path:
     """Write report, tables and plot; return the plot."""
-    write_report(report, convergence_markdown(report), out, "convergence")
+    save_report(report, convergence_markdown(report), out, "convergence")
     plot = out / "convergence.png"
     draw_convergence(report, plot)
     return plot
 
 
-def show_convergence(report: Report, console: Console) -> None:
+def show_convergence(report: BenchReport, console: Console) -> None:
     """Print a table for each problem."""
     for problem, rows in _by_problem(report["rows"]):
         cells = [CONVERGENCE_HEADS, *convergence_cells(rows)]
         console.print(console_table(cells, f"{problem}: after {rows[-1]['passes']:,} passes", num_left=1))
 
 
-def convergence_markdown(report: Report) -> str:
+def convergence_markdown(report: BenchReport) -> str:
     """Return a table for each problem in Markdown."""
     lines = [
         "# Gradients along the way and at the weights",
@@ -59,7 +59,7 @@ def convergence_cells(rows: Sequence[Row]) -> Iterator[list[str]]:
         yield [method, f"{last['updates']:,}", norms[0], f"{slope(own, 'average_norm'):.2f}", *norms[1:], distance]
 
 
-def draw_convergence(report: Report, path: Path) -> None:
+def draw_convergence(report: BenchReport, path: Path) -> None:
     """Draw a line of panels for each problem: the average of the gradients, and the two gradients at the weights."""
     problems = list(_by_problem(report["rows"]))
     figure, axes = plt.subplots(len(problems), 3, figsize=(11.5, 3.3 * len(problems)), layout="constrained")

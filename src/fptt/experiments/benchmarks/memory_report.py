@@ -6,30 +6,30 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from rich.console import Console
 
-from fptt.experiments.benchmarks.reports import Report, Row, measured_on, write_report
+from fptt.experiments.benchmarks.reports import BenchReport, measured_on, save_report
 from fptt.experiments.process.console import say
-from fptt.experiments.studies.tables import console_table, markdown_table
+from fptt.experiments.studies.tables import Row, console_table, markdown_table
 from fptt.experiments.training.plots import COLORS, save_figure
 
 MEMORY_HEADS = ("method", "T", "peak", "above the start", "updates", "seconds")
 
 
-def save_memory(report: Report, out: Path) -> Path:
+def save_memory(report: BenchReport, out: Path) -> Path:
     """Write report, table and plot; return the plot."""
-    write_report(report, memory_markdown(report), out, "memory")
+    save_report(report, memory_markdown(report), out, "memory")
     plot = out / "memory-against-T.png"
     draw_memory(report, plot)
     return plot
 
 
-def show_memory(report: Report, console: Console) -> None:
+def show_memory(report: BenchReport, console: Console) -> None:
     """Print table, fits and notes."""
     cells = [MEMORY_HEADS, *map(memory_cells, report["rows"])]
     console.print(console_table(cells, "memory of training", num_left=1))
     say(console, "\n".join(conclusions(report)))
 
 
-def memory_markdown(report: Report) -> str:
+def memory_markdown(report: BenchReport) -> str:
     """Return table, fits and notes in Markdown."""
     table = markdown_table([MEMORY_HEADS, *map(memory_cells, report["rows"])], num_left=1)
     lines = [
@@ -55,7 +55,7 @@ def memory_cells(row: Row) -> list[str]:
     ]
 
 
-def conclusions(report: Report) -> Iterator[str]:
+def conclusions(report: BenchReport) -> Iterator[str]:
     """Yield the fits, the growth and the notes."""
     for method, fit in report["fits"].items():
         yield (
@@ -69,7 +69,7 @@ def conclusions(report: Report) -> Iterator[str]:
     yield from (f"note: {note}" for note in report["notes"])
 
 
-def draw_memory(report: Report, path: Path) -> None:
+def draw_memory(report: BenchReport, path: Path) -> None:
     """Draw the peak against T; dotted, the part of training above the start."""
     figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     styles = {"peak_memory_bytes": ("-", "peak"), "training_memory_bytes": (":", "above the start")}

@@ -8,18 +8,18 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from fptt.experiments.process.files import replace_text
+from fptt.experiments.studies.tables import Row
 
-Row = Mapping[str, Any]
-Report = Mapping[str, Any]
+BenchReport = Mapping[str, Any]
 
 
-def write_report(report: Report, markdown: str, out: Path, name: str) -> None:
+def save_report(report: BenchReport, markdown: str, out: Path, name: str) -> None:
     """Write a report as NAME.json, and its tables as NAME.md."""
     replace_text(out / f"{name}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     replace_text(out / f"{name}.md", markdown)
 
 
-def measured_on(report: Report) -> str:
+def measured_on(report: BenchReport) -> str:
     """Return what a report was measured on, as a phrase."""
     return ", ".join(f"{name} {value}" for name, value in report["environment"].items())
 

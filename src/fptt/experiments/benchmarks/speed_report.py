@@ -7,23 +7,23 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from fptt.experiments.benchmarks.reports import Report, Row, distinct, draw_line, measured_on, write_report
+from fptt.experiments.benchmarks.reports import BenchReport, distinct, draw_line, measured_on, save_report
 from fptt.experiments.process.console import say
-from fptt.experiments.studies.tables import console_table, markdown_table
+from fptt.experiments.studies.tables import Row, console_table, markdown_table
 from fptt.experiments.training.plots import COLORS, save_figure
 
 SPEED_HEADS = ("method", "engine", "kernel", "K", "seconds", "floor", "× floor", "× BPTT", "× literal")
 LITERAL_COLOR = "tab:orange"
 FLOOR_COLOR = "black"
-STYLES = {"eager": "-", "compiled": "--", None: "-"}
+ENGINE_STYLES = {"eager": "-", "compiled": "--", None: "-"}
 
 
-def save_speed(report: Report, out: Path) -> None:
+def save_speed(report: BenchReport, out: Path) -> None:
     """Write report and tables."""
-    write_report(report, speed_markdown(report), out, "speed")
+    save_report(report, speed_markdown(report), out, "speed")
 
 
-def draw_speed(report: Report, out: Path) -> list[Path]:
+def draw_speed(report: BenchReport, out: Path) -> list[Path]:
     """Draw the plots and return them; that against T needs more than one T."""
     plots = [out / "time-against-K.png"]
     draw_time_against_chunks(report["rows"], plots[0])
@@ -33,7 +33,7 @@ def draw_speed(report: Report, out: Path) -> list[Path]:
     return plots
 
 
-def show_speed(report: Report, console: Console) -> None:
+def show_speed(report: BenchReport, console: Console) -> None:
     """Print tables, notes and headlines."""
     for title, rows in by_workload(report["rows"]):
         cells = [SPEED_HEADS, *map(speed_cells, rows)]
@@ -44,7 +44,7 @@ def show_speed(report: Report, console: Console) -> None:
         say(console, "\n  ".join([title, *headlines(rows)]))
 
 
-def speed_markdown(report: Report) -> str:
+def speed_markdown(report: BenchReport) -> str:
     """Return tables, notes and headlines in Markdown."""
     lines = [
         "# Seconds a batch",
@@ -185,7 +185,7 @@ def _draw_lines(axis: Axes, rows: Sequence[Row], x: str) -> None:
         line = sorted((r for r in rows if (r["method"], r["engine"]) == (method, engine)), key=lambda r: r[x])
         label = method if method == "literal" else method.upper() + (f", {engine}" if method != "bptt" else "")
         color = COLORS.get(method, LITERAL_COLOR)
-        draw_line(axis, line, x, "seconds", color=color, linestyle=STYLES[engine], marker=".", label=label)
+        draw_line(axis, line, x, "seconds", color=color, linestyle=ENGINE_STYLES[engine], marker=".", label=label)
     floors = {row[x]: row for row in rows if row["method"] == "fptt"}
     line = [floors[value] for value in sorted(floors)]
     draw_line(axis, line, x, "floor_seconds", color=FLOOR_COLOR, linestyle=":", label="floor of FPTT")
