@@ -10,9 +10,21 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from rich.console import Console
 
+from fptt.experiments.benchmarks.grid import (
+    ENGINES,
+    NUM_GATES,
+    PRECISIONS,
+    Grid,
+    Spec,
+    Workload,
+    parse_chunks,
+    parse_names,
+    parse_numbers,
+)
 from fptt.experiments.configs.checked import STRICT, Checked, Count, Seed, Width, Workers
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.machine import prepare_process
 
 OVERVIEW = """\
 fptt bench: what the methods cost on this machine, and where they converge to
@@ -92,21 +104,8 @@ class Speed(_Benchmark):
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
         repeats = self.repeats if self.repeats is not None else (3 if self.quick else 5)
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(self.threads)  # before anything runs: worker threads inherit how they treat denormals
         from fptt.experiments.benchmarks.contestants import running_kernel
-        from fptt.experiments.benchmarks.grid import (
-            ENGINES,
-            NUM_GATES,
-            PRECISIONS,
-            Grid,
-            Spec,
-            Workload,
-            parse_chunks,
-            parse_names,
-            parse_numbers,
-        )
         from fptt.experiments.benchmarks.speed import SpeedBench
         from fptt.experiments.benchmarks.speed_report import draw_speed, save_speed, show_speed
         from fptt.experiments.training.build import has_bfloat16, make_fabric
@@ -174,10 +173,7 @@ class Spiking(_Benchmark):
 
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(self.threads)
-        from fptt.experiments.benchmarks.grid import ENGINES, parse_names
         from fptt.experiments.benchmarks.spiking import SpikingBench
         from fptt.experiments.benchmarks.spiking_report import save_spiking, show_spiking
 
@@ -223,10 +219,7 @@ class Memory(_Benchmark):
 
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(self.threads)
-        from fptt.experiments.benchmarks.grid import parse_numbers
         from fptt.experiments.benchmarks.memory import MemoryBench
         from fptt.experiments.benchmarks.memory_report import save_memory, show_memory
         from fptt.experiments.training.build import make_fabric
@@ -273,8 +266,6 @@ class Convergence(_Benchmark):
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
         passes = self.passes if self.passes is not None else (100 if self.quick else 1000)
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(1)
         from fptt.experiments.benchmarks.convergence import ConvergenceBench
         from fptt.experiments.benchmarks.convergence_report import save_convergence, show_convergence

@@ -151,7 +151,7 @@ def _local_data(config: TrainConfig) -> list[Path]:
     path = os.path.expanduser(config.data or "")
     if not os.path.isdir(path):
         return [Path(path)]
-    from fptt.experiments.tasks.sequences import PARTS  # loads torch
+    from fptt.experiments.tasks.sequences import PARTS  # seconds of loading, and only here
 
     files = [Path(path, name) for name in os.listdir(path)]
     return [file for file in files if file.stem in PARTS or config.task != "sequences"]

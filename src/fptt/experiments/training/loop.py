@@ -257,7 +257,7 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
         folder.write_weights(run.best.weights, run.best.averages, _about(run))
     folder.write_summary(_summary(run, "interrupted", {task.metric: None}))  # stays if the test is interrupted
     if run.progress.rows:
-        from fptt.experiments.training.plots import draw_curves  # loads matplotlib
+        from fptt.experiments.training.plots import draw_curves  # seconds of loading, and only here
 
         draw_curves(folder, run.config, task.metric)
     # with a moving average these are its weights, which the model itself then has for the test
