@@ -8,7 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -289,38 +289,12 @@ class RunFolder(OutFolder):
                 raise ValueError("its weights are not those that were written")
         return weights
 
-    def is_finished(self, config: TrainConfig) -> bool:
-        """Return whether the folder holds a whole run of this config that was finished, wherever its data lay.
-
-        Raises:
-            UserError: If it holds a finished or an interrupted run of another config, which would be lost.
-        """
-        try:
-            found = self.read_config()
-        except UserError:
-            return False
-        if self.has_finished():
-            self._check_same(replace(found, data=config.data), config, "a finished")
-            return True
-        if self.checkpoints.files():
-            self._check_same(found, config, "an interrupted")
-        return False
-
     def has_finished(self) -> bool:
         """Return whether the folder holds a run that came to its end, with its figures."""
         try:
             return self.read_summary().get("status") == "finished" and bool(self.read_metrics())
         except UserError:
             return False
-
-    def _check_same(self, found: TrainConfig, config: TrainConfig, kind: str) -> None:
-        names = [field.name for field in fields(config)]
-        other = next((name for name in names if getattr(found, name) != getattr(config, name)), None)
-        if other is not None:
-            raise UserError(
-                f"{self.path} holds {kind} run with {other} {getattr(found, other)!r}, not "
-                f"{getattr(config, other)!r}: give another folder, or --overwrite."
-            )
 
     def can_resume(self, config: TrainConfig) -> bool:
         """Return whether the folder holds an interrupted run of this config."""
