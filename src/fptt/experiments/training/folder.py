@@ -49,7 +49,7 @@ class DamagedRunError(UserError):
     """A file of a run is damaged.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
         damage: Which file, and why, without the folder.
     """
 
