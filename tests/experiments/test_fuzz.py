@@ -19,7 +19,7 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.loading import floats, load_splits, whole_numbers
 from fptt.experiments.training.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
 from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.replicas import launch
+from fptt.experiments.training.processes import launch
 from fptt.experiments.training.run import Run
 
 CASES = pytest.mark.parametrize("cases", [100, pytest.param(1000, marks=pytest.mark.slow)])

@@ -64,6 +64,10 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 X, Y = sequences(), names(sequences())
+LENGTHS = np.random.default_rng(5).integers(4, T + 1, N)
+WIDE = 3 * sequences(6, 2) + 5
+RAGGED = [own[:length] for own, length in zip(WIDE, LENGTHS, strict=True)]
+STEPS = [np.where(own.mean(1) > 5, "up", "down") for own in RAGGED]
 
 
 @pytest.mark.parametrize("settings", [{}, {"form": "released", "coupling": "coupled", "mu": 2.0, "num_duals": 3}])
@@ -246,6 +250,13 @@ def test_large_integers_keep_their_digits() -> None:
         (X, Y, {"alpha": -1.0}, "alpha must be"),
         (X, Y, {"hiden_size": 3}, "unexpected argument"),
         (X, Y, {"callbacks": [GradientNormClipping(1.0)]}, "callbacks must not need the gradient"),
+        ([*RAGGED[:3], np.zeros((0, 2))], Y[:4], {}, r"X\[3\] must have at least one step, got none"),
+        ([*RAGGED[:3], RAGGED[3] * np.nan], Y[:4], {}, r"X\[3\] contains NaN"),
+        ([*RAGGED[:3], RAGGED[3][:, :1]], Y[:4], {}, r"one width, got shape \(\d+, 1\) of X\[3\] after"),
+        ([*RAGGED[:3], RAGGED[3][None]], Y[:4], {}, r"X\[3\] must have shape \(T,\) or \(T, D\)"),
+        (RAGGED, STEPS[1:], {"per_step": True}, "targets for each of 70 sequences with per_step=True, got 69"),
+        (RAGGED, [*STEPS[:-1], STEPS[-1][1:]], {"per_step": True}, r"y\[69\] must have a target for each of"),
+        (RAGGED, Y, {"per_step": True}, r"y\[0\] must have a target for each of \d+ steps of X\[0\], got "),
     ],
 )
 def test_bad_input_is_named(X: Any, y: Any, settings: dict[str, Any], message: str) -> None:  # noqa: N803
@@ -402,11 +413,6 @@ def test_the_regressors_loop_by_hand() -> None:
 
 # -- ragged sequences, and labels of steps -----------------------------------------------------------------------------
 
-LENGTHS = np.random.default_rng(5).integers(4, T + 1, N)
-WIDE = 3 * sequences(6, 2) + 5
-RAGGED = [own[:length] for own, length in zip(WIDE, LENGTHS, strict=True)]
-STEPS = [np.where(own.mean(1) > 5, "up", "down") for own in RAGGED]
-
 
 def padded(values: list[np.ndarray]) -> Tensor:
     """Return (T, N, …), padded by zeros."""
@@ -503,23 +509,6 @@ def test_first_settings() -> None:
     expected = fptt.nn.LSTM(1, 6, 3, last_only=True, chrono_init=T)
     assert all(torch.equal(*pair) for pair in zip(chrono.parameters(), expected.parameters(), strict=True))
     assert classifier(max_epochs=0, cell="gru").fit(RAGGED, Y).module_.last_only is False
-
-
-@pytest.mark.parametrize(
-    ("X", "y", "settings", "message"),
-    [
-        ([*RAGGED[:3], np.zeros((0, 2))], Y[:4], {}, r"X\[3\] must have at least one step, got none"),
-        ([*RAGGED[:3], RAGGED[3] * np.nan], Y[:4], {}, r"X\[3\] contains NaN"),
-        ([*RAGGED[:3], RAGGED[3][:, :1]], Y[:4], {}, r"one width, got shape \(\d+, 1\) of X\[3\] after"),
-        ([*RAGGED[:3], RAGGED[3][None]], Y[:4], {}, r"X\[3\] must have shape \(T,\) or \(T, D\)"),
-        (RAGGED, STEPS[1:], {"per_step": True}, "targets for each of 70 sequences with per_step=True, got 69"),
-        (RAGGED, [*STEPS[:-1], STEPS[-1][1:]], {"per_step": True}, r"y\[69\] must have a target for each of"),
-        (RAGGED, Y, {"per_step": True}, r"y\[0\] must have a target for each of \d+ steps of X\[0\], got "),
-    ],
-)
-def test_bad_ragged_input_is_named(X: Any, y: Any, settings: dict[str, Any], message: str) -> None:  # noqa: N803
-    with pytest.raises(ValueError, match=message):
-        classifier(**settings).fit(X, y)
 
 
 def test_validation_of_steps_is_that_of_real_steps() -> None:

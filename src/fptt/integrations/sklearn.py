@@ -32,12 +32,12 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"fptt.integrations.sklearn needs {error.name}: pip install 'fptt[sklearn]'") from error
 
-CELLS: dict[Any, Callable[..., nn.Module]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
+NETWORKS: dict[Any, Callable[..., nn.Module]] = {"lstm": fptt.nn.LSTM, "gru": fptt.nn.GRU, "rnn": fptt.nn.RNN}
 FLOATS: Any = [np.float64, np.float32]  # what is neither becomes the first, which has the digits of integers
 SIGNATURE = "(input_size, hidden_size, output_size, **options) that returns a time-major model"
 OF_TBPTT = ("num_chunks", "engine", "max_norm")
 
-Cell = Literal["lstm", "gru", "rnn"]
+CellName = Literal["lstm", "gru", "rnn"]
 
 
 def _is_ragged(X: Any) -> bool:  # noqa: N803
@@ -161,7 +161,7 @@ class SequenceNet(NeuralNet, ABC):
         num_duals: int = 1,
         engine: Literal["eager", "compiled"] = "eager",
         max_norm: float | None = 1.0,
-        cell: Cell | Callable[..., nn.Module] = "lstm",
+        cell: CellName | Callable[..., nn.Module] = "lstm",
         hidden_size: int = 64,
         per_step: bool = False,
         standardize: bool = True,
@@ -192,8 +192,8 @@ class SequenceNet(NeuralNet, ABC):
         """Build the model."""
         if not hasattr(self, "input_size_"):
             raise ValueError(f"{type(self).__name__} learns its sizes from the data: call fit or partial_fit.")
-        make = CELLS[self.cell] if self._has_named_cell else self.cell
-        wanted = f"cell must be one of {', '.join(map(repr, CELLS))} or a callable {SIGNATURE}"
+        make = NETWORKS[self.cell] if self._has_named_cell else self.cell
+        wanted = f"cell must be one of {', '.join(map(repr, NETWORKS))} or a callable {SIGNATURE}"
         if not callable(make):
             raise ValueError(f"{wanted}, got {self.cell!r}.")
         if isinstance(make, type) and issubclass(make, nn.RNNBase | nn.RNNCellBase):
@@ -208,7 +208,7 @@ class SequenceNet(NeuralNet, ABC):
 
     @property
     def _has_named_cell(self) -> bool:
-        return isinstance(self.cell, str) and self.cell in CELLS
+        return isinstance(self.cell, str) and self.cell in NETWORKS
 
     def _first_options(self, own: dict[str, Any]) -> dict[str, Any]:
         """Return the options of a layer that has been given its own ones: the first settings of `fptt train`."""
@@ -619,7 +619,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         engine: Literal["eager", "compiled"] = "eager",
         max_norm: float | None = 1.0,
         divergence: Literal["uniform", "running"] | None = "uniform",
-        cell: Cell | Callable[..., nn.Module] = "lstm",
+        cell: CellName | Callable[..., nn.Module] = "lstm",
         hidden_size: int = 64,
         per_step: bool = False,
         standardize: bool = True,

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fptt.experiments.benchmarks import convergence, memory, speed, spiking
 from fptt.experiments.benchmarks.grid import Grid, Spec, Workload
-from fptt.experiments.benchmarks.reports import headlines
+from fptt.experiments.benchmarks.speed_report import headlines
 from fptt.experiments.benchmarks.timing import Stopwatch, take_turns
 from fptt.experiments.commands.cli import run
 from fptt.experiments.process.console import logging_to
@@ -242,9 +242,11 @@ def test_speed_leaves_rows_tables_and_plots(tmp_path: Path, capsys: pytest.Captu
         (["memory", "--sequence-lengths", "1e3"], "sequence_lengths must be positive whole numbers, got '1e3'"),
         (["memory", "--chunk-length", "0"], "chunk_length must be positive, got 0"),
         (["memory", "--limit-gib", "0"], "limit_gib must be positive, got 0"),
-        (["speed", "--seed", str(2**31)], "seed must be in [0, 2³¹), got 2147483648"),
-        (["spiking", "--seed", "-1"], "seed must be in [0, 2³¹), got -1"),
-        (["convergence", "--seed", "1" + "0" * 21], "seed must be in [0, 2³¹), got 1000000000000000000000"),
+        (["memory", "--limit-gib", "nan"], "limit_gib must be positive, got nan"),
+        (["memory", "--threads", "1025"], "threads must be at most 1,024, got 1025"),
+        (["speed", "--seed", str(2**31)], "seed must be less than 2,147,483,648, got 2147483648"),
+        (["spiking", "--seed", "-1"], "seed must not be negative, got -1"),
+        (["convergence", "--seed", "1" + "0" * 21], "seed must be less than 2,147,483,648, got 1000000000000000000000"),
     ],
     ids=str,
 )

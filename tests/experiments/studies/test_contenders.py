@@ -10,7 +10,7 @@ from fptt.experiments.studies.contenders import SMALL_BATCHES, at_rate, parse_co
 from fptt.experiments.studies.labels import label, what_differs
 from fptt.experiments.tasks import registry
 from fptt.experiments.tasks.batches import FreshSamples, num_samples, samples_an_epoch
-from fptt.experiments.training.replicas import launch
+from fptt.experiments.training.processes import launch
 from fptt.experiments.training.run import Run
 
 TINY = TrainConfig(task="digits", limit=64, epochs=1, hidden_size=4, threads=1)

@@ -24,7 +24,7 @@ def poison(run: Run, batch: Any, times: dict[int, int], process: int = 0) -> Non
         process: Whose part of them.
     """
     number = run.method.batches
-    if batch is not None and run.replicas.rank == process and times.get(number, 0) > 0:
+    if batch is not None and run.processes.rank == process and times.get(number, 0) > 0:
         times[number] -= 1
         batch[0][..., -1] = float("nan")
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
             poison(run, batch, times, int(process))
         if name == "validated":
             found = {"lr": run.optimizer.param_groups[0]["lr"], "weights": run.evaluated_model.state_dict()}
-            torch.save(found, Path(folder) / f"process-{run.replicas.rank}.pt")
+            torch.save(found, Path(folder) / f"process-{run.processes.rank}.pt")
 
     loop.on_event = disturb
     sys.exit(run(arguments))

@@ -15,7 +15,7 @@ from fptt.experiments.process.machine import Clock, MemoryMeter
 from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.run import Progress, Run
+from fptt.experiments.training.run import Counters, Run
 from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
@@ -357,7 +357,7 @@ def test_a_run_resumed_somewhere_else_names_both_places(
 
 def test_a_checkpoint_from_before_memory_was_saved_is_read() -> None:
     saved = {"epoch": 1, "rows": 1, "seconds": 2.0, "metric": 0.5, "saved_at": 8, "rollbacks": 0}
-    assert Progress.load(saved) == Progress(**saved, peak_memory_bytes=0, training_memory_bytes=0)
+    assert Counters.load(saved) == Counters(**saved, peak_memory_bytes=0, training_memory_bytes=0)
 
 
 def test_a_run_killed_in_its_test_need_not_train_again(

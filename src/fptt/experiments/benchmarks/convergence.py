@@ -34,8 +34,6 @@ POINTS_A_DECADE = 12
 GAMMA = 0.1
 """The strength of the penalty, γ = ηα, that of the recipes."""
 
-Row = dict[str, Any]
-
 
 class Problem(NamedTuple):
     """A model, and one batch that it learns again and again.
@@ -143,7 +141,7 @@ class ConvergenceBench:
         """Measure everything and return the report."""
         studied = problems(self.seed)
         pairs = [(problem, contestant) for problem in studied for contestant in contestants()]
-        rows: list[Row] = []
+        rows: list[dict[str, Any]] = []
         with closing(make_display(console)) as display:
             for done, (problem, contestant) in enumerate(pairs):
                 display.show(done / len(pairs), f"{problem.name}: {contestant.name}")
@@ -157,7 +155,7 @@ class ConvergenceBench:
         }
 
 
-def measure(problem: Problem, contestant: Contestant, num_passes: int) -> Iterator[Row]:
+def measure(problem: Problem, contestant: Contestant, num_passes: int) -> Iterator[dict[str, Any]]:
     """Yield a row after each of some passes, about evenly spaced on a logarithmic axis.
 
     In each `average_norm` is the norm of the average of all gradients along the way so far; `gradient_norm` that of the

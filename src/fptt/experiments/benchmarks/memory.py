@@ -31,8 +31,6 @@ PROBE_LENGTH = 1000
 
 CHILD = (sys.executable, "-m", "fptt.experiments.benchmarks.memory_child")
 
-Row = dict[str, Any]
-
 
 class MemoryBench:
     """Measures both methods at every length and collects a report: environment, settings, rows, fits, notes.
@@ -74,18 +72,18 @@ class MemoryBench:
             "notes": self.notes,
         }
 
-    def _fptt_rows(self, folder: Path, console: Console) -> Iterator[Row]:
+    def _fptt_rows(self, folder: Path, console: Console) -> Iterator[dict[str, Any]]:
         if self.engine == "compiled":  # fills the compiler's cache: compiling takes memory of its own
             self._measure("fptt", self.sequence_lengths[0], folder, console)
         for length in self.sequence_lengths:
             yield self._measure("fptt", length, folder, console)
 
-    def _bptt_rows(self, folder: Path, console: Console) -> Iterator[Row]:
+    def _bptt_rows(self, folder: Path, console: Console) -> Iterator[dict[str, Any]]:
         """Yield rows of ascending lengths while each fits, by the memory of the one before and in fact."""
         lengths = list(self.sequence_lengths)
         if lengths[0] > PROBE_LENGTH:
             lengths.insert(0, PROBE_LENGTH)
-        last: Row | None = None
+        last: dict[str, Any] | None = None
         for length in lengths:
             if last is not None and (predicted := predict(last, length)) > self.limit_bytes:
                 self.notes.append(
@@ -101,7 +99,7 @@ class MemoryBench:
             if length in self.sequence_lengths:
                 yield last
 
-    def _measure(self, method: str, length: int, folder: Path, console: Console) -> Row:
+    def _measure(self, method: str, length: int, folder: Path, console: Console) -> dict[str, Any]:
         """Make the sequence, measure in a process of its own, and return a row.
 
         Raises:
@@ -177,12 +175,12 @@ def run_child(request: Request, folder: Path, show: Callable[[float], None]) -> 
     return message
 
 
-def predict(row: Row, length: int) -> float:
+def predict(row: dict[str, Any], length: int) -> float:
     """Return the peak at a longer T, if the memory of training grows in proportion to T."""
     return row["peak_memory_bytes"] + row["training_memory_bytes"] * (length / row["sequence_length"] - 1)
 
 
-def fits(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def fits(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the line of least squares through the peaks of each method that has more than one row."""
     lines = {}
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -193,7 +191,7 @@ def fits(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return lines
 
 
-def growth_percent(rows: Sequence[Row], method: str) -> float:
+def growth_percent(rows: Sequence[dict[str, Any]], method: str) -> float:
     """Return how much higher the peak of a method is at its longest sequence than at its shortest."""
     peaks = {row["sequence_length"]: row["peak_memory_bytes"] for row in rows if row["method"] == method}
     return 100 * (peaks[max(peaks)] / peaks[min(peaks)] - 1)

@@ -27,8 +27,6 @@ from fptt.experiments.process.console import Display, make_display
 from fptt.experiments.process.errors import UserError, one_line
 from fptt.experiments.process.machine import environment
 
-Row = dict[str, Any]
-
 
 class SpeedBench:
     """Measures a grid and collects a report: environment, settings, rows, notes.
@@ -65,7 +63,7 @@ class SpeedBench:
                 save(self.report)
         return self.report
 
-    def _measure(self, workload: Workload, progress: "_Progress") -> list[Row]:
+    def _measure(self, workload: Workload, progress: "_Progress") -> list[dict[str, Any]]:
         specs = self.grid.specs(workload.sequence_length)
         inputs, targets = make_data(workload, self.seed, self.device)
         contestants = [make_contestant(spec, workload, self.seed, self.device) for spec in specs]
@@ -119,7 +117,7 @@ def make_rows(
     measured: Sequence[Sequence[float]],
     floors: Sequence[float],
     kernels: Sequence[str],
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """Return the rows of a workload: medians of the seconds, and their ratios to BPTT and to the literal loop."""
     medians = {spec: median(seconds) for spec, seconds in zip(specs, measured, strict=True)}
     bptt = next(seconds for spec, seconds in medians.items() if spec.method == "bptt")

@@ -1,16 +1,30 @@
 """The commands `fptt bench speed`, `spiking`, `memory` and `convergence`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from rich.console import Console
 
+from fptt.experiments.benchmarks.grid import (
+    ENGINES,
+    NUM_GATES,
+    PRECISIONS,
+    Grid,
+    Spec,
+    Workload,
+    parse_chunks,
+    parse_names,
+    parse_numbers,
+)
+from fptt.experiments.configs.checked import STRICT, Checked, Count, Seed, Width, Workers
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.machine import prepare_process
 
 OVERVIEW = """\
 fptt bench: what the methods cost on this machine, and where they converge to
@@ -32,15 +46,15 @@ QUICK_COMPILED_STEPS, COMPILED_STEPS = 8, 32
 """The longest chunk that is compiled where its steps are written out, and not taken whole by one operator."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Benchmark:
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Benchmark(Checked):
     """The option of all benchmarks."""
 
     overwrite: bool = False
     """Replace the report of an earlier benchmark of this kind in the folder."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Speed(_Benchmark):
     """Measure how long each method takes for one batch.
 
@@ -63,9 +77,9 @@ class Speed(_Benchmark):
     """Measure less, in about three minutes on two cores; other options still apply."""
     out: Path = Path("out/bench")
     """Folder for speed.json, speed.md, time-against-K.png and, of several T, time-against-T.png."""
-    repeats: int | None = None
+    repeats: Count | None = None
     """Rounds, after a warm-up; 5 by default, 3 with --quick."""
-    threads: int | None = None
+    threads: Workers | None = None
     """CPU threads; all cores by default."""
     batch_sizes: str = "1,16,128"
     """Sequences a batch."""
@@ -84,31 +98,16 @@ class Speed(_Benchmark):
     most, up to half of its time."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Device."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights and data."""
 
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
         repeats = self.repeats if self.repeats is not None else (3 if self.quick else 5)
-        _check_positive(repeats=repeats, threads=self.threads)
-        _check_seed(self.seed)
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(self.threads)  # before anything runs: worker threads inherit how they treat denormals
         from fptt.experiments.benchmarks.contestants import running_kernel
-        from fptt.experiments.benchmarks.grid import (
-            ENGINES,
-            NUM_GATES,
-            PRECISIONS,
-            Grid,
-            Spec,
-            Workload,
-            parse_chunks,
-            parse_names,
-            parse_numbers,
-        )
-        from fptt.experiments.benchmarks.reports import draw_speed, save_speed, show_speed
         from fptt.experiments.benchmarks.speed import SpeedBench
+        from fptt.experiments.benchmarks.speed_report import draw_speed, save_speed, show_speed
         from fptt.experiments.training.build import has_bfloat16, make_fabric
 
         device = make_fabric(self.accelerator).device
@@ -143,7 +142,7 @@ class Speed(_Benchmark):
         say(console, f"rows: {self.out / 'speed.json'}\nplots: {', '.join(map(str, plots))}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Spiking(_Benchmark):
     """Measure a spiking network that is updated at every step, beside SpikingJelly's own function for FPTT.
 
@@ -157,32 +156,26 @@ class Spiking(_Benchmark):
 
     out: Path = Path("out/bench")
     """Folder for spiking.json and spiking.md."""
-    repeats: int = 7
+    repeats: Count = 7
     """Rounds, after a warm-up."""
-    threads: int | None = 1
+    threads: Workers | None = 1
     """CPU threads; None for all cores."""
-    sequence_length: int = 100
+    sequence_length: Count = 100
     """T, time steps and updates."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Sequences a batch."""
-    hidden_size: int = 128
+    hidden_size: Width = 128
     """H, neurons."""
     engines: str = "eager,compiled"
     """Executors of TBPTT and FPTT."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights and data."""
 
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
-        names = ("repeats", "threads", "sequence_length", "batch_size", "hidden_size")
-        _check_positive(**{name: getattr(self, name) for name in names})
-        _check_seed(self.seed)
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(self.threads)
-        from fptt.experiments.benchmarks.grid import ENGINES, parse_names
-        from fptt.experiments.benchmarks.reports import save_spiking, show_spiking
         from fptt.experiments.benchmarks.spiking import SpikingBench
+        from fptt.experiments.benchmarks.spiking_report import save_spiking, show_spiking
 
         engines = parse_names("engines", self.engines, ENGINES)
         _make_folder(self.out, "spiking", overwrite=self.overwrite)
@@ -194,7 +187,7 @@ class Spiking(_Benchmark):
         say(console, f"rows: {self.out / 'spiking.json'}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Memory(_Benchmark):
     """Measure peak memory against the length of the sequence.
 
@@ -213,26 +206,22 @@ class Memory(_Benchmark):
     """Folder for memory.json, memory.md and memory-against-T.png."""
     sequence_lengths: str | None = None
     """T, time steps; 1000,10000,100000,1000000 by default, without the last one with --quick."""
-    chunk_length: int = 100
+    chunk_length: Count = 100
     """Longest chunk of FPTT, in time steps."""
     engine: Literal["eager", "compiled"] = "eager"
     """Executor of FPTT; its steps are compiled before anything is measured."""
-    limit_gib: float = 4.0
+    limit_gib: Annotated[float, Field(gt=0)] = 4.0  # infinity is no limit
     """Stop BPTT before the length at which its memory is predicted to be larger."""
-    threads: int | None = None
+    threads: Workers | None = None
     """CPU threads; all cores by default."""
     accelerator: Literal["cpu", "cuda"] = "cpu"
     """Device."""
 
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
-        _check_positive(chunk_length=self.chunk_length, limit_gib=self.limit_gib, threads=self.threads)
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(self.threads)
-        from fptt.experiments.benchmarks.grid import parse_numbers
         from fptt.experiments.benchmarks.memory import MemoryBench
-        from fptt.experiments.benchmarks.reports import save_memory, show_memory
+        from fptt.experiments.benchmarks.memory_report import save_memory, show_memory
         from fptt.experiments.training.build import make_fabric
 
         lengths = self.sequence_lengths or "1000,10000,100000" + ("" if self.quick else ",1000000")
@@ -251,7 +240,7 @@ class Memory(_Benchmark):
         say(console, f"rows: {self.out / 'memory.json'}\nplot: {plot}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Convergence(_Benchmark):
     """Measure what becomes of the gradients of each method.
 
@@ -267,24 +256,19 @@ class Convergence(_Benchmark):
 
     quick: bool = False
     """100 passes over the batch, unless --passes says otherwise."""
-    passes: int | None = None
+    passes: Annotated[int, Field(ge=10)] | None = None
     """N, at least 10; 1,000 by default."""
     out: Path = Path("out/bench")
     """Folder for convergence.json, convergence.md and convergence.png."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights and data."""
 
     def __call__(self, console: Console) -> None:
         """Measure, print and write."""
         passes = self.passes if self.passes is not None else (100 if self.quick else 1000)
-        if passes < 10:
-            raise UserError(f"passes must be at least 10, got {passes}.")
-        _check_seed(self.seed)
-        from fptt.experiments.process.machine import prepare_process
-
         prepare_process(1)
         from fptt.experiments.benchmarks.convergence import ConvergenceBench
-        from fptt.experiments.benchmarks.reports import save_convergence, show_convergence
+        from fptt.experiments.benchmarks.convergence_report import save_convergence, show_convergence
 
         _make_folder(self.out, "convergence", overwrite=self.overwrite)
         report = ConvergenceBench(passes, seed=self.seed).run(console)
@@ -314,17 +298,6 @@ def parse(_: str, arguments: Sequence[str]) -> Callable[[Console], None]:
         raise UserError(f"unknown benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
     kind = BENCHMARKS[name]
     return tyro.cli(kind, args=arguments[1:], prog=f"fptt bench {name}")  # pyright: ignore[reportReturnType]
-
-
-def _check_positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise UserError(f"{name} must be positive, got {value}.")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**31:  # as those of runs
-        raise UserError(f"seed must be in [0, 2³¹), got {seed}.")
 
 
 def _make_folder(path: Path, name: str, *, overwrite: bool) -> None:

@@ -24,8 +24,8 @@ from fptt.experiments.process.errors import UserError, reason
 
 HELP = frozenset(("-h", "--help"))
 
-Kind = TypeVar("Kind")
-Grouped = Annotated[Kind, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+Options = TypeVar("Options")
+Grouped = Annotated[Options, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
 """A setting whose options have no prefix, and stand in the groups of its fields in the help."""
 
 GROUPED = ConstructorRegistry()
@@ -84,7 +84,7 @@ def _number_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float |
     )
 
 
-def _part(config: Any, kind: type[Kind]) -> Kind:
+def _part(config: Any, kind: type[Options]) -> Options:
     """Return the fields of a config that belong to one of its base classes."""
     return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # pyright: ignore[reportArgumentType]
 
@@ -151,7 +151,7 @@ def _first_settings(config: TrainConfig, given: _Given, arguments: Sequence[str]
     return replace(config, num_chunks=round(math.sqrt(load_task(setting, config.seed).training_length())))
 
 
-def _parsed(kind: type[Kind], arguments: Sequence[str]) -> Kind:
+def _parsed(kind: type[Options], arguments: Sequence[str]) -> Options:
     """Return those of the options that a dataclass has, read as in the whole command."""
     return tyro.cli(kind, args=[*arguments], return_unknown_args=True, add_help=False, registry=GROUPED)[0]
 

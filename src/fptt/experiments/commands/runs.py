@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from pydantic.dataclasses import dataclass as checked_dataclass
 from rich.console import Console
 
 from fptt.experiments.commands.defaults import (
@@ -19,6 +20,7 @@ from fptt.experiments.commands.defaults import (
     starting_config,
     with_absolute_data,
 )
+from fptt.experiments.configs.checked import STRICT, Checked, Count, NonNegative, Seed
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
@@ -149,7 +151,7 @@ def _local_data(config: TrainConfig) -> list[Path]:
     path = os.path.expanduser(config.data or "")
     if not os.path.isdir(path):
         return [Path(path)]
-    from fptt.experiments.tasks.sequences import PARTS  # loads torch
+    from fptt.experiments.tasks.sequences import PARTS  # seconds of loading, and only here
 
     files = [Path(path, name) for name in os.listdir(path)]
     return [file for file in files if file.stem in PARTS or config.task != "sequences"]
@@ -198,8 +200,8 @@ class Export:
         say(console, f"exported, and compared with the model: {out}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
+@checked_dataclass(frozen=True, kw_only=True, config=STRICT)
+class Sample(Checked):
     """Generate text with a trained language model.
 
     fptt sample out/text-fptt-0 --prompt "ROMEO:" --temperature 0.8
@@ -209,11 +211,11 @@ class Sample:
     """The run folder of a task with a text."""
     prompt: str | None = None
     """Start of the text; by default a new line, or the most frequent token where the training text has no lines."""
-    num_tokens: int = 400
+    num_tokens: Count = 400
     """Characters, or words, to generate."""
-    temperature: float = 0.8
+    temperature: NonNegative = 0.8
     """0 for the most likely token each time; 1 for draws from the model's own distribution; above 1 wilder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws."""
     averages: bool = False
     """Use FPTT's averages instead of the weights."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from pydantic.dataclasses import dataclass as checked_dataclass
 from rich.console import Console
 from rich.table import Table
 
@@ -16,32 +17,26 @@ from fptt.experiments.commands.defaults import (
     starting_setting,
     with_absolute_data,
 )
+from fptt.experiments.configs.checked import STRICT, Checked, Count, Workers
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.configs.recipes import RECIPES
 from fptt.experiments.process.console import say
-from fptt.experiments.process.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Study(Origin):
+@checked_dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Study(Origin, Checked):
     """Options of all studies."""
 
     setting: Grouped[Setting]
-    seeds: int = 3
+    seeds: Count = 3
     """Number of seeds, from 0."""
-    jobs: int = 1
+    jobs: Workers = 1
     """Runs at a time, which share the cores. More than one disturbs the time of runs with several threads."""
     overwrite: bool = False
     """Replace finished runs of other settings in the folder."""
 
-    def check(self) -> None:
-        """Raise UserError for numbers below 1."""
-        for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
-
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Compare(_Study):
     """Train with several methods and seeds and compare them at equal epochs, equal updates and equal time.
 
@@ -74,7 +69,6 @@ class Compare(_Study):
         from fptt.experiments.studies.comparison import Comparison, parse_budgets
         from fptt.experiments.studies.contenders import parse_controls, parse_methods
 
-        self.check()
         out = self.out or Path("out") / f"compare-{self.recipe or self.setting.task}"
         check_folder(out)
         comparison = Comparison(
@@ -88,7 +82,7 @@ class Compare(_Study):
         comparison.report(console)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Ablate(_Study):
     """Vary some settings of a recipe, one at a time or all together, with TBPTT and BPTT beside them.
 
@@ -97,7 +91,7 @@ class Ablate(_Study):
     fptt ablate --over num_chunks=4:8:16,alpha,form,coupling --seeds 3 --out out/ablate
     """
 
-    over: str
+    over: str = tyro.MISSING
     """Comma-separated settings, any that are a choice or a number, each with values of its own (num_chunks=4:8:16) or
     the usual ones (alpha)."""
     grid: bool = False
@@ -109,7 +103,6 @@ class Ablate(_Study):
         """Run what is not finished, and report."""
         from fptt.experiments.studies.ablation import Ablation, parse_axes
 
-        self.check()
         out = self.out or Path("out") / f"ablate-{self.recipe or self.setting.task}"
         check_folder(out)
         setting = with_absolute_data(self.setting)
@@ -163,7 +156,7 @@ def parse(name: str, arguments: Sequence[str]) -> Compare | Ablate | Report | Re
             default = Compare(setting=starting_setting(arguments))
             return tyro.cli(Compare, args=arguments, prog=prog, default=default, registry=GROUPED)
         case "ablate":
-            default = Ablate(setting=starting_setting(arguments), over=tyro.MISSING)
+            default = Ablate(setting=starting_setting(arguments))
             return tyro.cli(Ablate, args=arguments, prog=prog, default=default, registry=GROUPED)
         case "report":
             return tyro.cli(Report, args=arguments, prog=prog)

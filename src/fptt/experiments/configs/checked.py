@@ -27,7 +27,7 @@ def as_tuple(value: Any) -> Any:
 Count = Annotated[int, Field(gt=0, le=10**12)]
 Natural = Annotated[int, Field(ge=0, le=10**12)]
 Width = Annotated[int, Field(gt=0, le=2**16)]
-Classes = Annotated[int, Field(gt=0, le=1000)]
+NumClasses = Annotated[int, Field(gt=0, le=1000)]
 Depth = Annotated[int, Field(gt=0, le=100)]
 Workers = Annotated[int, Field(gt=0, le=1024)]
 Name = Annotated[str, Field(max_length=100)]

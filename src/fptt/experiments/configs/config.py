@@ -13,7 +13,6 @@ from fptt.experiments.configs.checked import (
     Address,
     Bounded,
     Checked,
-    Classes,
     Count,
     Depth,
     InnerPart,
@@ -21,6 +20,7 @@ from fptt.experiments.configs.checked import (
     Name,
     Natural,
     NonNegative,
+    NumClasses,
     Part,
     Positive,
     Seed,
@@ -32,7 +32,7 @@ from fptt.experiments.configs.checked import (
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.files import parse_yaml, read_yaml
 
-MAX_BYTES = 2**16  # of a config file: twenty times as many as it needs
+MAX_CONFIG_BYTES = 2**16  # of a config file: twenty times as many as it needs
 MethodName = Literal["bptt", "tbptt", "fptt"]
 
 
@@ -339,7 +339,7 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is missing or damaged, or has an unknown field.
     """
-    values = read_yaml(path, MAX_BYTES)
+    values = read_yaml(path, MAX_CONFIG_BYTES)
     if not isinstance(values, dict):
         raise UserError(f"config {path} must hold one field a line, got {type(values).__name__}.")
     values = _without_gone(values)
@@ -384,7 +384,7 @@ class StreamConfig(Checked):
     """Gaps in the inputs: hold the latest value of the column, skip the row, or stop (table)."""
     kind: Literal["classes", "regression"] | None = None
     """What the target is; by default numbers with fractions among the first 1,000 rows are a regression (table)."""
-    max_classes: Classes = 20
+    max_classes: NumClasses = 20
     """Outputs of the model for classes, which are numbered as they come, 1,000 at most (table)."""
     limit: Count | None = None
     """Stop after this many steps."""

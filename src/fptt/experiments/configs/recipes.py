@@ -65,7 +65,7 @@ SMALL_IMAGES: dict[str, Any] = {
 }
 
 # Neurons of sFPTT (Yin, Corradi & Bohté 2023); the rest is ours.
-SPIKING: dict[str, Any] = {"cell": "liquid-lif", "lr": 3e-3, "threads": 1}
+SFPTT: dict[str, Any] = {"cell": "liquid-lif", "lr": 3e-3, "threads": 1}
 
 ADDING: dict[str, Any] = {
     "readout_sizes": (256,),
@@ -122,13 +122,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits-rows-spiking": Recipe(
         about="8 rows, K = 8: spiking neurons with liquid time constants, an update at every row",
-        config=TrainConfig(task="digits", by="row", hidden_size=64, num_chunks=8, epochs=40, **SPIKING),
+        config=TrainConfig(task="digits", by="row", hidden_size=64, num_chunks=8, epochs=40, **SFPTT),
         minutes=0.5,
         result="accuracy 0.941 ± 0.018",
     ),
     "digits-spiking": Recipe(
         about="64 pixels, K = 8: spiking neurons with liquid time constants",
-        config=TrainConfig(task="digits", hidden_size=64, num_chunks=8, epochs=40, chrono_init=64, **SPIKING),
+        config=TrainConfig(task="digits", hidden_size=64, num_chunks=8, epochs=40, chrono_init=64, **SFPTT),
         minutes=1,
         result="accuracy 0.788 ± 0.033",
     ),
@@ -192,7 +192,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "smnist-rows-spiking": Recipe(
         about="MNIST row by row, K = 4: spiking neurons with liquid time constants",
-        config=TrainConfig(task="mnist", by="row", num_chunks=4, batch_size=128, epochs=10, **SPIKING),
+        config=TrainConfig(task="mnist", by="row", num_chunks=4, batch_size=128, epochs=10, **SFPTT),
         minutes=3,
         result="accuracy 0.978 ± 0.003",
     ),
@@ -205,7 +205,7 @@ RECIPES: dict[str, Recipe] = {
             epochs=20,
             engine="compiled",
             chrono_init=784,
-            **{**SPIKING, "lr": 3e-4},
+            **{**SFPTT, "lr": 3e-4},
         ),
     ),
     "smnist-per-step": Recipe(
@@ -315,7 +315,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "har-spiking": Recipe(
         about="activities from windows of sensors, 128 steps: spiking neurons",
-        config=TrainConfig(task="har", num_chunks=16, batch_size=64, epochs=30, **{**SPIKING, "lr": 1e-3}),
+        config=TrainConfig(task="har", num_chunks=16, batch_size=64, epochs=30, **{**SFPTT, "lr": 1e-3}),
     ),
     "hapt": Recipe(
         about="activities and transitions at every step of a recording",
@@ -325,7 +325,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "shd": Recipe(
         about="spoken digits as spikes, 100 steps, K = 20: spiking neurons with liquid time constants",
-        config=TrainConfig(task="shd", length=100, num_chunks=20, batch_size=128, epochs=30, **{**SPIKING, "lr": 1e-3}),
+        config=TrainConfig(task="shd", length=100, num_chunks=20, batch_size=128, epochs=30, **{**SFPTT, "lr": 1e-3}),
     ),
     "sequences": Recipe(
         about="your own sequences: --data FILE; K is √T",

@@ -2,8 +2,8 @@
 
 import csv
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import METRICS, ROLLING, StreamScores
 from fptt.experiments.streams.source import Piece, Source
 from fptt.experiments.streams.table import STANDARD_INPUT, Table
-from fptt.experiments.training.checkpoints import Checkpoints, load_field
-from fptt.experiments.training.folder import RunFolder, check_not_of, check_replaceable, locked
+from fptt.experiments.training.checkpoints import load_field
+from fptt.experiments.training.folder import OutFolder, RunFolder, check_not_of, locked
 
 STEPS_A_ROW = 1000
 WARM_UP = 0.1
@@ -40,21 +40,16 @@ CHECKPOINT_VERSION = 2
 # -- the folder ------------------------------------------------------------------------------------------------------
 
 
-class StreamFolder:
+class StreamFolder(OutFolder):
     """Summary, rolling metrics, plot, the learner as it was at the end, and until then checkpoints."""
 
+    command = "stream"
+
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.summary_file = path / "summary.json"
+        super().__init__(path)
         self.rolling_file = path / ROLLING
         self.plot_file = path / "rolling.png"
         self.learner_file = path / "learner.pt"
-        self.checkpoints = Checkpoints(path)
-
-    @property
-    def resume_command(self) -> str:
-        """The command that resumes the stream."""
-        return f"fptt stream --resume --out {self.path}"
 
     def files(self) -> list[Path]:
         """Return every file that a whole stream may have, without checkpoints."""
@@ -63,9 +58,9 @@ class StreamFolder:
     def check(self, *, overwrite: bool) -> None:
         """Raise UserError if the folder holds something that may not be overwritten, as a run of `fptt train`."""
         if overwrite:
-            check_replaceable(self.path, "stream", self.files())
+            self.check_replaceable()
         else:
-            RunFolder(self.path).check_free()
+            self.check_free()
 
     def check_resumable(self) -> None:
         """Raise UserError if the folder is not there or is one of `fptt train`, or if its stream is finished."""
@@ -77,20 +72,6 @@ class StreamFolder:
             return
         if RunFolder(self.path).read_summary().get("status") == "finished":
             raise UserError(f"the stream in {self.path} is finished: there is nothing to resume.")
-
-    def create(self) -> None:
-        """Make the folder, and remove an earlier stream from it, but not the lock of the process that does so.
-
-        Raises:
-            UserError: If it cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for file in self.files():
-                file.unlink(missing_ok=True)
-            self.checkpoints.remove()
-        except OSError as error:
-            raise UserError(f"out {self.path} cannot be written: {error}.") from error
 
     def write(self, summary: Mapping[str, Any], rolling: Sequence[Mapping[str, Any]], learner: Mapping) -> None:
         """Write all but the plot.
@@ -390,9 +371,9 @@ def stream(config: StreamConfig, folder: StreamFolder, console: Console, *, over
     """
     folder.check(overwrite=overwrite)  # before the first rows are read, which standard input would not give again
     streaming = Streaming(config, folder)
-    with _hint_at_resuming(folder), locked(folder.path):
+    with folder.hinting_at_resuming(), locked(folder.path):
         folder.check(overwrite=overwrite)  # another stream may have begun, and ended, since the first row was awaited
-        folder.create()
+        folder.clear()
         streaming.save()
         return _to_the_end(streaming, console)
 
@@ -412,21 +393,11 @@ def resume(folder: StreamFolder, console: Console, *, next_rows: bool = False) -
     folder.check_resumable()
     # without a checkpoint there is nothing to lock
     lock = locked(folder.path) if folder.checkpoints.files() else nullcontext()
-    with _hint_at_resuming(folder), lock:
+    with folder.hinting_at_resuming(), lock:
         streaming = folder.checkpoints.restore(
             lambda state: Streaming.of(state, folder, next_rows=next_rows), lambda text: say(console, text)
         )
         return _to_the_end(streaming, console)
-
-
-@contextmanager
-def _hint_at_resuming(folder: StreamFolder) -> Iterator[None]:
-    """Add the command that resumes the stream to errors that the user can mend."""
-    try:
-        yield
-    except (UnreadableError, UnwritableError) as error:
-        hint = f"To resume when that is mended: {folder.resume_command}." if folder.checkpoints.files() else ""
-        raise UserError(f"{error} {hint}".strip()) from error
 
 
 def _to_the_end(streaming: Streaming, console: Console) -> dict[str, Any]:

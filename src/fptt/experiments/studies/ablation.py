@@ -37,7 +37,7 @@ Changes = tuple[tuple[str, Any], ...]
 Key = tuple[MethodName, Changes]
 """A method, and its variant."""
 
-HEADS = {"num_chunks": "K", "alpha": "α or γ"}
+SYMBOLS = {"num_chunks": "K", "alpha": "α or γ"}
 
 
 class Ablation(Study):
@@ -158,7 +158,7 @@ class Ablation(Study):
     def _cells(self, rows: Sequence[Row]) -> Cells:
         metrics = [f"{part}_{self.metric}" for part in ("validation", "test")]
         better = f" ({direction(self.metric)} is better)"
-        heads = ["method", *(HEADS.get(field, field) for field in self._fields)]
+        heads = ["method", *(SYMBOLS.get(field, field) for field in self._fields)]
         heads += [*(name.replace("_", " ") + better for name in metrics), "epochs", "updates", "seconds"]
         lines = [
             [
@@ -195,7 +195,7 @@ class Ablation(Study):
 
     def draw(self, rows: Sequence[Row], path: Path) -> None:
         """Draw the test metric against the values of each field."""
-        draw_ablation(rows, list(self.axes), self.metric, HEADS, path)
+        draw_ablation(rows, list(self.axes), self.metric, SYMBOLS, path)
 
 
 # -- the fields ------------------------------------------------------------------------------------------------------

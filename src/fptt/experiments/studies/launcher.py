@@ -59,7 +59,7 @@ def run_all(
     waiting = {
         path: config
         for path, config in runs.items()
-        if _differs_in(replaceable, path, config, console) or not _is_finished(path, config, console, data, overwrite)
+        if not _is_finished(path, config, console, data, replaceable, overwrite=overwrite)
     }
     done = len(runs) - len(waiting)
     already = f", {done} of them are finished already" if done else ""
@@ -124,33 +124,41 @@ class _Children:
                     process.send_signal(ASK_TO_END)  # does nothing to one that has ended
 
 
-def _differs_in(names: Sequence[str], path: Path, config: TrainConfig, console: Console) -> bool:
-    """Return whether a folder holds a run that differs from a config in some of these fields, and in no other."""
+def _is_finished(
+    path: Path,
+    config: TrainConfig,
+    console: Console,
+    data: dict[Setting, tuple[str, Interface]],
+    replaceable: Sequence[str],
+    *,
+    overwrite: bool,
+) -> bool:
+    """Return whether a folder holds a finished, undamaged run of a config and its data, with possible results.
+
+    Raises:
+        UserError: If it holds a run of another config, or of other data, that may not be replaced.
+    """
+    folder = RunFolder(path)
     try:
-        found = RunFolder(path).read_config()
+        found = folder.read_config()
     except UserError:
         return False
-    differences = [name for name in names if getattr(found, name) != getattr(config, name)]
-    others = {name: getattr(config, name) for name in (*differences, "data")}  # wherever the data lay
-    if not differences or replace(found, **others) != config:
+    if changes := _changes(replaceable, found, config):
+        say(console, f"{path} is run again: {', '.join(changes)}.")
         return False
-    changes = [f"{name} is {getattr(config, name)} now, not {getattr(found, name)}" for name in differences]
-    say(console, f"{path} is run again: {', '.join(changes)}.")
-    return True
-
-
-def _is_finished(
-    path: Path, config: TrainConfig, console: Console, data: dict[Setting, tuple[str, Interface]], overwrite: bool
-) -> bool:
-    """Return whether a folder holds a finished, undamaged run of a config and its data, with possible results."""
+    is_finished = folder.has_finished()
     try:
-        if not RunFolder(path).is_finished(config):
-            return False
-        _check_data(path, config, data)
+        if is_finished:
+            _check_same(path, replace(found, data=config.data), config, "a finished")  # wherever its data lay
+            _check_data(folder, found, config, data)
+        elif folder.checkpoints.files():
+            _check_same(path, found, config, "an interrupted")
     except UserError:
         if overwrite:
             return False
         raise
+    if not is_finished:
+        return False
     try:
         read_run(path)
     except UserError as error:
@@ -159,19 +167,41 @@ def _is_finished(
     return True
 
 
-def _check_data(path: Path, config: TrainConfig, known: dict[Setting, tuple[str, Interface]]) -> None:
+def _changes(names: Sequence[str], found: TrainConfig, config: TrainConfig) -> list[str]:
+    """Return in which of some fields a run differs from a config, as phrases; none if it does in any other field."""
+    differences = [name for name in names if getattr(found, name) != getattr(config, name)]
+    others = {name: getattr(config, name) for name in (*differences, "data")}  # wherever the data lay
+    if replace(found, **others) != config:
+        return []
+    return [f"{name} is {getattr(config, name)} now, not {getattr(found, name)}" for name in differences]
+
+
+def _check_same(path: Path, found: TrainConfig, config: TrainConfig, kind: str) -> None:
+    """Raise UserError if a run, which would be lost, is of another config."""
+    names = [field.name for field in fields(config)]
+    other = next((name for name in names if getattr(found, name) != getattr(config, name)), None)
+    if other is not None:
+        raise UserError(
+            f"{path} holds {kind} run with {other} {getattr(found, other)!r}, not {getattr(config, other)!r}: give "
+            "another folder, or --overwrite."
+        )
+
+
+def _check_data(
+    folder: RunFolder, found: TrainConfig, config: TrainConfig, known: dict[Setting, tuple[str, Interface]]
+) -> None:
     """Raise UserError if a finished run is of other data than its config names today; older runs do not tell.
 
     Args:
-        path: The folder of the run.
+        folder: The folder of the run.
+        found: The config of the run.
         config: The config that names the data.
         known: The fingerprints and interfaces of data that have been read, by their setting; takes new ones.
     """
-    folder = RunFolder(path)
     trained_on = fingerprint_of(folder.read_summary())
     # what comes with a library, is generated, or is named by its place on the hub, is the same as before
     is_local = config.data is not None and Path(config.data).exists()
-    if trained_on is None or (not is_local and folder.read_config().data == config.data):
+    if trained_on is None or (not is_local and found.data == config.data):
         return
     names = [field.name for field in fields(DataSetting)]
     setting = Setting(batch_size=config.batch_size, **{name: getattr(config, name) for name in names})
@@ -182,8 +212,8 @@ def _check_data(path: Path, config: TrainConfig, known: dict[Setting, tuple[str,
     is_other = saved is not None and saved.other_field(interface) is not None
     if is_other or not are_same_data(fingerprint, trained_on):
         raise UserError(
-            f"{path} holds a finished run of other data than {config.data or 'those of the task'} now: give another "
-            "folder, or --overwrite."
+            f"{folder.path} holds a finished run of other data than {config.data or 'those of the task'} now: give "
+            "another folder, or --overwrite."
         )
 
 

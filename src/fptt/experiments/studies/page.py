@@ -30,8 +30,7 @@ from fptt.experiments.studies.finished_run import (
     told_apart_by_data,
     unused_fields,
 )
-from fptt.experiments.studies.paper import EXPLANATION as PAPER_EXPLANATION
-from fptt.experiments.studies.paper import draw_paper, paper_cells, paper_rows
+from fptt.experiments.studies.paper import PAPER_EXPLANATION, draw_paper, paper_cells, paper_rows
 from fptt.experiments.studies.plots import AXES, Panel, draw_runs
 from fptt.experiments.studies.references import Reference, References
 from fptt.experiments.studies.tables import (
@@ -334,10 +333,10 @@ def result_cells(rows: Sequence[Row], metric: str, others: Sequence[str]) -> Cel
     return [heads, *lines]
 
 
-ORIGIN = ("hardware", "torch", "commit")
+ORIGIN_HEADS = ("hardware", "torch", "commit")
 """Columns that stand below a table, whatever is in them."""
 
-SETTINGS = ("group", "engine", "form", "coupling", "α or γ")
+SETTING_HEADS = ("group", "engine", "form", "coupling", "α or γ")
 """Columns that stand below a table in which all rows have the same; BPTT and TBPTT have no form, coupling and α."""
 
 
@@ -350,7 +349,7 @@ def told_apart(cells: Cells) -> tuple[Cells, str]:
     for head, *values in zip(*cells, strict=True):
         found = list(dict.fromkeys(value for value in values if value != NONE))
         is_common = len(found) == 1 and (head != "group" or NONE not in values)  # rows without a group are another one
-        if head in ORIGIN or (head in SETTINGS and is_common):
+        if head in ORIGIN_HEADS or (head in SETTING_HEADS and is_common):
             rows = {one: [number for number, value in enumerate(values, 1) if value == one] for one in found}
             # which rows, where the origins differ
             texts = [one if len(found) == 1 else f"{one} ({_row_numbers(rows[one])})" for one in found]

@@ -15,7 +15,7 @@ from fptt.experiments.studies.tables import NONE, Cells, Row, number
 from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.training.plots import COLORS, save_figure
 
-EXPLANATION = (
+PAPER_EXPLANATION = (
     "Of each task the longest training here that has a control, beside TBPTT and BPTT with the same settings and "
     "epochs (in brackets the seeds); of several as long that with most seeds, then the one in which FPTT or TBPTT "
     "reached the best validation. Published and replicated: see the sections of the experiments. Differences are "

@@ -1,24 +1,32 @@
-"""The folder of one run: the only place that knows its file names."""
+"""The folder of one run: the only place that knows its file names; and what it has in common with that of a stream."""
 
 import csv
 import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from fptt._parallel.collectives import LostProcessError
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.configs.recipes import read_config
-from fptt.experiments.process.errors import UnreadableFileError, UserError, one_line
+from fptt.experiments.process.errors import (
+    UnreadableError,
+    UnreadableFileError,
+    UnwritableError,
+    UserError,
+    one_line,
+)
 from fptt.experiments.process.files import read_csv, read_json, read_text, reading, replace_text, replaced, writing
 from fptt.experiments.tasks.interface import Interface
 from fptt.experiments.training.checkpoints import Checkpoints
@@ -41,7 +49,7 @@ class DamagedRunError(UserError):
     """A file of a run is damaged.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
         damage: Which file, and why, without the folder.
     """
 
@@ -50,22 +58,33 @@ class DamagedRunError(UserError):
         self.damage = damage
 
 
-class RunFolder:
-    """Config, metrics, summary, weights, averages and plot of one run."""
+class OutFolder(ABC):
+    """The folder into which a command writes a run or stream, with checkpoints from which it can be resumed."""
+
+    command: ClassVar[Literal["train", "stream"]]
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_file = path / "config.yaml"
-        self.metrics_file = path / "metrics.csv"
         self.summary_file = path / "summary.json"
-        self.weights_file = path / "model.safetensors"
-        self.averages_file = path / "averages.safetensors"
-        self.curves_file = path / "curves.png"
         self.checkpoints = Checkpoints(path)
-        self.vocabulary_file = path / "vocabulary.json"
-        self.interface_file = path / "interface.json"
-        self.card_file = path / "README.md"
-        self.program_files = [path / "model.pt2", path / "model.onnx"]  # as `fptt export` leaves them there
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Return every file that the command, and those after it, may leave, without checkpoints."""
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes what was interrupted."""
+        return f"fptt {self.command} --resume --out {self.path}"
+
+    @contextmanager
+    def hinting_at_resuming(self) -> Iterator[None]:
+        """Add the command that resumes, if there is a checkpoint, to errors about what the user can mend."""
+        try:
+            yield
+        except (UnreadableError, UnwritableError, LostProcessError) as error:
+            hint = f"To resume when that is mended: {self.resume_command}." if self.checkpoints.files() else ""
+            raise UserError(f"{error} {hint}".strip()) from error
 
     def check_free(self, *, can_overwrite: bool = True) -> None:
         """Raise UserError if the folder holds something beside a lock, which whoever takes it checks.
@@ -78,30 +97,69 @@ class RunFolder:
             hint = ", or --overwrite" if can_overwrite else ""
             raise UserError(f"out {self.path} is not empty: give another folder{hint}.")
 
-    # -- writing: by the leader of a run alone -----------------------------------------------------------------------
+    def check_replaceable(self) -> None:
+        """Raise UserError if the folder holds something that the command may not replace, though it was asked to.
 
-    def create(
-        self, config: TrainConfig, vocabulary: Sequence[str] | None = None, interface: Interface | None = None
-    ) -> None:
-        """Make the folder, remove the files of an earlier run, write config, interface and, of a text, vocabulary.
+        That is what the other command left, which would stay beside the files of this one, and what the user has
+        written: files of the same names in a folder without a sign of an earlier run or stream.
+        """
+        check_not_of(self.path, "stream" if self.command == "train" else "train")
+        own = next((file for file in self.files() if os.path.lexists(file)), None)
+        if own is not None and not _has_sign_of_a_run(self.path):
+            raise UserError(
+                f"out {self.path} has a file {own.name}, which would be replaced, but no config, summary or checkpoint "
+                f"of `fptt {self.command}`: give another folder, or move the file."
+            )
+
+    def clear(self) -> None:
+        """Make the folder, and remove an earlier run or stream from it, but not the lock of the process that does so.
 
         Raises:
-            UserError: If it holds a stream, or files that no run has left, or cannot be written.
+            UserError: If it holds what may not be replaced, see `check_replaceable`, or cannot be written.
         """
-        check_replaceable(self.path, "train", self.files())
+        self.check_replaceable()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self.files():
                 file.unlink(missing_ok=True)
             self.checkpoints.remove()
-            replace_text(self.config_file, config.to_yaml())
-            if interface is not None:
-                text = json.dumps(asdict(interface), indent=2, ensure_ascii=False)
-                replace_text(self.interface_file, text + "\n")
-            if vocabulary is not None:
-                replace_text(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"out {self.path} cannot be written: {error}.") from error
+
+
+class RunFolder(OutFolder):
+    """Config, metrics, summary, weights, averages and plot of one run."""
+
+    command = "train"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.csv"
+        self.weights_file = path / "model.safetensors"
+        self.averages_file = path / "averages.safetensors"
+        self.curves_file = path / "curves.png"
+        self.vocabulary_file = path / "vocabulary.json"
+        self.interface_file = path / "interface.json"
+        self.card_file = path / "README.md"
+        self.program_files = [path / "model.pt2", path / "model.onnx"]  # as `fptt export` leaves them there
+
+    # -- writing: by the leader of a run alone -----------------------------------------------------------------------
+
+    def create(
+        self, config: TrainConfig, vocabulary: Sequence[str] | None = None, interface: Interface | None = None
+    ) -> None:
+        """Clear the folder, write config, interface and, of a text, vocabulary.
+
+        Raises:
+            UserError: If it holds a stream, or files that no run has left, or cannot be written.
+        """
+        self.clear()
+        replace_text(self.config_file, config.to_yaml())
+        if interface is not None:
+            replace_text(self.interface_file, json.dumps(asdict(interface), indent=2, ensure_ascii=False) + "\n")
+        if vocabulary is not None:
+            replace_text(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
 
     def files(self) -> list[Path]:
         """Return every file that a whole run may have, exported programs too, without checkpoints."""
@@ -231,38 +289,12 @@ class RunFolder:
                 raise ValueError("its weights are not those that were written")
         return weights
 
-    def is_finished(self, config: TrainConfig) -> bool:
-        """Return whether the folder holds a whole run of this config that was finished, wherever its data lay.
-
-        Raises:
-            UserError: If it holds a finished or an interrupted run of another config, which would be lost.
-        """
-        try:
-            found = self.read_config()
-        except UserError:
-            return False
-        if self.has_finished():
-            self._check_same(replace(found, data=config.data), config, "a finished")
-            return True
-        if self.checkpoints.files():
-            self._check_same(found, config, "an interrupted")
-        return False
-
     def has_finished(self) -> bool:
         """Return whether the folder holds a run that came to its end, with its figures."""
         try:
             return self.read_summary().get("status") == "finished" and bool(self.read_metrics())
         except UserError:
             return False
-
-    def _check_same(self, found: TrainConfig, config: TrainConfig, kind: str) -> None:
-        names = [field.name for field in fields(config)]
-        other = next((name for name in names if getattr(found, name) != getattr(config, name)), None)
-        if other is not None:
-            raise UserError(
-                f"{self.path} holds {kind} run with {other} {getattr(found, other)!r}, not "
-                f"{getattr(config, other)!r}: give another folder, or --overwrite."
-            )
 
     def can_resume(self, config: TrainConfig) -> bool:
         """Return whether the folder holds an interrupted run of this config."""
@@ -303,26 +335,6 @@ def fingerprint_of(summary: Mapping[str, Any]) -> str | None:
 def are_same_data(one: str, other: str) -> bool:
     """Return whether two fingerprints agree in the parts that both have: older ones lack that of validation."""
     return all(own == others for own, others in zip(one.split("-"), other.split("-"), strict=False))
-
-
-def check_replaceable(folder: Path, command: Literal["train", "stream"], files: Iterable[Path]) -> None:
-    """Raise UserError if a folder holds something that a command may not replace, though it was asked to.
-
-    That is what the other command left, which would stay beside the files of this one, and what the user has written:
-    files of the same names in a folder without a sign of an earlier run or stream.
-
-    Args:
-        folder: The folder; it may be missing.
-        command: The command that writes to it.
-        files: What the command removes before.
-    """
-    check_not_of(folder, "stream" if command == "train" else "train")
-    own = next((file for file in files if os.path.lexists(file)), None)
-    if own is not None and not _has_sign_of_a_run(folder):
-        raise UserError(
-            f"out {folder} has a file {own.name}, which would be replaced, but no config, summary or checkpoint of "
-            f"`fptt {command}`: give another folder, or move the file."
-        )
 
 
 def check_not_of(folder: Path, command: Literal["train", "stream"]) -> None:

@@ -16,7 +16,7 @@ from fptt.nn.models import CELLS, plain_is_wanted
 Layer = fptt.nn.LSTM | fptt.nn.GRU
 """One recurrent layer; `fptt.nn.RNN` is a `fptt.nn.GRU` of another cell."""
 
-KERNELS: dict[type[nn.RNNBase], Callable[..., Any]] = {nn.LSTM: torch.lstm, nn.GRU: torch.gru, nn.RNN: torch.rnn_tanh}
+FUNCTIONS: dict[type[nn.RNNBase], Callable[..., Any]] = {nn.LSTM: torch.lstm, nn.GRU: torch.gru, nn.RNN: torch.rnn_tanh}
 """The fused kernels as functions of their weights."""
 
 
@@ -150,7 +150,7 @@ def _run_kernel(rnn: nn.RNNBase, weight_hh: Tensor, inputs: Tensor, state: Any) 
     weights = _one_block(weights) if inputs.is_cuda else weights
     is_lstm = isinstance(rnn, nn.LSTM)
     first = tuple(state) if is_lstm else state
-    outputs, *final = KERNELS[type(rnn)](inputs, first, weights, True, 1, 0.0, True, False, False)
+    outputs, *final = FUNCTIONS[type(rnn)](inputs, first, weights, True, 1, 0.0, True, False, False)
     return outputs, fptt.nn.LSTMState(*final) if is_lstm else final[0]
 
 

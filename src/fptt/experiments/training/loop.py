@@ -18,7 +18,7 @@ from fptt.experiments.training.card import model_card
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder, locked
 from fptt.experiments.training.loggers import Log, make_log
-from fptt.experiments.training.replicas import launch
+from fptt.experiments.training.processes import launch
 from fptt.experiments.training.run import Run
 from fptt.nn.spiking.surrogates import count_spikes
 
@@ -68,14 +68,10 @@ def train(
         run = Run(config, launch(config))
     except (ValueError, RuntimeError) as error:  # a process that was lost too
         raise UserError(one_line(error)) from error
-    try:
-        with locked(folder.path) if run.replicas.is_leader else nullcontext():
-            if run.replicas.is_leader and not (resume or overwrite):
-                folder.check_free()  # another run may have begun, and ended, while the data were loaded
-            return _train(run, folder, console, resume=resume, loggers=loggers)
-    except (UnwritableError, fptt.LostProcessError) as error:
-        hint = f"To resume when that is mended: {_resume_command(folder)}." if folder.checkpoints.files() else ""
-        raise UserError(f"{error} {hint}".strip()) from error
+    with folder.hinting_at_resuming(), locked(folder.path) if run.processes.is_leader else nullcontext():
+        if run.processes.is_leader and not (resume or overwrite):
+            folder.check_free()  # another run may have begun, and ended, while the data were loaded
+        return _train(run, folder, console, resume=resume, loggers=loggers)
 
 
 def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, loggers: Sequence[str]) -> dict[str, Any]:
@@ -86,11 +82,11 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
     if resume:
         _restore(run, folder, console)
     else:
-        if run.replicas.is_leader:
+        if run.processes.is_leader:
             folder.create(run.config, run.task.vocabulary, run.task.interface)
         _save(run, folder)  # so that a run killed in its first batch can be resumed too
 
-    log = make_log(loggers if run.replicas.is_leader else (), run.config, folder.path, start=run.method.updates)
+    log = make_log(loggers if run.processes.is_leader else (), run.config, folder.path, start=run.method.updates)
     interruption = Interruption()
     try:
         with closing(make_display(console)) as display, interruption:
@@ -109,7 +105,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
         if run.method.updates:
             say(console, f"interrupted; completing {folder.path} (again to stop at once)")
             if folder.checkpoints.files():
-                say(console, f"to resume: {_resume_command(folder)}")
+                say(console, f"to resume: {folder.resume_command}")
         _finish(run, folder, "interrupted", log)
         raise
     except (fptt.CompilationError, FloatingPointError) as error:
@@ -121,10 +117,6 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
         _finish(run, folder, "failed", log)
         raise
     return _finish(run, folder, "finished", log)
-
-
-def _resume_command(folder: RunFolder) -> str:
-    return f"fptt train --resume --out {folder.path}"
 
 
 def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: Interruption) -> None:
@@ -142,7 +134,7 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
         on_event("trained", run)
 
         is_due = every is not None and run.method.updates - run.progress.saved_at >= every
-        run.fraction, is_asked, is_due = run.replicas.agree(run.spent(), is_asked=interruption.is_asked, is_due=is_due)
+        run.fraction, is_asked, is_due = run.processes.agree(run.spent(), is_asked=interruption.is_asked, is_due=is_due)
         if is_due or is_asked:
             run.note_memory()
             _save(run, folder)
@@ -160,10 +152,10 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
 def _validate(run: Run, folder: RunFolder, display: Display, log: Log) -> None:
     """Validate, keep the weights if none before were better, and add a row of metrics."""
     on_event("validate", run)
-    task, progress, is_leader = run.task, run.progress, run.replicas.is_leader
+    task, progress, is_leader = run.task, run.progress, run.processes.is_leader
     run.sync()  # with local updates the leader would else judge its own weights
     own = measure(run.evaluated_model, task, task.validation, run.fabric.device) if is_leader else {}
-    metrics = run.replicas.from_leader(own)  # all of them schedule by it
+    metrics = run.processes.from_leader(own)  # all of them schedule by it
     is_best = run.select(metrics[task.metric])
     progress.metric = metrics[task.metric]
     if is_leader and is_best:
@@ -202,7 +194,7 @@ def _save(run: Run, folder: RunFolder) -> None:
     """Write a checkpoint, between two batches."""
     run.progress.saved_at = run.method.updates
     state = run.state_dict()
-    if run.replicas.is_leader:
+    if run.processes.is_leader:
         folder.checkpoints.write(state)
 
 
@@ -213,12 +205,12 @@ def _restore(run: Run, folder: RunFolder, console: Console) -> None:
         UserError: If there is none, both are damaged, or it belongs to another config or other data.
     """
     for is_turn_of_leader in (True, False):  # it sets damaged ones aside before the others look
-        if run.replicas.is_leader is is_turn_of_leader:
+        if run.processes.is_leader is is_turn_of_leader:
             folder.checkpoints.restore(run.load_state_dict, lambda text: say(console, text))
-        run.replicas.from_leader(None)
+        run.processes.from_leader(None)
     check_interface(folder.read_interface(), run.task)  # of units and names the checkpoint does not tell
-    run.fraction, *_ = run.replicas.agree(run.spent(), is_asked=False, is_due=False)
-    if run.replicas.is_leader:
+    run.fraction, *_ = run.processes.agree(run.spent(), is_asked=False, is_due=False)
+    if run.processes.is_leader:
         folder.keep_metrics(run.progress.rows)  # those after the checkpoint come again
 
 
@@ -233,7 +225,7 @@ def _roll_back(run: Run, folder: RunFolder, console: Console, error: FloatingPoi
     seconds = run.progress.seconds
     _restore(run, folder, console)
     run.progress.rollbacks, run.progress.seconds = rollbacks, seconds  # what is lost has been spent all the same
-    run.fraction, *_ = run.replicas.agree(run.spent(), is_asked=False, is_due=False)
+    run.fraction, *_ = run.processes.agree(run.spent(), is_asked=False, is_due=False)
     _save(run, folder)
     batches, factor = run.method.batches, config.rollback_factor**rollbacks
     say(console, f"{error} Rollback {rollbacks}: on from batch {batches} with the learning rate × {factor:g}.")
@@ -247,7 +239,7 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
     Raises:
         UserError: If the run came to its end without an update.
     """
-    if not run.replicas.is_leader:
+    if not run.processes.is_leader:
         return {}
     if not run.method.updates:
         is_idle = status == "finished"
@@ -265,7 +257,7 @@ def _finish(run: Run, folder: RunFolder, status: str, log: Log) -> dict[str, Any
         folder.write_weights(run.best.weights, run.best.averages, _about(run))
     folder.write_summary(_summary(run, "interrupted", {task.metric: None}))  # stays if the test is interrupted
     if run.progress.rows:
-        from fptt.experiments.training.plots import draw_curves  # loads matplotlib
+        from fptt.experiments.training.plots import draw_curves  # seconds of loading, and only here
 
         draw_curves(folder, run.config, task.metric)
     # with a moving average these are its weights, which the model itself then has for the test
@@ -329,10 +321,10 @@ def _summary(
         "seconds": round(progress.seconds, 3),
         "peak_memory_bytes": progress.peak_memory_bytes,
         "training_memory_bytes": progress.training_memory_bytes,
-        "processes": run.replicas.size,
+        "processes": run.processes.size,
         "skipped": method.skipped,
         "rollbacks": progress.rollbacks,
-        "sync_every": config.sync_every if run.replicas.size > 1 else None,
+        "sync_every": config.sync_every if run.processes.size > 1 else None,
         "num_parameters": sum(param.numel() for param in run.model.parameters()),
         "num_test": len(task.test),  # pyright: ignore[reportArgumentType]
         **run.environment,

@@ -22,7 +22,7 @@ from fptt.experiments.training.build import check_chunks, make_loss, make_method
 from fptt.experiments.training.checkpoints import load_field
 from fptt.experiments.training.evaluation import in_precision_of
 from fptt.experiments.training.folder import Weights, are_same_data
-from fptt.experiments.training.replicas import Replicas
+from fptt.experiments.training.processes import Processes
 from fptt.experiments.training.schedule import Schedule, spent_fraction
 
 CHECKPOINT_VERSION = 4
@@ -34,7 +34,7 @@ PER_PROCESS_WITH_LOCAL_UPDATES = ("model", "optimizer", "method", "average")
 
 
 @dataclass
-class Progress:
+class Counters:
     """Counters of a run that neither method nor schedule has.
 
     Attributes:
@@ -58,7 +58,7 @@ class Progress:
     training_memory_bytes: int = 0
 
     @classmethod
-    def load(cls, saved: dict[str, Any]) -> "Progress":
+    def load(cls, saved: dict[str, Any]) -> "Counters":
         """Return the counters of `asdict`, checked to be numbers."""
         kinds = {"seconds": float, "metric": lambda value: None if value is None else float(value)}
         return cls(**{name: kinds.get(name, int)(value) for name, value in saved.items()})
@@ -75,7 +75,7 @@ class Best:
 
 
 @dataclass
-class Totals:
+class EpochTotals:
     """Sums over the batches of the current epoch, kept on the device, so that nothing waits for it.
 
     Attributes:
@@ -120,13 +120,13 @@ class Run:
         earlier_environments: Those before it was resumed in another one.
     """
 
-    def __init__(self, config: TrainConfig, replicas: Replicas) -> None:
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
         # after the launch, which sets the threads of a process too, and before any arithmetic: worker threads inherit
         # how denormal numbers are treated
         prepare_process(config.threads, deterministic=config.deterministic)
-        self.config, self.replicas, self.fabric = config, replicas, replicas.fabric
+        self.config, self.processes, self.fabric = config, processes, processes.fabric
         torch.manual_seed(config.seed)
-        with replicas.reporting():
+        with processes.reporting():
             self.task = load_task(config, config.seed)
             check_chunks(config, self.task)
             self.model: nn.Module = make_model(config, self.task)
@@ -134,22 +134,22 @@ class Run:
             loss = make_loss(config, self.task)
         self.fabric.strategy.precision.convert_module(self.model).to(self.fabric.device)
         self.method = make_method(
-            config, self.model, self.optimizer, loss, fabric=self.fabric, parallel=replicas.parallel(config)
+            config, self.model, self.optimizer, loss, fabric=self.fabric, parallel=processes.parallel(config)
         )
-        if replicas.rank:
+        if processes.rank:
             # numbers of its own from here on, as for dropout; the leader's are those of a run of one process
-            torch.manual_seed(config.seed + 2**31 * replicas.rank)
+            torch.manual_seed(config.seed + 2**31 * processes.rank)
         average = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(self.model, multi_avg_fn=average) if config.ema_decay else None
         self.is_staggered = config.lanes == "staggered" and config.method != "bptt"
         staggered = config.num_chunks if self.is_staggered else None
         self.batches = self.task.training_batches(config.batch_size, config.seed, staggered=staggered)
         self.schedule = Schedule(config)
-        self.progress, self.best = Progress(), Best()
-        self.totals = Totals(torch.zeros(3, device=self.fabric.device))
+        self.progress, self.best = Counters(), Best()
+        self.totals = EpochTotals(torch.zeros(3, device=self.fabric.device))
         self.state: Any = None
         self.fraction = 0.0
-        self.clock = Clock(self.fabric.device, is_alone=replicas.size == 1)
+        self.clock = Clock(self.fabric.device, is_alone=processes.size == 1)
         self.environment = {**environment(self.fabric.device), "seconds_clock": self.clock.kind}
         self.earlier_environments: list[dict[str, Any]] = []
         self.memory = MemoryMeter(self.fabric.device)
@@ -185,7 +185,7 @@ class Run:
         if not self.is_staggered:
             batch = self.task.batch(batch)
         assert isinstance(batch, fptt.Batch)
-        own = self.replicas.part(batch, per_step=self.task.has_step_targets)
+        own = self.processes.part(batch, per_step=self.task.has_step_targets)
         inputs, targets = (in_precision_of(self.model, part) for part in own[:2])
         if self.state is None:
             self.state = self._first_state(inputs)
@@ -203,7 +203,7 @@ class Run:
     def sync(self) -> None:
         """Make the weights, and all averages of them, the same in all processes; local updates let them differ."""
         self.method.sync()
-        if self.average is not None and self.replicas.size > 1 and self.config.sync_every > 1:
+        if self.average is not None and self.processes.size > 1 and self.config.sync_every > 1:
             average_([param.detach() for param in self.average.parameters()], None)
 
     @contextmanager
@@ -275,7 +275,7 @@ class Run:
             "random": RandomState.capture(self.fabric.device, include_others=True).state_dict(),
         }
         names = PER_PROCESS if self.config.sync_every == 1 else (*PER_PROCESS, *PER_PROCESS_WITH_LOCAL_UPDATES)
-        _, *others = self.replicas.gather({name: state[name] for name in names}) or [None]
+        _, *others = self.processes.gather({name: state[name] for name in names}) or [None]
         return {**state, "others": others}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -304,7 +304,7 @@ class Run:
         self.state = load_field(own, "state", self._unflattened_state)
         self.best = load_field(own, "best", self._checked_best)
         self.totals = load_field(own, "totals", self._checked_totals)
-        self.progress = load_field(own, "progress", Progress.load)
+        self.progress = load_field(own, "progress", Counters.load)
         own = {"environments": []} | own  # which earlier versions did not save
         environments = load_field(own, "environments", lambda saved: [dict(one) for one in saved])
         self.earlier_environments = [one for one in environments if one != self.environment]
@@ -313,7 +313,7 @@ class Run:
 
     def _own_state(self, state: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the state of this process."""
-        size, rank = self.replicas.size, self.replicas.rank
+        size, rank = self.processes.size, self.processes.rank
         if len(others) != size - 1:
             raise UserError(
                 f"the checkpoint is of {len(others) + 1} processes, of which its field 'others' has {len(others)}, and "
@@ -335,7 +335,7 @@ class Run:
         inputs = in_precision_of(self.model, self.fabric.to_device(self.task.sample_inputs()))
         if isinstance(self.batches, StaggeredBatches):
             inputs = inputs[:, :1].expand(-1, self.batches.num_lanes, *[-1] * (inputs.dim() - 2))
-        inputs = self.replicas.part(fptt.Batch(inputs, inputs), per_step=True).inputs
+        inputs = self.processes.part(fptt.Batch(inputs, inputs), per_step=True).inputs
         own = self._first_state(inputs)
         if [saved.shape for saved in tensors] != [like.shape for like in flatten_state(own)]:
             raise ValueError(f"its tensors have the shapes {[tuple(saved.shape) for saved in tensors]}")
@@ -349,9 +349,9 @@ class Run:
             raise ValueError("there are weights if and only if there is a metric")
         return best
 
-    def _checked_totals(self, saved: dict[str, Any]) -> Totals:
+    def _checked_totals(self, saved: dict[str, Any]) -> EpochTotals:
         own = self.totals.sums  # whose dtype is that of the losses from the first batch on
-        return Totals(saved["sums"].to(own.device).reshape(own.shape), int(saved["batches"]))
+        return EpochTotals(saved["sums"].to(own.device).reshape(own.shape), int(saved["batches"]))
 
 
 def _copied_weights(model: nn.Module) -> Weights:

@@ -40,15 +40,9 @@ def sample_text(
         The prompt and its continuation. Words are separated by single blanks, `<eos>` is a new line.
 
     Raises:
-        UserError: If an argument is out of range, the folder is damaged or of another kind of task, or the prompt has
-            a character that the training text lacks.
+        UserError: If the folder is damaged or of another kind of task, or the prompt has a character that the training
+            text lacks.
     """
-    if num_tokens < 1:
-        raise UserError(f"num_tokens must be at least 1, got {num_tokens}.")
-    if not temperature >= 0:
-        raise UserError(f"temperature must not be negative, got {temperature}.")
-    if not 0 <= seed < 2**31:
-        raise UserError(f"seed must be in [0, 2³¹), got {seed}.")
     folder = RunFolder(path)
     config = folder.read_config()
     level = _level(config)

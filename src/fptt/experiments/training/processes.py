@@ -25,7 +25,7 @@ BATCH_DIM = 1
 """Of inputs and of targets of steps; labels of sequences have the batch in dim 0."""
 
 
-def launch(config: TrainConfig) -> "Replicas":
+def launch(config: TrainConfig) -> "Processes":
     """Start the processes of a run, unless somebody has, and return them as each of them sees them.
 
     Fabric starts the others by running the same command once more in each, up to this very call: whatever comes before
@@ -46,10 +46,10 @@ def launch(config: TrainConfig) -> "Replicas":
         # is. On CPUs gloo notices a lost process by itself; NCCL would wait for it, so there Fabric keeps watching.
         if fabric.device.type == "cpu" and isinstance(fabric.strategy.launcher, _SubprocessScriptLauncher):
             fabric.strategy.launcher.procs.clear()
-    return Replicas(fabric)
+    return Processes(fabric)
 
 
-class Replicas:
+class Processes:
     """The processes that train one model together, each on its part of every batch; a single one is its own leader.
 
     Attributes:
