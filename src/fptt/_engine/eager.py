@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +12,11 @@ from torch.optim import Optimizer
 
 from fptt._batches.cut import Chunk, Chunking, Window, check_no_graph
 from fptt._checks import all_finite, are_finite, check_result
-from fptt._engine.bad_numbers import BadNumber, Snapshot, bad_loss
-from fptt._engine.engine import Skipped, Walked, trained_tensors
+from fptt._engine.bad_numbers import BadNumber, bad_loss
+from fptt._engine.engine import Engine, Skipped, Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._parallel.replicas import Replicas
 from fptt._random_state import RandomState
-from fptt._regularizer.regularizer import DynamicRegularizer
-from fptt._regularizer.step_hooks import BadWeightsError, StepHooks
+from fptt._regularizer.step_hooks import BadWeightsError
 from fptt._sequence import (
     State,
     copied_nest,
@@ -46,48 +45,20 @@ class Learned(NamedTuple):
     state: State
 
 
-class EagerEngine:
+@dataclass(kw_only=True, eq=False, repr=False)
+class EagerEngine(Engine):
     """Learns the chunks of a batch with PyTorch's own operations.
 
-    Args:
-        model: Called as `model(inputs, state) -> (outputs, state)`.
-        optimizer: Any optimizer, with the step hooks.
-        loss: The loss of each chunk.
-        regularizer: The regularizer whose gradient may have to be recomputed; None for BPTT and TBPTT.
-        hooks: What runs inside `optimizer.step()`: checks, penalty, clipping, average.
-        replicas: The processes that train the model.
-        chunking: The layout of inputs and outputs.
+    Attributes:
         updates_each_chunk: Whether to cut the graph and update after every chunk; otherwise (BPTT) the graph runs
             through all chunks, and one update follows the mean of their losses.
-        horizon: Chunks that the gradient of an update goes through: its own and those before, which run again.
-        check_finite: Whether to look for NaN and Inf.
-        skips: Whether to undo and skip what NaN or Inf has spoiled, instead of stopping there.
         backward: Called with each loss to take its gradient.
         step: Called with the optimizer to make a step.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        loss: ChunkLoss,
-        regularizer: DynamicRegularizer | None,
-        *,
-        hooks: StepHooks,
-        replicas: Replicas,
-        chunking: Chunking,
-        updates_each_chunk: bool,
-        horizon: int,
-        check_finite: bool,
-        skips: bool,
-        backward: Callable[[Tensor], Any],
-        step: Callable[[Optimizer], Any],
-    ) -> None:
-        self.model, self.optimizer, self.loss, self.regularizer = model, optimizer, loss, regularizer
-        self.hooks, self.replicas, self.chunking = hooks, replicas, chunking
-        self.updates_each_chunk, self.horizon = updates_each_chunk, horizon
-        self.check_finite, self.skips = check_finite, skips
-        self.backward, self.step = backward, step
+    updates_each_chunk: bool
+    backward: Callable[[Tensor], Any]
+    step: Callable[[Optimizer], Any]
 
     def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
         """Learn all chunks in order, beginning at a detached state; see `Engine`."""
@@ -95,7 +66,7 @@ class EagerEngine:
         walked, window = Walked(state), Window((), state if self._runs_again else map_state(Tensor.clone, state))
         for span in [[chunk] for chunk in chunks] if self.updates_each_chunk else [chunks]:
             # a copy of everything, in time and memory: only who skips pays for it
-            before = self._snapshot() if self.skips else None
+            before = self.snapshot() if self.skips else None
             learned = self._learn(window, span)
             if isinstance(learned, Learned):
                 walked.losses += learned.losses
@@ -176,9 +147,6 @@ class EagerEngine:
     def _own_chunk(self, chunk: Chunk) -> Chunk:
         """Return a chunk into whose inputs a model may write: what runs again is then the same."""
         return chunk._replace(inputs=chunk.inputs.clone()) if self._runs_again else chunk
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self.hooks)
 
     def _is_bad(self, number: Tensor) -> bool:
         return self.check_finite and not all_finite(number)

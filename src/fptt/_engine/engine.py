@@ -1,16 +1,19 @@
 """The interface of the engines: the chunks of a batch and a state in, losses and the next state out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fptt._batches.cut import Chunk
-from fptt._engine.bad_numbers import BadNumber
+from fptt._batches.cut import Chunk, Chunking
+from fptt._engine.bad_numbers import BadNumber, Snapshot
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._parallel.replicas import Replicas
 from fptt._regularizer.regularizer import DynamicRegularizer
+from fptt._regularizer.step_hooks import StepHooks
 from fptt._sequence import State
 
 
@@ -45,16 +48,45 @@ class Walked:
     bad: BadNumber | None = None
 
 
-class Engine(Protocol):
+@dataclass(kw_only=True, eq=False, repr=False)
+class Engine(ABC):
     """An executor of updates: eager, the reference, or compiled.
 
     It updates model, optimizer state and regularizer in place and counts updates in the step hooks, so that they are
     right also after an exception, for example of the user's own model in the middle of a batch.
+
+    Attributes:
+        model: Called as `model(inputs, state) -> (outputs, state)`.
+        optimizer: Any optimizer, with the step hooks; the compiled engine takes those in `RULES`.
+        loss: The loss of each chunk.
+        regularizer: None for BPTT and TBPTT.
+        hooks: What runs inside `optimizer.step()`: checks, penalty, clipping, average. A compiled step does not call
+            them, and counts its updates there.
+        replicas: The processes that train the model.
+        chunking: The layout of inputs and outputs.
+        horizon: Chunks that the gradient of an update goes through: its own and those before, which run again.
+        check_finite: Whether to look for NaN and Inf.
+        skips: Whether to undo and skip what NaN or Inf has spoiled, instead of stopping there.
     """
 
+    model: nn.Module
+    optimizer: Optimizer
+    loss: ChunkLoss
+    regularizer: DynamicRegularizer | None
+    hooks: StepHooks
+    replicas: Replicas
+    chunking: Chunking
+    horizon: int
+    check_finite: bool
+    skips: bool
+
+    @abstractmethod
     def walk(self, chunks: Sequence[Chunk], state: State) -> Walked:
         """Learn all chunks in order, beginning at a detached state."""
-        ...
+
+    def snapshot(self) -> Snapshot:
+        """Return copies of everything that an update changes."""
+        return Snapshot((self.model, self.loss), self.optimizer, self.regularizer, self.hooks)
 
 
 def trained_tensors(optimizer: Optimizer, regularizer: DynamicRegularizer | None, loss: ChunkLoss) -> list[Tensor]:

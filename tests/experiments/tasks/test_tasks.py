@@ -131,3 +131,16 @@ def test_real_mnist() -> None:
 def test_an_epoch_whose_order_no_memory_holds_is_refused(task: str) -> None:
     with pytest.raises(UserError, match="must have at most 100,000,000 samples, got 1,000,000,000,000: give a smaller"):
         load_task(Setting(task=task, limit=10**12), 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "sequences"),
+    [
+        ("adding", "2,000 sequences of 1,000,000,000,000"),
+        ("copy", "1,000 sequences of 1,000,000,000,020"),
+        ("anbn", "1,000,000,000,000 sequences of 4,000,000,000,001"),
+    ],
+)
+def test_a_length_that_no_memory_holds_is_refused(task: str, sequences: str) -> None:
+    with pytest.raises(UserError, match=f"at most 1,000,000,000 steps each, got {sequences}: give a smaller length"):
+        load_task(Setting(task=task, length=10**12), 0)

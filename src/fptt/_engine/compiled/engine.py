@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from fptt._batches.cut import Chunk, Chunking, Start, Window
-from fptt._engine.bad_numbers import BadNumber, Snapshot
+from fptt._batches.cut import Chunk, Start, Window
+from fptt._engine.bad_numbers import BadNumber
 from fptt._engine.compiled.buffers import AVERAGE, DUAL, PARAM, FlatGroup, Layout
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError, compile_step
 from fptt._engine.compiled.constants import Key, constants, flatten_part
@@ -21,11 +21,8 @@ from fptt._engine.compiled.replicated_step import ReplicatedStep
 from fptt._engine.compiled.rules import check_hooks, check_rule
 from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
 from fptt._engine.eager import forward_chunk, run_chunk, run_window, skip_chunks
-from fptt._engine.engine import Walked, trained_tensors
-from fptt._losses.chunk_loss import ChunkLoss
-from fptt._parallel.replicas import DistributedReplicas, Replicas
-from fptt._regularizer.regularizer import DynamicRegularizer
-from fptt._regularizer.step_hooks import StepHooks
+from fptt._engine.engine import Engine, Walked, trained_tensors
+from fptt._parallel.replicas import DistributedReplicas
 from fptt._sequence import State, detach_state, flatten_state, initial_state, map_state
 from fptt.nn.models import plain_cells
 from fptt.nn.spiking.surrogates import is_smooth
@@ -33,60 +30,36 @@ from fptt.nn.spiking.surrogates import is_smooth
 Item = TypeVar("Item")
 
 
-class CompiledEngine:
+@dataclass(kw_only=True, eq=False, repr=False)
+class CompiledEngine(Engine):
     """Learns the chunks of a batch with one compiled step for each shape of chunk.
 
     One call a chunk does everything: forward pass, gradient, penalty, clipping, optimizer rule, dual, average.
     Parameters, moments, averages and duals lie in one flat buffer each; model, optimizer and regularizer hold views of
     them, so that saving, loading, evaluation and eager steps in between work as ever. Chunks of another length and
-    batches of another size have a step of their own.
+    batches of another size have a step of their own. Each chunk of a horizon is in the compiled step.
 
-    Args:
-        model: See `EagerEngine`.
-        optimizer: One of those in `RULES`.
-        loss: See `EagerEngine`.
-        regularizer: None for TBPTT.
-        hooks: The step hooks, which a compiled step does not call: it counts its updates there.
-        replicas: See `EagerEngine`.
-        chunking: See `EagerEngine`.
-        horizon: See `EagerEngine`; each chunk of it is in the compiled step.
+    Attributes:
         max_norm: Largest norm of the gradient; None for no clipping.
-        check_finite: See `EagerEngine`.
-        skips: See `EagerEngine`.
 
     Raises:
         ValueError: If optimizer or regularizer have settings that the compiled engine does not have.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        loss: ChunkLoss,
-        regularizer: DynamicRegularizer | None,
-        *,
-        hooks: StepHooks,
-        replicas: Replicas,
-        chunking: Chunking,
-        horizon: int,
-        max_norm: float | None,
-        check_finite: bool,
-        skips: bool,
-    ) -> None:
+    max_norm: float | None
+
+    def __post_init__(self) -> None:
         # what the compiled engine has no rule for is refused here, before anything is trained
-        check_rule(optimizer)
-        if regularizer is not None and regularizer.num_duals > 1:
-            raise ValueError(f"num_duals must be 1 with engine='compiled', got {regularizer.num_duals}.")
-        if regularizer is not None and regularizer.previous_gradient == "recomputed":
+        check_rule(self.optimizer)
+        if self.regularizer is not None and self.regularizer.num_duals > 1:
+            raise ValueError(f"num_duals must be 1 with engine='compiled', got {self.regularizer.num_duals}.")
+        if self.regularizer is not None and self.regularizer.previous_gradient == "recomputed":
             raise ValueError("previous_gradient must be 'dual' with engine='compiled', got 'recomputed'.")
-        self.risk, self.horizon = Risk(model, loss, chunking), horizon
-        self.optimizer, self.regularizer = optimizer, regularizer
-        self.hooks, self.replicas = hooks, replicas
-        self.max_norm, self.check_finite, self.skips = max_norm, check_finite, skips
-        self.layout = Layout(self.risk, optimizer, regularizer)
+        self.risk = Risk(self.model, self.loss, self.chunking)
+        self.layout = Layout(self.risk, self.optimizer, self.regularizer)
         self._entries: dict[Key, _Entry] = {}  # not in `__getstate__`: machine code does not travel
         # whether the first windows, of fewer chunks, are filled up with what stands for none, to have one step
-        self._fills_windows = horizon > 1
+        self._fills_windows = self.horizon > 1
         self._begins_alike: dict[Key, bool] = {}  # whether the model's `initial_state` may be in the place of None
         self._alive = torch.ones((), dtype=torch.bool)
 
@@ -108,7 +81,7 @@ class CompiledEngine:
         # local updates of several processes are averaged in between, which cannot be learned again
         are_shared = not isinstance(self.replicas, DistributedReplicas) or self.replicas.shares_updates
         if are_shared and all(chunk.bad_inputs is None for chunk in chunks):
-            before = self._snapshot()
+            before = self.snapshot()
             walked, _ = self._run(chunks, window)
             if walked.bad is None:
                 return walked
@@ -116,7 +89,7 @@ class CompiledEngine:
         # which chunks are bad is known after the batch alone: it is learned again, one by one, to leave them out
         walked = Walked(state)
         for chunk in chunks:
-            before = self._snapshot()
+            before = self.snapshot()
             bad = None if chunk.bad_inputs is None else BadNumber(chunk.number, chunk.bad_inputs)
             one, after = self._run([chunk], window) if bad is None else (Walked(walked.state, bad=bad), window)
             if one.bad is None:
@@ -125,10 +98,10 @@ class CompiledEngine:
                 walked.norms += one.norms
             else:
                 before.restore()
-                window = skip_chunks(walked, window, one.bad, self.risk.model, [chunk])
+                window = skip_chunks(walked, window, one.bad, self.model, [chunk])
             if self.replicas.count_update():  # a skipped one counts, as the others have not skipped it
                 # by parameter: a process that has skipped all chunks so far has no buffers
-                self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.risk.loss))
+                self.replicas.sync(trained_tensors(self.optimizer, self.regularizer, self.loss))
         return walked
 
     def _begin(self, chunks: Sequence[Chunk], window: Window, context: Key) -> tuple[Sequence[Chunk], Window]:
@@ -143,7 +116,7 @@ class CompiledEngine:
         """
         if context not in self._begins_alike:
             self._begins_alike[context] = self._begins_as_from_none(chunks[0])
-        state = initial_state(self.risk.model, chunks[0].inputs) if self._begins_alike[context] else None
+        state = initial_state(self.model, chunks[0].inputs) if self._begins_alike[context] else None
         if state is None and self.horizon > 1:
             raise CompilationError(
                 "horizon above 1 with engine='compiled' needs a state to begin with: pass one, or define "
@@ -159,14 +132,14 @@ class CompiledEngine:
 
     def _begins_as_from_none(self, chunk: Chunk) -> bool:
         """Return whether the model does the same from None as from its `initial_state`, which may be inherited."""
-        model = self.risk.model
+        model = self.model
         if not callable(getattr(model, "initial_state", None)):
             return False
 
         def squares(*, begins_at_none: bool) -> Tensor:
             own = chunk._replace(inputs=chunk.inputs.clone(), starts=None)
             begin = None if begins_at_none else initial_state(model, own.inputs)
-            output, state = run_chunk(model, self.risk.chunking, own, begin)
+            output, state = run_chunk(model, self.chunking, own, begin)
             tensors = [tensor for tensor in (output, *flatten_state(state)) if tensor.is_floating_point()]
             return torch.stack([tensor.double().square().mean() for tensor in tensors]).sum()
 
@@ -179,9 +152,6 @@ class CompiledEngine:
                 raise
             return False
         return from_none.equals(from_state)
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot((self.risk.model, self.risk.loss), self.optimizer, self.regularizer, self.hooks)
 
     def _run(self, chunks: Sequence[Chunk], window: Window) -> tuple[Walked, Window]:
         """Learn chunks up to the first one with NaN or Inf, from which on nothing is changed."""
@@ -205,7 +175,7 @@ class CompiledEngine:
             context,
             fills_windows=self._fills_windows,
             horizon=self.horizon,
-            batch_size=self.risk.chunking.time_major(chunks[0].inputs).shape[1],
+            batch_size=self.chunking.time_major(chunks[0].inputs).shape[1],
             max_norm=self.max_norm,
             dtype=next(param.dtype for group in self.optimizer.param_groups for param in group["params"]),
         )
@@ -270,7 +240,7 @@ class CompiledEngine:
         """Return weights, averages and duals as they lie in the buffers, and the running estimates of the loss."""
         names = (PARAM, AVERAGE, DUAL)
         flat = [group.buffers[name] for group in self.layout.groups for name in names if name in group.buffers]
-        return [*flat, *(buffer for buffer in self.risk.loss.buffers() if buffer.is_floating_point())]
+        return [*flat, *(buffer for buffer in self.loss.buffers() if buffer.is_floating_point())]
 
     def _result(self, walk: "_Walk", bad: BadNumber | None) -> Walked:
         first_bad = walk.position
@@ -358,11 +328,11 @@ class CompiledEngine:
         def loss_of_chunk() -> Tensor:
             # copies, since a model may change its inputs in place, and the chunk is still to be learned
             chunk = walk.chunk._replace(inputs=walk.chunk.inputs.clone())
-            state = map_state(Tensor.clone, run_window(self.risk.model, self.risk.chunking, walk.window())[-1])
+            state = map_state(Tensor.clone, run_window(self.model, self.chunking, walk.window())[-1])
             copies.extend([chunk.inputs, *flatten_state(state)])
-            output, loss, _ = forward_chunk(self.risk.model, self.risk.loss, self.risk.chunking, chunk, state)
+            output, loss, _ = forward_chunk(self.model, self.loss, self.chunking, chunk, state)
             if not self.replicas.shares_updates:  # otherwise it would communicate, and all judge the loss of all
-                self.risk.loss.observe(output.detach(), chunk.part)
+                self.loss.observe(output.detach(), chunk.part)
                 if self.check_finite and not torch.isfinite(loss):
                     bad.append(BadNumber(chunk.number, "loss", loss.item()))
             return loss

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.process.errors import UserError
-from fptt.experiments.tasks.batches import generated_parts, samples_an_epoch
+from fptt.experiments.tasks.batches import check_held_out, generated_parts, samples_an_epoch
 from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.task import Task
 
@@ -20,7 +20,7 @@ def load(setting: Setting, seed: int) -> Task:
     length = setting.length or 200
     if length < 2:
         raise UserError(f"length must be at least 2 for the adding task, got {length}.")
-
+    check_held_out(NUM_HELD_OUT, length)
     train, validation, test = generated_parts(
         lambda count, generator: draw_samples(count, length, generator), samples_an_epoch(setting), NUM_HELD_OUT, seed
     )

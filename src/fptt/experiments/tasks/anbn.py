@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.configs.config import Setting
-from fptt.experiments.tasks.batches import FreshSamples, Samples, samples_an_epoch
+from fptt.experiments.tasks.batches import FreshSamples, Samples, check_held_out, samples_an_epoch
 from fptt.experiments.tasks.scores import IGNORED, ClassScore
 from fptt.experiments.tasks.task import Task
 
@@ -49,6 +49,7 @@ def load(setting: Setting, seed: int) -> Task:
     batches, or `setting.limit` samples.
     """
     largest = setting.length or 10
+    check_held_out(largest, 4 * largest + 1)  # of the test, the longer ones
 
     def draw(count: int, generator: torch.Generator) -> Samples:
         drawn = torch.randint(1, largest + 1, (count,), generator=generator)
@@ -74,18 +75,13 @@ def strings(numbers: Iterable[int], largest: int) -> tuple[Tensor, Tensor]:
     Inputs are a marker, n a's, n b's. What follows the marker or an a cannot be known, and is ignored; what follows a b
     is: n − 1 b's, then the marker. Shorter strings are padded by markers with ignored targets.
     """
-    pairs = [_string(n, 2 * largest + 1) for n in numbers]
-    inputs, targets = zip(*pairs, strict=True)
-    return torch.tensor(inputs), torch.tensor(targets)
+    n, step = torch.tensor(list(numbers)).unsqueeze(1), torch.arange(2 * largest + 1)
+    is_padding = step > 2 * n
+    inputs = torch.where(step <= n, A, B).masked_fill(is_padding | (step == 0), MARKER)
+    targets = torch.where(step < 2 * n, B, MARKER).masked_fill(is_padding | (step <= n), IGNORED)
+    return inputs, targets
 
 
 def one_hot(batch: Tensor) -> Tensor:
     """Return symbols, (B, T), as sequences of one-hot vectors, (T, B, 3)."""
     return functional.one_hot(batch.T, 3).float()
-
-
-def _string(n: int, length: int) -> tuple[list[int], list[int]]:
-    num_padding = length - 2 * n - 1
-    inputs = [MARKER] + n * [A] + n * [B] + num_padding * [MARKER]
-    targets = (n + 1) * [IGNORED] + (n - 1) * [B] + [MARKER] + num_padding * [IGNORED]
-    return inputs, targets

@@ -22,6 +22,8 @@ BATCHES_AN_EPOCH = 100
 """Of generated data without a limit; see `samples_an_epoch`."""
 MAX_SAMPLES = 10**8
 """Of an epoch of generated data, whose order is drawn as a whole."""
+MAX_STEPS = 10**9
+"""Of generated validation data, and of test data: each is drawn as a whole."""
 HELD_OUT_SEED = 2**31
 """Of generated validation and test data: above the seeds of runs, so that none trains on the draws it is tested on."""
 
@@ -230,6 +232,15 @@ class PaddedSamples(Dataset[Samples]):
 def samples_an_epoch(setting: Setting) -> int:
     """Return the samples that an epoch of a generated task draws."""
     return setting.limit or BATCHES_AN_EPOCH * setting.batch_size
+
+
+def check_held_out(num_sequences: int, num_steps: int) -> None:
+    """Raise UserError if generated validation or test data have too many steps."""
+    if num_sequences * num_steps > MAX_STEPS:
+        raise UserError(
+            f"generated validation and test data must have at most {MAX_STEPS:,} steps each, got {num_sequences:,} "
+            f"sequences of {num_steps:,}: give a smaller length."
+        )
 
 
 def generated_parts(

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt.experiments.configs.config import Setting
-from fptt.experiments.tasks.batches import generated_parts, samples_an_epoch
+from fptt.experiments.tasks.batches import check_held_out, generated_parts, samples_an_epoch
 from fptt.experiments.tasks.registry import CHANCE
 from fptt.experiments.tasks.scores import Score
 from fptt.experiments.tasks.task import Task
@@ -58,7 +58,7 @@ def load(setting: Setting, seed: int) -> Task:
     are scores of 8 symbols and blank.
     """
     length = setting.length or 100
-
+    check_held_out(NUM_HELD_OUT, length + 2 * NUM_SYMBOLS)
     train, validation, test = generated_parts(
         lambda count, generator: draw_samples(count, length, generator), samples_an_epoch(setting), NUM_HELD_OUT, seed
     )
