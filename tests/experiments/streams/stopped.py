@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fptt.experiments.streams.stream import StreamFolder, Streaming
+from fptt.experiments.streams.folder import StreamFolder
+from fptt.experiments.streams.stream import Streaming
 
 STEPS_A_ROW = 200
 """Of these streams, which are a fifth as long as they would have to be with a row for every thousand steps."""

@@ -8,7 +8,8 @@ import pytest
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.configs.config import TrainConfig
-from fptt.experiments.streams.stream import StreamFolder, Streaming
+from fptt.experiments.streams.folder import StreamFolder
+from fptt.experiments.streams.stream import Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder, locked
 from tests.experiments.permissions import told_of_lack_of_permission

@@ -14,11 +14,11 @@ from fptt.experiments.commands.cli import run
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.streams.baselines import Baseline, LastLabel, MajorityClass, MeanNumber, RiverSoftmax
+from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import StreamLearner, make_learner
 from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import Rolling, StreamScores
 from fptt.experiments.streams.source import Kind, Piece
-from fptt.experiments.streams.stream import StreamFolder
 from fptt.experiments.studies.page import read_results
 from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED

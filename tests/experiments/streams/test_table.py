@@ -17,9 +17,9 @@ import torch
 from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UnreadableError, UserError
+from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import RunningScale, StreamLearner
 from fptt.experiments.streams.source import Piece
-from fptt.experiments.streams.stream import StreamFolder
 from fptt.experiments.streams.table import Table
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
 from tests.experiments.streams.stopped import assert_same_end, call_at, press_ctrl_c

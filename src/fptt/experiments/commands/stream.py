@@ -48,11 +48,9 @@ class Stream:
         check_folder(path)
         what = "resuming" if self.resume else f"{config.method.upper()} on the stream {config.task}, seed {config.seed}"
         say(console, f"{what}, into {path}")
-        from fptt.experiments.streams.stream import (  # seconds of loading, after the first sign of life
-            StreamFolder,
-            resume,
-            stream,
-        )
+        # seconds of loading, after the first sign of life
+        from fptt.experiments.streams.folder import StreamFolder
+        from fptt.experiments.streams.stream import resume, stream
 
         folder = StreamFolder(path)
         if self.resume:

@@ -1,8 +1,6 @@
 """Progressive validation of a learner and its baselines on a stream, resumed bitwise: `fptt stream`."""
 
-import csv
-import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,18 @@ from fptt._random_state import RandomState
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import make_display, say
 from fptt.experiments.process.errors import UnreadableError, UnwritableError, UserError
-from fptt.experiments.process.files import replace_text, replaced
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.streams.baselines import BASELINES, RiverSoftmax
+from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import StreamLearner
+from fptt.experiments.streams.plot import draw_rolling
 from fptt.experiments.streams.recordings import Recordings
-from fptt.experiments.streams.scores import METRICS, ROLLING, StreamScores
+from fptt.experiments.streams.scores import METRICS, StreamScores
 from fptt.experiments.streams.source import Piece, Source
 from fptt.experiments.streams.table import STANDARD_INPUT, Table
 from fptt.experiments.training.checkpoints import load_field
-from fptt.experiments.training.folder import OutFolder, RunFolder, check_not_of, locked
+from fptt.experiments.training.folder import locked
 
 STEPS_A_ROW = 1000
 WARM_UP = 0.1
@@ -35,83 +34,6 @@ WARM_UP_STEPS = 20_000
 """The same, where the length of the stream is not known."""
 CPU = torch.device("cpu")
 CHECKPOINT_VERSION = 2
-
-
-# -- the folder ------------------------------------------------------------------------------------------------------
-
-
-class StreamFolder(OutFolder):
-    """Summary, rolling metrics, plot, the learner as it was at the end, and until then checkpoints."""
-
-    command = "stream"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.rolling_file = path / ROLLING
-        self.plot_file = path / "rolling.png"
-        self.learner_file = path / "learner.pt"
-
-    def files(self) -> list[Path]:
-        """Return every file that a whole stream may have, without checkpoints."""
-        return [self.summary_file, self.rolling_file, self.plot_file, self.learner_file]
-
-    def check(self, *, overwrite: bool) -> None:
-        """Raise UserError if the folder holds something that may not be overwritten, as a run of `fptt train`."""
-        if overwrite:
-            self.check_replaceable()
-        else:
-            self.check_free()
-
-    def check_resumable(self) -> None:
-        """Raise UserError if the folder is not there or is one of `fptt train`, or if its stream is finished."""
-        if not self.path.is_dir():
-            raise UserError(f"stream folder {self.path} does not exist.")
-        check_not_of(self.path, "train")
-        # with a checkpoint it may have been killed before the last of its files was written
-        if self.checkpoints.files() or not self.summary_file.exists():
-            return
-        if RunFolder(self.path).read_summary().get("status") == "finished":
-            raise UserError(f"the stream in {self.path} is finished: there is nothing to resume.")
-
-    def write(self, summary: Mapping[str, Any], rolling: Sequence[Mapping[str, Any]], learner: Mapping) -> None:
-        """Write all but the plot.
-
-        Raises:
-            UnwritableError: If a file cannot be written.
-        """
-        with replaced(self.rolling_file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rolling[0]) if rolling else ["step"])
-            writer.writeheader()
-            writer.writerows(rolling)
-        with replaced(self.learner_file) as temporary, temporary.open("wb") as file:
-            torch.save(dict(learner), file)
-        replace_text(self.summary_file, json.dumps(summary, indent=2) + "\n")
-
-
-BASELINE_COLORS = {
-    "last_label": "tab:green",
-    "majority_class": "tab:gray",
-    "mean": "tab:gray",
-    "river_softmax": "tab:orange",
-}
-
-
-def draw_rolling(rows: Sequence[Mapping[str, Any]], config: StreamConfig, metric: str, path: Path) -> None:
-    """Draw the rolling metric of a learner and its baselines against the steps of the stream."""
-    from fptt.experiments.training.plots import COLORS, plt, save_figure  # seconds of loading, and only here
-
-    figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
-    steps = [row["step"] for row in rows]
-    for name in (name for name in rows[0] if name != "step"):
-        label = config.method.upper() if name == "learner" else name.replace("_", " ")
-        color = COLORS[config.method] if name == "learner" else BASELINE_COLORS[name]
-        axis.plot(steps, [row[name] for row in rows], color=color, linewidth=1.2, alpha=0.85, label=label)
-    axis.set(xlabel="steps", ylabel=f"{metric} of the last {config.window:,} labeled steps")
-    axis.set_ylim(0, 1.02 if metric == "accuracy" else None)
-    axis.set_title(f"{config.task}, labels {config.delay} steps late, chunks of {config.chunk_length}")
-    axis.grid(alpha=0.25)
-    axis.legend()
-    save_figure(figure, path)
 
 
 # -- the stream ------------------------------------------------------------------------------------------------------
