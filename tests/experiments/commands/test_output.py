@@ -83,6 +83,8 @@ def test_names_of_folders_and_data_that_no_system_has_are_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    assert run(["train", "--config", f"{'x' * 300}/config.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("fptt: ")
     for command in (["train"], ["train", "--resume"], ["stream"], ["compare"]):
         assert run([*command, "--out", "x" * 300]) == 2
         assert "cannot be a folder: " in capsys.readouterr().err

@@ -286,6 +286,7 @@ def test_a_limit_ends_a_stream_within_a_recording(data: str) -> None:
         (["--data", "FOLDER", "--target", "x"], "target belongs to the task 'table', got it with the task 'hapt'"),
         (["--task", "table", "--split", "test"], "split belongs to the task 'hapt'"),
         (["--task", "table", "--next-rows"], "next_rows belongs to --resume"),
+        (["--task", "table", "--next_rows"], "next_rows belongs to --resume"),
     ],
 )
 def test_errors_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

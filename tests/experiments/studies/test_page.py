@@ -1,3 +1,4 @@
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +193,14 @@ def test_no_panel_is_without_a_line(tmp_path: Path) -> None:
     assert drawn == {"lr": 1}  # of the first run, with the usual alpha and beta
 
 
+def test_settings_with_other_numbers_of_chunks_have_lines_of_their_own(tmp_path: Path) -> None:
+    for num_chunks, alpha in itertools.product((2, 4), (0.1, 0.2)):
+        config = TrainConfig.of(SMALL, num_chunks=num_chunks, alpha=alpha)
+        write_run(tmp_path / "small" / f"run-{num_chunks}-{alpha}", config)
+    names = [{panel.name(run) for run in panel.runs} for panel in panels(read_results(tmp_path).experiments["small"])]
+    assert names == [{"FPTT", "FPTT, K = 4", "FPTT, alpha 0.2", "FPTT, K = 4, alpha 0.2"}] * 2
+
+
 def test_lines_have_the_same_names_at_equal_epochs_and_equal_updates(tmp_path: Path) -> None:
     write_comparison(tmp_path / "small")
     names = [{panel.name(run) for run in panel.runs} for panel in panels(read_results(tmp_path).experiments["small"])]
@@ -314,9 +323,10 @@ def test_the_settings_of_a_task_are_shown() -> None:
         task="adding", length=200, limit=1280, cell="gru", num_layers=2, epochs=None, max_updates=1500, permuted=True
     )
     assert page.settings_line(config) == (
-        "Task `adding` (permuted), T = 200, limited to 1,280 samples, GRU-128, 2 layers, batches of 64, "
+        "Task `adding` (permuted), length 200, limited to 1,280 samples, GRU-128, 2 layers, batches of 64, "
         "adam 0.002 (cosine), 1,500 updates."
     )
+    assert "limited to 2,000 tokens" in page.settings_line(TrainConfig(task="text", limit=2000))
 
 
 def test_commits_are_short_and_changed_sources_stay_visible(tmp_path: Path) -> None:

@@ -210,11 +210,12 @@ def test_predictions_do_not_replace_what_they_are_made_of(
         assert file.read_text() == "mine"
 
 
-def test_a_folder_for_predictions_that_is_missing_is_named_before_any_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [["predict", "--data", "new.csv"], ["export"]], ids=["predict", "export"])
+def test_a_missing_folder_for_a_file_is_named_before_anything_is_made(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "missing" / "predictions.csv"
-    assert run(["predict", str(tmp_path / "run"), "--data", "new.csv", "--out", str(out)]) == 2
+    out = tmp_path / "missing" / ("model.pt2" if options == ["export"] else "predictions.csv")
+    assert run([*options, str(tmp_path / "run"), "--out", str(out)]) == 2
     assert f"out {out} cannot be written: there is no folder {out.parent}" in " ".join(capsys.readouterr().err.split())
 
 

@@ -1,6 +1,7 @@
 """Options of the commands: where their defaults come from, their groups in the help, what may stand beside what."""
 
 import math
+import os
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -122,7 +123,7 @@ def starting_config(arguments: Sequence[str]) -> TrainConfig:
         if given.recipe is not None:
             raise UserError(f"give either recipe or config, got recipe {given.recipe} and config {given.config}.")
         # of an earlier version it lacks fields: beside its figures, they have the values with which those were made
-        is_of_a_run = any((given.config.parent / name).exists() for name in ("summary.json", "metrics.csv"))
+        is_of_a_run = any(os.path.exists(given.config.parent / name) for name in ("summary.json", "metrics.csv"))
         return read_config(given.config, of_a_run=is_of_a_run)
     if given.recipe is None:
         found = task_config(given.task or "digits", given.engine)
@@ -192,6 +193,16 @@ def with_absolute_data(setting: Any) -> Any:
         return replace(setting, data=str(path.resolve())) if path.exists() else setting
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"data {reprlib.repr(setting.data)} cannot be found: {reason(error)}.") from error
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError if no system has such a file, or there is no folder for it."""
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise UserError(f"out {reprlib.repr(str(path))} cannot be a file: {reason(error)}.") from error
+    if not path.parent.is_dir():
+        raise UserError(f"out {path} cannot be written: there is no folder {path.parent}.")
 
 
 def check_folder(path: Path) -> None:

@@ -15,6 +15,7 @@ from fptt.experiments.commands.defaults import (
     GROUPED,
     Grouped,
     Origin,
+    check_file,
     check_folder,
     check_resumption,
     starting_config,
@@ -130,9 +131,7 @@ class Predict:
         """Predict, and print where the predictions are."""
         if self.out.suffix not in (".csv", ".parquet"):
             raise UserError(f"out must be a file of the kinds .csv, .parquet, got {str(self.out)!r}.")
-        check_folder(self.out)
-        if not self.out.parent.is_dir():
-            raise UserError(f"out {self.out} cannot be written: there is no folder {self.out.parent}.")
+        check_file(self.out)
         folder = RunFolder(self.folder)
         files = [self.data, *folder.files(), *_local_data(folder.read_config())]
         needed = next((file for file in files if _is_same(file, self.out)), None)
@@ -190,7 +189,7 @@ class Export:
     def __call__(self, console: Console) -> None:
         """Export, and print where the program is."""
         out = self.out or self.folder / f"model.{self.to}"
-        check_folder(out)
+        check_file(out)
         if out.suffix != f".{self.to}":
             raise UserError(f"out must be a .{self.to} file, as --to {self.to} writes it, got {str(out)!r}.")
         from fptt.experiments.training.export import export_step

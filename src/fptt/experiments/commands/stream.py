@@ -83,8 +83,9 @@ def _shown(metric: float | None) -> str:
 
 def parse(name: str, arguments: Sequence[str]) -> Stream:
     """Return what the arguments of the command ask for."""
-    check_resumption([argument for argument in arguments if argument != "--next-rows"])
-    if "--next-rows" in arguments and "--resume" not in arguments:
+    others = [argument for argument in arguments if argument not in ("--next-rows", "--next_rows")]  # tyro takes both
+    check_resumption(others)
+    if len(others) < len(arguments) and "--resume" not in arguments:
         raise UserError("next_rows belongs to --resume.")
     return tyro.cli(
         Stream, args=arguments, prog=f"fptt {name}", default=Stream(stream=StreamConfig()), registry=GROUPED

@@ -45,6 +45,7 @@ from fptt.experiments.studies.tables import (
     short_commit,
     with_sd,
 )
+from fptt.experiments.tasks.registry import TEXTS
 from fptt.experiments.training.folder import RunFolder, are_same_data, fingerprint_of
 
 LONGEST_REASON = 300
@@ -208,7 +209,7 @@ def section(
     # the settings of one run stand for all: of the reference with a budget of epochs, if there is one
     example = min(runs, key=lambda run: (run.config.epochs is None, METHODS.index(run.config.method), run.path))
     yield f"## {name}\n"
-    yield f"{settings_line(example.config)} {metric.capitalize()}: {direction(metric)} is better.\n"
+    yield f"{settings_line(example.config)} {metric.replace('_', ' ').capitalize()}: {direction(metric)} is better.\n"
     yield "Command: no command file.\n" if command is None else f"```bash\n{command}\n```\n"
     cells, common = told_apart(result_cells(rows, metric, other_metrics(runs)))
     yield markdown_table(cells)
@@ -235,11 +236,12 @@ def difference_parts(rows: Sequence[Row], metric: str) -> Iterator[str]:
 def settings_line(config: TrainConfig) -> str:
     """Return task and most important settings in a line."""
     layers = f", {config.num_layers} layers" if config.num_layers > 1 else ""
+    samples = "tokens" if config.task in TEXTS else "samples"
     parts = [
         f"Task `{config.task}`" + (" (permuted)" if config.permuted else ""),
         "inputs in [0, 1]" if config.standardization == "none" else None,
-        None if config.length is None else f"T = {config.length}",
-        None if config.limit is None else f"limited to {config.limit:,} samples",
+        None if config.length is None else f"length {config.length:,}",
+        None if config.limit is None else f"limited to {config.limit:,} {samples}",
         f"{config.cell.upper()}-{config.hidden_size}{layers}",
         f"batches of {config.batch_size}",
         f"{config.optimizer} {config.lr:g} ({config.schedule})",

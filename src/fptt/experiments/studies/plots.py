@@ -57,7 +57,10 @@ class Panel(NamedTuple):
             value = config.value(self.varied)
             return config.method.upper() + ("" if value is None else f", {value}")
         words = [f"{config.bptt_losses} losses"] if config.method == "bptt" and config.bptt_losses > 1 else []
-        words += [] if self.base is None else what_differs(config, self.base)
+        if self.base is not None:
+            num_chunks = config.value("num_chunks")
+            words += [] if num_chunks in (None, self.base.num_chunks) else [f"K = {num_chunks}"]
+            words += what_differs(config, self.base)
         return ", ".join([config.method.upper(), *words])
 
 
