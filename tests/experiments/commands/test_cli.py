@@ -363,7 +363,7 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
     [
         (["dance"], "unknown command 'dance'; there are train, evaluate, predict, export, push, pull, sample"),
         (["train", "--task", "sudoku"], "unknown task 'sudoku'; there are digits, adding, copy"),
-        (["compare", "--methods", "bptt,rtrl"], "unknown method 'rtrl'; there are bptt, tbptt, fptt"),
+        (["compare", "--methods", "bptt,rtrl"], "methods must be one of bptt, tbptt, fptt, bptt-losses, got 'rtrl'"),
         (["compare", "--controls", "rate=2"], "a rate of controls must be a part of the learning rate, in (0, 1), got"),
         (["compare", "--controls", "slower"], "unknown control 'slower'; there are rate=PART,PART,… and bptt-small-"),
         (["compare", "--controls", "rate=0.5", "--methods", "tbptt"], "methods must have it, got controls tbptt-rate"),
@@ -395,7 +395,8 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["train", "--recipe", "smnist", "--task", "digits"], "recipe smnist is of the task mnist, got task digits"),
         (["train", "--recipe", "soup"], "unknown recipe 'soup'; there are digits, digits-per-step"),
         (["train", "--lr-factor", "1"], "lr_factor must be less than 1, got 1"),
-        (["compare", "--budgets", "joules"], "unknown budget 'joules'; there are epochs, updates, seconds"),
+        (["compare", "--budgets", "joules"], "budgets must be one of epochs, updates, seconds, got 'joules'"),
+        (["compare", "--budgets", "epochs,epochs"], "budgets must not repeat, got epochs,epochs"),
         (["ablate", "--over", "weather"], "weather"),
         (["report", "--results", "nowhere"], "nowhere"),
         (["sample", "nowhere"], "run folder nowhere does not exist"),

@@ -161,7 +161,7 @@ def test_controls_without_fptt_are_named(tmp_path: Path) -> None:
 def test_a_contender_that_cannot_be_built_is_named_before_any_run(
     change: dict[str, Any], message: str, tmp_path: Path, started: list[str]
 ) -> None:
-    """One whose run is finished is not built again: its data may be gone."""
+    """One whose run is finished is not built again: its data may be gone. A run of another config is not it."""
     comparison = Comparison(TrainConfig.of(SMALL, **change), parse_methods("bptt,fptt"), range(2), tmp_path)
     with pytest.raises(UserError, match=f"^{message}"):
         comparison.run(Console(quiet=True), 1)
@@ -174,6 +174,10 @@ def test_a_contender_that_cannot_be_built_is_named_before_any_run(
     }.items():
         made(path, config)
     next(iter(comparison.stages()))
+    other = Comparison(replace(comparison.setting, lr=0.001), comparison.contenders, range(2), tmp_path)
+    with pytest.raises(UserError, match=f"^{message}"):
+        other.run(Console(quiet=True), 1, overwrite=True)
+    assert started == []
 
 
 @pytest.mark.parametrize("left", ["model.safetensors", "summary.json", "learner.pt", "checkpoint-000001.pt"])

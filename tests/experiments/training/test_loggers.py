@@ -46,10 +46,12 @@ def test_a_logger_gets_the_rows_of_the_metrics_and_the_test(tmp_path: Path, monk
 
 
 def test_loggers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse_loggers("csv, csv") == ("csv",)
+    assert parse_loggers("csv") == ("csv",)
+    with pytest.raises(UserError, match="logger must not repeat, got csv, csv"):
+        parse_loggers("csv, csv")
     assert make_log(("csv",), TrainConfig(task="digits"), tmp_path, start=0).loggers == []
     assert run(["train", *QUICK, "--out", str(tmp_path / "run"), "--logger", "csv,tensorbord"]) == 2
-    told = "fptt: logger must be of csv, tensorboard, wandb, got 'tensorbord'.\n"
+    told = "fptt: logger must be one of csv, tensorboard, wandb, got 'tensorbord'.\n"
     assert capsys.readouterr().err == told
     monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
     with pytest.raises(UserError, match=r"logger wandb needs wandb: pip install 'fptt\[wandb\]'"):

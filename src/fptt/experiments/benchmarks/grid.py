@@ -1,10 +1,11 @@
 """The grid of `fptt bench speed`: workloads, each with rows that take turns, read from comma-separated options."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fptt import chunk_lengths
+from fptt.experiments.configs.lists import split_list
 from fptt.experiments.process.errors import UserError
 
 INPUT_SIZE = 1
@@ -129,26 +130,13 @@ class Grid:
 # -- options ---------------------------------------------------------------------------------------------------------
 
 
-def parse_names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of a list.
-
-    Raises:
-        UserError: If one is unknown or repeated.
-    """
-    names = _split(option, text)
-    for name in names:
-        if name not in known:
-            raise UserError(f"{option} must be one of {', '.join(known)}, got {name!r}.")
-    return names
-
-
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     """Return the whole numbers of a list.
 
     Raises:
         UserError: If one is no positive whole number, or repeated.
     """
-    return tuple(_number(option, item) for item in _split(option, text))
+    return tuple(_number(option, item) for item in split_list(option, text))
 
 
 def parse_chunks(option: str, text: str) -> tuple[int | None, ...]:
@@ -157,14 +145,7 @@ def parse_chunks(option: str, text: str) -> tuple[int | None, ...]:
     Raises:
         UserError: If one is neither `T` nor a positive whole number, or repeated.
     """
-    return tuple(None if item in ("T", "t") else _number(option, item) for item in _split(option, text))
-
-
-def _split(option: str, text: str) -> tuple[str, ...]:
-    items = tuple(item.strip() for item in text.split(","))
-    if len(set(items)) < len(items):
-        raise UserError(f"{option} must not repeat, got {text}.")
-    return items
+    return tuple(None if item in ("T", "t") else _number(option, item) for item in split_list(option, text))
 
 
 def _number(option: str, item: str) -> int:

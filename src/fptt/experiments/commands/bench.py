@@ -18,10 +18,10 @@ from fptt.experiments.benchmarks.grid import (
     Spec,
     Workload,
     parse_chunks,
-    parse_names,
     parse_numbers,
 )
 from fptt.experiments.configs.checked import STRICT, Checked, Count, Seed, Width, Workers
+from fptt.experiments.configs.lists import parse_names
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import prepare_process

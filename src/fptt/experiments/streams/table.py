@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fptt.experiments.configs.config import StreamConfig
+from fptt.experiments.configs.lists import split_list
 from fptt.experiments.process.errors import UnreadableError, UserError, one_line
 from fptt.experiments.streams.source import Kind, Piece
 from fptt.experiments.tasks.cells import (
@@ -109,7 +110,7 @@ class Table:
         config = self.config
         check_separator(names, self.source)
         target = config.target or "target"
-        given = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
+        given = None if config.inputs is None else list(split_list("inputs", config.inputs))
         if given is None:
             check_named(names, self.source)
         is_free = "time" in names and "time" not in (target, *(given or ()))

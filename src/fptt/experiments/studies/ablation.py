@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from rich.console import Console
 
 from fptt.experiments.configs.config import UNUSED, MethodName, Setting, TrainConfig
+from fptt.experiments.configs.lists import split_list
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.differences import EXPLANATION, difference_cells, direction, matched_pairs
@@ -222,8 +223,8 @@ def parse_axes(text: str) -> dict[str, list[Any]]:
         {'num_chunks': [4, 8], 'alpha': [], 'max_norm': [1.0, None]}
     """
     axes: dict[str, list[Any]] = {}
-    for entry in text.split(","):
-        field, has_values, values = entry.strip().partition("=")
+    for entry in split_list("fields", text):
+        field, has_values, values = entry.partition("=")
         check_field(field)
         if field in axes:
             raise UserError(f"fields must not repeat, got {field} twice.")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from fptt.experiments.configs.config import Setting, TrainConfig
+from fptt.experiments.configs.lists import parse_names
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.studies.contenders import Contender
@@ -81,7 +82,7 @@ class Comparison(Study):
                 path, config = self._path("epochs", contender, seed), contender.config(self.setting, seed)
                 configs[path] = config
                 # what is finished needs no data any more
-                if contender.name not in unfinished and not RunFolder(path).has_finished():
+                if contender.name not in unfinished and not RunFolder(path).has_finished(config):
                     unfinished[contender.name] = config
         check_buildable(unfinished)
         yield configs
@@ -213,10 +214,7 @@ def parse_budgets(text: str) -> list[str]:
     """Return the budgets of a comma-separated list, in their usual order, `epochs` among them.
 
     Raises:
-        UserError: If one is unknown; lists those that exist.
+        UserError: If one is unknown or repeated; lists those that exist.
     """
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in BUDGETS:
-            raise UserError(f"unknown budget {name!r}; there are {', '.join(BUDGETS)}.")
+    names = parse_names("budgets", text, BUDGETS)
     return [name for name in BUDGETS if name == "epochs" or name in names]

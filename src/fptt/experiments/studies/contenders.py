@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fptt.experiments.configs.config import MethodName, Setting, TrainConfig
+from fptt.experiments.configs.lists import parse_names, split_list
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import samples_an_epoch
 from fptt.experiments.tasks.registry import GENERATED
@@ -104,13 +105,7 @@ def parse_methods(text: str) -> list[Contender]:
     Raises:
         UserError: If one is unknown or repeated; lists those that exist.
     """
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in METHODS_AND_LOSSES:
-            raise UserError(f"unknown method {name!r}; there are {', '.join(METHODS_AND_LOSSES)}.")
-    if len(set(names)) < len(names):
-        raise UserError(f"methods must not repeat, got {text}.")
-    return [METHODS_AND_LOSSES[name] for name in names]
+    return [METHODS_AND_LOSSES[name] for name in parse_names("methods", text, tuple(METHODS_AND_LOSSES))]
 
 
 def parse_controls(text: str) -> list[Contender]:
@@ -124,7 +119,7 @@ def parse_controls(text: str) -> list[Contender]:
         ['tbptt-rate-0.9', 'tbptt-rate-0.5', 'bptt-small-batches']
     """
     controls: list[Contender] = []
-    for entry in (part.strip() for part in text.split(",")):
+    for entry in split_list("controls", text):
         name, is_assigned, value = entry.partition("=")
         follows_rate = bool(controls) and controls[-1] is not SMALL_BATCHES
         if name == "rate":

@@ -13,6 +13,7 @@ from torch import Tensor, from_numpy
 from torch.utils.data import TensorDataset
 
 from fptt.experiments.configs.config import DataSetting, Setting
+from fptt.experiments.configs.lists import split_list
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import PaddedSamples
 from fptt.experiments.tasks.cells import LARGEST_WHOLE
@@ -181,7 +182,7 @@ def _standardized_targets(targets: np.ndarray, scaling: Scaling, name: str, sour
 
 def columns_of(setting: Setting) -> Columns:
     """Return the names of the columns of a setting."""
-    inputs = None if setting.inputs is None else tuple(name.strip() for name in setting.inputs.split(","))
+    inputs = None if setting.inputs is None else split_list("inputs", setting.inputs)
     return Columns(setting.id, setting.time, inputs, setting.target, setting.group)
 
 

@@ -8,7 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -289,9 +289,15 @@ class RunFolder(OutFolder):
                 raise ValueError("its weights are not those that were written")
         return weights
 
-    def has_finished(self) -> bool:
-        """Return whether the folder holds a run that came to its end, with its figures."""
+    def has_finished(self, config: TrainConfig | None = None) -> bool:
+        """Return whether the folder holds a run that came to its end, with its figures.
+
+        Args:
+            config: If given, whether it is a run of this config, wherever its data lay.
+        """
         try:
+            if config is not None and replace(self.read_config(), data=config.data) != config:
+                return False
             return self.read_summary().get("status") == "finished" and bool(self.read_metrics())
         except UserError:
             return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.configs.lists import parse_names
 from fptt.experiments.process.errors import UserError, one_line
 
 LOGGERS: dict[str, tuple[str, ...]] = {
@@ -22,12 +23,10 @@ def parse_loggers(text: str) -> tuple[str, ...]:
     """Return the loggers that a text names, with commas between them.
 
     Raises:
-        UserError: If there is no such logger, or a library is missing.
+        UserError: If there is no such logger, one is repeated, or a library is missing.
     """
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    names = parse_names("logger", text, tuple(LOGGERS))
     for name in names:
-        if name not in LOGGERS:
-            raise UserError(f"logger must be of {', '.join(LOGGERS)}, got {name!r}.")
         for library in LOGGERS[name]:
             if find_spec(library) is None:
                 raise UserError(f"logger {name} needs {library}: pip install 'fptt[{name}]'")
