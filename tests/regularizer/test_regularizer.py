@@ -307,12 +307,12 @@ def test_reset_starts_again() -> None:
     assert_same_weights(model, twin)
 
 
-@pytest.mark.parametrize("restart", ["reset", "restore", "load_state_dict"])
+@pytest.mark.parametrize("restart", ["reset", "forget_step", "load_state_dict"])
 def test_a_restart_forgets_a_step_that_waits_for_its_recomputed_gradient(restart: str) -> None:
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     regularizer = attached(model, optimizer, coupling="coupled", previous_gradient="recomputed")
-    arguments = {"reset": (), "restore": ({},), "load_state_dict": (regularizer.state_dict(),)}[restart]
+    arguments = {"reset": (), "forget_step": (), "load_state_dict": (regularizer.state_dict(),)}[restart]
     run_steps(model, optimizer, range(1))
     getattr(regularizer, restart)(*arguments)
     with pytest.raises(RuntimeError, match="add_penalty_grad_"):

@@ -83,8 +83,8 @@ class Snapshot:
                 self._copy(tuple(part._buffers for part in module.modules()))
             self._copy(optimizer.state)
             self._copy(optimizer.param_groups)
-            states = {} if regularizer is None else regularizer.state
-            self.memory = {p: {name: t.clone() for name, t in s._asdict().items()} for p, s in states.items()}
+            if regularizer is not None:
+                self._copy(regularizer.state)
         self.random = RandomState.capture({tensor.device for tensor in self.copies})
 
     def _copy(self, nest: Any) -> None:
@@ -109,7 +109,7 @@ class Snapshot:
         for tensor, copied in self.copies.items():
             _once(tensor).copy_(copied)
         if self.regularizer is not None:
-            self.regularizer.restore(self.memory)
+            self.regularizer.forget_step()
         self.hooks.num_steps = self.num_steps
         self.random.restore()
 

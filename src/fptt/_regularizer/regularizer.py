@@ -403,6 +403,10 @@ class DynamicRegularizer:
         self._pending = None
         self._machine_code.clear()
 
+    def forget_step(self) -> None:
+        """Forget a step that waits for its `update()`: it was undone."""
+        self._pending = None
+
     def recover(self) -> None:
         """Start again if an exception came between a step and its `update()`: W̄ and λ do not fit the weights."""
         if self._pending is not None:
@@ -436,17 +440,6 @@ class DynamicRegularizer:
     def _current(self, duals: Tensor) -> Tensor:
         """Return the dual of the next step, a view."""
         return duals if self.num_duals == 1 else duals[self.turn]
-
-    def restore(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
-        """Put copies of averages and duals back, into the tensors that are there; other parameters have not begun."""
-        for param in list(self.state):
-            if param not in entries:
-                del self.state[param]
-        self.begin(entries)
-        for param, copies in entries.items():
-            for name, tensor in self.state[param]._asdict().items():
-                tensor.copy_(copies[name])
-        self._pending = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return averages, duals and settings, with parameters numbered in order; loads with `weights_only=True`."""
