@@ -326,6 +326,8 @@ def test_the_settings_of_a_task_are_shown() -> None:
         "Task `adding` (permuted), length 200, limited to 1,280 samples, GRU-128, 2 layers, batches of 64, "
         "adam 0.002 (cosine), 1,500 updates."
     )
+    stopped = TrainConfig(task="digits", epochs=30, early_stopping=6)
+    assert page.settings_line(stopped).endswith("30 epochs, early stopping with a patience of 6.")
     assert "limited to 2,000 tokens" in page.settings_line(TrainConfig(task="text", limit=2000))
 
 

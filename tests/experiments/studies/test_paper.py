@@ -89,6 +89,15 @@ def test_the_cells_of_a_task() -> None:
     assert cells[10:] == ["28", "2", "280; 10", "[short](docs/results.md#short)"]
 
 
+def test_methods_that_stopped_early_at_other_epochs_have_both_in_a_cell() -> None:
+    rows = [
+        {**own, "updates": own["updates"] * (own["method"] == "tbptt" or 1.5), "epochs": 43 + 2 / 3} for own in SHORT
+    ]
+    rows[1]["epochs"] = 43.0
+    _, cells = paper_cells(paper_rows({"short": rows}, {}))
+    assert cells[11:13] == ["43.7 and 43", "420 and 280; 15"]
+
+
 def test_an_experiment_of_several_words_is_linked_to_its_section() -> None:
     _, cells = paper_cells(paper_rows({"My rows, again": SHORT}, {}))
     assert cells[-1] == "[My rows, again](#my-rows-again)"

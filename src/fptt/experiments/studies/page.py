@@ -246,6 +246,7 @@ def settings_line(config: TrainConfig) -> str:
         f"batches of {config.batch_size}",
         f"{config.optimizer} {config.lr:g} ({config.schedule})",
         None if config.epochs is None else f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}",
+        None if config.early_stopping is None else f"early stopping with a patience of {config.early_stopping}",
         None if config.max_updates is None else f"{config.max_updates:,} updates",
         None if config.max_seconds is None else f"{config.max_seconds:g} seconds",
     ]

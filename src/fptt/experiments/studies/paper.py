@@ -186,17 +186,22 @@ def _cells(row: PaperRow, page: str) -> list[str]:
     published = [row.others.get(method, none).published for method in ("bptt", "fptt")]
     replicated = [row.others.get(method, none).replicated for method in ("tbptt", "fptt")]
     mark = "" if fptt["config"].standardization == "published" else " †"
-    updates = [f"{row.ours[method]['updates']:,.0f}" if method in row.ours else NONE for method in ("fptt", "bptt")]
     return [
         f"{row.task.name} ({row.task.metric}){mark}",
         *(NONE if value is None else f"{value * scale:.6g}" for value in (*published, *replicated)),
         *(_reached(row, method) for method in ("bptt", "tbptt", "fptt")),
         *(_difference(row, method) for method in ("tbptt", "bptt")),
         str(fptt["num_chunks"]),
-        f"{fptt['epochs']:g}",
-        "; ".join(updates),
+        _spent(row, "epochs", ("fptt", "tbptt")),
+        f"{_spent(row, 'updates', ('fptt', 'tbptt'))}; {_spent(row, 'updates', ('bptt',))}",
         f"[{row.experiment}]({page}#{_anchor(row.experiment)})",
     ]
+
+
+def _spent(row: PaperRow, cost: str, methods: Sequence[str]) -> str:
+    """Return the epochs or updates of methods, once where they are the same: early stopping may part them."""
+    means = [row.ours[method][cost] for method in methods if method in row.ours]
+    return " and ".join(dict.fromkeys(f"{round(mean, 1):,.10g}" for mean in means)) or NONE
 
 
 def _anchor(title: str) -> str:
