@@ -14,6 +14,7 @@ from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.process.machine import Clock, MemoryMeter
 from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.training import loop
+from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Counters, Run
 from tests.experiments.tasks.test_sequences import LENGTHS, NAMES, sequences
@@ -246,6 +247,27 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     assert not killed.summary_file.exists()
     assert run(["train", "--resume", "--out", str(killed.path)]) == 0
     assert_same_end(undisturbed(*command), killed)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [([], [3, 2]), (["--checkpoint-updates", "None"], [0]), (["--on-bad-number", "rollback"], [0])],
+)
+def test_a_run_of_few_updates_saves_by_the_clock(
+    options: list[str], found: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where it might go back to what it saved, or was told not to save."""
+    command = ["train", *QUICK, "--batch-size", "24", *options, "--out", str(tmp_path)]
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    kill_at("batch", monkeypatch, lambda run: run.method.batches == 3)
+    with pytest.raises(Killed):
+        run(command)
+    saved = [read_checkpoint(file) for file in RunFolder(tmp_path).checkpoints.files()]
+    assert [state["method"]["batches"] for state in saved] == found
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 600.0)
+    with pytest.raises(Killed):
+        run([*command, "--overwrite"])
+    assert len(RunFolder(tmp_path).checkpoints.files()) == 1
 
 
 def test_metrics_that_lack_a_row_are_told_before_training(

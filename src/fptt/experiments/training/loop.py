@@ -23,6 +23,8 @@ from fptt.experiments.training.run import Run
 from fptt.nn.spiking.surrogates import count_spikes
 
 SECONDS_BETWEEN_STATUS = 0.2
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
+"""With long batches, `checkpoint_updates` may take hours."""
 
 
 def on_event(name: str, run: Run, batch: Samples | fptt.Batch | None = None) -> None:
@@ -125,7 +127,7 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
     Raises:
         KeyboardInterrupt: After a batch and with a checkpoint, if any process is asked to stop.
     """
-    every, shown_at = run.config.checkpoint_updates, 0.0
+    shown_at = 0.0
     for batch in run.batches:
         if run.fraction >= 1.0:  # also on resuming a run that was killed in its last validation
             break
@@ -133,8 +135,9 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
         run.train_batch(batch)
         on_event("trained", run)
 
-        is_due = every is not None and run.method.updates - run.progress.saved_at >= every
-        run.fraction, is_asked, is_due = run.processes.agree(run.spent(), is_asked=interruption.is_asked, is_due=is_due)
+        run.fraction, is_asked, is_due = run.processes.agree(
+            run.spent(), is_asked=interruption.is_asked, is_due=_needs_checkpoint(run)
+        )
         if is_due or is_asked:
             run.note_memory()
             _save(run, folder)
@@ -190,9 +193,19 @@ def _status(run: Run) -> str:
     )
 
 
+def _needs_checkpoint(run: Run) -> bool:
+    """Return whether the last checkpoint is too many updates ago, or too many minutes."""
+    every = run.config.checkpoint_updates
+    if every is None:
+        return False
+    # what a rollback goes back to must not depend on the clock
+    is_old = run.config.on_bad_number != "rollback" and time.monotonic() - run.saved_time >= SECONDS_BETWEEN_CHECKPOINTS
+    return is_old or run.method.updates - run.progress.saved_at >= every
+
+
 def _save(run: Run, folder: RunFolder) -> None:
     """Write a checkpoint, between two batches."""
-    run.progress.saved_at = run.method.updates
+    run.progress.saved_at, run.saved_time = run.method.updates, time.monotonic()
     state = run.state_dict()
     if run.processes.is_leader:
         folder.checkpoints.write(state)

@@ -1,5 +1,6 @@
 """One training run: its parts, its progress, and all of that as a state from which it resumes bitwise."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -116,6 +117,7 @@ class Run:
     Attributes:
         state: The recurrent state with which the next batch of a stream begins; None at the start of an epoch.
         fraction: The part of the budget that is spent, the same in all processes.
+        saved_time: When this process last saved a checkpoint, or began, by `time.monotonic`.
         environment: Where it is trained now: device, versions, commit, threads, and what its seconds are.
         earlier_environments: Those before it was resumed in another one.
     """
@@ -149,6 +151,7 @@ class Run:
         self.totals = EpochTotals(torch.zeros(3, device=self.fabric.device))
         self.state: Any = None
         self.fraction = 0.0
+        self.saved_time = time.monotonic()
         self.clock = Clock(self.fabric.device, is_alone=processes.size == 1)
         self.environment = {**environment(self.fabric.device), "seconds_clock": self.clock.kind}
         self.earlier_environments: list[dict[str, Any]] = []
