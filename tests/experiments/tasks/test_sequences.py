@@ -145,6 +145,19 @@ def test_a_class_that_training_has_not_is_said(tmp_path: Path) -> None:
     assert (load(tmp_path).about or "").endswith("(left, right)")
 
 
+def test_equal_times_in_a_sequence_are_said(tmp_path: Path) -> None:
+    """Clocks may be coarse; or two recordings share an id, and are read as one sequence."""
+    text("train.csv", "id,time,a,target\n3,0,0,p\n1,0,0,q\n1,1,1,q\n1,2,2,q\n1,0,3,q\n1,1,4,q\n1,2,5,q\n")(tmp_path)
+    for name in ("validation", "test"):
+        text(f"{name}.csv", "id,time,a,target\n4,0,0,p\n5,0,1,q\n")(tmp_path)
+    assert (load(tmp_path).about or "").endswith("(p, q); equal times in 1 of 6 sequences (as in row 5)")
+    text("test.csv", "id,time,a,target\n4,2026-01-31,0,p\n5,2026-01-31,1,q\n5,2026-01-31T00:00,2,q\n")(tmp_path)
+    assert (load(tmp_path).about or "").endswith("equal times in 2 of 6 sequences (as in row 5)")
+    assert "equal times" not in (load(write(tmp_path / "x.csv", long_form(target=NAMES))).about or "")
+    untimed = long_form(target=NAMES).drop(columns="time")
+    assert "equal times" not in (load(write(tmp_path / "x.csv", untimed)).about or "")
+
+
 def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
     """As pandas writes its index by default: the number of the row gives sorted classes away."""
     table = long_form(target=NAMES)

@@ -50,6 +50,7 @@ class Sequences(NamedTuple):
         groups: (N,), by number, or None.
         group_names: (N,), their names as text, or None.
         rows: (ΣT_i,), the row of the table that each step is; None of an .npz file.
+        times: (ΣT_i,), numbers in the order of the times; None where steps are in the order of the file.
         input_names: Names of the D columns; None in an .npz file.
         time_name: Name of the column by which steps are ordered; None where they are in the order of the file.
     """
@@ -61,6 +62,7 @@ class Sequences(NamedTuple):
     groups: np.ndarray | None = None
     group_names: np.ndarray | None = None
     rows: np.ndarray | None = None
+    times: np.ndarray | None = None
     input_names: tuple[str, ...] | None = None
     time_name: str | None = None
 
@@ -87,7 +89,18 @@ class Sequences(NamedTuple):
             groups=None if self.groups is None else self.groups[chosen],
             group_names=None if self.group_names is None else self.group_names[chosen],
             rows=None if self.rows is None else self.rows[steps],
+            times=None if self.times is None else self.times[steps],
         )
+
+    def first_equal_times(self) -> np.ndarray:
+        """Return, of every sequence that has one, the first step at the time of the step before it."""
+        if self.times is None:
+            return np.array([], np.int64)
+        is_equal = np.append(False, self.times[1:] == self.times[:-1])
+        is_equal[_first_steps(self.lengths)] = False
+        steps = np.flatnonzero(is_equal)
+        numbers = np.searchsorted(self.lengths.cumsum(), steps, side="right")
+        return steps[np.unique(numbers, return_index=True)[1]]
 
     def with_step_targets(self) -> "Sequences":
         """Return the same sequences with the target of each at all of its steps."""
@@ -232,6 +245,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         groups=groups,
         group_names=group_names,
         rows=order,
+        times=None if times is None else times[order],
         input_names=tuple(input_names),
         time_name=time_name,
     )
