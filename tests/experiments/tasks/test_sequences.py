@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,25 @@ def test_whole_times_above_what_a_float_tells_apart_keep_their_order(tmp_path: P
         one = load(write(tmp_path / f"small{suffix}", table))
         other = load(write(tmp_path / f"large{suffix}", table.assign(time=table.time + 2**60)))
         assert_same_samples(one, other)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "time"),
+    [
+        (".csv", lambda step: 2**70 + step),
+        (".csv", lambda step: 2**63 - 2 * 10**20 * (step == 0) + step),
+        (".parquet", lambda step: str(2**63 + step)),
+        (".parquet", lambda step: Decimal(1_760_000_000_000_000_000 + step)),
+        (".parquet", lambda step: Decimal(1_760_000_000) + step * Decimal("0.000000001")),
+    ],
+)
+def test_times_that_no_integer_type_holds_keep_their_order(
+    suffix: str, time: Callable[[int], object], tmp_path: Path
+) -> None:
+    table = long_form(target=NAMES)
+    one = load(write(tmp_path / "small.csv", table))
+    exact = pd.Series([time(int(step)) for step in table.time], table.index, object)
+    assert_same_samples(one, load(write(tmp_path / f"exact{suffix}", table.assign(time=exact))))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

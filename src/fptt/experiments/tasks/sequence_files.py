@@ -5,6 +5,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -356,6 +357,9 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
     if column.dtype.kind in "iu":  # as floats those above 2⁵³, such as nanoseconds, would lose their order
         return column.to_numpy()
     if column.dtype.kind != "M" and pd.Series(pd.to_numeric(column, errors="coerce")).notna().any():
+        exact = [_exact(value) for value in column] if column.dtype.kind == "O" else [None]
+        if None not in exact:
+            return pd.factorize(np.array(exact, object), sort=True)[0]
         return _numbers(column, source)
     dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
     bad = np.flatnonzero(dates.isna())
@@ -365,6 +369,14 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
             f"{column.iloc[bad[0]]!r} in row {bad[0] + 1}."
         )
     return pd.factorize(dates, sort=True)[0]  # their order alone: in nanoseconds the year 9999 does not fit an integer
+
+
+def _exact(value: Any) -> int | Decimal | None:
+    """Return a whole number, or a decimal, with all its digits, of which a float has 15 alone; None of another."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return value
+    label = label_of(value)
+    return label if isinstance(label, int) else None
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
