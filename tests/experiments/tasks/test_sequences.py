@@ -285,6 +285,22 @@ def test_different_labels_of_a_text_are_different_classes(
     assert (task.kind, task.class_names) == ("classes", names)
 
 
+def test_decimals_are_labels_as_the_same_numbers(tmp_path: Path) -> None:
+    def decimals(*names: str) -> pd.DataFrame:
+        return table.assign(**{name: [Decimal(f"{own:.2f}") for own in table[name]] for name in names})
+
+    table = long_form(target=np.arange(N) % 2, who=np.arange(N) // 4)
+    write(tmp_path / "test.csv", table)
+    train = write(tmp_path / "train.parquet", decimals("id", "target"))
+    assert load(tmp_path, inputs="a,b").class_names == (0, 1)
+    assert read_sequences(train, Columns()).ids.tolist() == list(range(N))
+    write(train, decimals("who"))
+    with pytest.raises(UserError, match=r"train and test of .* must not share a 'who', got '0' in both"):
+        load(tmp_path, group="who")
+    table = table.assign(target=table.id * 0.25)
+    assert load(write(tmp_path / "x.parquet", decimals("target"))).kind == "regression"
+
+
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
 def test_the_scale_of_the_data_does_not_matter(factor: float, tmp_path: Path) -> None:
     """Of small numbers and of large ones the same samples; constants become 0, and are not blown up in other data."""

@@ -182,13 +182,13 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
 
 
 def _labeled(column: pd.Series) -> pd.Series:
-    """Return a column of text by its labels: as int64 if all are whole numbers, else as text."""
+    """Return a column of text, or of decimals, by its labels: as int64 if all are whole numbers, else as text."""
     numbers, values = pd.factorize(column)  # -1 where a value is missing
     labels = [label_of(value) for value in values]
     if (numbers >= 0).all() and all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in labels):
         own = np.array(labels, np.int64)
     else:
-        texts = [value if label is None else str(label) for label, value in zip(labels, values, strict=True)]
+        texts = [str(value) if label is None else str(label) for label, value in zip(labels, values, strict=True)]
         own = np.array([*texts, None], object)
     return pd.Series(own[numbers], column.index, name=column.name)
 
@@ -226,6 +226,9 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         raise UserError(f"the target {target_name!r} of {source!r} must not be {what}.")
     if table.empty:
         raise UserError(f"{source!r} has no rows.")
+    for name in (id_name, *labels):
+        if name is not None and pd.api.types.infer_dtype(found[name]) == "decimal":  # 1.00 is the class 1, as in CSV
+            found[name] = _labeled(found[name])
 
     numbers, ids = _numbered(found[id_name], source)
     times = None if time_name is None else _times(found[time_name], source)
