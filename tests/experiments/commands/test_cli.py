@@ -14,7 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from fptt.experiments.commands.cli import run
+from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.commands.defaults import starting_config
 from fptt.experiments.commands.runs import Train
 from fptt.experiments.commands.runs import parse as parse_runs
@@ -25,6 +25,7 @@ from fptt.experiments.studies.contenders import parse_methods
 from fptt.experiments.training import loop
 from fptt.experiments.training.folder import RunFolder
 from fptt.experiments.training.run import Run
+from tests.experiments.training.test_resume import interrupt_at
 from tests.forks import Fork
 
 QUICK = ["--epochs", "2", "--limit", "128", "--hidden-size", "8", "--threads", "1"]
@@ -264,6 +265,25 @@ def test_a_finished_run_of_data_in_other_units_is_not_that_of_these(
         code = compare_data(tmp_path / "x.csv")
     assert code == 2
     assert "holds a finished run of other data than" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("forked_runs")
+def test_overwrite_resumes_an_interrupted_run_unless_its_data_have_changed(tmp_path: Path) -> None:
+    data, folder = tmp_path / "x.csv", RunFolder(tmp_path / "out" / "equal-epochs" / "tbptt-seed-0")
+    command = ["train", "--config", str(folder.config_file), "--out", str(folder.path), "--overwrite"]
+    overwrite = ("--epochs", "3", "--overwrite")
+    table = pd.DataFrame({"id": np.repeat(np.arange(20), 3), "x": np.arange(60) % 7})
+    marked = []
+    for values in (table.x, table.x, table.x[::-1].to_numpy()):
+        table.assign(x=values, target=table.id % 2).to_csv(data, index=False)
+        assert compare_data(data, *overwrite) == 0
+        marked.append(folder.read_metrics()[0]["seconds"] == 1e6)
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(1, patch)
+            assert run(command) == INTERRUPTED
+        # a row that stays if the run goes on
+        pd.read_csv(folder.metrics_file).assign(seconds=1e6).to_csv(folder.metrics_file, index=False)
+    assert marked == [False, True, False]
 
 
 @pytest.mark.usefixtures("forked_runs")

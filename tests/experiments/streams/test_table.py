@@ -129,6 +129,17 @@ def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> N
         assert (values(pieces)[1], pieces[-1].names) == ([0, 1, 2, 3], large)
 
 
+def test_the_class_that_does_not_count_is_no_label(tmp_path: Path) -> None:
+    """As in the sequences of `fptt train`; a number of a regression counts."""
+    data = write(tmp_path, "a,target\n1,-100\n2,3\n3,-100.0\n4,4\n")
+    table = pd.DataFrame({"a": range(4), "target": [-100, 3, -100, 4]})
+    table.to_parquet(tmp_path / "data.parquet")
+    for name in (data, str(tmp_path / "data.parquet")):
+        pieces = read(data=name)
+        assert (values(pieces)[1], pieces[-1].names) == ([IGNORED, 0, IGNORED, 1], [3, 4])
+    assert values(read(data=data, kind="regression"))[1] == [-100.0, 3.0, -100.0, 4.0]
+
+
 def test_columns_are_chosen_by_name_and_the_time_is_no_input(tmp_path: Path) -> None:
     data = write(tmp_path, "when,c,a,state,time\n2026-01-01T00:00:01,1,2,x,9\n2026-01-01T00:00:02Z,3,4,y,8\n")
     pieces = read(data=data, target="state", time="when", inputs="a, c")

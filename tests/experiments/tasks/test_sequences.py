@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,25 @@ def test_whole_times_above_what_a_float_tells_apart_keep_their_order(tmp_path: P
         assert_same_samples(one, other)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "time"),
+    [
+        (".csv", lambda step: 2**70 + step),
+        (".csv", lambda step: 2**63 - 2 * 10**20 * (step == 0) + step),
+        (".parquet", lambda step: str(2**63 + step)),
+        (".parquet", lambda step: Decimal(1_760_000_000_000_000_000 + step)),
+        (".parquet", lambda step: Decimal(1_760_000_000) + step * Decimal("0.000000001")),
+    ],
+)
+def test_times_that_no_integer_type_holds_keep_their_order(
+    suffix: str, time: Callable[[int], object], tmp_path: Path
+) -> None:
+    table = long_form(target=NAMES)
+    one = load(write(tmp_path / "small.csv", table))
+    exact = pd.Series([time(int(step)) for step in table.time], table.index, object)
+    assert_same_samples(one, load(write(tmp_path / f"exact{suffix}", table.assign(time=exact))))
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_dates_of_all_years_keep_their_order(kind: str, tmp_path: Path) -> None:
     """In nanoseconds an integer ends in 2262; 9999-12-31 is how databases write that there is no end."""
@@ -143,6 +163,19 @@ def test_a_class_that_training_has_not_is_said(tmp_path: Path) -> None:
     assert (load(tmp_path).about or "").endswith("(left, left , right); none to train of (left )")
     write(tmp_path / "test.csv", long_form(target=NAMES))
     assert (load(tmp_path).about or "").endswith("(left, right)")
+
+
+def test_equal_times_in_a_sequence_are_said(tmp_path: Path) -> None:
+    """Clocks may be coarse; or two recordings share an id, and are read as one sequence."""
+    text("train.csv", "id,time,a,target\n3,0,0,p\n1,0,0,q\n1,1,1,q\n1,2,2,q\n1,0,3,q\n1,1,4,q\n1,2,5,q\n")(tmp_path)
+    for name in ("validation", "test"):
+        text(f"{name}.csv", "id,time,a,target\n4,0,0,p\n5,0,1,q\n")(tmp_path)
+    assert (load(tmp_path).about or "").endswith("(p, q); equal times in 1 of 6 sequences (as in row 5)")
+    text("test.csv", "id,time,a,target\n4,2026-01-31,0,p\n5,2026-01-31,1,q\n5,2026-01-31T00:00,2,q\n")(tmp_path)
+    assert (load(tmp_path).about or "").endswith("equal times in 2 of 6 sequences (as in row 5)")
+    assert "equal times" not in (load(write(tmp_path / "x.csv", long_form(target=NAMES))).about or "")
+    untimed = long_form(target=NAMES).drop(columns="time")
+    assert "equal times" not in (load(write(tmp_path / "x.csv", untimed)).about or "")
 
 
 def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
@@ -250,6 +283,22 @@ def test_different_labels_of_a_text_are_different_classes(
 ) -> None:
     task = load(write(tmp_path / "data.csv", long_form(target=np.resize(np.array(labels), N))))
     assert (task.kind, task.class_names) == ("classes", names)
+
+
+def test_decimals_are_labels_as_the_same_numbers(tmp_path: Path) -> None:
+    def decimals(*names: str) -> pd.DataFrame:
+        return table.assign(**{name: [Decimal(f"{own:.2f}") for own in table[name]] for name in names})
+
+    table = long_form(target=np.arange(N) % 2, who=np.arange(N) // 4)
+    write(tmp_path / "test.csv", table)
+    train = write(tmp_path / "train.parquet", decimals("id", "target"))
+    assert load(tmp_path, inputs="a,b").class_names == (0, 1)
+    assert read_sequences(train, Columns()).ids.tolist() == list(range(N))
+    write(train, decimals("who"))
+    with pytest.raises(UserError, match=r"train and test of .* must not share a 'who', got '0' in both"):
+        load(tmp_path, group="who")
+    table = table.assign(target=table.id * 0.25)
+    assert load(write(tmp_path / "x.parquet", decimals("target"))).kind == "regression"
 
 
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])

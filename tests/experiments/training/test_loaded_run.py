@@ -319,5 +319,13 @@ def test_a_language_model_comes_back_with_its_tokens(tmp_path: Path) -> None:
     loaded = load_run(out)
     assert loaded.vocabulary is not None
     assert loaded.model(torch.zeros(2, 1, dtype=torch.long), None)[0].shape == (2, 1, len(loaded.vocabulary))
-    with pytest.raises(UserError, match="got a run of a text, text: see fptt sample"):
-        loaded.predict(np.zeros((1, 2, 1)))
+    table = pd.DataFrame({"x": [1.0]})  # which lacks an id: that is not what is wrong
+    table.to_csv(tmp_path / "x.csv", index=False)
+    for predict in (
+        lambda: loaded.predict(np.zeros((1, 2, 1))),
+        lambda: loaded.predict(table),
+        lambda: loaded.predict_proba(table),
+        lambda: loaded.predict_file(tmp_path / "x.csv"),
+    ):
+        with pytest.raises(UserError, match="got a run of a text, text: see fptt sample"):
+            predict()

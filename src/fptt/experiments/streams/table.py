@@ -40,7 +40,7 @@ class Table:
     """The rows of a table as a stream that is one recording: each is read when it is needed, and forgotten.
 
     Classes are numbered as they come: what comes later is not known. A number that is missing among the inputs is a
-    gap; a target that is missing is no label.
+    gap; a target that is missing, or the class -100, is no label.
 
     Args:
         config: Its data, columns, `missing`, kind and limit.
@@ -284,7 +284,7 @@ class Table:
         return number
 
     def _target(self, value: Any, row: int, numbers: dict[Any, int]) -> float | int:
-        """Return a number, or the number of a class, which a new one is given."""
+        """Return a number, or that of a class, which a new one is given; IGNORED of no label."""
         column = self.start["columns"]["target"]
         if self.kind == "regression":
             return self._number(value, row, column)
@@ -296,6 +296,8 @@ class Table:
                 f"{self.source} must hold classes, text or whole numbers, in column {column!r}, got {value!r:.60} in "
                 f"row {row}; numbers are of --kind regression."
             )
+        if label == IGNORED:
+            return IGNORED
         if label not in numbers and len(numbers) == self.num_outputs:
             raise UnreadableError(
                 f"{self.source} must hold at most {self.num_outputs} classes (--max-classes) in column {column!r}, got "

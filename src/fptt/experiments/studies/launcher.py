@@ -22,9 +22,10 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.signals import ASK_TO_END, INTERRUPTED
 from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.tasks.interface import Interface
-from fptt.experiments.tasks.registry import load_task
+from fptt.experiments.tasks.registry import check_interface, load_task
 from fptt.experiments.tasks.scores import metric_form
 from fptt.experiments.training.folder import RunFolder, are_same_data, fingerprint_of
+from fptt.experiments.training.run import check_origin
 
 # Ctrl-C in the terminal is for this process alone, which asks each of the others to end
 if sys.platform == "win32":
@@ -47,7 +48,7 @@ def run_all(
         runs: Folder and config of each run. A folder with a finished run of the same config is kept.
         console: Where progress is printed.
         num_jobs: Processes at a time, ≥ 1; the cores are shared out where a config sets no threads.
-        overwrite: Replace finished runs of other configs or data.
+        overwrite: Replace runs of other configs or data.
         replaceable: Fields of the config; a run that differs in these alone is replaced too.
 
     Raises:
@@ -72,7 +73,9 @@ def run_all(
     begin = time.monotonic()
     try:
         jobs = [
-            executor.submit(_run, path, config, console, children, overwrite=overwrite)
+            executor.submit(
+                _run, path, config, console, children, resume=_can_resume(path, config, console, overwrite=overwrite)
+            )
             for path, config in waiting.items()
         ]
         for number, job in enumerate(as_completed(jobs), 1):
@@ -217,7 +220,25 @@ def _check_data(
         )
 
 
-def _run(path: Path, config: TrainConfig, console: Console, children: _Children, *, overwrite: bool) -> None:
+def _can_resume(path: Path, config: TrainConfig, console: Console, *, overwrite: bool) -> bool:
+    """Return whether a folder holds an interrupted run of a config, and with `overwrite`, one that can go on.
+
+    Without it a run that cannot, since its data have changed, says so itself.
+    """
+    folder = RunFolder(path)
+    if not (overwrite and folder.can_resume(config)):
+        return folder.can_resume(config)
+    try:
+        task = load_task(config, config.seed)
+        folder.checkpoints.restore(lambda state: check_origin(state, config, task), lambda text: say(console, text))
+        check_interface(folder.read_interface(), task)
+    except UserError as error:
+        say(console, f"{path} is run again: {error}")
+        return False
+    return True
+
+
+def _run(path: Path, config: TrainConfig, console: Console, children: _Children, *, resume: bool) -> None:
     config_file, log_file = (path.with_name(path.name + ending) for ending in (".yaml", ".log"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,8 +248,7 @@ def _run(path: Path, config: TrainConfig, console: Console, children: _Children,
     if children.is_stopping:
         return
     say(console, f"{path}: started; its progress is in {log_file.name}")
-    is_resumed = not overwrite and RunFolder(path).can_resume(config)
-    start = ["--resume"] if is_resumed else ["--config", str(config_file), "--overwrite"]
+    start = ["--resume"] if resume else ["--config", str(config_file), "--overwrite"]
     command = [sys.executable, "-m", "fptt", "train", "--out", str(path), *start]
     with log_file.open("w", encoding="utf-8") as log:
         code = children.run(command, log)

@@ -5,6 +5,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,7 @@ class Sequences(NamedTuple):
         groups: (N,), by number, or None.
         group_names: (N,), their names as text, or None.
         rows: (ΣT_i,), the row of the table that each step is; None of an .npz file.
+        times: (ΣT_i,), numbers in the order of the times; None where steps are in the order of the file.
         input_names: Names of the D columns; None in an .npz file.
         time_name: Name of the column by which steps are ordered; None where they are in the order of the file.
     """
@@ -61,6 +63,7 @@ class Sequences(NamedTuple):
     groups: np.ndarray | None = None
     group_names: np.ndarray | None = None
     rows: np.ndarray | None = None
+    times: np.ndarray | None = None
     input_names: tuple[str, ...] | None = None
     time_name: str | None = None
 
@@ -87,7 +90,18 @@ class Sequences(NamedTuple):
             groups=None if self.groups is None else self.groups[chosen],
             group_names=None if self.group_names is None else self.group_names[chosen],
             rows=None if self.rows is None else self.rows[steps],
+            times=None if self.times is None else self.times[steps],
         )
+
+    def first_equal_times(self) -> np.ndarray:
+        """Return, of every sequence that has one, the first step at the time of the step before it."""
+        if self.times is None:
+            return np.array([], np.int64)
+        is_equal = np.append(False, self.times[1:] == self.times[:-1])
+        is_equal[_first_steps(self.lengths)] = False
+        steps = np.flatnonzero(is_equal)
+        numbers = np.searchsorted(self.lengths.cumsum(), steps, side="right")
+        return steps[np.unique(numbers, return_index=True)[1]]
 
     def with_step_targets(self) -> "Sequences":
         """Return the same sequences with the target of each at all of its steps."""
@@ -168,13 +182,13 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
 
 
 def _labeled(column: pd.Series) -> pd.Series:
-    """Return a column of text by its labels: as int64 if all are whole numbers, else as text."""
+    """Return a column of text, or of decimals, by its labels: as int64 if all are whole numbers, else as text."""
     numbers, values = pd.factorize(column)  # -1 where a value is missing
     labels = [label_of(value) for value in values]
     if (numbers >= 0).all() and all(isinstance(label, int) and -(2**63) <= label < 2**63 for label in labels):
         own = np.array(labels, np.int64)
     else:
-        texts = [value if label is None else str(label) for label, value in zip(labels, values, strict=True)]
+        texts = [str(value) if label is None else str(label) for label, value in zip(labels, values, strict=True)]
         own = np.array([*texts, None], object)
     return pd.Series(own[numbers], column.index, name=column.name)
 
@@ -212,6 +226,9 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         raise UserError(f"the target {target_name!r} of {source!r} must not be {what}.")
     if table.empty:
         raise UserError(f"{source!r} has no rows.")
+    for name in (id_name, *labels):
+        if name is not None and pd.api.types.infer_dtype(found[name]) == "decimal":  # 1.00 is the class 1, as in CSV
+            found[name] = _labeled(found[name])
 
     numbers, ids = _numbered(found[id_name], source)
     times = None if time_name is None else _times(found[time_name], source)
@@ -232,6 +249,7 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
         groups=groups,
         group_names=group_names,
         rows=order,
+        times=None if times is None else times[order],
         input_names=tuple(input_names),
         time_name=time_name,
     )
@@ -342,6 +360,9 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
     if column.dtype.kind in "iu":  # as floats those above 2⁵³, such as nanoseconds, would lose their order
         return column.to_numpy()
     if column.dtype.kind != "M" and pd.Series(pd.to_numeric(column, errors="coerce")).notna().any():
+        exact = [_exact(value) for value in column] if column.dtype.kind == "O" else [None]
+        if None not in exact:
+            return pd.factorize(np.array(exact, object), sort=True)[0]
         return _numbers(column, source)
     dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
     bad = np.flatnonzero(dates.isna())
@@ -351,6 +372,14 @@ def _times(column: pd.Series, source: str) -> np.ndarray:
             f"{column.iloc[bad[0]]!r} in row {bad[0] + 1}."
         )
     return pd.factorize(dates, sort=True)[0]  # their order alone: in nanoseconds the year 9999 does not fit an integer
+
+
+def _exact(value: Any) -> int | Decimal | None:
+    """Return a whole number, or a decimal, with all its digits, of which a float has 15 alone; None of another."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return value
+    label = label_of(value)
+    return label if isinstance(label, int) else None
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------

@@ -113,7 +113,9 @@ def _load(setting: Setting) -> Task:
         input_names=train.input_names,
         time_name=train.time_name,
         scaling=scaling,
-        about=_about(parts, class_names, per_step=per_step) + _unseen(targets["train"], class_names),
+        about=_about(parts, class_names, per_step=per_step)
+        + _unseen(targets["train"], class_names)
+        + _equal_times(parts),
     )
 
 
@@ -402,6 +404,14 @@ def _unseen(train: np.ndarray, class_names: tuple[str | int, ...] | None) -> str
     seen = set(np.unique(_class_names(train)).tolist())
     unseen = tuple(name for name in class_names if str(name) not in seen)
     return f"; none to train of{_described_names(unseen)}" if unseen else ""
+
+
+def _equal_times(parts: dict[str, Sequences]) -> str:
+    """Return how many sequences have steps at equal times, as one that is two recordings of the same id has."""
+    places = [place_of(int(step), part) for part in parts.values() for step in part.first_equal_times()]
+    total = sum(len(part.lengths) for part in parts.values())
+    # by row, and not by id, which may be a name: the model card has this line too
+    return f"; equal times in {len(places):,} of {total:,} sequences (as in {places[0]})" if places else ""
 
 
 def _described_names(names: tuple[str | int, ...] | None) -> str:

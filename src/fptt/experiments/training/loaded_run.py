@@ -91,6 +91,7 @@ class LoadedRun:
             UserError: If x has another shape, number of inputs or columns, or holds something else than finite numbers,
                 or the run is of a text.
         """
+        self._check_no_text()
         if isinstance(x, pd.DataFrame):
             columns = self._columns(is_table=True)
             return self._frame(table_sequences(x, "x", columns, None), "x", columns.id, x)
@@ -109,6 +110,7 @@ class LoadedRun:
         Raises:
             UserError: As `predict`, and if the run is a regression.
         """
+        self._check_no_text()
         if self.interface.kind == "regression":
             raise UserError("predict_proba is for classes, got a run of a regression.")
         sequences = _as_sequences(x)
@@ -118,8 +120,9 @@ class LoadedRun:
         """Return the predictions of a file, .npz, .csv or .parquet, as of a DataFrame.
 
         Raises:
-            UserError: If it cannot be read, or does not hold the inputs of the model.
+            UserError: If it cannot be read, or does not hold the inputs of the model, or the run is of a text.
         """
+        self._check_no_text()
         columns = self._columns(is_table=suffix_of(path) != ".npz")
         return self._frame(read_sequences(path, columns, None), str(path), columns.id)
 
@@ -131,13 +134,16 @@ class LoadedRun:
             return own._replace(inputs=self.interface.input_names, time=self.interface.time_name or own.time)
         return Columns(id=own.id, inputs=own.inputs) if self.interface.input_names is None else Columns()
 
-    @torch.no_grad()
-    def _outputs(self, sequences: Sequences, source: str = "x") -> Tensor:
-        """Return scores of classes, or numbers in the units of the data: (N, C), or (ΣT_i, C)."""
+    def _check_no_text(self) -> None:
+        """Raise UserError if the run is of a text; to be called before any data are looked at."""
         if self.vocabulary is not None:
             raise UserError(
                 f"predictions are for inputs of numbers, got a run of a text, {self.config.task}: see fptt sample."
             )
+
+    @torch.no_grad()
+    def _outputs(self, sequences: Sequences, source: str = "x") -> Tensor:
+        """Return scores of classes, or numbers in the units of the data: (N, C), or (ΣT_i, C)."""
         own, size = self.interface, sequences.inputs.shape[1]
         if size != own.input_size:
             names = "" if own.input_names is None else f" ({', '.join(own.input_names)})"

@@ -19,6 +19,7 @@ from fptt.experiments.process.errors import UserError
 from fptt.experiments.process.machine import Clock, MemoryMeter, environment, prepare_process
 from fptt.experiments.tasks.batches import Samples, StaggeredBatches
 from fptt.experiments.tasks.registry import check_vocabulary, load_task
+from fptt.experiments.tasks.task import Task
 from fptt.experiments.training.build import check_chunks, make_loss, make_method, make_model, make_optimizer
 from fptt.experiments.training.checkpoints import load_field
 from fptt.experiments.training.evaluation import in_precision_of
@@ -288,13 +289,7 @@ class Run:
             UserError: If it is of another version, another config, or other data.
             DamagedCheckpointError: If a field is missing or does not fit; load another state, or drop the run.
         """
-        if state.get("version") != CHECKPOINT_VERSION:
-            raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
-        if not is_config_of(state.get("config"), self.config):
-            raise UserError("the checkpoint is of another config than the folder's config.yaml.")
-        load_field(state, "vocabulary", lambda saved: check_vocabulary(saved, self.task))
-        if not are_same_data(load_field(state, "data", str), self.task.fingerprint):
-            raise UserError(f"the data of the task {self.task.name!r} are not those that the run was trained on.")
+        check_origin(state, self.config, self.task)
         own = load_field(state, "others", lambda others: self._own_state(state, others))
         load_field(own, "model", self.model.load_state_dict)
         load_field(own, "optimizer", self._load_optimizer)
@@ -355,6 +350,22 @@ class Run:
     def _checked_totals(self, saved: dict[str, Any]) -> EpochTotals:
         own = self.totals.sums  # whose dtype is that of the losses from the first batch on
         return EpochTotals(saved["sums"].to(own.device).reshape(own.shape), int(saved["batches"]))
+
+
+def check_origin(state: dict[str, Any], config: TrainConfig, task: Task) -> None:
+    """Check of what run a checkpoint is.
+
+    Raises:
+        UserError: If it is of another version or config, or of other data than those of the task.
+        DamagedCheckpointError: If it does not tell its data.
+    """
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise UserError(f"the checkpoint must have version {CHECKPOINT_VERSION}, got {state.get('version')!r}.")
+    if not is_config_of(state.get("config"), config):
+        raise UserError("the checkpoint is of another config than the folder's config.yaml.")
+    load_field(state, "vocabulary", lambda saved: check_vocabulary(saved, task))
+    if not are_same_data(load_field(state, "data", str), task.fingerprint):
+        raise UserError(f"the data of the task {task.name!r} are not those that the run was trained on.")
 
 
 def _copied_weights(model: nn.Module) -> Weights:
