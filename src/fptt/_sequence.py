@@ -1,4 +1,4 @@
-"""Cuts of a sequence, the progress of lanes over the chunks, and the recurrent state at a cut."""
+"""The layout of a sequence and its cuts, the progress of lanes over the chunks, and the recurrent state at a cut."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -73,6 +73,13 @@ def check_chunking(num_chunks: int | None, chunk_length: int | None) -> None:
         )
     name, value = ("num_chunks", num_chunks) if num_chunks is not None else ("chunk_length", chunk_length)
     check_count(name, value)  # pyright: ignore[reportArgumentType]
+
+
+def check_layout(model: Any, *, batch_first: bool) -> None:
+    """Raise ValueError if a model says by its own `batch_first` that its layout is another one."""
+    layout = getattr(model, "batch_first", batch_first)
+    if layout != batch_first:
+        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
 
 
 def split_sequence(
