@@ -26,6 +26,7 @@ from fptt._sequence import (
     initial_state,
     map_state,
     reset_state,
+    state_batch_dim,
 )
 
 
@@ -280,7 +281,7 @@ def restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None
     if lanes is None:
         # not None without an `initial_state`: what a lane begins with must not depend on what the others do
         return map_state(torch.zeros_like, state) if initial is None else None
-    batch_dim = getattr(model, "state_batch_dim", -2)
+    batch_dim = state_batch_dim(model)
     try:
         return reset_state(state, lanes, initial, batch_dim=batch_dim)
     except (IndexError, RuntimeError, ValueError) as error:
@@ -322,7 +323,7 @@ def _call_model(
         raise
     check_result(result)
     if is_given and state is not None:
-        batch_dim, num_steps = getattr(model, "state_batch_dim", -2), inputs.shape[time_dim]
+        batch_dim, num_steps = state_batch_dim(model), inputs.shape[time_dim]
         if _is_broadcast(state, result[1], batch_dim, num_steps):
             own = describe_state(result[1])
             raise ValueError(f"state must match the model's own, {own}, got {describe_state(state)}.")
