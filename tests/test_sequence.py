@@ -5,10 +5,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import fptt
-from fptt._sequence import copied_nest, flatten_state, map_state, refill_state
+from fptt._sequence import (
+    check_layout,
+    copied_nest,
+    flatten_state,
+    initial_state,
+    map_state,
+    refill_state,
+    state_batch_dim,
+)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 784, 1000])
@@ -97,6 +106,29 @@ def test_detach_keeps_the_nest_and_cuts_every_tensor() -> None:
     assert fptt.detach_state(None) is None
     with pytest.raises(TypeError, match="state must be a nest of tensors"):
         fptt.detach_state((torch.ones(1), "h"))
+
+
+class Turned(nn.Module):
+    batch_first, state_batch_dim = True, 0
+
+    def initial_state(self, inputs: Tensor) -> Tensor:
+        return inputs[:, 0]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, lambda model: torch.compile(nn.DataParallel(model))])
+def test_what_a_model_says_of_itself_is_found_within_the_wrappers_of_torch(wrap: Any) -> None:
+    model, inputs = wrap(Turned()), torch.randn(2, 3, 4)
+    with pytest.raises(ValueError, match="batch_first must be that of the model, True, got False"):
+        check_layout(model, batch_first=False)
+    assert state_batch_dim(model) == 0
+    assert torch.equal(initial_state(model, inputs), inputs[:, 0])
+    assert state_batch_dim(wrap(nn.Linear(1, 1))) == -2
+
+
+def test_what_is_said_of_a_wrapper_comes_before_what_the_model_in_it_says() -> None:
+    model = nn.DataParallel(Turned())
+    vars(model)["state_batch_dim"] = 1
+    assert state_batch_dim(model) == 1
 
 
 def test_reset_starts_single_samples_again() -> None:

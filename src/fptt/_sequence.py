@@ -1,10 +1,11 @@
-"""Cuts of a sequence, the progress of lanes over the chunks, and the recurrent state at a cut."""
+"""The layout of a sequence and its cuts, the progress of lanes over the chunks, and the recurrent state at a cut."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fptt._checks import check_count, check_tensors
@@ -16,6 +17,9 @@ Nests are those of `torch.utils._pytree`: tuples, NamedTuples, lists, dicts, Ord
 classes that were registered there; None may stand in the place of a tensor. It is no recursive type: a model returns a
 nest that its user knows, and indexes.
 """
+
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+"""Modules of torch that run the one inside, `.module`, and do not hand on its attributes."""
 
 
 class Progress(NamedTuple):
@@ -73,6 +77,13 @@ def check_chunking(num_chunks: int | None, chunk_length: int | None) -> None:
         )
     name, value = ("num_chunks", num_chunks) if num_chunks is not None else ("chunk_length", chunk_length)
     check_count(name, value)  # pyright: ignore[reportArgumentType]
+
+
+def check_layout(model: Any, *, batch_first: bool) -> None:
+    """Raise ValueError if a model says by its own `batch_first` that its layout is another one."""
+    layout = model_attribute(model, "batch_first", batch_first)
+    if layout != batch_first:
+        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
 
 
 def split_sequence(
@@ -325,13 +336,26 @@ def reset_state(state: State, is_first: Tensor, initial: State = None, *, batch_
     return map_state(restart, state)
 
 
+def state_batch_dim(module: Any) -> int:
+    """Return which dimension of every tensor of a module's state is the batch, -2 if it does not say."""
+    return model_attribute(module, "state_batch_dim", -2)
+
+
 def initial_state(module: Any, inputs: Tensor) -> State:
     """Return where sequences begin, by the module's own `initial_state(inputs)`; None, for zeros, if it has none.
 
     Raises:
         TypeError: If the module has something else of that name.
     """
-    begin = getattr(module, "initial_state", None)
+    begin = model_attribute(module, "initial_state", None)
     if begin is not None and not callable(begin):
         raise TypeError(f"initial_state must be a method, initial_state(inputs), got a {type(begin).__name__}.")
     return None if begin is None else begin(inputs)
+
+
+def model_attribute(module: Any, name: str, default: Any) -> Any:
+    """Return what a module says of its layout or state, from within the wrappers of torch if they have it not."""
+    # a wrapper that is compiled, which is its `_orig_mod`, hands on what that one has
+    while not hasattr(module, name) and isinstance(getattr(module, "_orig_mod", module), WRAPPERS):
+        module = module.module
+    return getattr(module, name, default)

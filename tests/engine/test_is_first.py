@@ -226,3 +226,22 @@ def test_adapters_pass_on_where_sequences_begin() -> None:
     rnn, inputs = Learned(), torch.randn(3, B, D)
     assert torch.equal(fptt.nn.Recurrent(rnn).initial_state(inputs), rnn.initial_state(inputs))
     assert fptt.nn.Recurrent(fptt.nn.Unroll(nn.GRUCell(D, H))).initial_state(inputs) is None
+
+
+def test_adapters_pass_on_which_dim_of_the_state_is_the_batch() -> None:
+    """Of two lanes, as many as dim -2 of the state has entries, which would begin again in their place."""
+    inputs, targets, is_first = torch.randn(T, 2, D), torch.randint(C, (T, 2)), torch.zeros(T, 2, dtype=torch.bool)
+    is_first[3, 0] = True
+    said_outside = fptt.nn.Recurrent(Planes())
+    said_outside.state_batch_dim = 0
+    for model in (fptt.nn.Recurrent(Planes(state_batch_dim=0)), said_outside):
+        state = method_of(model, sequence()).train_batch(inputs, targets, is_first=is_first).state
+        assert (state == state[:, :1, :1, :1]).all()
+
+
+def test_what_is_said_of_an_adapter_is_said_of_the_cell_in_it() -> None:
+    cell = nn.GRUCell(D, H)
+    model = fptt.nn.Recurrent(fptt.nn.Unroll(cell))
+    assert model.state_batch_dim == -2
+    model.state_batch_dim = 0
+    assert (cell.state_batch_dim, model.state_batch_dim) == (0, 0)

@@ -438,8 +438,8 @@ def test_slips_of_type_and_state_are_named() -> None:
         method.train_batch(inputs, targets, state=torch.zeros(1, B, 7))
     decaying = DecayingCell(D, C, in_place=False)
     method = fptt.TBPTT(decaying, sgd(decaying), terminal(), num_chunks=2)
-    for shape in ((1, C), (B, 1)):  # both of which torch broadcasts
-        with pytest.raises(ValueError, match="state must match the model's own, tensors of shapes"):
+    for shape in ((1, C), (C,), (B, 1)):  # all of which torch broadcasts
+        with pytest.raises(ValueError, match=r"state must match the model's own, tensors .* has a state_batch_dim"):
             method.train_batch(inputs, targets, state=torch.zeros(shape))
     bad: list[tuple[Any, tuple[Any, Any], dict[str, Any], str]] = [
         (fptt.TBPTT, (gru, []), {"num_chunks": 2}, "optimizer must be a torch.optim.Optimizer, got a list"),
@@ -558,8 +558,21 @@ class AllSteps(nn.Module):
         return self.readout(inputs) * seen.mean(), seen
 
 
+class Cache(nn.Module):
+    """Keeps the inputs of every step that it has seen, (B, S, D), with S where other states have the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout = nn.Linear(D, C)
+
+    def forward(self, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        before = inputs.new_zeros(inputs.shape[1], 0, D) if state is None else state
+        seen = torch.cat([before, inputs.transpose(0, 1)], dim=1)
+        return self.readout(inputs) * seen.mean(), seen
+
+
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("kind", [LastSteps, AllSteps])
+@pytest.mark.parametrize("kind", [LastSteps, AllSteps, Cache])
 def test_a_state_may_grow_from_batch_to_batch(kind: type[nn.Module], steps: int) -> None:
     """As it may from chunk to chunk: the stream in pieces is the whole batch."""
     inputs, labels = batch()[0].double(), torch.zeros(T, B, dtype=torch.long)

@@ -306,6 +306,22 @@ def kernel(inputs: Tensor | None = None, **options: Any) -> str:
     return fptt.nn.LSTM(**options).kernel_for(torch.zeros(4, 2, 3) if inputs is None else inputs)
 
 
+@every_layer
+def test_the_mean_of_the_gradients_of_single_sequences_is_that_of_the_batch(cell: str) -> None:
+    """By the transforms of `torch.func`, which do not see into machine code."""
+    model, inputs = models.CELLS[cell](3, 32, 2), torch.randn(7, 4, 3)
+    assert model.kernel_for(inputs) == "native"
+
+    def loss(weights: dict[str, Tensor], sequence: Tensor) -> Tensor:
+        return torch.func.functional_call(model, weights, (sequence[:, None],))[0].square().mean()
+
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 1))(weights, inputs)
+    model(inputs)[0].square().mean().backward()
+    for name, weight in weights.items():
+        torch.testing.assert_close(gradients[name].mean(0), weight.grad)
+
+
 def test_which_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel() == "native"
     assert kernel(hidden_size=31) == "torch"

@@ -75,6 +75,14 @@ def test_batch_first_and_last_only_are_the_same_numbers(model: nn.Module) -> Non
         fptt.predict(last, SEQUENCES)
 
 
+@pytest.mark.parametrize("inputs", [SEQUENCES, torch.zeros(5, 9, 3)])
+def test_a_layout_other_than_the_models_is_refused(inputs: Any) -> None:
+    for own in (False, True):
+        model = fptt.nn.LSTM(3, 6, 2, batch_first=own)
+        with pytest.raises(ValueError, match=f"batch_first must be that of the model, {own}, got {not own}"):
+            fptt.predict(model, inputs, batch_first=not own)
+
+
 def test_modules_stay_in_their_modes(model: nn.Module) -> None:
     frozen = model.get_submodule("readout").eval()
     first, second = fptt.predict(model, SEQUENCES), fptt.predict(model, SEQUENCES)

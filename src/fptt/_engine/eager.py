@@ -26,6 +26,7 @@ from fptt._sequence import (
     initial_state,
     map_state,
     reset_state,
+    state_batch_dim,
 )
 
 
@@ -280,7 +281,7 @@ def restart(model: nn.Module, inputs: Tensor, state: State, lanes: Tensor | None
     if lanes is None:
         # not None without an `initial_state`: what a lane begins with must not depend on what the others do
         return map_state(torch.zeros_like, state) if initial is None else None
-    batch_dim = getattr(model, "state_batch_dim", -2)
+    batch_dim = state_batch_dim(model)
     try:
         return reset_state(state, lanes, initial, batch_dim=batch_dim)
     except (IndexError, RuntimeError, ValueError) as error:
@@ -322,10 +323,12 @@ def _call_model(
         raise
     check_result(result)
     if is_given and state is not None:
-        batch_dim, num_steps = getattr(model, "state_batch_dim", -2), inputs.shape[time_dim]
-        if _is_broadcast(state, result[1], batch_dim, num_steps):
-            own = describe_state(result[1])
-            raise ValueError(f"state must match the model's own, {own}, got {describe_state(state)}.")
+        batch_dim, num_steps, batch_size = state_batch_dim(model), inputs.shape[time_dim], inputs.shape[1 - time_dim]
+        if _is_broadcast(state, result[1], batch_dim, batch_size, num_steps):
+            raise ValueError(
+                f"state must match the model's own, {describe_state(result[1])}, got {describe_state(state)}; dim "
+                f"{batch_dim} of every tensor is the batch, of {batch_size}, unless the model has a state_batch_dim."
+            )
     return result
 
 
@@ -339,14 +342,14 @@ def _runs_without_state(model: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
-def _is_broadcast(state: State, own: State, batch_dim: int, num_steps: int) -> bool:
-    """Return whether torch has broadcast a state to the model's own, of another batch or width.
+def _is_broadcast(state: State, own: State, batch_dim: int, batch_size: int, num_steps: int) -> bool:
+    """Return whether torch has broadcast a state to the batch of the inputs, or to the width of the model's own.
 
-    Otherwise it may grow, as that of a model that keeps the steps it has seen: from 1 by the steps of the inputs.
+    Otherwise it may grow, as that of a model that keeps the steps it has seen: a width of 1 by the steps of the inputs.
     """
     batch, width = slice(batch_dim, batch_dim + 1 or None), slice(-1, None)  # slices: a tensor may lack them
     return any(
-        one.shape[batch] != other.shape[batch]
+        (one.shape[batch] in ((), (1,)) and one.shape[batch] != other.shape[batch] == (batch_size,))
         or (one.shape[width] == (1,) and other.shape[width] not in ((1,), (1 + num_steps,)))
         for one, other in zip(flatten_state(state), flatten_state(own), strict=False)
     )

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from fptt._checks import check_type
 from fptt._losses.chunk_loss import ChunkLoss
+from fptt._sequence import check_layout
 
 
 def check_model(
@@ -45,9 +46,7 @@ def check_model(
                 f"model must read forward in time, got the bidirectional {type(module).__name__} {name or 'itself'!r}: "
                 "its outputs in chunks are not those of the whole sequence."
             )
-    layout = getattr(model, "batch_first", batch_first)
-    if layout != batch_first:
-        raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
+    check_layout(model, batch_first=batch_first)
     others = ", ".join(_layers_of_other_layout(model, "", batch_first))
     if others:
         warnings.warn(

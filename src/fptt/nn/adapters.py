@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fptt._sequence import State, flatten_state, initial_state
+from fptt._sequence import State, flatten_state, initial_state, model_attribute, state_batch_dim
 
 
 class Recurrent(nn.Module):
@@ -29,7 +29,16 @@ class Recurrent(nn.Module):
     @property
     def batch_first(self) -> bool:
         """Whether the layer takes (B, T, …)."""
-        return bool(getattr(self.rnn, "batch_first", False))
+        return bool(model_attribute(self.rnn, "batch_first", False))
+
+    @property
+    def state_batch_dim(self) -> int:
+        """Which dimension of every tensor of the state is the batch: that of the layer, -2 if it does not say."""
+        return state_batch_dim(self.rnn)
+
+    @state_batch_dim.setter
+    def state_batch_dim(self, dim: int) -> None:
+        self.rnn.state_batch_dim = dim  # pyright: ignore[reportArgumentType]  # no tensor and no module
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Return outputs and next state."""
@@ -59,6 +68,15 @@ class Unroll(nn.Module):
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
         self.cell = cell
+
+    @property
+    def state_batch_dim(self) -> int:
+        """Which dimension of every tensor of the state is the batch: that of the cell, -2 if it does not say."""
+        return state_batch_dim(self.cell)
+
+    @state_batch_dim.setter
+    def state_batch_dim(self, dim: int) -> None:
+        self.cell.state_batch_dim = dim  # pyright: ignore[reportArgumentType]  # no tensor and no module
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, Any]:
         """Return the outputs of all steps, (T, B, H), and the last state."""

@@ -23,6 +23,9 @@ Kernel = Literal["fused", "torch", "plain"]
 RunningKernel = Literal["plain", "torch", "cudnn", "native"]
 """What may run a layer; see `LSTM.kernel_for`."""
 
+# private, and thus perhaps absent from another torch
+_transforms_are_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
 # The compiled engine has to set this for models anywhere inside a user's own module, so it cannot be an argument.
 _plain_everywhere = ContextVar("plain_everywhere", default=False)
 
@@ -145,9 +148,10 @@ class _Model(nn.Module):
             inputs: (T, B, D), or (B, T, D) with batch_first.
 
         Returns:
-            `plain`, the cell written out; `torch`, the layer of `torch.nn`; `native`, machine code of the library's
-            own that takes all steps at once, on processors, with products in bfloat16 under autocast and all else in
-            float32; `cudnn`, cuDNN's as an operator, inside compiled steps only.
+            `plain`, the cell written out, also where transforms of `torch.func` look into it; `torch`, the layer of
+            `torch.nn`; `native`, machine code of the library's own that takes all steps at once, on processors, with
+            products in bfloat16 under autocast and all else in float32; `cudnn`, cuDNN's as an operator, inside
+            compiled steps only.
 
         Examples:
             >>> fptt.nn.LSTM(3, 16, kernel="plain").kernel_for(torch.randn(7, 4, 3))
@@ -162,6 +166,8 @@ class _Model(nn.Module):
             return "plain" if self.kernel == "plain" or plain_is_wanted() else "torch"
         if plain_is_wanted():
             return kernel_in_step(self.rnn, inputs)
+        if _transforms_are_active():
+            return "plain"
         return "native" if suits_native(self.rnn, inputs) else "torch"
 
     def _run_kernel(self, kernel: RunningKernel, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -188,7 +194,8 @@ class LSTM(_Model):
         dropout: Between recurrent layers, in [0, 1).
         batch_first: Whether inputs and outputs are (B, T, …) instead of (T, B, …). The state never is.
         kernel: `fused`, the fastest there is, see `kernel_for`; `torch`, the layer of `torch.nn`; or `plain`, the cell
-            written out: same weights, same numbers, readable, and differentiable more than once.
+            written out: same weights, same numbers, readable, and differentiable more than once and by all transforms
+            of `torch.func`, of which the kernels of `torch.nn` lack some: within those `fused` is it.
         forget_bias: Added to the forget gate's initial bias (Gers et al. 2000): 0 forgets half of the memory a step,
             b keeps σ(b) of it.
         chrono_init: Longest dependency in time steps, for chrono initialization (Tallec & Ollivier 2018): the units'

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
 
 from fptt._checks import check_count, check_tensors
-from fptt._sequence import State, last_true, length_mask, split_sequence
+from fptt._sequence import State, check_layout, last_true, length_mask, split_sequence
 
 
 @torch.no_grad()
@@ -38,8 +38,8 @@ def predict(
         (B, …). With `per_step` (T, B, …), or a list of (T_i, …) for ragged sequences.
 
     Raises:
-        ValueError: If there is no sequence, one has no step, the mask does not fit, or the model does not return an
-            output for each step where that is needed.
+        ValueError: If `batch_first` is not that of the model, there is no sequence, one has no step, the mask does not
+            fit, or the model does not return an output for each step where that is needed.
 
     Examples:
         >>> model = fptt.nn.GRU(3, 8, 2)
@@ -50,6 +50,7 @@ def predict(
         [(5, 2), (9, 2)]
     """
     check_count("chunk_length", chunk_length)
+    check_layout(model, batch_first=batch_first)
     if not isinstance(inputs, Tensor):
         if mask is not None:
             raise ValueError("mask must be None with ragged sequences, whose lengths say which steps are real.")

@@ -23,7 +23,7 @@ from fptt._engine.compiled.step import Arguments, ChunkStep, Risk, Update
 from fptt._engine.eager import forward_chunk, run_chunk, run_window, skip_chunks
 from fptt._engine.engine import Engine, Walked, trained_tensors
 from fptt._parallel.replicas import DistributedReplicas
-from fptt._sequence import State, detach_state, flatten_state, initial_state, map_state
+from fptt._sequence import State, detach_state, flatten_state, initial_state, map_state, model_attribute
 from fptt.nn.models import plain_cells
 from fptt.nn.spiking.surrogates import is_smooth
 
@@ -133,7 +133,7 @@ class CompiledEngine(Engine):
     def _begins_as_from_none(self, chunk: Chunk) -> bool:
         """Return whether the model does the same from None as from its `initial_state`, which may be inherited."""
         model = self.model
-        if not callable(getattr(model, "initial_state", None)):
+        if not callable(model_attribute(model, "initial_state", None)):
             return False
 
         def squares(*, begins_at_none: bool) -> Tensor:
