@@ -90,10 +90,8 @@ def test_the_cells_of_a_task() -> None:
 
 
 def test_methods_that_stopped_early_at_other_epochs_have_both_in_a_cell() -> None:
-    rows = [
-        {**own, "updates": own["updates"] * (own["method"] == "tbptt" or 1.5), "epochs": 43 + 2 / 3} for own in SHORT
-    ]
-    rows[1]["epochs"] = 43.0
+    rows = [{**own, "epochs": 43 + 2 / 3, "updates": 1.5 * own["updates"]} for own in SHORT]
+    rows[1].update(epochs=43.0, updates=280)
     _, cells = paper_cells(paper_rows({"short": rows}, {}))
     assert cells[11:13] == ["43.7 and 43", "420 and 280; 15"]
 
