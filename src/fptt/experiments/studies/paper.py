@@ -182,6 +182,7 @@ def paper_cells(rows: Sequence[PaperRow], page: str = "") -> Cells:
 
 def _cells(row: PaperRow, page: str) -> list[str]:
     scale, fptt = row.task.scale, row.ours["fptt"]
+    chunked = ("fptt", "tbptt")
     none = Reference(None, None, "")
     published = [row.others.get(method, none).published for method in ("bptt", "fptt")]
     replicated = [row.others.get(method, none).replicated for method in ("tbptt", "fptt")]
@@ -192,8 +193,8 @@ def _cells(row: PaperRow, page: str) -> list[str]:
         *(_reached(row, method) for method in ("bptt", "tbptt", "fptt")),
         *(_difference(row, method) for method in ("tbptt", "bptt")),
         str(fptt["num_chunks"]),
-        _spent(row, "epochs", ("fptt", "tbptt")),
-        f"{_spent(row, 'updates', ('fptt', 'tbptt'))}; {_spent(row, 'updates', ('bptt',))}",
+        _spent(row, "epochs", chunked),
+        f"{_spent(row, 'updates', chunked)}; {_spent(row, 'updates', ('bptt',))}",
         f"[{row.experiment}]({page}#{_anchor(row.experiment)})",
     ]
 

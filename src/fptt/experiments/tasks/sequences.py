@@ -408,10 +408,12 @@ def _unseen(train: np.ndarray, class_names: tuple[str | int, ...] | None) -> str
 
 def _equal_times(parts: dict[str, Sequences]) -> str:
     """Return how many sequences have steps at equal times, as one that is two recordings of the same id has."""
-    places = [place_of(int(step), part) for part in parts.values() for step in part.first_equal_times()]
+    found = [(int(step), part) for part in parts.values() for step in part.first_equal_times()]
+    if not found:
+        return ""
     total = sum(len(part.lengths) for part in parts.values())
     # by row, and not by id, which may be a name: the model card has this line too
-    return f"; equal times in {len(places):,} of {total:,} sequences (as in {places[0]})" if places else ""
+    return f"; equal times in {len(found):,} of {total:,} sequences (as in {place_of(*found[0])})"
 
 
 def _described_names(names: tuple[str | int, ...] | None) -> str:
