@@ -19,16 +19,16 @@ TIMES = ("seconds", "steps_per_second", "warm_memory_bytes", "peak_memory_bytes"
 
 
 def call_at(pause: int, act: Callable[[Streaming], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something at a pause, numbered from 0."""
-    save_if_due, seen = Streaming._save_if_due, []
+    """Do something at a pause, between a row and what is saved after it, numbered from 0."""
+    watch_memory, seen = Streaming._watch_memory, []
 
     def acting(self: Streaming) -> None:
         seen.append(pause)
         if len(seen) == pause + 1:
             act(self)
-        save_if_due(self)
+        watch_memory(self)
 
-    monkeypatch.setattr(Streaming, "_save_if_due", acting)
+    monkeypatch.setattr(Streaming, "_watch_memory", acting)
 
 
 def press_ctrl_c(_: Any) -> None:

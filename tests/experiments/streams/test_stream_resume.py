@@ -8,6 +8,7 @@ import pytest
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.configs.config import TrainConfig
+from fptt.experiments.streams import stream
 from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.stream import Streaming
 from fptt.experiments.training.checkpoints import read_checkpoint
@@ -19,6 +20,10 @@ from tests.experiments.streams.stopped import STEPS_A_ROW, assert_same_end, call
 pytestmark = pytest.mark.usefixtures("short_rows")
 
 SETTING = ["--hidden-size", "8", "--window", "100", "--delay", "12", "--checkpoint-steps", "200"]
+
+
+class KilledError(BaseException):
+    """Of a process that dies at once."""
 
 
 @pytest.fixture
@@ -69,8 +74,6 @@ def test_a_killed_stream_resumes_from_its_last_checkpoint_twice(
     options = ["--baselines", "--checkpoint-steps", "300"]
     assert run(command(data, whole.path, *options)) == 0
 
-    class KilledError(BaseException): ...
-
     def die(_: Streaming) -> None:
         raise KilledError
 
@@ -83,6 +86,31 @@ def test_a_killed_stream_resumes_from_its_last_checkpoint_twice(
         steps = [read_checkpoint(path)["scores"]["steps"] for path in killed.checkpoints.files()]
         assert steps == [700, 300]
         assert not killed.summary_file.exists()
+    assert run(["stream", "--resume", "--out", str(killed.path)]) == 0
+    assert_same_end(whole, killed)
+
+
+@pytest.mark.parametrize(("every", "found"), [("300", [(300, 150), (300, 100)]), ("None", [(0, 0)])])
+def test_a_slow_stream_saves_by_the_clock(
+    every: str, found: list[tuple[int, int]], data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every piece, here, and not at rows alone; but not where it was told not to save."""
+    whole, killed = StreamFolder(tmp_path / "whole"), StreamFolder(tmp_path / "killed")
+    options = ["--baselines", "--checkpoint-steps", every]
+    assert run(command(data, whole.path, *options)) == 0
+
+    def die(_: Streaming) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        call_at(2, die, patch)
+        patch.setattr(Streaming, "finish", lambda *_: {})
+        with pytest.raises(KilledError):
+            run(command(data, killed.path, *options))
+    saved = [read_checkpoint(path) for path in killed.checkpoints.files()]
+    unscored = [sum(len(own["targets"]) for own in state["pending"]) for state in saved]
+    assert [(state["scores"]["steps"], steps) for state, steps in zip(saved, unscored, strict=True)] == found
     assert run(["stream", "--resume", "--out", str(killed.path)]) == 0
     assert_same_end(whole, killed)
 

@@ -418,7 +418,8 @@ class StreamConfig(Checked):
     """Add the penalty to the gradient, or take it off the weights after the optimizer's step."""
 
     checkpoint_steps: Count | None = 100_000
-    """Save all that is needed to resume, after every so many steps; Ctrl-C saves it too."""
+    """Save all that is needed to resume, after every so many steps and every ten minutes; Ctrl-C saves it too. None: on
+    Ctrl-C alone."""
     window: Count = 10_000
     """Labeled steps of the rolling metric."""
     seed: Seed = 0

@@ -1,5 +1,6 @@
 """Progressive validation of a learner and its baselines on a stream, resumed bitwise: `fptt stream`."""
 
+import time
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -24,7 +25,7 @@ from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import METRICS, StreamScores
 from fptt.experiments.streams.source import Piece, Source
 from fptt.experiments.streams.table import STANDARD_INPUT, Table
-from fptt.experiments.training.checkpoints import load_field
+from fptt.experiments.training.checkpoints import SECONDS_BETWEEN_CHECKPOINTS, load_field
 from fptt.experiments.training.folder import locked
 
 STEPS_A_ROW = 1000
@@ -82,6 +83,7 @@ class Streaming:
         self.interruption = Interruption()
         self.memory: MemoryMeter | None = None
         self.began_at = self.saved_at = 0
+        self.saved_time = time.monotonic()
         self.pieces: Generator[Piece, None, None] | None = None
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -97,9 +99,8 @@ class Streaming:
                 if is_row:
                     self._score()
                     display.show(progress, self._progress())
-                if is_row or self.interruption.is_asked:
-                    self._save_if_due()
                     self._watch_memory()
+                self._save_if_due()
             display.epoch(1.0, self._progress())
         if self.memory is not None:
             self.memory.stop()
@@ -154,7 +155,12 @@ class Streaming:
 
     def _save_if_due(self) -> None:
         every, is_asked = self.config.checkpoint_steps, self.interruption.is_asked
-        if is_asked or (every is not None and self.scores.steps - self.saved_at >= every):
+        # by the clock too: a sensor may take a day for that many steps
+        is_due = every is not None and (
+            self.scores.steps - self.saved_at >= every
+            or time.monotonic() - self.saved_time >= SECONDS_BETWEEN_CHECKPOINTS
+        )
+        if is_due or is_asked:
             self.save()
         if is_asked:
             raise KeyboardInterrupt
@@ -162,7 +168,7 @@ class Streaming:
     def save(self) -> None:
         """Write a checkpoint between two chunks."""
         self.folder.checkpoints.write(self.state_dict())
-        self.saved_at = self.scores.steps
+        self.saved_at, self.saved_time = self.scores.steps, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the stream depends on: a nest of tensors and plain values."""

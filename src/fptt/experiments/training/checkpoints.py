@@ -17,6 +17,8 @@ Loaded = TypeVar("Loaded")
 
 KEPT = 2
 """The number kept: if the newest is damaged, the one before it is used."""
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
+"""At most, however many updates or steps were asked for: with long batches, or a slow stream, those may take hours."""
 
 _NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
 _UNFINISHED = "checkpoint.new"

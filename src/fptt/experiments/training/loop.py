@@ -15,6 +15,7 @@ from fptt.experiments.process.signals import Interruption
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import OPTIONS, check_interface
 from fptt.experiments.training.card import model_card
+from fptt.experiments.training.checkpoints import SECONDS_BETWEEN_CHECKPOINTS
 from fptt.experiments.training.evaluation import measure
 from fptt.experiments.training.folder import RunFolder, locked
 from fptt.experiments.training.loggers import Log, make_log
@@ -23,8 +24,6 @@ from fptt.experiments.training.run import Run
 from fptt.nn.spiking.surrogates import count_spikes
 
 SECONDS_BETWEEN_STATUS = 0.2
-SECONDS_BETWEEN_CHECKPOINTS = 600.0
-"""With long batches, `checkpoint_updates` may take hours."""
 
 
 def on_event(name: str, run: Run, batch: Samples | fptt.Batch | None = None) -> None:
