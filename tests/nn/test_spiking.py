@@ -4,6 +4,8 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, get_type_hints
 
 import pytest
@@ -218,6 +220,31 @@ def test_spikes_are_of_the_type_of_the_potential(dtype: torch.dtype) -> None:
     assert spikes.tolist() == [0, 0, 1, 1]
     (gradient,) = torch.autograd.grad(spikes.sum(), u)
     assert torch.equal(gradient, spiking.ArcTan().derivative(u.detach()))
+
+
+@pytest.mark.parametrize("smooth", [False, True], ids=["hard", "smooth"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_mean_of_the_gradients_of_single_sequences_is_that_of_the_batch(kind: Any, smooth: bool) -> None:
+    """By the transforms of `torch.func`, forward too, with the same spikes."""
+    model, inputs = kind(3, 5, 2, num_layers=2).double(), 3 * torch.randn(7, 4, 3, dtype=torch.float64)
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, Tensor], sequence: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = torch.func.functional_call(model, weights, (sequence[:, None],))[0]
+        return outputs.square().mean(), outputs[:, 0]
+
+    with spiking.smooth_spikes() if smooth else nullcontext():
+        single = torch.func.grad(loss, has_aux=True)
+        gradients, outputs = torch.func.vmap(single, (None, 1), (0, 1))(weights, inputs)
+        expected = model(inputs)[0]
+        expected.square().mean().backward()
+        direction = {name: torch.randn_like(weight) for name, weight in weights.items()}
+        whole = partial(torch.func.functional_call, model, args=(inputs,))
+        slope = torch.func.jvp(lambda weights: whole(weights)[0].square().mean(), (weights,), (direction,))[1]
+    torch.testing.assert_close(outputs, expected)
+    for name, weight in weights.items():
+        torch.testing.assert_close(gradients[name].mean(0), weight.grad)
+    torch.testing.assert_close(slope, sum((direction[name] * weight.grad).sum() for name, weight in weights.items()))
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=str)

@@ -23,6 +23,10 @@ Cell = Callable[[Gates, Gates, CellState], CellState]
 RunLayer = Callable[[Tensor, Sequence[Tensor], CellState, int], tuple[Tensor, CellState]]
 """(inputs, weights and biases of a layer, state, number of gates) -> outputs, state."""
 
+# private, and thus perhaps absent from another torch
+transforms_are_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+"""Whether a transform of `torch.func` runs this, which sees operations of torch alone."""
+
 
 def lstm_cell(from_input: Gates, from_hidden: Gates, state: CellState) -> CellState:
     """c⁺ = σ(f) c + σ(i) tanh(g),  h⁺ = σ(o) tanh(c⁺)  (Hochreiter & Schmidhuber 1997; gates i, f, g, o)."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fptt._checks import check_choice, check_dtype, check_sequences
 from fptt._sequence import flatten_state
-from fptt.nn.cells import KERNELS, KERNELS_IN_STEP, kernel_in_step, run_layers
+from fptt.nn.cells import KERNELS, KERNELS_IN_STEP, kernel_in_step, run_layers, transforms_are_active
 from fptt.nn.native import is_usual, suits_native
 
 FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
@@ -22,9 +22,6 @@ Kernel = Literal["fused", "torch", "plain"]
 
 RunningKernel = Literal["plain", "torch", "cudnn", "native"]
 """What may run a layer; see `LSTM.kernel_for`."""
-
-# private, and thus perhaps absent from another torch
-_transforms_are_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # The compiled engine has to set this for models anywhere inside a user's own module, so it cannot be an argument.
 _plain_everywhere = ContextVar("plain_everywhere", default=False)
@@ -166,7 +163,7 @@ class _Model(nn.Module):
             return "plain" if self.kernel == "plain" or plain_is_wanted() else "torch"
         if plain_is_wanted():
             return kernel_in_step(self.rnn, inputs)
-        if _transforms_are_active():
+        if transforms_are_active():
             return "plain"
         return "native" if suits_native(self.rnn, inputs) else "torch"
 

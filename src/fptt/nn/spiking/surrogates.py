@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fptt._checks import check_positive
+from fptt.nn.cells import transforms_are_active
 
 # A check has to set these for neurons anywhere inside a user's own module, so they cannot be arguments.
 _smooth = ContextVar("smooth", default=False)
@@ -191,6 +192,12 @@ class _Spike(torch.autograd.Function):
         return gradients[0] * ctx.surrogate.derivative(u), None, None
 
 
+def _composed(u: Tensor, surrogate: Surrogate, smooth: bool) -> Tensor:
+    """Return the same by operations that `torch.func` transforms: with a `setup_context` each spike would be slower."""
+    soft = surrogate.primitive(u)
+    return soft if smooth else (u > 0).to(u.dtype) + (soft - soft.detach())
+
+
 def spike(u: Tensor, surrogate: Surrogate) -> Tensor:
     """Return 1 where u is above 0 and 0 elsewhere, with the surrogate's derivative (Neftci, Mostafa & Zenke 2019).
 
@@ -207,7 +214,8 @@ def spike(u: Tensor, surrogate: Surrogate) -> Tensor:
         >>> spikes.tolist(), torch.autograd.grad(spikes.sum(), u)[0].tolist()
         ([0.0, 1.0], [0.25, 0.25])
     """
-    spikes = _Spike.apply(u, surrogate, _smooth.get())
+    run = _composed if transforms_are_active() else _Spike.apply
+    spikes = run(u, surrogate, _smooth.get())
     assert isinstance(spikes, Tensor)
     count = _watch.get()
     if count is not None:
