@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import fptt
+from fptt._sequence import flatten_state
 from fptt.integrations.stateful import Explicit
 from fptt.nn.spiking import Sigmoid, spike
 
@@ -613,6 +614,89 @@ def test_entries_of_a_list_that_are_changed_in_place_are_carried() -> None:
         outputs, _ = explicit(inputs, None)
         assert outputs[:, 0, 0].tolist() == [1, 1.5]
         assert not module.memory[0].any()
+
+
+class LateInPlace(nn.Module):
+    """A tensor that the first step makes, and every other changes in place."""
+
+    v: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = torch.zeros_like(x) if self.v is None else self.v
+        self.v.mul_(0.5).add_(x)
+        return self.v + 0
+
+
+def test_a_given_state_is_not_written_into() -> None:
+    explicit, inputs = Explicit(LateInPlace()), torch.ones(1, B, H)
+    _, state = explicit(inputs)
+    for _ in range(2):
+        assert explicit(inputs, state)[0][0, 0, 0] == 1.5
+        assert flatten_state(state)[0][0, 0] == 1
+
+
+class Adaptive(nn.Module):
+    """A threshold that rises with a spike, and not before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v: Any = 0.0
+        self.threshold = torch.ones((), dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = 0.5 * self.v + x
+        spikes = (self.v > self.threshold).to(x.dtype)
+        if spikes.any():
+            self.threshold = self.threshold + spikes
+        return spikes
+
+
+@pytest.mark.parametrize("is_number", [False, True])
+def test_what_changes_in_a_later_chunk_is_carried_from_then_on(is_number: bool) -> None:
+    """Nothing of it stays in the module; a sequence before it, and one of the other mode, lacks it."""
+    module = Adaptive()
+    module.threshold = 1.0 if is_number else module.threshold  # pyright: ignore[reportAttributeAccessIssue]
+    explicit, inputs = Explicit(module), torch.tensor([0, 0, 2, 2, 2, 5], dtype=torch.float64).view(6, 1, 1)
+    # v = 0, 0, 2, 3, 3.5, 6.75 beside thresholds 1, 1, 1, 2, 3, 4
+    expected = [0, 0, 1, 1, 1, 1]
+    for is_training in (True, True, False):
+        explicit.train(is_training)
+        outputs, state = [], None
+        for chunk in inputs.split(2):
+            some, state = explicit(chunk, state)
+            outputs += some.flatten().tolist()
+        assert outputs == expected
+        assert isinstance(state, dict)
+        assert state["threshold"].item() == 5
+        assert (module.threshold, module.v) == (1, 0)
+
+
+def test_what_changed_once_is_in_every_state() -> None:
+    explicit = Explicit(Adaptive())
+    for expected in ({"v"}, {"v", "threshold"}):
+        _, state = explicit(torch.zeros(2, 1, 1))
+        assert isinstance(state, dict)
+        assert state.keys() == expected
+        explicit(2 * torch.ones(2, 1, 1), state)
+
+
+class Counting(nn.Module):
+    """A number that changes with a spike."""
+
+    num_spikes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_spikes += int(x.sum())
+        return x
+
+
+def test_a_number_that_changes_in_a_later_chunk_is_named_and_put_back() -> None:
+    module = Counting()
+    explicit = Explicit(module)
+    _, state = explicit(torch.zeros(2, 1, 1))
+    with pytest.raises(ValueError, match=r"num_spikes of the Counting must stay as it is .* got 2 after 0"):
+        explicit(torch.ones(2, 1, 1), state)
+    assert module.num_spikes == 0
 
 
 class Listing(nn.Module):

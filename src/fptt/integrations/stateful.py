@@ -65,7 +65,7 @@ class _Held(NamedTuple):
         is_hooked = not self.holder and self.container["_forward_pre_hooks"]
         params = self.container["_parameters"] if is_hooked else {}
         for key in _keys(self.holder, self.container):
-            if f"{key}_orig" in params or {f"{key}_g", f"{key}_v"} <= params.keys():
+            if params and (f"{key}_orig" in params or {f"{key}_g", f"{key}_v"} <= params.keys()):
                 continue
             yield _Place(self.owner, self.holder, key), self.container[key]
 
@@ -82,12 +82,13 @@ class _Found:
 
     Attributes:
         state: Places of tensors, by their names.
-        in_place: Names of those that are changed in place.
+        late: Names of those that may change for the first time after the first chunk, such as a threshold that rises
+            with a spike: a state may lack them.
         plain: Values that are no tensors, as they are after the first pass, such as a flag that there is a state.
     """
 
     state: dict[str, _Place] = field(default_factory=dict)
-    in_place: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
     plain: dict[_Place, Any] = field(default_factory=dict)
 
 
@@ -96,7 +97,7 @@ class _Findings:
     """By whether the module trains: dropout may keep its mask then. An object, which the compiled engine looks past.
 
     Attributes:
-        by_mode: What the last sequence that began has changed.
+        by_mode: What the last sequence that began has changed, and the tensors that were changed in earlier ones.
         begin_late: Whether something begins with the second step, which a first chunk of one step does not show.
     """
 
@@ -200,9 +201,15 @@ class Explicit(nn.Module):
         """Run from what the module holds, find out what that changes, and put it back."""
         held = list(_held(self.module))
         try:
-            installed = _install_copies(held)
+            installed = _install(self.module, held, {})
             outputs = self._run(inputs)
             found, state = self._changes(held, installed)
+            earlier = self._findings.by_mode.get(self.training, _Found())
+            for name, place in earlier.state.items():
+                value = place.container(self.module).get(place.key)
+                if name not in state and _is_nest(value):  # as it stands: it may change in a later chunk
+                    found.state[name], state[name] = place, value
+                    found.late.add(name)
         finally:
             for own in held:
                 own.put_back()
@@ -217,15 +224,16 @@ class Explicit(nn.Module):
         """
         found, state = _Found(), {}
         for holder, place, value in ((own, *pair) for own in held for pair in own.values()):
-            old, contents = installed.get(place, (None, []))
-            if value is old and (holder.is_holder(value) or _are_same(_contents(value), contents)):
+            old, contents = installed.get(place, (_ABSENT, []))
+            if value is old and (
+                type(value) in PLAIN or holder.is_holder(value) or _are_same(_contents(value), contents)
+            ):
                 continue
             name = str(place)
             if value is old and place.holder == BUFFERS:
                 _check_statistics(name, value)
             elif _is_nest(value):
                 found.state[name], state[name] = place, value
-                found.in_place |= {name} if value is old else set()
             elif value is not old and _is_equal(value, old):
                 continue
             elif any(isinstance(part, Tensor) for part, _ in _contents(value)):
@@ -243,45 +251,36 @@ class Explicit(nn.Module):
         The state may be of the other mode: what that one alone keeps goes through, and what it lacks begins.
         """
         found = self._known(inputs)
-        modes = [own.state.keys() for own in self._findings.by_mode.values()]
-        known = {name for names in modes for name in names}
-        if not isinstance(state, dict) or state.keys() - known or not any(state.keys() >= names for names in modes):
+        modes = self._findings.by_mode.values()
+        known = {name for own in modes for name in own.state}
+        least = [own.state.keys() - own.late for own in modes]
+        if not isinstance(state, dict) or state.keys() - known or not any(state.keys() >= names for names in least):
             kept = ", ".join(found.state) or "nothing"
             got = f"one of {', '.join(state) or 'nothing'}" if isinstance(state, dict) else f"a {type(state).__name__}"
             raise ValueError(f"state must be a dict of {kept}, as the {type(self.module).__name__} keeps, got {got}.")
-        before: list[tuple[dict[str, Any], str, Any]] = []
-
-        def put(place: _Place, value: Any) -> None:
-            container = place.container(self.module)
-            before.append((container, place.key, container.get(place.key, _ABSENT)))
-            if value is not _ABSENT:
-                container[place.key] = value
-
+        held = list(_held(self.module))
         try:
-            for place, value in found.plain.items():
-                put(place, _copied(value, {}))
+            given = {place: _copied(value, {}) for place, value in found.plain.items()}
             for name, place in found.state.items():
-                # a nest of its own: the module may write into it
-                if name in state:
-                    put(place, map_state(Tensor.clone if name in found.in_place else lambda own: own, state[name]))
-                else:
-                    put(place, _copied(place.container(self.module).get(place.key, _ABSENT), {}))
+                if name in state:  # copies: the module may write into them, if not in this chunk then in another
+                    given[place] = map_state(Tensor.clone, state[name])
+            installed = _install(self.module, held, given)
             outputs = self._run(inputs)
-            after = {name: place.container(self.module).get(place.key) for name, place in found.state.items()}
-            for place, value in found.plain.items():
-                now = place.container(self.module).get(place.key)
+            changed, late = self._changes(held, installed)
+            for place, now in changed.plain.items():
+                value = found.plain[place] if place in found.plain else _before(held, place)
                 if not _is_equal(now, value):
                     raise ValueError(
                         f"{place} of the {type(self.module).__name__} must stay as it is after the first step, for a "
                         f"state has tensors only, got {now!r} after {value!r}."
                     )
+            after = {name: place.container(self.module).get(place.key) for name, place in found.state.items()}
         finally:
-            for container, key, value in reversed(before):
-                if value is _ABSENT:
-                    container.pop(key, None)
-                else:
-                    container[key] = value
-        return outputs, {**state, **after}
+            for own in held:
+                own.put_back()
+        found.late |= late.keys() - found.state.keys()
+        found.state |= changed.state
+        return outputs, {**state, **after, **late}
 
     def _known(self, inputs: Tensor) -> _Found:
         """Return what a forward pass changes; a copy of the adapter, or one in another mode, has to try."""
@@ -349,17 +348,24 @@ def _held(module: nn.Module) -> Iterator[_Held]:
             yield _Held(owner, holder, container, {key: container[key] for key in _keys(holder, container)})
 
 
-def _install_copies(held: list[_Held]) -> _Installed:
-    """Put copies in the place of what is held, so that a change in place leaves the originals as they are."""
+def _install(module: nn.Module, held: list[_Held], given: dict[_Place, Any]) -> _Installed:
+    """Put what is given in its places, and copies in all others, so that a change in place leaves the originals."""
     installed: _Installed = {}
     copies: dict[int, Any] = {}
+    for place, value in given.items():
+        place.container(module)[place.key] = value
     for own in held:
         for place, value in own.values():
-            if place.holder != BUFFERS and not own.is_holder(value):  # a dict has places of its own
-                own.container[place.key] = _copied(value, copies)
-            put = own.container[place.key]
-            installed[place] = put, [] if own.is_holder(put) else _contents(put)
+            is_holder = own.is_holder(value)  # a dict has places of its own
+            if not is_holder and place.holder != BUFFERS and place not in given:
+                own.container[place.key] = value = _copied(value, copies)  # noqa: PLW2901
+            installed[place] = value, [] if is_holder or type(value) in PLAIN else _contents(value)
     return installed
+
+
+def _before(held: list[_Held], place: _Place) -> Any:
+    """Return what was in a place, None if there was nothing."""
+    return next(own.before.get(place.key) for own in held if place[:2] == own[:2])
 
 
 def _keys(holder: str, container: dict[str, Any]) -> list[str]:
@@ -373,6 +379,8 @@ def _copied(value: Any, copies: dict[int, Any]) -> Any:
         value: Of any type; other objects are themselves.
         copies: By the id of a value and of its copy, so that what is shared stays shared. Their owner keeps the values.
     """
+    if type(value) in PLAIN:
+        return value
     if id(value) in copies:
         return copies[id(value)]
     if isinstance(value, Tensor):
