@@ -28,6 +28,14 @@ def alone(model: nn.Module) -> list[Tensor]:
     return outputs
 
 
+def test_within_a_block_of_autocast_the_weights_are_those_of_now(model: nn.Module) -> None:
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert fptt.predict(model, SEQUENCES).any()  # pyright: ignore[reportAttributeAccessIssue]
+        for param in model.parameters():
+            param.zero_()
+        assert not fptt.predict(model, SEQUENCES).any()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize("chunk_length", [1, 4, 9, 100])
 def test_outputs_of_ragged_sequences_are_those_of_each_alone(model: nn.Module, chunk_length: int) -> None:
     expected = alone(model)

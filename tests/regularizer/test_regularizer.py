@@ -152,6 +152,27 @@ def test_averaged_swaps_and_always_restores() -> None:
         assert torch.equal(param, weight)
 
 
+def test_within_a_block_of_autocast_no_earlier_weights_are_used() -> None:
+    """Neither after a step, nor inside `averaged()`, nor behind it, though autocast keeps its casts of them."""
+    inputs, found = torch.randn(8, 4), []
+    for keeps_casts in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        regularizer = attached(model, optimizer, alpha=0.5)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=keeps_casts):
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                optimizer.step()
+            outputs = [model(inputs)]
+            with regularizer.averaged():
+                outputs.append(model(inputs))
+            found.append(torch.stack([*outputs, model(inputs)]))
+    assert torch.equal(*found)
+    assert not torch.equal(found[0][0], found[0][1])
+
+
 def test_no_step_while_averaged() -> None:
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -383,6 +383,7 @@ class DynamicRegularizer:
             weights = [param.detach().clone() for param in params]
             for param, (average, _) in self.state.items():
                 param.copy_(average)
+        torch.clear_autocast_cache()  # it may hold casts of W, and afterwards of W̄
         self._evaluating = True
         try:
             yield
@@ -391,6 +392,7 @@ class DynamicRegularizer:
             with torch.no_grad():
                 for param, weight in zip(params, weights, strict=True):
                     param.copy_(weight)
+            torch.clear_autocast_cache()
 
     def check_not_averaged(self) -> None:
         """Raise RuntimeError inside `averaged()`, which would put the weights back after a step."""

@@ -127,6 +127,7 @@ class StepHooks:
         if _is_of_parent(optimizer):
             return
         self.num_steps += 1
+        torch.clear_autocast_cache()  # within one block of autocast it holds casts of the weights before the step
         if self.regularizer is not None and self.regularizer.previous_gradient == "dual":
             self.regularizer.update()
         if self.check_finite and not are_finite(p for group in optimizer.param_groups for p in group["params"]):

@@ -49,6 +49,7 @@ def predict(
         >>> [tuple(outputs.shape) for outputs in fptt.predict(model, ragged, per_step=True)]
         [(5, 2), (9, 2)]
     """
+    torch.clear_autocast_cache()  # it may hold casts of earlier weights
     check_count("chunk_length", chunk_length)
     check_layout(model, batch_first=batch_first)
     if not isinstance(inputs, Tensor):

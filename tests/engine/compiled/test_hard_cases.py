@@ -419,6 +419,18 @@ def test_autocast_trains_on_the_weights_after_the_last_update() -> None:
     assert torch.equal(*losses)
 
 
+def test_autocast_sees_the_weights_after_compiled_updates() -> None:
+    method = make_pair(make_model("rnn").float(), "sgd", num_chunks=1)[1]
+    inputs, labels = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = method.model(inputs.float())[0]
+        method.train_batch(inputs.float(), labels)
+        inside = method.model(inputs.float())[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inside, method.model(inputs.float())[0])
+    assert not torch.equal(inside, before)
+
+
 def test_no_step_is_compiled_from_bad_numbers() -> None:
     """Chunk 0 has a step already and leaves a NaN in the state; chunk 1 would need a new one."""
     methods = make_pair(fptt.nn.Recurrent(nn.GRU(D, H), nn.Linear(H, C)), num_chunks=None, chunk_length=3)

@@ -197,6 +197,7 @@ class CompiledEngine(Engine):
             if self._is_dead():
                 walk.undo_count(walk.first_bad())  # the updates from the first bad chunk on were not made
             self.layout.publish()
+            torch.clear_autocast_cache()  # it may hold casts of the weights before these updates
             self.hooks.num_steps += walk.num_updates
             self.optimizer._opt_called = True  # pyright: ignore  # for torch's schedulers: there was a step
 
