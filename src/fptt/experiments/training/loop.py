@@ -105,8 +105,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
     except KeyboardInterrupt:
         if run.method.updates:
             say(console, f"interrupted; completing {folder.path} (again to stop at once)")
-            if folder.checkpoints.files():
-                say(console, f"to resume: {folder.resume_command}")
+            _say_how_to_resume(folder, console)
         _finish(run, folder, "interrupted", log)
         raise
     except (fptt.CompilationError, FloatingPointError) as error:
@@ -117,7 +116,17 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
     except BaseException:
         _finish(run, folder, "failed", log)
         raise
-    return _finish(run, folder, "finished", log)
+    try:
+        return _finish(run, folder, "finished", log)
+    except KeyboardInterrupt:  # trained to its end: only the test is left
+        _say_how_to_resume(folder, console)
+        raise
+
+
+def _say_how_to_resume(folder: RunFolder, console: Console) -> None:
+    """Print the command that resumes, if there is a checkpoint."""
+    if folder.checkpoints.files():
+        say(console, f"to resume: {folder.resume_command}")
 
 
 def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: Interruption) -> None:
