@@ -702,7 +702,7 @@ def test_sequence_targets_of_the_wrong_length_are_named() -> None:
     [
         ({"num_chunks": 2, "alpha": -0.1}, ValueError, "alpha"),
         ({"num_chunks": 2, "max_norm": -1.0}, ValueError, "max_norm"),
-        ({"num_chunks": 2, "alpha": 0, "regularizer": object()}, ValueError, "alpha must not be 0"),
+        ({"num_chunks": 2, "alpha": 0, "regularizer": object()}, ValueError, "alpha must be left out"),
         ({"num_chunks": 2, "chunk_length": 2}, ValueError, "exactly one"),
         ({}, ValueError, "exactly one"),
         ({"num_chunks": 2, "loss": functional.cross_entropy}, TypeError, "TerminalLoss or a SequenceLoss"),
@@ -771,6 +771,20 @@ def test_duals_are_as_many_as_chunks(count: int) -> None:
     with pytest.raises(ValueError, match=f"at least the number of chunks, {count + 1}, got {count}"):
         method.train_batch(inputs[: 2 * count + 1], targets)
     assert method.updates == count
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("alpha", 3.0), ("alpha", 0), ("beta", 1.0), ("form", "released"), ("coupling", "coupled"), ("mu", 2.0)),
+        *(("previous_gradient", "recomputed"), ("num_duals", 4)),
+    ],
+)
+def test_settings_beside_a_regularizer_of_ones_own_are_refused(name: str, value: Any) -> None:
+    model = lstm()
+    own = fptt.DynamicRegularizer(model.parameters(), alpha=1.0)
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a regularizer of your own, got {value!r}"):
+        fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, regularizer=own, **{name: value})
 
 
 @pytest.mark.parametrize("alpha", [0, 0.1])
