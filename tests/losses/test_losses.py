@@ -613,6 +613,26 @@ def test_losses_pickle() -> None:
     assert torch.equal(copied(output, part), loss(output, part))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        functional.binary_cross_entropy_with_logits,
+        nn.BCEWithLogitsLoss(),
+        lambda output, target: functional.binary_cross_entropy_with_logits(output, target, reduction="none"),
+    ],
+    ids=["function", "module", "own"],
+)
+@pytest.mark.parametrize("loss", [fptt.SequenceLoss, fptt.TerminalLoss])
+def test_targets_of_another_dtype_are_named(function: Any, loss: Any) -> None:
+    own = loss(function)
+    shape = (2, 3, 1) if own.per_step else (3, 1)
+    (part,) = own.split(torch.ones(shape, dtype=torch.long), None, [2], 3)
+    with pytest.raises(ValueError, match=r"targets must have the dtype of the outputs, torch.float32, .* torch.int64"):
+        own(torch.zeros(2, 3, 1), part)
+    (part,) = own.split(torch.ones(shape), None, [2], 3)
+    assert own(torch.zeros(2, 3, 1), part).item() == pytest.approx(0.6931, abs=1e-4)
+
+
 def plain(output: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(output, target, reduction="none")
 

@@ -530,6 +530,29 @@ def test_an_error_of_the_model_is_not_put_down_to_a_state_that_fits() -> None:
         method.train_batch(*items[0], state=state)
 
 
+class Squashed(nn.Module):
+    """A layer without a state, which takes inputs of the dtype of its weights alone, or of all."""
+
+    def __init__(self, *, takes_all: bool = False) -> None:
+        super().__init__()
+        self.readout, self.takes_all = nn.Linear(D, C), takes_all
+
+    def forward(self, inputs: Tensor, state: None) -> tuple[Tensor, None]:
+        return self.readout(inputs.float() if self.takes_all else inputs).tanh(), state
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_inputs_of_another_dtype_are_named_where_the_model_does_not_take_them(dtype: torch.dtype) -> None:
+    inputs, targets = torch.ones(4, B, D, dtype=dtype), torch.zeros(4, B, dtype=torch.long)
+    for state in (None, torch.zeros(1, B, C)):
+        model = Squashed()
+        method = fptt.TBPTT(model, sgd(model), sequence(), num_chunks=2)
+        with pytest.raises(ValueError, match=f"inputs must have the dtype of the weights, torch.float32, got {dtype}"):
+            method.train_batch(inputs, targets, state=state)
+    model = Squashed(takes_all=True)
+    assert fptt.TBPTT(model, sgd(model), sequence(), num_chunks=2).train_batch(inputs, targets).updates == 2
+
+
 class LastSteps(nn.Module):
     """Keeps the last steps that it has seen, (S, B, D), of which there are more and more."""
 
