@@ -611,3 +611,40 @@ def test_losses_pickle() -> None:
     copied = pickle.loads(pickle.dumps(loss))
     output, (part,) = torch.randn(5, 3, 4), loss.split(torch.tensor([0, 1, 2]), None, [5], 3)
     assert torch.equal(copied(output, part), loss(output, part))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functional.binary_cross_entropy_with_logits,
+        nn.BCEWithLogitsLoss(),
+        lambda output, target: functional.binary_cross_entropy_with_logits(output, target, reduction="none"),
+    ],
+    ids=["function", "module", "own"],
+)
+@pytest.mark.parametrize("loss", [fptt.SequenceLoss, fptt.TerminalLoss])
+def test_targets_of_another_dtype_are_named(function: Any, loss: Any) -> None:
+    own = loss(function)
+    shape = (2, 3, 1) if own.per_step else (3, 1)
+    (part,) = own.split(torch.ones(shape, dtype=torch.long), None, [2], 3)
+    with pytest.raises(ValueError, match=r"targets must have the dtype of the outputs, torch.float32, .* torch.int64"):
+        own(torch.zeros(2, 3, 1), part)
+    (part,) = own.split(torch.ones(shape), None, [2], 3)
+    assert own(torch.zeros(2, 3, 1), part).item() == pytest.approx(0.6931, abs=1e-4)
+
+
+def plain(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output, target, reduction="none")
+
+
+def ignoring(output: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
+    return functional.cross_entropy(output, target, ignore_index=ignore_index, reduction="none")
+
+
+@pytest.mark.parametrize("loss", [fptt.SequenceLoss, fptt.TerminalLoss])
+def test_a_function_of_ones_own_ignores_labels_where_it_has_the_argument(loss: Any) -> None:
+    """One label of two is ignored: the mean is log 3 of the other, or of both."""
+    for function, expected in ((ignoring, 1.0986), (plain, 0.5493)):
+        own = loss(function)
+        (part,) = own.split(torch.tensor([[0, -100]] if own.per_step else [0, -100]), None, [1], 2)
+        assert own(torch.zeros(1, 2, 3), part).item() == pytest.approx(expected, abs=1e-4)

@@ -530,6 +530,29 @@ def test_an_error_of_the_model_is_not_put_down_to_a_state_that_fits() -> None:
         method.train_batch(*items[0], state=state)
 
 
+class Squashed(nn.Module):
+    """A layer without a state, which takes inputs of the dtype of its weights alone, or of all."""
+
+    def __init__(self, *, takes_all: bool = False) -> None:
+        super().__init__()
+        self.readout, self.takes_all = nn.Linear(D, C), takes_all
+
+    def forward(self, inputs: Tensor, state: None) -> tuple[Tensor, None]:
+        return self.readout(inputs.float() if self.takes_all else inputs).tanh(), state
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_inputs_of_another_dtype_are_named_where_the_model_does_not_take_them(dtype: torch.dtype) -> None:
+    inputs, targets = torch.ones(4, B, D, dtype=dtype), torch.zeros(4, B, dtype=torch.long)
+    for state in (None, torch.zeros(1, B, C)):
+        model = Squashed()
+        method = fptt.TBPTT(model, sgd(model), sequence(), num_chunks=2)
+        with pytest.raises(ValueError, match=f"inputs must have the dtype of the weights, torch.float32, got {dtype}"):
+            method.train_batch(inputs, targets, state=state)
+    model = Squashed(takes_all=True)
+    assert fptt.TBPTT(model, sgd(model), sequence(), num_chunks=2).train_batch(inputs, targets).updates == 2
+
+
 class LastSteps(nn.Module):
     """Keeps the last steps that it has seen, (S, B, D), of which there are more and more."""
 
@@ -702,7 +725,7 @@ def test_sequence_targets_of_the_wrong_length_are_named() -> None:
     [
         ({"num_chunks": 2, "alpha": -0.1}, ValueError, "alpha"),
         ({"num_chunks": 2, "max_norm": -1.0}, ValueError, "max_norm"),
-        ({"num_chunks": 2, "alpha": 0, "regularizer": object()}, ValueError, "alpha must not be 0"),
+        ({"num_chunks": 2, "alpha": 0, "regularizer": object()}, ValueError, "alpha must be left out"),
         ({"num_chunks": 2, "chunk_length": 2}, ValueError, "exactly one"),
         ({}, ValueError, "exactly one"),
         ({"num_chunks": 2, "loss": functional.cross_entropy}, TypeError, "TerminalLoss or a SequenceLoss"),
@@ -771,6 +794,20 @@ def test_duals_are_as_many_as_chunks(count: int) -> None:
     with pytest.raises(ValueError, match=f"at least the number of chunks, {count + 1}, got {count}"):
         method.train_batch(inputs[: 2 * count + 1], targets)
     assert method.updates == count
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("alpha", 3.0), ("alpha", 0), ("beta", 1.0), ("form", "released"), ("coupling", "coupled"), ("mu", 2.0)),
+        *(("previous_gradient", "recomputed"), ("num_duals", 4)),
+    ],
+)
+def test_settings_beside_a_regularizer_of_ones_own_are_refused(name: str, value: Any) -> None:
+    model = lstm()
+    own = fptt.DynamicRegularizer(model.parameters(), alpha=1.0)
+    with pytest.raises(ValueError, match=f"^{name} must be left out with a regularizer of your own, got {value!r}"):
+        fptt.FPTT(model, sgd(model), terminal(), num_chunks=4, regularizer=own, **{name: value})
 
 
 @pytest.mark.parametrize("alpha", [0, 0.1])

@@ -83,6 +83,30 @@ def test_batch_first_and_last_only_are_the_same_numbers(model: nn.Module) -> Non
         fptt.predict(last, SEQUENCES)
 
 
+class Flat(nn.Module):
+    """Returns the numbers of the last step, or one number of every step."""
+
+    def __init__(self, *, batch_first: bool, per_step: bool) -> None:
+        super().__init__()
+        self.lstm, self.readout = nn.LSTM(3, 6, batch_first=batch_first), nn.Linear(6, 1 if per_step else 2)
+        self.batch_first, self.per_step = batch_first, per_step
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        hidden, state = self.lstm(inputs, state)
+        if self.per_step:
+            return self.readout(hidden).squeeze(-1), state
+        return self.readout(hidden[:, -1] if self.batch_first else hidden[-1]), state
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_outputs_of_the_last_step_without_a_time_dimension_are_refused(batch_first: bool) -> None:
+    inputs = torch.randn(5, 7, 3) if batch_first else torch.randn(7, 5, 3)
+    with pytest.raises(ValueError, match=r"with T, B = \(7, 5\), .*, got \(5, 2\): the output of the last step alone"):
+        fptt.predict(Flat(batch_first=batch_first, per_step=False), inputs, batch_first=batch_first)
+    model = Flat(batch_first=batch_first, per_step=True)
+    assert torch.as_tensor(fptt.predict(model, inputs, batch_first=batch_first)).shape == (5,)
+
+
 @pytest.mark.parametrize("inputs", [SEQUENCES, torch.zeros(5, 9, 3)])
 def test_a_layout_other_than_the_models_is_refused(inputs: Any) -> None:
     for own in (False, True):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fptt._batches.cut import Chunk, Chunking, Window, check_no_graph
-from fptt._checks import all_finite, are_finite, check_result
+from fptt._checks import all_finite, are_finite, check_result, first_weight
 from fptt._engine.bad_numbers import BadNumber, bad_loss
 from fptt._engine.engine import Engine, Skipped, Walked, trained_tensors
 from fptt._losses.chunk_loss import ChunkLoss
@@ -309,17 +309,23 @@ def skip_chunks(walked: Walked, window: Window, bad: BadNumber, model: nn.Module
 def _call_model(
     model: nn.Module, inputs: Tensor, state: State, time_dim: int, *, is_given: bool
 ) -> tuple[Tensor, State]:
-    """Return outputs and next state; where the user gave the state, say so if it does not fit.
+    """Return outputs and next state; say so if inputs have another dtype, or a state that the user gave does not fit.
 
     Raises:
-        ValueError: If a given state does not fit the model.
+        ValueError: If the model runs with inputs of the dtype of its weights, but not with these, or not with a given
+            state.
         TypeError: If the model does not return outputs and state.
     """
     try:
         result = model(inputs, state)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        if is_given and not isinstance(error, torch.OutOfMemoryError) and _runs_without_state(model, inputs):
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        if is_given and _runs(model, inputs, None):
             raise ValueError(f"state must fit the model, got {describe_state(state)}: {error}") from error
+        dtype = first_weight(model).dtype
+        if inputs.dtype != dtype and _runs(model, inputs.to(dtype), state):
+            raise ValueError(f"inputs must have the dtype of the weights, {dtype}, got {inputs.dtype}.") from error
         raise
     check_result(result)
     if is_given and state is not None:
@@ -333,10 +339,10 @@ def _call_model(
 
 
 @torch.no_grad()
-def _runs_without_state(model: nn.Module, inputs: Tensor) -> bool:
-    """Return whether a model that has failed runs from its own initial state: then the given one is to blame."""
+def _runs(model: nn.Module, inputs: Tensor, state: State) -> bool:
+    """Return whether a model that has failed runs with these inputs and this state: then what they replace is wrong."""
     try:
-        model(inputs, None)
+        model(inputs, state)
     except Exception:  # the same error, or that of a model that needs a state
         return False
     return True

@@ -124,6 +124,8 @@ class SequenceLoss(ChunkLoss):
         function: Any torch loss, such as `torch.nn.functional.cross_entropy` or `torch.nn.MSELoss()`; or a function of
             your own that returns one value per element. Targets that are no whole numbers have the shape of the
             outputs, with a function of your own too: those with weights beside them need a `ChunkLoss` of your own.
+            In a function of your own around `cross_entropy` a label of -100 counts as a real step of loss 0: where it
+            is not to count, give the function an argument `ignore_index=-100`, or the batch a mask.
 
     Raises:
         ValueError: If the function has a reduction other than "mean" or "none".
@@ -279,7 +281,8 @@ class TerminalLoss(ChunkLoss):
 
     Args:
         function: Any torch loss of (output, target), for classes or regression, or a function of your own; see
-            `SequenceLoss`.
+            `SequenceLoss`. A label of -100 counts as a sample of loss 0 in a function of your own around
+            `cross_entropy`, unless that has an argument `ignore_index=-100`.
         divergence: Q: None for none (regression), `"uniform"`, or a `RunningPrior`; for outputs that are the logits of
             classes under a softmax.
 

@@ -62,6 +62,11 @@ class Elementwise(nn.Module):
         except (IndexError, RuntimeError, ValueError) as error:  # not looked for beforehand: that would take time
             if self.is_of_classes:
                 _check_labels(output, target, self.ignore_index, error)
+            elif self._takes_the_dtype_of(output, target):
+                raise ValueError(
+                    f"targets must have the dtype of the outputs, {output.dtype}, for {name_of(self.function)}, got "
+                    f"{target.dtype}."
+                ) from error
             raise
         if not isinstance(values, Tensor):
             raise TypeError(
@@ -74,6 +79,17 @@ class Elementwise(nn.Module):
                 f"{tuple(target.shape)}, got {tuple(values.shape)}; targets of a regression have the outputs' shape."
             )
         return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+    @torch.no_grad()
+    def _takes_the_dtype_of(self, output: Tensor, target: Tensor) -> bool:
+        """Return whether the function, which has failed, takes targets of the outputs' dtype, which these have not."""
+        if target.shape != output.shape or target.dtype == output.dtype:
+            return False
+        try:
+            self.function(output, target.to(output.dtype))
+        except Exception:  # something else is wrong
+            return False
+        return True
 
     def _check_targets(self, output: Tensor, target: Tensor) -> None:
         if target.shape == output.shape:

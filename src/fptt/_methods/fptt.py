@@ -50,13 +50,14 @@ class FPTT(Method):
         previous_gradient: `dual`, at no cost, or `recomputed`, which takes ∇ℓ_t(W_{t+1}) by a second forward and
             backward pass a chunk, from the same incoming state and with the same random numbers; normalization layers
             with running statistics see the chunk twice. Eager, coupled and `paper` only.
-        regularizer: A `DynamicRegularizer` of your own over the optimizer's parameters, instead of these settings.
-            Without one, the parameters that the optimizer has now are regularized; for those it gets later, call
-            `method.regularizer.add_param_group`.
+        regularizer: A `DynamicRegularizer` of your own over the optimizer's parameters, instead of the settings from
+            `alpha` on, which are left out then. Without one, the parameters that the optimizer has now are regularized;
+            for those it gets later, call `method.regularizer.add_param_group`.
         **options: See `TBPTT`. `max_norm` clips the sum of loss gradient and coupled penalty gradient.
 
     Raises:
-        ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.
+        ValueError: If a setting is out of range, or given beside a `regularizer` of your own; or not exactly one of
+            `num_chunks` and `chunk_length` is given.
         TypeError: If `loss` is a plain function: it does not say whether targets belong to the sequence or its steps;
             or if there is no such option.
         RuntimeError: If the optimizer has the hooks of another method or regularizer.
@@ -92,12 +93,10 @@ class FPTT(Method):
     ) -> None:
         check_options(self, options)
         check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
-        if alpha != 0:
-            check_positive("alpha", alpha)
-        elif regularizer is not None:
-            raise ValueError("alpha must not be 0 with a regularizer of your own: 0 is TBPTT.")
         own = regularizer
         if own is None:
+            if alpha != 0:
+                check_positive("alpha", alpha)
             own = DynamicRegularizer(
                 optimizer.param_groups,
                 alpha or 1.0,  # without a penalty the other settings are checked all the same
@@ -108,6 +107,12 @@ class FPTT(Method):
                 previous_gradient=previous_gradient,
                 num_duals=num_duals,
             )
+        else:
+            settings = (alpha, beta, form, coupling, mu, previous_gradient, num_duals)
+            defaults = FPTT.__init__.__kwdefaults__ or {}
+            for name, setting in zip(OF_FPTT, settings, strict=True):
+                if setting != defaults[name]:
+                    raise ValueError(f"{name} must be left out with a regularizer of your own, got {setting!r}.")
         check_type("regularizer", own, DynamicRegularizer, "a DynamicRegularizer")
         if num_chunks is not None and own.num_duals not in (1, num_chunks):
             raise ValueError(f"num_duals must be 1 or num_chunks, {num_chunks}, got {own.num_duals}.")

@@ -325,7 +325,9 @@ class DynamicRegularizer:
         """Return a regularizer of what an optimizer trains, in its groups, attached to it.
 
         Weights that are frozen (`requires_grad=False`) are skipped, until they are thawed. Those that come later by
-        `optimizer.add_param_group` need `regularizer.add_param_group(optimizer.param_groups[-1])`.
+        `optimizer.add_param_group` need `regularizer.add_param_group(optimizer.param_groups[-1])`. The regularizer is
+        not told of those that are taken out of the optimizer: the penalty moves them until their `requires_grad` is
+        False, or the `"fptt_alpha"` of their group in `regularizer.param_groups` None.
 
         Args:
             optimizer: As for `attach`. A `"fptt_alpha"` in one of its groups takes the place of `alpha` there.

@@ -39,7 +39,7 @@ def predict(
 
     Raises:
         ValueError: If `batch_first` is not that of the model, there is no sequence, one has no step, the mask does not
-            fit, or the model does not return an output for each step where that is needed.
+            fit, or the model does not return an output for each step, or, where that will do, for the last one.
 
     Examples:
         >>> model = fptt.nn.GRU(3, 8, 2)
@@ -77,12 +77,8 @@ def predict(
     with evaluating(model):
         for (chunk,) in split_sequence(inputs, chunk_length=min(chunk_length, num_steps), dim=dim):
             outputs, state = model(chunk, state)
+            _check_outputs(outputs, chunk, dim, needs_steps=per_step or last is not None)
             length = chunk.shape[dim]
-            if (per_step or last is not None) and outputs.shape[dim] != length:
-                raise ValueError(
-                    f"model must return an output for each of {length} steps (last_only=False), got shape "
-                    f"{tuple(outputs.shape)}."
-                )
             if per_step:
                 parts.append(outputs)
             elif last is None:
@@ -126,6 +122,22 @@ def _check_mask(inputs: Tensor, mask: Tensor | None, dim: int) -> None:
         )
     if not mask.any(dim).all():
         raise ValueError("mask must have at least one real step for every sequence, got a sequence without one.")
+
+
+def _check_outputs(outputs: Tensor, chunk: Tensor, dim: int, *, needs_steps: bool) -> None:
+    """Raise ValueError unless outputs are those of every step of a chunk, or of its last step where that will do."""
+    num_steps, batch_size = chunk.shape[dim], chunk.shape[1 - dim]
+    if outputs.dim() < 2 or outputs.shape[1 - dim] != batch_size or outputs.shape[dim] not in (num_steps, 1):
+        steps, one = ("(B, T, …)", "(B, 1, …)") if dim else ("(T, B, …)", "(1, B, …)")
+        raise ValueError(
+            f"model must return outputs {steps} with T, B = {(num_steps, batch_size)}, or those of the last step, "
+            f"{one}, got {tuple(outputs.shape)}: the output of the last step alone keeps its time dimension."
+        )
+    if needs_steps and outputs.shape[dim] != num_steps:
+        raise ValueError(
+            f"model must return an output for each of {num_steps} steps (last_only=False), got shape "
+            f"{tuple(outputs.shape)}."
+        )
 
 
 @contextmanager

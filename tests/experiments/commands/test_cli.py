@@ -419,6 +419,7 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["compare", "--budgets", "epochs,epochs"], "budgets must not repeat, got epochs,epochs"),
         (["ablate", "--over", "weather"], "weather"),
         (["report", "--results", "nowhere"], "nowhere"),
+        (["report", "--out", "page.md"], "out must be a folder, for results.md and figures/, got 'page.md'"),
         (["sample", "nowhere"], "run folder nowhere does not exist"),
         (["train", "--limit", "0"], "limit must be positive, got 0"),
         (["train", "--epochs", "None"], "epochs, max_updates and max_seconds are all None"),

@@ -1,12 +1,14 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fptt.experiments.commands.cli import run
+from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.process.console import OutputConsole, say
 from fptt.experiments.process.errors import UnwritableError
 from fptt.experiments.training.folder import RunFolder
@@ -27,6 +29,32 @@ def test_a_run_whose_reader_has_gone_goes_on_to_its_end(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, "")
     assert RunFolder(tmp_path).read_summary()["status"] == "finished"
+
+
+def has_rows(metrics: Path) -> bool:
+    return metrics.exists() and metrics.read_text().count("\n") > 1
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_run_whose_terminal_is_closed_can_be_resumed(command: str, tmp_path: Path) -> None:
+    """Nothing can be written there any more; the runs of a comparison, which are not told, are asked to end."""
+    pty = pytest.importorskip("pty")
+    runs, options = {
+        "train": (tmp_path, []),
+        "compare": (tmp_path / "equal-epochs" / "fptt-seed-0", ["--methods", "fptt", "--budgets", "epochs"]),
+    }[command]
+    folder, arguments = RunFolder(runs), [command, *QUICK[1:-1], "100000", *options, "--out", str(tmp_path)]
+    master, terminal = pty.openpty()
+    process = forks.Fork([*FPTT, *arguments], stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    deadline = time.monotonic() + 120
+    while not has_rows(folder.metrics_file) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.close(master)
+    os.kill(process.pid, signal.SIGHUP)  # as the shell does, or the kernel
+    assert process.wait(120) == INTERRUPTED
+    assert folder.read_summary()["status"] == "interrupted"
+    assert folder.can_resume(folder.read_config())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

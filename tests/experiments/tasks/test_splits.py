@@ -11,7 +11,7 @@ from fptt.experiments.tasks import cifar10, mnist
 from fptt.experiments.tasks.batches import HELD_OUT_SEED
 from fptt.experiments.tasks.loading import load_splits
 from fptt.experiments.tasks.registry import load_task
-from fptt.experiments.tasks.scores import ClassScore
+from fptt.experiments.tasks.scores import ClassScore, metric_form
 from fptt.experiments.tasks.task import Task
 from tests.experiments.data_sets import REAL, needs_data, write_splits
 
@@ -132,3 +132,14 @@ def test_real_cifar_is_split_alike() -> None:
     splits = load_splits(data)
     assert len(splits["train"]) == 50_000
     check_parts(task, data, cifar_rows(50_000, len(splits["test"]), 5000, 50))
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "shown"),
+    [
+        *(("test_mse", 0.25, "0.2500"), ("test_mse", 1.23456e-7, "1.235e-07"), ("test_mse", 1.23456e300, "1.235e+300")),
+        *(("perplexity", 123456.789, "123456.7890"), ("perplexity", 1e9, "1e+09"), ("accuracy", 0.00001, "0.0000")),
+    ],
+)
+def test_a_metric_is_shown_by_few_digits(metric: str, value: float, shown: str) -> None:
+    assert format(value, metric_form(metric, value)) == shown

@@ -352,7 +352,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
     assert "cannot be written" in told
     assert "File too large" in told
     assert file in told
-    assert f"To resume when that is mended: fptt train --resume --out {interrupted.path}." in told
+    assert told.endswith(f"To resume when that is mended: fptt train --resume --out {interrupted.path}")
     assert "Traceback" not in full.stderr
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     assert_same_end(interrupted, whole)
@@ -386,7 +386,7 @@ def test_a_folder_that_becomes_read_only_is_told_and_the_run_goes_on_when_it_is_
     interrupted.metrics_file.chmod(0o600)
     assert f"{file} " in told
     assert "cannot be written: [Errno 13] Permission denied" in told
-    assert f"To resume when that is mended: fptt train --resume --out {interrupted.path}." in told
+    assert told.endswith(f"To resume when that is mended: fptt train --resume --out {interrupted.path}")
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     assert_same_end(interrupted, whole)
 
@@ -406,7 +406,7 @@ def test_resuming_in_a_read_only_folder_is_refused_and_loses_nothing(
     told = told_of_lack_of_permission(COMMAND_LINE, "train", "--resume", "--out", str(interrupted.path))
     interrupted.path.chmod(0o700)
     assert f"{interrupted.path}/{file} cannot be written: [Errno 13] Permission denied" in told
-    assert f"To resume when that is mended: fptt train --resume --out {interrupted.path}." in told
+    assert told.endswith(f"To resume when that is mended: fptt train --resume --out {interrupted.path}")
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     assert_same_end(interrupted, whole)
 

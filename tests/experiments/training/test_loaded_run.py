@@ -91,7 +91,8 @@ def test_the_command_writes_what_python_returns(tmp_path: Path, capsys: pytest.C
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "p.csv").sort_values("id", ignore_index=True), frame, rtol=1e-6
     )
-    assert loaded.predict_file(tmp_path / "new.npz").prediction.tolist() == frame.prediction.tolist()
+    for path in (tmp_path / "new.npz", str(tmp_path / "new.npz")):
+        assert loaded.predict_file(path).prediction.tolist() == frame.prediction.tolist()
     command = ["predict", str(tmp_path / "run"), "--data", str(new)]
     assert run([*command, "--out", str(tmp_path / "p.txt")]) == 2
     assert run([*command, "--out", str(tmp_path / "no" / "p.csv")]) == 2
@@ -253,6 +254,7 @@ def test_averages_and_tasks_of_the_program_come_back_too(tmp_path: Path) -> None
     ("x", "message"),
     [
         (np.zeros((2, 5, 3)), r"x must have 1 inputs a step, got 3"),
+        ("x.csv", "x must be sequences, got the path 'x.csv': predict_file reads files"),
         (np.zeros(4), r"x must be sequences \(N, T, D\), .*, got shape \(4,\)"),
         ([np.zeros((2, 1)), np.zeros((2, 2))], r"the same D, got shapes \(2, 1\), \(2, 2\)"),
         ([], "got shapes none"),

@@ -397,6 +397,16 @@ def test_a_run_killed_in_its_test_need_not_train_again(
     assert_same_end(undisturbed("train", *QUICK), killed)
 
 
+def test_a_run_interrupted_in_its_test_says_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_event(monkeypatch, "finish", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    out = tmp_path / "my run"
+    assert run(["train", *QUICK, "--out", str(out)]) == INTERRUPTED
+    assert capsys.readouterr().out.endswith(f"to resume: fptt train --resume --out '{out}'\n")  # as a shell takes it
+    assert RunFolder(out).checkpoints.files()
+
+
 def test_interrupting_twice_in_the_first_validation_is_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

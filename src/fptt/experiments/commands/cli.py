@@ -1,7 +1,6 @@
 """The command line: from arguments to an exit code."""
 
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -11,7 +10,7 @@ from fptt import LostProcessError, __version__
 from fptt.experiments.process.console import OutputConsole, logging_to, say
 from fptt.experiments.process.errors import ReportedError, UserError
 from fptt.experiments.process.rank import is_leader, is_left_alone, process_number
-from fptt.experiments.process.signals import INTERRUPTED, SIGNALS
+from fptt.experiments.process.signals import INTERRUPTED, handle_signals
 from fptt.experiments.tasks.registry import TASKS
 
 _TASK_LINES = "\n".join(f"  {name:<10} {about}" for name, about in TASKS.items())
@@ -65,11 +64,9 @@ COMMANDS = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line and return its exit code: 0, 2 for a user error, 130 after Ctrl-C."""
+    """Run the command line and return its exit code: 0, 2 for a user error, 130 after Ctrl-C, SIGTERM or SIGHUP."""
     console, errors = OutputConsole(quiet=not is_leader()), OutputConsole(stderr=True)
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, signal.default_int_handler)  # all of them end a run in good order
+    handle_signals(signal.default_int_handler)  # all of them end a run in good order
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             say(console, OVERVIEW)

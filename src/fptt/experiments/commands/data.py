@@ -1,5 +1,6 @@
 """The command about data sets: `fptt data`."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class Data:
             verdict = "as in the original" if part.is_original else "which the original has not"
             say(console, f"{part.path}: {part.found}, {verdict}")
         for folder in FOLDERS[self.name]:
-            say(console, f"to use it: fptt train --task {folder or self.name} --data {self.out / folder}")
+            data = shlex.quote((self.out / folder).as_posix())
+            say(console, f"to use it: fptt train --task {folder or self.name} --data {data}")
 
 
 def parse(name: str, arguments: Sequence[str]) -> Data:

@@ -21,6 +21,7 @@ from fptt.experiments.configs.checked import STRICT, Checked, Count, Workers
 from fptt.experiments.configs.config import Setting
 from fptt.experiments.configs.recipes import RECIPES
 from fptt.experiments.process.console import say
+from fptt.experiments.process.errors import UserError
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -128,6 +129,8 @@ class Report:
 
         is_own = self.results == Path("results")  # of the project itself, in its folder
         out = self.out or (Path("docs") if is_own else self.results / "report")
+        if out.suffix == ".md":
+            raise UserError(f"out must be a folder, for results.md and figures/, got {str(out)!r}.")
         readme = Path("README.md") if is_own and out == Path("docs") else None
         page = write_report(self.results, out, self.results.parent / "runs", REFERENCES, readme)
         say(console, f"results: {page}")

@@ -1,5 +1,6 @@
 """The console: lines of the commands, the library's log, and the progress of a run."""
 
+import errno
 import io
 import logging
 import os
@@ -22,7 +23,7 @@ def say(console: Console, text: str) -> None:
 
 
 class OutputConsole(Console):
-    """A console whose reader may go away, as `head` does: a run that takes hours continues, quietly.
+    """A console whose reader may go away, as `head` does or a terminal that is closed: a run continues, quietly.
 
     Raises:
         UnwritableError: If the output cannot be written for another reason, such as a full disk.
@@ -36,6 +37,8 @@ class OutputConsole(Console):
             super().__exit__(kind, error, traceback)
         except OSError as write_error:
             self.on_broken_pipe()
+            if write_error.errno == errno.EIO:  # of a terminal that is no more
+                return
             raise UnwritableError(f"the output cannot be written: {write_error.strerror}.") from write_error
 
     def on_broken_pipe(self) -> None:

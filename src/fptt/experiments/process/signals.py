@@ -1,25 +1,61 @@
-"""Signals: Ctrl-C and SIGTERM, handled where a run can stop without losing anything."""
+"""Signals: Ctrl-C, SIGTERM and a terminal that is closed, handled where a run can stop without losing anything."""
 
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 if sys.platform == "win32":  # where no other signal reaches a process group of its own
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
+    HANGUP = None
     ASK_TO_END = signal.CTRL_BREAK_EVENT
 else:
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    HANGUP = signal.SIGHUP
     ASK_TO_END = signal.SIGINT
 INTERRUPTED = 130
 """The exit code of a command that was interrupted, 128 + SIGINT as in shells."""
 
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def handle_signals(handler: Handler) -> dict[signal.Signals, Any]:
+    """Let a handler take the signals that end a run, and return the earlier handlers, for `restore_signals`.
+
+    Where a hangup is ignored, as under `nohup`, it stays so. Outside the main thread, as in a notebook's worker, where
+    Python allows no handlers, all signals stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    taken = [number for number in SIGNALS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, _once(handler) if number == HANGUP else handler) for number in taken}
+
+
+def restore_signals(before: dict[signal.Signals, Any]) -> None:
+    """Restore the earlier handlers, but that of a hangup that has come, which is not heard again."""
+    for number, handler in before.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _once(handler: Handler) -> Handler:
+    """Return a handler that ignores its signal from then on.
+
+    Of a closed terminal both the shell and the kernel may tell, and nobody is there who would end the run at once.
+    """
+
+    def take(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        handler(number, frame)
+
+    return take
+
 
 class Interruption:
-    """Remembers the first SIGINT or SIGTERM, so that the run ends after the batch; the second one ends it at once.
+    """Remembers the first of the signals, so that the run ends after the batch; the second one ends it at once.
 
     Attributes:
         is_asked: Whether there was one.
@@ -31,17 +67,14 @@ class Interruption:
 
     def __enter__(self) -> Self:
         """Install the handlers of the signals."""
-        # Python allows it in the main thread only; elsewhere, as in a notebook's worker, signals stay as they are
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        self.before = handle_signals(self._take)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Restore the earlier handlers."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        restore_signals(self.before)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

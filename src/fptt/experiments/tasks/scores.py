@@ -22,13 +22,14 @@ HIGHER_IS_BETTER = {
 
 
 def metric_form(metric: str, value: float) -> str:
-    """Return the format of a metric: four decimals, and four digits of a squared error that those would not show.
+    """Return the format of a metric: four decimals, or four digits, of a squared error below 1e-4 and from 1e9 on.
 
     Examples:
-        >>> [format(value, metric_form("mse", value)) for value in (0.25, 1.23456e-7)]
-        ['0.2500', '1.235e-07']
+        >>> [format(value, metric_form("mse", value)) for value in (0.25, 1.23456e-7, 1.23456e300)]
+        ['0.2500', '1.235e-07', '1.235e+300']
     """
-    return ".4g" if metric.endswith("mse") and 0 < abs(value) < 1e-4 else ".4f"
+    is_tiny = metric.endswith("mse") and 0 < abs(value) < 1e-4
+    return ".4g" if is_tiny or abs(value) >= 1e9 else ".4f"
 
 
 class Score(ABC):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import sys
 import zlib
 from abc import ABC, abstractmethod
@@ -74,8 +75,8 @@ class OutFolder(ABC):
 
     @property
     def resume_command(self) -> str:
-        """The command that resumes what was interrupted."""
-        return f"fptt {self.command} --resume --out {self.path}"
+        """The command that resumes what was interrupted, as a shell takes it."""
+        return f"fptt {self.command} --resume --out {shlex.quote(self.path.as_posix())}"
 
     @contextmanager
     def hinting_at_resuming(self) -> Iterator[None]:
@@ -83,7 +84,7 @@ class OutFolder(ABC):
         try:
             yield
         except (UnreadableError, UnwritableError, LostProcessError) as error:
-            hint = f"To resume when that is mended: {self.resume_command}." if self.checkpoints.files() else ""
+            hint = f"To resume when that is mended: {self.resume_command}" if self.checkpoints.files() else ""
             raise UserError(f"{error} {hint}".strip()) from error
 
     def check_free(self, *, can_overwrite: bool = True) -> None:

@@ -116,13 +116,14 @@ class LoadedRun:
         sequences = _as_sequences(x)
         return self._like(x, self._outputs(sequences).softmax(-1).numpy(), sequences)
 
-    def predict_file(self, path: Path) -> pd.DataFrame:
+    def predict_file(self, path: str | Path) -> pd.DataFrame:
         """Return the predictions of a file, .npz, .csv or .parquet, as of a DataFrame.
 
         Raises:
             UserError: If it cannot be read, or does not hold the inputs of the model, or the run is of a text.
         """
         self._check_no_text()
+        path = Path(path)
         columns = self._columns(is_table=suffix_of(path) != ".npz")
         return self._frame(read_sequences(path, columns, None), str(path), columns.id)
 
@@ -202,6 +203,8 @@ class LoadedRun:
 
 def _as_sequences(x: Any) -> Sequences:
     """Return arrays as sequences."""
+    if isinstance(x, str | Path):
+        raise UserError(f"x must be sequences, got the path {str(x)!r}: predict_file reads files.")
     if isinstance(x, list | tuple):
         return _from_list(x)
     array = _array(x)

@@ -14,6 +14,7 @@ from fptt.experiments.process.errors import UnwritableError, UserError, one_line
 from fptt.experiments.process.signals import Interruption
 from fptt.experiments.tasks.batches import Samples
 from fptt.experiments.tasks.registry import OPTIONS, check_interface
+from fptt.experiments.tasks.scores import metric_form
 from fptt.experiments.training.card import model_card
 from fptt.experiments.training.checkpoints import SECONDS_BETWEEN_CHECKPOINTS
 from fptt.experiments.training.evaluation import measure
@@ -105,8 +106,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
     except KeyboardInterrupt:
         if run.method.updates:
             say(console, f"interrupted; completing {folder.path} (again to stop at once)")
-            if folder.checkpoints.files():
-                say(console, f"to resume: {folder.resume_command}")
+            _say_how_to_resume(folder, console)
         _finish(run, folder, "interrupted", log)
         raise
     except (fptt.CompilationError, FloatingPointError) as error:
@@ -117,7 +117,17 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
     except BaseException:
         _finish(run, folder, "failed", log)
         raise
-    return _finish(run, folder, "finished", log)
+    try:
+        return _finish(run, folder, "finished", log)
+    except KeyboardInterrupt:  # trained to its end: only the test is left
+        _say_how_to_resume(folder, console)
+        raise
+
+
+def _say_how_to_resume(folder: RunFolder, console: Console) -> None:
+    """Print the command that resumes, if there is a checkpoint."""
+    if folder.checkpoints.files():
+        say(console, f"to resume: {folder.resume_command}")
 
 
 def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: Interruption) -> None:
@@ -184,7 +194,8 @@ def _validate(run: Run, folder: RunFolder, display: Display, log: Log) -> None:
 def _status(run: Run) -> str:
     """Return a line about where the run stands; reads the loss, and so waits for the device."""
     progress, method, seconds = run.progress, run.method, max(run.progress.seconds, 1e-9)
-    metric = "" if progress.metric is None else f"{run.task.metric} {progress.metric:.4f}  "
+    name, value = run.task.metric, progress.metric
+    metric = "" if value is None else f"{name} {format(value, metric_form(name, value))}  "
     skipped = f"{method.skipped} skipped  " if method.skipped else ""
     return (
         f"epoch {progress.epoch}  {skipped}loss {run.totals.means()['train_loss']:.3f}  {metric}"
