@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,12 @@ def finished(process: Fork) -> str:
     return output
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def test_two_processes_end_as_one(tmp_path: Path) -> None:
     """Batches of 25 are parted unevenly; the last one of an epoch, of 3, too. One line is said once."""
     options = [*QUICK, "--epochs", "2", "--batch-size", "25", "--precision", "64-true"]
@@ -66,6 +74,25 @@ def test_two_processes_share_ragged_sequences(targets: np.ndarray, tmp_path: Pat
     two, one = RunFolder(tmp_path / "two"), RunFolder(tmp_path / "one")
     assert distance(two.read_weights(), one.read_weights()) < 1e-10
     assert two.read_summary()["updates"] == one.read_summary()["updates"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a single process there")
+def test_ctrl_c_ends_a_process_that_waits_for_another_that_never_comes(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {**os.environ, "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "fptt", "train", *QUICK, "--devices", "2", "--out", str(tmp_path / "run")]
+    process = Fork(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    try:
+        for _ in range(1000):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.1):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

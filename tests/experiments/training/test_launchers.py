@@ -1,6 +1,5 @@
 """Whoever starts the two processes of a run, and wherever they are: the weights are the same bits."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from fptt import __main__
 from fptt.experiments.training.folder import RunFolder
-from tests.experiments.training.test_devices import QUICK
+from tests.experiments.training.test_devices import QUICK, free_port
 from tests.experiments.training.test_precision import distance
 
 FPTT = ("-m", "fptt", "train", *QUICK, "--epochs", "2")
@@ -44,12 +43,6 @@ def run_all(commands: list[list[str]], out: Path) -> str:
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     return "".join(outputs)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

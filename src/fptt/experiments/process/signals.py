@@ -28,10 +28,7 @@ def handle_signals(handler: Handler) -> dict[signal.Signals, Any]:
     Where a hangup is ignored, as under `nohup`, it stays so. Outside the main thread, as in a notebook's worker, where
     Python allows no handlers, all signals stay as they are.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    taken = [number for number in SIGNALS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, _once(handler) if number == HANGUP else handler) for number in taken}
+    return {number: signal.signal(number, _once(handler) if number == HANGUP else handler) for number in _taken()}
 
 
 def restore_signals(before: dict[signal.Signals, Any]) -> None:
@@ -39,6 +36,24 @@ def restore_signals(before: dict[signal.Signals, Any]) -> None:
     for number, handler in before.items():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let the signals end the process at once, where Python would not hear them: in a call that waits for another."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in _taken()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _taken() -> list[signal.Signals]:
+    """Return the signals that handlers may be given."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [number for number in SIGNALS if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _once(handler: Handler) -> Handler:

@@ -253,7 +253,7 @@ def _run(path: Path, config: TrainConfig, console: Console, children: _Children,
     with log_file.open("w", encoding="utf-8") as log:
         code = children.run(command, log)
     # somebody has interrupted this one run: that is taken for all
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, -ASK_TO_END):  # the latter from a run that was about to start processes
         children.stop()
         raise KeyboardInterrupt
     if code != 0:

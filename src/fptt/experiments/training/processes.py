@@ -16,6 +16,7 @@ import fptt
 from fptt._parallel.collectives import reporting_lost_processes
 from fptt.experiments.configs.config import TrainConfig
 from fptt.experiments.process.errors import ReportedError, UserError, one_line
+from fptt.experiments.process.signals import ended_by_signals
 from fptt.experiments.training.build import check_precision, make_fabric
 
 STARTED = "WORLD_SIZE"
@@ -41,7 +42,9 @@ def launch(config: TrainConfig) -> "Processes":
     check_precision(config)
     fabric = make_fabric(config.accelerator, config.precision, config.devices, config.num_nodes)
     if size > 1 and "LT_CLI_USED" not in os.environ:  # `fabric run` has started them, and refuses a second launch
-        fabric.launch()
+        # each waits for the others, half an hour for one that an early Ctrl-C has ended, in a call that hears no signal
+        with ended_by_signals():
+            fabric.launch()
         # Fabric kills the first process when another has ended, but the first has to report that and save what there
         # is. On CPUs gloo notices a lost process by itself; NCCL would wait for it, so there Fabric keeps watching.
         if fabric.device.type == "cpu" and isinstance(fabric.strategy.launcher, _SubprocessScriptLauncher):
