@@ -272,8 +272,12 @@ def test_errors_of_resuming_are_named(
     run_of_train = StreamFolder(tmp_path / "run")
     run_of_train.path.mkdir()
     run_of_train.checkpoints.write({"version": 2})
-    assert run(["stream", "--resume", "--out", str(run_of_train.path)]) == 2
-    assert "must be of a stream, version 2, got a run of fptt train" in " ".join(capsys.readouterr().err.split())
+    earlier = interrupted.checkpoints  # whose scores have what was predicted by chance as right
+    earlier.write(read_checkpoint(earlier.files()[0]) | {"version": 2})
+    for folder, got in ((run_of_train.path, "a run of fptt train"), (out, "stream")):
+        assert run(["stream", "--resume", "--out", str(folder)]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"must be of a stream, version 3, got {got}, version 2" in told
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

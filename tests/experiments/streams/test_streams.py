@@ -18,7 +18,7 @@ from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import StreamLearner, make_learner
 from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import Rolling, StreamScores
-from fptt.experiments.streams.source import Kind, Piece
+from fptt.experiments.streams.source import NO_CLASS, Kind, Piece
 from fptt.experiments.studies.page import read_results
 from fptt.experiments.tasks.hapt import Recording
 from fptt.experiments.tasks.scores import IGNORED
@@ -156,6 +156,13 @@ def test_baselines_of_numbers_by_hand(length: int) -> None:
         assert baseline.current == (1.0 if kind is LastLabel else 4.0)  # all labels, at the end
 
 
+@pytest.mark.parametrize("kind", [LastLabel, MajorityClass])
+def test_no_class_is_predicted_before_one_is_known(kind: type[Baseline]) -> None:
+    """Neither in later pieces, nor at the beginning of another recording."""
+    baseline = kind(2, 6, NO_CLASS)
+    assert predicted(baseline, 2, [IGNORED] * 5, [3, 3, 3, 3]) == [[NO_CLASS] * 5, [NO_CLASS] * 3 + [3]]
+
+
 def test_a_tie_goes_to_the_first_class_and_the_majority_may_change() -> None:
     assert predicted(MajorityClass(0, 6), 5, [4, 1, 1, 4, 4]) == [[0, 4, 1, 1, 1]]
 
@@ -197,6 +204,15 @@ def test_scores_count_labeled_steps_alone() -> None:
     assert (scores.steps, scores.labels) == (8, 3)
     assert scores.rows == [{"step": 4, "learner": 0.666667, "other": 0.333333}]
     assert scores.metrics()["learner"] == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 1) / 3)}
+
+
+def test_no_class_is_a_wrong_one() -> None:
+    """It is missing to the class that is right, and no other one has it; for the last class too."""
+    scores = StreamScores(["learner"], "classes", 3, 100)
+    for given, right in [([NO_CLASS, 0, NO_CLASS], [0, 0, 2]), ([2, NO_CLASS], [2, IGNORED])]:
+        scores.add({"learner": torch.tensor(given)}, torch.tensor(right))
+    assert scores.rows == [{"step": 3, "learner": 0.333333}, {"step": 5, "learner": 0.5}]
+    assert scores.metrics()["learner"] == {"accuracy": 2 / 4, "macro_f1": pytest.approx((2 / 3 + 2 / 3) / 2)}
 
 
 def test_scores_of_numbers_are_squared_errors_over_the_window_and_over_all() -> None:

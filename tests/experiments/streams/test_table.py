@@ -19,7 +19,7 @@ from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.errors import UnreadableError, UserError
 from fptt.experiments.streams.folder import StreamFolder
 from fptt.experiments.streams.learner import RunningScale, StreamLearner
-from fptt.experiments.streams.source import Piece
+from fptt.experiments.streams.source import NO_CLASS, Piece
 from fptt.experiments.streams.table import Table
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
 from tests.experiments.streams.stopped import assert_same_end, call_at, press_ctrl_c
@@ -298,7 +298,8 @@ def test_no_prediction_knows_a_number_or_a_class_before_its_time(delay: int, tmp
 
 def test_a_class_is_not_predicted_before_its_first_label_and_labels_keep_their_names(tmp_path: Path) -> None:
     predictions, learner = learned(rows(list("xxxxxxyyyyyyzzzz")), tmp_path, delay=1)
-    assert set(predictions[:8]) == {0.0}  # the y of step 6 is known after the prediction of step 7
+    assert predictions[:2] == [NO_CLASS] * 2  # in chunks of 2
+    assert set(predictions[2:8]) == {0}  # the y of step 6 is known after the prediction of step 7
     assert learner.learner.state_dict()["targets"]["labels"] == ["x", "y", "z"]
     assert learner.num_classes == 3
 
@@ -310,6 +311,22 @@ def test_a_row_without_a_target_is_predicted_and_not_learned(tmp_path: Path) -> 
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_before_any_label_is_known_are_wrong(tmp_path: Path) -> None:
+    """Though the first class has number 0; afterwards it is the only one that is known, and everybody predicts it."""
+    pytest.importorskip("river", reason="River is not installed: pip install 'fptt[experiments]'")
+    data, out = write(tmp_path, rows(list("xxxxxxyy"))), tmp_path / "out"
+    options = ["--delay", "3", "--chunk-length", "2", "--hidden-size", "3", "--baselines", "--out", str(out)]
+    assert run(["stream", "--task", "table", "--data", data, *options]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    found = {"learner": summary, **summary["baselines"]}
+    assert set(found) == {"learner", "last_label", "majority_class", "river_softmax"}
+    for metrics in found.values():
+        assert metrics["accuracy"] == 2 / 8
+        # of x 2 are found, 4 missed, and 2 are y; of y none is found
+        assert metrics["macro_f1"] == pytest.approx((2 * 2 / (2 * 2 + 4 + 2) + 0) / 2)
+
 
 QUICK = ["--hidden-size", "8", "--window", "100", "--delay", "7", "--checkpoint-steps", "200"]
 

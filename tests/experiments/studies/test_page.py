@@ -150,6 +150,29 @@ def test_differences_of_an_ablation_are_from_the_controls_of_each_variant(tmp_pa
     }
 
 
+@pytest.mark.parametrize("place", ["{study}/{method}/seed-{seed}", "{study}/{method}-seed-{seed}"])
+def test_studies_side_by_side_have_their_own_controls(place: str, tmp_path: Path) -> None:
+    """What both hold is compared once; of other values the group is told."""
+    results = {
+        "small": {"first": (0.5, 0.25), "second": (0.5, 0.25)},
+        "other": {"first": (0.5, 0.25), "second": (0.25, 0.375)},
+    }
+    for name, studies in results.items():
+        for study, tests in studies.items():
+            for method, test in zip(("fptt", "tbptt"), tests, strict=True):
+                for seed in (0, 1):
+                    run = tmp_path / "runs" / name / place.format(study=study, method=method, seed=seed)
+                    write_run(run, TrainConfig.of(SMALL, method=method, seed=seed), test * (1 + seed * test))
+    page = write_report(tmp_path / "runs", tmp_path / "docs", tmp_path, {}).read_text()
+    ((line,),) = differences_of(page, "small").values()
+    assert line == "| FPTT-4 − TBPTT-4 | 2 | +0.3438 | [-0.8475, +1.5350] | 0.170 | 0.170 | undecided |"
+    ((first, second),) = differences_of(page, "other").values()
+    group = place.rpartition("/")[0].format
+    for line, study, mean in ((first, "first", "+0.3438"), (second, "second", "-0.1641")):
+        ours, theirs = (group(study=study, method=method) for method in ("fptt", "tbptt"))
+        assert line.startswith(f"| FPTT-4 ({ours}) − TBPTT-4 ({theirs}) | 2 | {mean} |")
+
+
 def test_a_comparison_with_early_stopping_has_one_row_a_contender(tmp_path: Path) -> None:
     """A run with as many updates as the reference stands in at equal updates; the others there do not stop early."""
     folder = tmp_path / "small"

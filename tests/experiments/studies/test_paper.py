@@ -1,5 +1,6 @@
 """The table of the paper's tasks: which experiment stands for a task, and its numbers, by hand."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def row(
         "metric": metric,
         "num_seeds": len(tests),
         f"test_{metric}_mean": mean,
-        f"test_{metric}_sd": 0.01,
+        f"test_{metric}_sd": 0.01 if len(tests) > 1 and math.isfinite(mean) else math.nan,
         f"validation_{metric}_mean": 1.1 * mean,
         "tests": tests,
         "epochs": 2.0,
@@ -67,6 +68,20 @@ def test_of_equally_long_trainings_the_one_that_validates_best_stands_for_a_task
     assert found.ours["fptt"]["config"].lr == 0.1
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "mse"])
+def test_a_diverged_validation_is_the_worst(metric: str) -> None:
+    """Wherever it stands, and whether of FPTT or of its control."""
+    setting: dict[str, Any] = {} if metric == "accuracy" else {"task": "adding", "length": 200}
+    methods = ("fptt", "tbptt")
+    diverged = [row(method, {0: math.nan}, 5, metric, lr=0.1, **setting) for method in methods]
+    half = [
+        row(method, {0: test}, 5, metric, lr=0.2, **setting) for method, test in (("fptt", math.nan), ("tbptt", 0.4))
+    ]
+    for rows in ([*diverged, *half], [*half, *diverged]):
+        (found,) = paper_rows({"a": rows}, {})
+        assert found.ours["fptt"]["config"].lr == 0.2
+
+
 def test_inputs_as_published_come_before_longer_training() -> None:
     other = [row(own["method"], own["tests"], 10 * own["updates"], standardization="none") for own in LONG]
     (found,) = paper_rows({"short": SHORT, "other": other}, {})
@@ -87,6 +102,13 @@ def test_the_cells_of_a_task() -> None:
     assert cells[8] == "+1.50 [-4.85, +7.85]"
     assert cells[9] == "+23.00 [+10.29, +35.71]"
     assert cells[10:] == ["28", "2", "280; 10", "[short](docs/results.md#short)"]
+
+
+def test_a_diverged_seed_has_no_deviation() -> None:
+    for test, cell in ((math.nan, "– (2)"), (math.inf, "inf (2)")):
+        rows = [row("fptt", {0: 0.72, 1: test}, 280), row("tbptt", {0: 0.7, 1: 0.75}, 280)]
+        _, cells = paper_cells(paper_rows({"short": rows}, {}))
+        assert cells[7] == cell
 
 
 def test_methods_that_stopped_early_at_other_epochs_have_both_in_a_cell() -> None:

@@ -22,14 +22,15 @@ class Baseline(ABC):
     Args:
         delay: Steps by which labels are late, ≥ 0.
         num_outputs: C.
+        initial: What is predicted while no label is known: a class, `NO_CLASS`, or a number.
     """
 
-    def __init__(self, delay: int, num_outputs: int) -> None:
-        self.delay, self.num_outputs = delay, num_outputs
+    def __init__(self, delay: int, num_outputs: int, initial: int = 0) -> None:
+        self.delay, self.num_outputs, self.initial = delay, num_outputs, initial
 
     @abstractmethod
     def predictions(self, piece: Piece) -> Tensor:
-        """Return the predictions of the steps of the next piece, (n,): classes or numbers, 0 while nothing is known."""
+        """Return the predictions of the steps of the next piece, (n,): classes or numbers."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -43,9 +44,9 @@ class Baseline(ABC):
 class WithoutModel(Baseline):
     """A baseline that looks at the labels alone."""
 
-    def __init__(self, delay: int, num_outputs: int) -> None:
-        super().__init__(delay, num_outputs)
-        self.current: float = 0
+    def __init__(self, delay: int, num_outputs: int, initial: int = 0) -> None:
+        super().__init__(delay, num_outputs, initial)
+        self.current: float = initial
         self.waiting: Tensor | None = None
 
     def predictions(self, piece: Piece) -> Tensor:
@@ -91,14 +92,14 @@ class LastLabel(WithoutModel):
 class MajorityClass(WithoutModel):
     """Predicts the most frequent class so far."""
 
-    def __init__(self, delay: int, num_outputs: int) -> None:
-        super().__init__(delay, num_outputs)
+    def __init__(self, delay: int, num_outputs: int, initial: int = 0) -> None:
+        super().__init__(delay, num_outputs, initial)
         self.counts = np.zeros(num_outputs, dtype=np.int64)
 
     def _informed(self, targets: Tensor) -> np.ndarray:
         counts = self.counts + (targets.numpy()[:, None] == np.arange(self.num_outputs)).cumsum(0)
         self.counts = counts[-1] if len(counts) else self.counts
-        return counts.argmax(1)
+        return np.where(counts.any(1), counts.argmax(1), self.initial)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts of the classes too."""
@@ -121,7 +122,7 @@ class MeanNumber(WithoutModel):
         totals = np.concatenate([[self.total], np.where(known, targets.numpy(), 0.0)]).cumsum()[1:]
         if len(counts):
             self.count, self.total = int(counts[-1]), float(totals[-1])
-        return np.where(counts > 0, totals / np.maximum(counts, 1), 0.0)
+        return np.where(counts > 0, totals / np.maximum(counts, 1), self.initial)
 
     def state_dict(self) -> dict[str, Any]:
         """Return count and sum of the numbers too."""
@@ -140,8 +141,8 @@ class RiverSoftmax(Baseline):
         UserError: If River is not installed.
     """
 
-    def __init__(self, delay: int, num_outputs: int) -> None:
-        super().__init__(delay, num_outputs)
+    def __init__(self, delay: int, num_outputs: int, initial: int = 0) -> None:
+        super().__init__(delay, num_outputs, initial)
         try:
             from river import linear_model, preprocessing
         except ImportError as error:
@@ -155,7 +156,8 @@ class RiverSoftmax(Baseline):
         predictions = torch.zeros(len(piece.targets), dtype=torch.long)
         for step, (row, label) in enumerate(zip(piece.signal.tolist(), piece.targets.tolist(), strict=True)):
             if label != IGNORED:
-                predictions[step] = self.model.predict_one(dict(enumerate(row))) or 0
+                given = self.model.predict_one(dict(enumerate(row)))
+                predictions[step] = self.initial if given is None else given
             self.waiting.append((row, label))
             self._learn(self.delay)
         if piece.is_last:

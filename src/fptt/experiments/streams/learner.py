@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import fptt
 from fptt.experiments.configs.config import StreamConfig
-from fptt.experiments.streams.source import Piece, Source, is_labeled
+from fptt.experiments.streams.source import NO_CLASS, Piece, Source, is_labeled
 from fptt.nn.models import CELLS
 
 
@@ -78,7 +78,7 @@ class StreamLearner:
 
     The label of step t is learned after the prediction of step t + delay; those of the last steps at the end of the
     recording. The numbers of a regression are learned in units of their deviation from the mean, both of the labels
-    that are known by then. A class of which no label is known yet is not predicted.
+    that are known by then. A class of which no label is known yet is not predicted; while none is, it is `NO_CLASS`.
 
     Attributes:
         learner: The `OnlineLearner`.
@@ -118,7 +118,9 @@ class StreamLearner:
         """Return the predictions of outputs (n, C)."""
         if piece.targets.is_floating_point():
             return self.scale.mean + self.scale.deviation * outputs[:, 0].double()
-        return outputs[:, : max(self.num_classes, 1)].argmax(1)
+        if not self.num_classes:
+            return torch.full((len(outputs),), NO_CLASS)
+        return outputs[:, : self.num_classes].argmax(1)
 
     def _learn_late(self, targets: list[Any], piece: Piece) -> None:
         """Learn the first targets of those that wait."""

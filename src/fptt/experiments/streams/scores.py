@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fptt.experiments.streams.source import Kind, is_labeled
-from fptt.experiments.tasks.scores import ClassScore, RegressionScore
+from fptt.experiments.tasks.scores import RegressionScore, class_metrics
 
 ROLLING = "rolling.csv"
 """The file of the rolling metrics, which only the folder of a stream has."""
@@ -56,6 +56,34 @@ class Rolling:
         return math.fsum(total for total, _ in self.pieces) / self.count if self.count else float("nan")
 
 
+class PredictionScore:
+    """Accuracy and macro-averaged F1 of predicted classes.
+
+    `NO_CLASS` is wrong: it lowers the recall of the class that is right, and the precision of none.
+
+    Args:
+        num_classes: C.
+
+    Examples:
+        >>> score = PredictionScore(2)
+        >>> score.add(torch.tensor([-1, 0, 1]), torch.tensor([0, 0, 1]))
+        >>> {name: round(value, 4) for name, value in score.metrics().items()}
+        {'accuracy': 0.6667, 'macro_f1': 0.8333}
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        # [target, prediction]; the last column, which is that of index −1, is of `NO_CLASS`
+        self.confusion = torch.zeros(num_classes, num_classes + 1, dtype=torch.long)
+
+    def add(self, predictions: Tensor, targets: Tensor) -> None:
+        """Add predictions and targets, (n,) both."""
+        self.confusion.index_put_((targets, predictions), torch.ones_like(targets), accumulate=True)
+
+    def metrics(self) -> dict[str, float]:
+        """Return accuracy and macro-averaged F1 of everything so far."""
+        return class_metrics(self.confusion)
+
+
 class StreamScores:
     """The metrics of a learner and of its baselines on the same stream.
 
@@ -72,8 +100,7 @@ class StreamScores:
 
     def __init__(self, names: Iterable[str], kind: Kind, num_outputs: int, window: int) -> None:
         self.kind: Kind = kind
-        self.num_outputs = num_outputs
-        self.totals = {name: ClassScore(num_outputs) if kind == "classes" else RegressionScore() for name in names}
+        self.totals = {name: PredictionScore(num_outputs) if kind == "classes" else RegressionScore() for name in names}
         self.rolling = {name: Rolling(window) for name in self.totals}
         self.steps = self.labels = 0
         self.rows: list[dict[str, Any]] = []
@@ -89,8 +116,8 @@ class StreamScores:
         targets = targets[labeled]
         for name, given in predictions.items():
             own, total = given[labeled], self.totals[name]
-            if isinstance(total, ClassScore):
-                total.add(functional.one_hot(own, self.num_outputs).float(), targets)
+            if isinstance(total, PredictionScore):
+                total.add(own, targets)
                 self.rolling[name].add(int((own == targets).sum()), count)
             else:
                 total.add(own[:, None], targets[:, None])
@@ -102,10 +129,7 @@ class StreamScores:
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return accuracy and macro-averaged F1 of each, or its mean squared error."""
-        metrics = {name: total.metrics() for name, total in self.totals.items()}
-        if self.kind == "regression":
-            return metrics
-        return {name: {key: own[key] for key in ("accuracy", "macro_f1")} for name, own in metrics.items()}
+        return {name: total.metrics() for name, total in self.totals.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything so far, as tensors and plain values."""
@@ -117,9 +141,8 @@ class StreamScores:
         """Restore what `state_dict` returned."""
         for name, total in self.totals.items():
             saved = state_dict["totals"][name]
-            if isinstance(total, ClassScore):
+            if isinstance(total, PredictionScore):
                 total.confusion.copy_(saved["confusion"].view_as(total.confusion))
-                total.entropy = float(saved["entropy"])
             else:
                 total.total, total.count = float(saved["total"]), int(saved["count"])
             self.rolling[name].load_state_dict(state_dict["rolling"][name])

@@ -10,6 +10,9 @@ from fptt.experiments.tasks.scores import IGNORED
 
 Kind = Literal["classes", "regression"]
 
+NO_CLASS = -1
+"""The prediction of a class while none is known."""
+
 
 class Piece(NamedTuple):
     """The next steps of a stream: a chunk, or what is left of one.

@@ -23,7 +23,7 @@ from fptt.experiments.streams.learner import StreamLearner
 from fptt.experiments.streams.plot import draw_rolling
 from fptt.experiments.streams.recordings import Recordings
 from fptt.experiments.streams.scores import METRICS, StreamScores
-from fptt.experiments.streams.source import Piece, Source
+from fptt.experiments.streams.source import NO_CLASS, Piece, Source
 from fptt.experiments.streams.table import STANDARD_INPUT, Table
 from fptt.experiments.training.checkpoints import SECONDS_BETWEEN_CHECKPOINTS, load_field
 from fptt.experiments.training.folder import locked
@@ -34,7 +34,7 @@ WARM_UP = 0.1
 WARM_UP_STEPS = 20_000
 """The same, where the length of the stream is not known."""
 CPU = torch.device("cpu")
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 
 
 # -- the stream ------------------------------------------------------------------------------------------------------
@@ -75,7 +75,9 @@ class Streaming:
             if kind == "regression":
                 raise UserError("baselines are of classes, got a regression.")
             kinds["river_softmax"] = RiverSoftmax
-        self.baselines = {name: baseline(config.delay, num_outputs) for name, baseline in kinds.items()}
+        # the first of classes that are numbered as they come would be right without any knowledge
+        initial = NO_CLASS if kind == "classes" and not self.source.classes else 0
+        self.baselines = {name: baseline(config.delay, num_outputs, initial) for name, baseline in kinds.items()}
         self.scores = StreamScores(["learner", *kinds], kind, num_outputs, config.window)
         self.place = self.source.start
         self.pending: list[dict[str, Tensor]] = []

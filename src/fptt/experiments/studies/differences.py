@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
 
 import numpy as np
 from scipy import stats
@@ -132,16 +133,29 @@ def matched_pairs(rows: Sequence[Row], besides: Sequence[str] = ()) -> list[tupl
     """Return each row of the method with the most machinery beside its controls: what an ablation compares.
 
     Those are the rows of other methods with the same setting: all fields are equal, but for those that make no
-    difference to one of the two methods, and those named besides.
+    difference to one of the two methods, and those named besides. Of a control that several folders hold it is the
+    nearest: of two ablations side by side each has its own.
     """
     first = base_row(rows)["config"].method
-    return [
+    pairs = [
         (ours, theirs)
         for ours in rows
         for theirs in rows
         if ours["config"].method == first != theirs["config"].method
         and _agree(ours["config"], theirs["config"], besides)
     ]
+    least: dict[tuple[int, TrainConfig], int] = {}
+    for ours, theirs in pairs:
+        control, distance = (id(ours), theirs["config"]), _distance(ours, theirs)
+        least[control] = min(least.get(control, distance), distance)
+    return [(ours, theirs) for ours, theirs in pairs if _distance(ours, theirs) == least[id(ours), theirs["config"]]]
+
+
+def _distance(ours: Row, theirs: Row) -> int:
+    """Return how many folders lie between the groups of two rows, up from one and down to the other."""
+    groups = [PurePosixPath(row.get("group", "")) for row in (ours, theirs)]
+    one, other = ({group, *group.parents} for group in groups)
+    return len(one ^ other)
 
 
 def _agree(config: TrainConfig, other: TrainConfig, besides: Sequence[str]) -> bool:
@@ -153,13 +167,21 @@ def _agree(config: TrainConfig, other: TrainConfig, besides: Sequence[str]) -> b
 def difference_cells(pairs: Sequence[tuple[Row, Row]], base: TrainConfig, metric: str) -> Cells:
     """Return a table of the differences in a test metric, corrected for their number; without pairs an empty one.
 
+    What has the same settings and the same values as a pair before is the same comparison, and stands there once.
+
     Args:
-        pairs: Of rows with a `config`, and the metric by seed as `tests`.
+        pairs: Of rows with a `config`, and the metric by seed as `tests`; and perhaps a `group`, which stands beside
+            those that have the same label.
         base: The config from which labels tell what differs.
         metric: Its name.
     """
     if not pairs:
         return []
+    once: dict[tuple[TrainConfig, str], Row] = {}
+    for row in (row for pair in pairs for row in pair):
+        once.setdefault(_content(row), row)
+    names = _names(list(once.values()), base)
+    pairs = [(once[ours], once[theirs]) for ours, theirs in dict.fromkeys(tuple(map(_content, pair)) for pair in pairs)]
     is_higher_better = direction(metric) == "higher"
     found = [paired_difference(ours["tests"], theirs["tests"]) for ours, theirs in pairs]
     corrected = iter(holm([difference.p for difference in found if difference.p is not None]))
@@ -182,7 +204,7 @@ def difference_cells(pairs: Sequence[tuple[Row, Row]], base: TrainConfig, metric
             verdict = "better" if (difference.mean > 0) is is_higher_better else "worse"
         lines.append(
             [
-                f"{label(ours['config'], base)} − {label(theirs['config'], base)}",
+                f"{names[id(ours)]} − {names[id(theirs)]}",
                 _seeds(difference),
                 number(difference.mean, form),
                 difference.lacking or f"[{', '.join(number(end, form) for end in difference.interval or ())}]",
@@ -192,6 +214,23 @@ def difference_cells(pairs: Sequence[tuple[Row, Row]], base: TrainConfig, metric
             ]
         )
     return [heads, *lines]
+
+
+def _content(row: Row) -> tuple[TrainConfig, str]:
+    """Return the setting of a row and its values by seed, as text, in which NaN is the same as NaN."""
+    return row["config"], repr(sorted(row["tests"].items()))
+
+
+def _names(rows: Sequence[Row], base: TrainConfig) -> dict[int, str]:
+    """Return the label of each row, by its id, with its group where those of another group have the same."""
+    groups: dict[str, set[str]] = {}
+    for row in rows:
+        groups.setdefault(label(row["config"], base), set()).add(row.get("group", ""))
+    names = {}
+    for row in rows:
+        name, group = label(row["config"], base), row.get("group", "")
+        names[id(row)] = f"{name} ({group})" if group and len(groups[name]) > 1 else name
+    return names
 
 
 def _seeds(difference: Difference) -> str:

@@ -1,5 +1,6 @@
 """The table and the figure of the paper's tasks: what was published, replicated and reached here, side by side."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,17 +135,18 @@ class _Contest(NamedTuple):
         """Return what is compared: inputs as published before others, with a control before without, then updates.
 
         Of equally long ones that with most seeds, then the one with the best validation: of FPTT or TBPTT, so that
-        neither is shown at the rate that suits the other alone.
+        neither is shown at the rate that suits the other alone. NaN, of a seed that diverged, is the worst.
         """
         metric = self.row["metric"]
         sign = 1 if direction(metric) == "higher" else -1
         cut = [self.row, *(own for method, own in self.controls.items() if method == "tbptt")]
+        validations = [sign * own[f"validation_{metric}_mean"] for own in cut]
         return (
             self.row["config"].standardization == "published",
             "tbptt" in self.controls,
             self.row["updates"],
             self.row["num_seeds"],
-            max(sign * own[f"validation_{metric}_mean"] for own in cut),
+            max(-math.inf if math.isnan(value) else value for value in validations),
         )
 
 
@@ -224,7 +226,7 @@ def _reached(row: PaperRow, method: str) -> str:
         return NONE
     own, form = row.ours[method], _digits(row)
     sd = own[f"test_{own['metric']}_sd"]
-    spread = "" if own["num_seeds"] == 1 else f" ± {number(sd * row.task.scale, form)}"
+    spread = f" ± {number(sd * row.task.scale, form)}" if math.isfinite(sd) else ""
     fptt = row.ours["fptt"]["config"]
     mark = "" if all(getattr(own["config"], name) == getattr(fptt, name) for name in HARDWARE) else " ‡"
     return f"{number(_mean(own) * row.task.scale, form)}{spread} ({own['num_seeds']}){mark}"

@@ -88,16 +88,26 @@ class ClassScore(Score):
 
     def metrics(self) -> dict[str, float]:
         """Return accuracy, macro-averaged F1 and cross entropy."""
-        total = self.confusion.sum().item()
-        correct, actual, predicted = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
-        occurs = actual + predicted > 0
-        # 2 · true positives / (2 · true positives + false positives + false negatives)
-        f1 = 2 * correct[occurs] / (actual + predicted)[occurs]
         return {
-            "accuracy": correct.sum().item() / max(total, 1),
-            "macro_f1": f1.double().mean().item(),
-            "cross_entropy": self.entropy / max(total, 1),
+            **class_metrics(self.confusion),
+            "cross_entropy": self.entropy / max(self.confusion.sum().item(), 1),
         }
+
+
+def class_metrics(confusion: Tensor) -> dict[str, float]:
+    """Return accuracy and macro-averaged F1.
+
+    Args:
+        confusion: Counts of [target, prediction], (C, C); or (C, C + 1), with those for which none was predicted last.
+    """
+    correct, actual, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)[: len(confusion)]
+    occurs = actual + predicted > 0
+    # 2 · true positives / (2 · true positives + false positives + false negatives)
+    f1 = 2 * correct[occurs] / (actual + predicted)[occurs]
+    return {
+        "accuracy": correct.sum().item() / max(confusion.sum().item(), 1),
+        "macro_f1": f1.double().mean().item(),
+    }
 
 
 class RegressionScore(Score):

@@ -316,8 +316,9 @@ def _tau_bounds(name: str, tau: float | tuple[float, float]) -> tuple[float, flo
         ValueError: If this is neither a time constant above 0 nor two of them, the shorter first.
     """
     bounds = tau if isinstance(tau, tuple) else (tau, tau)
-    if len(bounds) != 2 or not all(isinstance(bound, int | float) and 0 < bound < math.inf for bound in bounds):
-        raise ValueError(f"{name} must be a time constant above 0 or a pair of them, got {tau!r}.")
+    are_numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds)
+    if len(bounds) != 2 or not are_numbers or not all(0 < bound < math.inf for bound in bounds):
+        raise ValueError(f"{name} must be a time constant above 0 or a tuple of two of them, got {tau!r}.")
     if bounds[0] > bounds[1]:
         raise ValueError(f"{name} must have the shorter time constant first, got {tau!r}.")
     return bounds
