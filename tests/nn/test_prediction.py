@@ -98,13 +98,17 @@ class Flat(nn.Module):
         return self.readout(hidden[:, -1] if self.batch_first else hidden[-1]), state
 
 
+@pytest.mark.parametrize(("num_steps", "batch_size"), [(7, 5), (5, 5), (7, 2)])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_outputs_of_the_last_step_without_a_time_dimension_are_refused(batch_first: bool) -> None:
-    inputs = torch.randn(5, 7, 3) if batch_first else torch.randn(7, 5, 3)
-    with pytest.raises(ValueError, match=r"with T, B = \(7, 5\), .*, got \(5, 2\): the output of the last step alone"):
+def test_outputs_of_the_last_step_without_a_time_dimension_are_refused(
+    batch_first: bool, num_steps: int, batch_size: int
+) -> None:
+    inputs = torch.randn(batch_size, num_steps, 3) if batch_first else torch.randn(num_steps, batch_size, 3)
+    found = rf"with T, B = \({num_steps}, {batch_size}\), .*, got \({batch_size}, 2\): the output of the last step"
+    with pytest.raises(ValueError, match=found):
         fptt.predict(Flat(batch_first=batch_first, per_step=False), inputs, batch_first=batch_first)
     model = Flat(batch_first=batch_first, per_step=True)
-    assert torch.as_tensor(fptt.predict(model, inputs, batch_first=batch_first)).shape == (5,)
+    assert torch.as_tensor(fptt.predict(model, inputs, batch_first=batch_first)).shape == (batch_size,)
 
 
 @pytest.mark.parametrize("inputs", [SEQUENCES, torch.zeros(5, 9, 3)])

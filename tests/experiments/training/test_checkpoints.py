@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
-from fptt.experiments.process.errors import UserError
+from fptt.experiments.process.errors import UnwritableError, UserError
 from fptt.experiments.training.checkpoints import Checkpoints, DamagedCheckpointError, read_checkpoint
 from fptt.experiments.training.folder import RunFolder, locked
 from tests import forks
@@ -317,6 +317,17 @@ def test_a_checkpoint_from_before_a_config_field_goes_on(interrupted: RunFolder,
     interrupted.checkpoints.write(state)
     assert run(["train", "--resume", "--out", str(interrupted.path)]) == 0
     assert_same_end(interrupted, whole)
+
+
+def test_the_command_that_resumes_is_the_end_of_the_error(tmp_path: Path) -> None:
+    """So that no full stop is copied with it."""
+    folder = RunFolder(tmp_path / "my run")
+    folder.path.mkdir()
+    folder.checkpoints.write({})
+    with pytest.raises(UserError) as told, folder.hinting_at_resuming():
+        raise UnwritableError("the disk is full.")
+    expected = f"the disk is full. To resume when that is mended: fptt train --resume --out '{folder.path}'"
+    assert str(told.value) == expected
 
 
 class Payload:
