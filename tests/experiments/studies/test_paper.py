@@ -55,7 +55,7 @@ def test_the_longest_training_with_a_control_stands_for_a_task() -> None:
 
 
 def test_of_equally_long_trainings_the_one_that_validates_best_stands_for_a_task() -> None:
-    """By FPTT or TBPTT, whichever is better; a third seed counts for more."""
+    """By FPTT or TBPTT, whichever is better; all seeds count."""
     slow, fast = ([row(own["method"], own["tests"], own["updates"], lr=lr) for own in LONG] for lr in (1e-4, 1e-3))
     better = [row("tbptt", {0: 0.95}, 560, lr=1e-5), row("fptt", {0: 0.6}, 560, lr=1e-5)]
     (found,) = paper_rows({"a": [*slow, *better, *fast]}, {})
@@ -63,6 +63,10 @@ def test_of_equally_long_trainings_the_one_that_validates_best_stands_for_a_task
     seeds = [row("tbptt", {0: 0.3, 1: 0.3}, 560), row("fptt", {0: 0.3, 1: 0.3}, 560)]
     (found,) = paper_rows({"a": [*better, *seeds]}, {})
     assert found.ours["fptt"]["num_seeds"] == 2
+    for updates, experiment in ((1119, "seeds"), (1121, "longer")):  # two seeds have made 1,120
+        longer = [row(method, {0: 0.9}, updates) for method in ("tbptt", "fptt")]
+        (found,) = paper_rows({"longer": longer, "seeds": seeds}, {})
+        assert found.experiment == experiment
     errors = [row("fptt", {0: error}, 5, "mse", task="adding", length=200, lr=error) for error in (0.3, 0.1, 0.2)]
     (found,) = paper_rows({"a": errors}, {})
     assert found.ours["fptt"]["config"].lr == 0.1
