@@ -97,6 +97,11 @@ def test_a_space_after_a_comma_is_no_part_of_a_name_or_class(tmp_path: Path) -> 
     assert values(pieces) == ([[1, 2], [3, 4], [5, 6]], [0, 0, 1])
 
 
+def test_a_column_that_is_not_used_may_hold_quotes_and_several_lines(tmp_path: Path) -> None:
+    data = write(tmp_path, 'a,note,target\n1,"two\nlines, ""quoted""",x\n2,,"y"\n')
+    assert values(read(data=data, inputs="a")) == ([[1], [2]], [0, 1])
+
+
 @pytest.mark.parametrize(
     ("targets", "kind"),
     [
@@ -237,6 +242,8 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("a,b,target\n1,,x\n,2,y\n", {"missing": "skip"}, "a row without a gap, got a gap in each of 2 rows"),
         ("a,target\n1,\n2,\n", {}, "must have a value of 'target' in one of its first 1,000 rows"),
         ("time,a,target\n,1,x\n", {}, "numbers or dates as 2026-01-31 in column 'time', got none in row 1"),
+        ('a,target\n1,x\n2,"y\n3,x\n4,y\n', {}, "cannot be read after row 1: unexpected end of data"),
+        ('a,target\n1,x\n2,"y\n3,x"\n4,y\n', {}, r"of one line in column 'target', got 'y\\n3,x' in row 2: is a"),
         (b"a,target\n1,x\n2,\xff\n", {}, "cannot be read after row 1: it is no text"),
         (b"\x89PNG\r\n\x1a\n", {}, "cannot be read at its beginning: it is no text"),
         ("a,target\n1," + "x" * 140_000, {}, "cannot be read at its beginning: field larger"),

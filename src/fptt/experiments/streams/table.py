@@ -296,6 +296,11 @@ class Table:
                 f"{self.source} must hold classes, text or whole numbers, in column {column!r}, got {value!r:.60} in "
                 f"row {row}; numbers are of --kind regression."
             )
+        if isinstance(label, str) and "\n" in label:
+            raise UnreadableError(
+                f"{self.source} must hold classes of one line in column {column!r}, got {value!r:.60} in row {row}: is "
+                "a quote not closed?"
+            )
         if label == IGNORED:
             return IGNORED
         if label not in numbers and len(numbers) == self.num_outputs:
@@ -393,7 +398,8 @@ def _csv_rows(opened: AbstractContextManager[Iterable[bytes]], size: int, source
         nonlocal number
         try:
             with opened as lines:
-                for row in csv.reader(texts(lines), skipinitialspace=True):
+                # strict: a quote that is never closed would take all rows after it as one value
+                for row in csv.reader(texts(lines), skipinitialspace=True, strict=True):
                     if row:
                         yield row
                         number += 1  # the header is row 0
