@@ -56,7 +56,8 @@ def test_a_gap_holds_the_latest_value_and_rows_before_the_first_value_are_skippe
     ]
     assert pieces[-1].names == ["y", "x", "z"]
     table = Table(StreamConfig(task="table", data=str(tmp_path / "data.csv")))
-    expected = {"rows": 5, "gaps": 3, "skipped_rows": 1, "classes": ["y", "x", "z"]}
+    columns = {"inputs": "a,b", "target": "target", "time": "time"}
+    expected = {**columns, "rows": 5, "gaps": 3, "skipped_rows": 1, "classes": ["y", "x", "z"]}
     assert table.figures(pieces[-1].place) == expected
 
 
@@ -89,6 +90,15 @@ def test_csv_and_parquet_are_the_same_rows(tmp_path: Path) -> None:
         targets = torch.cat([piece.targets for piece in found])
         assert targets.dtype == torch.float64
         torch.testing.assert_close(targets, torch.tensor([0.5, math.nan, 2.0]).double(), equal_nan=True)
+
+
+def test_an_index_without_a_name_is_no_input_unless_it_is_named_as_one(tmp_path: Path) -> None:
+    """Pandas writes it into Parquet: the number of the row gives sorted classes away."""
+    table = pd.DataFrame({"a": [5, 6, 7], "target": ["x", "y", "x"]})
+    table.iloc[[2, 0, 1]].to_parquet(tmp_path / "t.parquet")
+    assert values(read(data=str(tmp_path / "t.parquet")))[0] == [[7], [5], [6]]
+    pieces = read(data=str(tmp_path / "t.parquet"), inputs="a,__index_level_0__")
+    assert values(pieces)[0] == [[7, 2], [5, 0], [6, 1]]
 
 
 def test_a_space_after_a_comma_is_no_part_of_a_name_or_class(tmp_path: Path) -> None:

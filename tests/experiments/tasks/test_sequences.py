@@ -186,6 +186,13 @@ def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
     assert_same_samples(load(tmp_path / "x.csv", inputs="b,a"), named)
 
 
+def test_an_index_without_a_name_is_no_input(tmp_path: Path) -> None:
+    """As another program writes it that has read the Parquet of pandas."""
+    table = long_form(target=NAMES)
+    indexed = table.assign(__index_level_0__=np.arange(len(table)))
+    assert_same_samples(load(write(tmp_path / "x.parquet", indexed)), load(write(tmp_path / "y.parquet", table)))
+
+
 @pytest.mark.parametrize("role", ["id", "group"])
 def test_a_time_that_is_named_as_something_else_orders_nothing(role: str, tmp_path: Path) -> None:
     table = long_form(target=NAMES).drop(columns="time")

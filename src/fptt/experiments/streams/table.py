@@ -23,6 +23,7 @@ from fptt.experiments.tasks.cells import (
     check_named,
     check_once,
     check_separator,
+    is_index,
     label_of,
 )
 from fptt.experiments.tasks.scores import IGNORED
@@ -99,9 +100,10 @@ class Table:
         return place, looked_at
 
     def figures(self, place: dict[str, Any]) -> dict[str, Any]:
-        """Return the numbers of rows and gaps, and the classes in the order in which they came."""
+        """Return the columns, the numbers of rows and gaps, and the classes in the order in which they came."""
+        columns = {**place["columns"], "inputs": ",".join(place["columns"]["inputs"])}  # as the options name them
         classes = {"classes": [str(label) for label in place["labels"]]} if self.kind == "classes" else {}
-        return {"rows": place["rows"], "gaps": place["gaps"], "skipped_rows": place["skipped"], **classes}
+        return {**columns, "rows": place["rows"], "gaps": place["gaps"], "skipped_rows": place["skipped"], **classes}
 
     # -- columns -----------------------------------------------------------------------------------------------------
 
@@ -115,7 +117,7 @@ class Table:
             check_named(names, self.source)
         is_free = "time" in names and "time" not in (target, *(given or ()))
         times = config.time or ("time" if is_free else None)
-        inputs = given or [name for name in names if name not in (target, times)]
+        inputs = given or [name for name in names if name not in (target, times) and not is_index(name)]
         columns = {"inputs": inputs, "target": target, "time": times}
         self._check_columns(names, columns)
         if not inputs:

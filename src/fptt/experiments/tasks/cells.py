@@ -10,6 +10,7 @@ from fptt.experiments.process.errors import UserError
 LARGEST_WHOLE = 2**53
 """Up to it a float tells whole numbers apart."""
 _WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]*)(\.0*)?\s*")
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def as_number(value: Any) -> float | None:
@@ -47,6 +48,11 @@ def are_measurements(values: Sequence[Any]) -> bool:
     return 2 * len(finite) > len(values) and any(
         number % 1 or (abs(number) > LARGEST_WHOLE and isinstance(label_of(value), str)) for number, value in finite
     )
+
+
+def is_index(name: str) -> bool:
+    """Return whether a column is what pandas writes into Parquet of an index without a name: no input by itself."""
+    return _INDEX.fullmatch(name) is not None
 
 
 def check_named(names: Sequence[str], source: str) -> None:

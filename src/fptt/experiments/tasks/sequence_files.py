@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 
 from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.tasks.cells import are_measurements, check_named, check_once, check_separator, label_of
+from fptt.experiments.tasks.cells import (
+    are_measurements,
+    check_named,
+    check_once,
+    check_separator,
+    is_index,
+    label_of,
+)
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -216,7 +223,9 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
     others = (id_name, columns.group, target_name)
     is_free = "time" in found and "time" not in (*others, *(columns.inputs or ()))
     time_name = columns.time or ("time" if is_free else None)
-    input_names = columns.inputs or tuple(name for name in found if name not in (*others, time_name))
+    input_names = columns.inputs or tuple(
+        name for name in found if name not in (*others, time_name) and not is_index(name)
+    )
     labels = [] if targets is None else [target_name, columns.group]
     check_once(names, (id_name, time_name, *input_names, *labels), repr(source))
     if not input_names:
