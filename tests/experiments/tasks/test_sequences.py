@@ -165,6 +165,14 @@ def test_a_class_that_training_has_not_is_said(tmp_path: Path) -> None:
     assert (load(tmp_path).about or "").endswith("(left, right)")
 
 
+def test_steps_in_the_order_of_the_file_are_said(tmp_path: Path) -> None:
+    table = long_form(target=NAMES)
+    assert "in the order of" not in (load(write(tmp_path / "x.csv", table)).about or "")
+    assert "in the order of" not in (load(arrays()(tmp_path)).about or "")
+    untimed = write(tmp_path / "y.csv", table.drop(columns="time"))
+    assert (load(untimed).about or "").endswith("(left, right); no column of times: steps in the order of the file")
+
+
 def test_equal_times_in_a_sequence_are_said(tmp_path: Path) -> None:
     """Clocks may be coarse; or two recordings share an id, and are read as one sequence."""
     text("train.csv", "id,time,a,target\n3,0,0,p\n1,0,0,q\n1,1,1,q\n1,2,2,q\n1,0,3,q\n1,1,4,q\n1,2,5,q\n")(tmp_path)
@@ -191,6 +199,24 @@ def test_an_index_without_a_name_is_no_input(tmp_path: Path) -> None:
     table = long_form(target=NAMES)
     indexed = table.assign(__index_level_0__=np.arange(len(table)))
     assert_same_samples(load(write(tmp_path / "x.parquet", indexed)), load(write(tmp_path / "y.parquet", table)))
+
+
+@pytest.mark.parametrize("index", [["time"], ["id", "time"], ["time", "target"]], ids=str)
+def test_an_index_with_a_name_is_a_column(index: list[str], tmp_path: Path) -> None:
+    """It is one in the file, and of the CSV of the same table."""
+    table = long_form(target=NAMES)
+    table.set_index(index).to_parquet(tmp_path / "x.parquet")
+    found = load(tmp_path / "x.parquet")
+    assert (found.time_name, found.input_names) == ("time", ("a", "b"))
+    assert_same_samples(found, load(write(tmp_path / "y.parquet", table)))
+
+
+def test_an_index_with_a_name_that_is_no_column_of_the_file_is_no_input(tmp_path: Path) -> None:
+    table = long_form(target=NAMES).reset_index(drop=True).rename_axis("row")
+    table.to_parquet(tmp_path / "range.parquet")
+    table.set_index("time", drop=False).to_parquet(tmp_path / "twice.parquet")
+    for name in ("range", "twice"):
+        assert load(tmp_path / f"{name}.parquet").input_names == ("a", "b")
 
 
 @pytest.mark.parametrize("role", ["id", "group"])

@@ -158,7 +158,7 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
     """Return the rows of a CSV or Parquet file; of CSV, ids, targets and groups by their labels."""
     try:
         if suffix_of(path) == ".parquet":
-            return pd.read_parquet(path)
+            return _with_index(pd.read_parquet(path))
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             options: dict[str, Any] = {
@@ -186,6 +186,13 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
     except Exception as error:  # the readers raise many kinds, all of them about the file
         reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
         raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
+
+
+def _with_index(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of Parquet, the columns of which pandas made an index, by name, columns again."""
+    names = [name for name in table.index.names if name is not None and name not in table]
+    # a range is no column of the file
+    return table if isinstance(table.index, pd.RangeIndex) or not names else table.reset_index(names)
 
 
 def _labeled(column: pd.Series) -> pd.Series:

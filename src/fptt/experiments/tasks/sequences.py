@@ -115,6 +115,7 @@ def _load(setting: Setting) -> Task:
         scaling=scaling,
         about=_about(parts, class_names, per_step=per_step)
         + _unseen(targets["train"], class_names)
+        + _untimed(train)
         + _equal_times(parts),
     )
 
@@ -404,6 +405,13 @@ def _unseen(train: np.ndarray, class_names: tuple[str | int, ...] | None) -> str
     seen = set(np.unique(_class_names(train)).tolist())
     unseen = tuple(name for name in class_names if str(name) not in seen)
     return f"; none to train of{_described_names(unseen)}" if unseen else ""
+
+
+def _untimed(train: Sequences) -> str:
+    """Return that the rows of a table are the order of its steps, where it has no time."""
+    if train.rows is None or train.times is not None:
+        return ""
+    return "; no column of times: steps in the order of the file"
 
 
 def _equal_times(parts: dict[str, Sequences]) -> str:
