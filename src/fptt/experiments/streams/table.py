@@ -35,6 +35,7 @@ LOOKED_AT = 1000
 
 
 LARGEST = torch.finfo(torch.float32).max
+"""Number that models, which compute in float32, can hold."""
 
 
 class Table:
@@ -267,8 +268,9 @@ class Table:
         """Return an input, NaN for a gap."""
         number = math.nan if _is_missing(value) else as_number(value)
         if number is None or abs(number) > LARGEST:
+            bound = "" if number is None else f" up to {LARGEST:.2g}"
             raise UnreadableError(
-                f"{self.source} must hold numbers in column {column!r}, got {value!r:.60} in row {row}."
+                f"{self.source} must hold numbers{bound} in column {column!r}, got {value!r:.60} in row {row}."
             )
         return number
 
