@@ -76,7 +76,7 @@ def test_rows_with_a_gap_are_skipped_or_an_error(tmp_path: Path) -> None:
     pieces = read(data=data, missing="skip")
     assert values(pieces) == ([[1, 6], [3, 8]], [0, 1])
     assert pieces[-1].place["skipped"] == 3
-    with pytest.raises(UnreadableError, match=r"data\.csv' must hold numbers in column 'a', got none in row 1; gaps"):
+    with pytest.raises(UnreadableError, match=r"data\.csv' must hold numbers in column 'a', got none in row 1; a new"):
         read(data=data, missing="error")
 
 
@@ -244,8 +244,8 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("a,target\n1,x\n-1e39,y\n", {}, r"must hold numbers up to 3.4e\+38 in column 'a', got '-1e39' in row 2"),
         ("a,target\n1,x\n2\n", {}, "must have 2 values in every row, as in its first line, got 1 in row 2"),
         ("a,target\n1,.5\n2,1.5\n3,no\n", {}, "must hold numbers in column 'target', got 'no' in row 3"),
-        ("a,target\n1,1\n2,1.5\n", {"kind": "classes"}, "must hold classes, .* got '1.5' in row 2"),
-        ("a,target\n1,x\n2,y\n3,z\n", {"max_classes": 2}, "at most 2 classes .* got another, 'z', in row 3"),
+        ("a,target\n1,1\n2,1.5\n", {"kind": "classes"}, "must hold classes, .* got '1.5' in row 2; a new"),
+        ("a,target\n1,x\n2,y\n3,z\n", {"max_classes": 2}, "at most 2 classes .* got another, 'z', in row 3; a new"),
         ("a,target\n1,x\n2,x\n", {}, "at least two classes in column 'target', got x alone in 2 rows"),
         ("a,b,target\n1,,x\n2,,y\n", {}, "a number in every column of inputs, got none in 'b' in 2 rows"),
         ("a,b,target\n,,1.5\n", {"kind": "regression"}, "every column of inputs, got none in 'a', 'b' in 1 rows"),

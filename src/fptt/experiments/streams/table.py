@@ -234,8 +234,8 @@ class Table:
         if gaps and self.config.missing == "error":
             column = place["columns"]["inputs"][gaps[0]]
             raise UnreadableError(
-                f"{self.source} must hold numbers in column {column!r}, got none in row {row}; gaps are taken by "
-                "--missing hold or skip."
+                f"{self.source} must hold numbers in column {column!r}, got none in row {row}; a new stream takes "
+                "gaps by --missing hold or skip."
             )
         for at in gaps:
             values[at] = place["held"][at]
@@ -298,7 +298,7 @@ class Table:
         if label is None:
             raise UnreadableError(
                 f"{self.source} must hold classes, text or whole numbers, in column {column!r}, got {value!r:.60} in "
-                f"row {row}; numbers are of --kind regression."
+                f"row {row}; a new stream takes numbers by --kind regression."
             )
         if isinstance(label, str) and "\n" in label:
             raise UnreadableError(
@@ -310,7 +310,7 @@ class Table:
         if label not in numbers and len(numbers) == self.num_outputs:
             raise UnreadableError(
                 f"{self.source} must hold at most {self.num_outputs} classes (--max-classes) in column {column!r}, got "
-                f"another, {value!r:.60}, in row {row}; numbers are of --kind regression."
+                f"another, {value!r:.60}, in row {row}; a new stream takes numbers by --kind regression."
             )
         return numbers.setdefault(label, len(numbers))
 
