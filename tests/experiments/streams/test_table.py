@@ -101,6 +101,16 @@ def test_an_index_without_a_name_is_no_input_unless_it_is_named_as_one(tmp_path:
     assert values(pieces)[0] == [[7, 2], [5, 0], [6, 1]]
 
 
+def test_truth_values_are_numbers_among_the_inputs_and_classes_as_the_target(tmp_path: Path) -> None:
+    """As in the sequences of `fptt train`."""
+    table = pd.DataFrame({"a": [True, False, True], "target": [False, True, False]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.to_parquet(tmp_path / "t.parquet")
+    for kind in ("csv", "parquet"):
+        pieces = read(data=str(tmp_path / f"t.{kind}"))
+        assert (values(pieces), pieces[-1].names) == (([[1], [0], [1]], [0, 1, 0]), ["False", "True"])
+
+
 def test_a_space_after_a_comma_is_no_part_of_a_name_or_class(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a, b, target\n1, 2, x\n3, 4,x\n5,6,y\n")
     pieces = read(data=str(tmp_path / "t.csv"))

@@ -36,6 +36,8 @@ LOOKED_AT = 1000
 
 LARGEST = torch.finfo(torch.float32).max
 """Number that models, which compute in float32, can hold."""
+TRUTHS = {"False": 0.0, "false": 0.0, "FALSE": 0.0, "True": 1.0, "true": 1.0, "TRUE": 1.0}
+"""Numbers that the truth values of Parquet are, as CSV spells them: as pandas, by which sequences are read."""
 
 
 class Table:
@@ -267,6 +269,8 @@ class Table:
     def _number(self, value: Any, row: int, column: str) -> float:
         """Return an input, NaN for a gap."""
         number = math.nan if _is_missing(value) else as_number(value)
+        if number is None and isinstance(value, str):
+            number = TRUTHS.get(value)
         if number is None or abs(number) > LARGEST:
             bound = "" if number is None else f" up to {LARGEST:.2g}"
             raise UnreadableError(
