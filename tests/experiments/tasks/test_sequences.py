@@ -309,6 +309,7 @@ def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> N
         ([str(2**53), str(2**53 + 1), f"{2**53}.0"], (2**53, 2**53 + 1)),
         ([str(2**64), str(2**64 + 1)], (str(2**64), str(2**64 + 1))),
         (["true", "True"], ("True", "true")),
+        (["NA", "None"], ("NA", "None")),
     ],
 )
 def test_different_labels_of_a_text_are_different_classes(
@@ -553,11 +554,11 @@ def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
     assert RunFolder(out).read_summary()["updates"] == train[list(range(14))][2].sum().item() < 6 * 14
 
 
-def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], Path]:
-    return lambda folder: write(folder / "x.csv", change(long_form(target=NAMES).reset_index(drop=True)))
+def table(change: Callable[[pd.DataFrame], pd.DataFrame], name: str = "x.csv") -> Callable[[Path], Path]:
+    return lambda folder: write(folder / name, change(long_form(target=NAMES).reset_index(drop=True)))
 
 
-def at(column: str, row: int, value: Any) -> Callable[[Path], Path]:
+def at(column: str, row: int, value: Any, name: str = "x.csv") -> Callable[[Path], Path]:
     """Return a file with another value in a row of a column."""
 
     def change(found: pd.DataFrame) -> pd.DataFrame:
@@ -565,7 +566,7 @@ def at(column: str, row: int, value: Any) -> Callable[[Path], Path]:
         found.loc[row, column] = value
         return found
 
-    return table(change)
+    return table(change, name)
 
 
 def text(name: str, content: str) -> Callable[[Path], Path]:
@@ -683,7 +684,13 @@ def objects() -> np.ndarray:
         (at("b", 30, None), {}, "x.csv' must hold numbers in column 'b', got none in row 31"),
         (at("b", 0, np.inf), {}, "x.csv' must hold numbers in column 'b', got inf in row 1"),
         (at("b", 0, "NaN"), {}, "x.csv' must hold numbers in column 'b', got 'NaN' in row 1"),
-        (at("target", 3, None), {}, "must have a value in every row of column 'target', got none in row 4"),
+        (
+            at("target", 3, None),
+            {},
+            "must have a value in every row of column 'target', got none in row 4; steps of the class -100 do not",
+        ),
+        (at("target", 3, "nan"), {}, "must have a value in every row of column 'target', got none in row 4; steps"),
+        (at("target", 3, "nan", "x.parquet"), {}, "a value in every row of column 'target', got none in row 4; steps"),
         (at("id", 2, None), {}, "must have a value in every row of column 'id', got none in row 3"),
         (at("time", 5, "later"), {}, "must hold numbers in column 'time', got 'later' in row 6"),
         (table(lambda t: t.assign(time="a")), {}, "numbers or dates as 2026-01-31 in column 'time', got 'a' in row 1"),

@@ -24,6 +24,7 @@ from fptt.experiments.tasks.cells import (
     check_once,
     check_separator,
     is_index,
+    is_missing,
     label_of,
 )
 from fptt.experiments.tasks.scores import IGNORED
@@ -134,7 +135,7 @@ class Table:
 
     def _kind(self, targets: list[Any], column: str) -> Kind:
         """Return what the first targets are: numbers with fractions, or classes."""
-        values = [value for value in targets if not _is_missing(value)]
+        values = [value for value in targets if not is_missing(value)]
         if not values:
             raise UserError(
                 f"{self.source} must have a value of {column!r} in one of its first {LOOKED_AT:,} rows, got none: say "
@@ -268,7 +269,7 @@ class Table:
 
     def _number(self, value: Any, row: int, column: str) -> float:
         """Return an input, NaN for a gap."""
-        number = math.nan if _is_missing(value) else as_number(value)
+        number = math.nan if is_missing(value) else as_number(value)
         if number is None and isinstance(value, str):
             number = TRUTHS.get(value)
         if number is None or abs(number) > LARGEST:
@@ -280,11 +281,11 @@ class Table:
 
     def _time(self, value: Any, row: int) -> float:
         """Return a number, or a date as seconds."""
-        number = None if _is_missing(value) else as_number(value)
+        number = None if is_missing(value) else as_number(value)
         if number is None or not math.isfinite(number):
             number = _seconds(value)
         if number is None:
-            got = "none" if _is_missing(value) else f"{value!r:.60}"
+            got = "none" if is_missing(value) else f"{value!r:.60}"
             raise UnreadableError(
                 f"{self.source} must hold numbers or dates as 2026-01-31 in column {self.start['columns']['time']!r}, "
                 f"got {got} in row {row}."
@@ -296,7 +297,7 @@ class Table:
         column = self.start["columns"]["target"]
         if self.kind == "regression":
             return self._number(value, row, column)
-        if _is_missing(value):
+        if is_missing(value):
             return IGNORED
         label = label_of(value)
         if label is None:
@@ -320,11 +321,6 @@ class Table:
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
-
-
-def _is_missing(value: Any) -> bool:
-    number = None if value is None else as_number(value)  # also of the text "nan", which other programs write
-    return value is None or value == "" or (number is not None and math.isnan(number))
 
 
 def _seconds(value: Any) -> float | None:

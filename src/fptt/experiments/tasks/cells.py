@@ -23,6 +23,12 @@ def as_number(value: Any) -> float | None:
         return None
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a cell holds nothing: is empty, or says NaN, which other programs write there."""
+    number = None if value is None else as_number(value)
+    return value is None or (isinstance(value, str) and not value) or (number is not None and math.isnan(number))
+
+
 def label_of(value: Any) -> str | int | None:
     """Return the class that a value names: a whole number, or text; None of a number with a fraction.
 

@@ -19,6 +19,7 @@ from fptt.experiments.tasks.cells import (
     check_once,
     check_separator,
     is_index,
+    is_missing,
     label_of,
 )
 
@@ -317,8 +318,13 @@ def _one_a_sequence(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return own if (np.repeat(own, lengths) == targets).all() else targets
 
 
-def _complete(column: pd.Series, source: str) -> pd.Series:
+def _complete(column: pd.Series, source: str, hint: str = "") -> pd.Series:
     """Return a column.
+
+    Args:
+        column: Of any values.
+        source: The name of the table in errors.
+        hint: What may be there instead.
 
     Raises:
         UserError: If it lacks a value.
@@ -326,7 +332,8 @@ def _complete(column: pd.Series, source: str) -> pd.Series:
     missing = np.flatnonzero(column.isna())
     if len(missing):
         raise UserError(
-            f"{source!r} must have a value in every row of column {column.name!r}, got none in row {missing[0] + 1}."
+            f"{source!r} must have a value in every row of column {column.name!r}, got none in row {missing[0] + 1}"
+            f"{hint}."
         )
     return column
 
@@ -357,8 +364,10 @@ def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
     Raises:
         UserError: If a value is missing, not finite, or text among numbers.
     """
-    column = _complete(column, source)
     kind = column.dtype.kind
+    if kind == "O":
+        column = column.mask([is_missing(value) for value in column])  # also the text nan
+    column = _complete(column, source, "; steps of the class -100 do not count")
     if kind in "iu" and column.max() < 2**63:
         return column.to_numpy(np.int64)
     if kind == "f" or targets == "numbers" or (kind not in "bu" and are_measurements(column.tolist())):
