@@ -186,6 +186,15 @@ def test_equal_times_in_a_sequence_are_said(tmp_path: Path) -> None:
     assert "equal times" not in (load(write(tmp_path / "x.csv", untimed)).about or "")
 
 
+def test_the_inputs_of_all_parts_are_read_by_name(tmp_path: Path) -> None:
+    table = long_form(target=NAMES)
+    for name, order in (("one", ["id", "time", "a", "b"]), ("other", ["b", "unused", "a", "time", "id"])):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.csv", table)
+        write(tmp_path / name / "test.csv", table.assign(unused="x")[[*order, "target"]])
+    assert_same_samples(load(tmp_path / "one"), load(tmp_path / "other"))
+
+
 def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
     """As pandas writes its index by default: the number of the row gives sorted classes away."""
     table = long_form(target=NAMES)
@@ -593,9 +602,21 @@ def widths(folder: Path) -> Path:
     return folder
 
 
-def untimed(folder: Path) -> Path:
-    write(folder / "train.csv", long_form(target=NAMES))
-    write(folder / "test.csv", long_form(target=NAMES).drop(columns="time"))
+def untimed(part: str) -> Callable[[Path], Path]:
+    """Return a folder of two parts, one of which has no times."""
+
+    def make(folder: Path) -> Path:
+        for name in ("train", "test"):
+            found = long_form(target=NAMES)
+            write(folder / f"{name}.csv", found.drop(columns="time") if name == part else found)
+        return folder
+
+    return make
+
+
+def wide_arrays(folder: Path) -> Path:
+    for name, width in (("train", 2), ("test", 3)):
+        np.savez(folder / f"{name}.npz", inputs=np.ones((4, 5, width)), targets=NAMES[:4])
     return folder
 
 
@@ -744,7 +765,7 @@ def objects() -> np.ndarray:
         (text("x.xls", "id"), {}, "must be a file of the kinds .npz, .csv, .parquet, got '.xls'"),
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
-        (untimed, {}, "test.csv' must have the column 'time', got id, a, b, target"),
+        (untimed("test"), {}, "test.csv' must have the column 'time', got id, a, b, target"),
         (
             immense_targets("train", 1e300),
             {},
@@ -752,7 +773,8 @@ def objects() -> np.ndarray:
         ),
         (immense_targets("test", -1e60), {}, "targets of the size of those of training, got -1e.60 in the test part"),
         (of_two_kinds, {}, "test.npz' must have the inputs of .*train.csv', a, b .D = 2., got D = 2."),
-        (widths, {}, "test.csv' must have the inputs of .*train.csv', a, b .D = 2., got a .D = 1."),
+        (widths, {}, "test.csv' must have the column 'b', got id, time, a, target"),
+        (wide_arrays, {}, "test.npz' must have the inputs of .*train.npz', D = 2, got D = 3"),
         (lambda folder: folder, {}, "must have one of the files train.npz, train.csv, train.parquet, got none"),
         (
             arrays(inputs=objects(), lengths=None),

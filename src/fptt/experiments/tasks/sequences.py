@@ -206,11 +206,11 @@ def _read(setting: Setting) -> dict[str, Sequences]:
     targets = "numbers" if setting.kind == "regression" else "any"
     files = _part_files(path) if path.is_dir() else {"train": path}
     train = read_sequences(files["train"], columns, targets)
-    # one part without the times of the others would be in the order of its rows, whatever that is
-    timed = columns._replace(time=train.time_name or columns.time)
+    # by name, whatever their order; a part without the times of the others would be in the order of its rows
+    named = columns._replace(inputs=train.input_names or columns.inputs, time=train.time_name or columns.time)
     others = {name: file for name, file in files.items() if name != "train"}
     parts = {"train": train} | {
-        name: read_sequences(file, columns if suffix_of(file) == ".npz" else timed, targets)
+        name: read_sequences(file, columns if suffix_of(file) == ".npz" else named, targets)
         for name, file in others.items()
     }
     for name, part in parts.items():
