@@ -766,6 +766,7 @@ def objects() -> np.ndarray:
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
         (untimed("test"), {}, "test.csv' must have the column 'time', got id, a, b, target"),
+        (untimed("train"), {}, "train.csv' must have the column 'time', by which the steps of .*test.csv' are ordered"),
         (
             immense_targets("train", 1e300),
             {},

@@ -219,6 +219,11 @@ def _read(setting: Setting) -> dict[str, Sequences]:
             raise UserError(
                 f"{str(files[name])!r} must have the inputs of {str(files['train'])!r}, {own}, got {others}."
             )
+        if part.time_name != train.time_name:
+            raise UserError(
+                f"{str(files['train'])!r} must have the column {part.time_name!r}, by which the steps of "
+                f"{str(files[name])!r} are ordered, got none of that name."
+            )
     for (name, part), (other, beside) in itertools.combinations(parts.items(), 2):
         if part.group_names is not None and beside.group_names is not None:
             shared = np.intersect1d(part.group_names, beside.group_names)
