@@ -191,7 +191,7 @@ def test_the_inputs_of_all_parts_are_read_by_name(tmp_path: Path) -> None:
     for name, order in (("one", ["id", "time", "a", "b"]), ("other", ["b", "unused", "a", "time", "id"])):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "train.csv", table)
-        write(tmp_path / name / "test.csv", table.assign(unused="x")[[*order, "target"]])
+        write(tmp_path / name / "test.csv", table.assign(unused="x").reindex(columns=[*order, "target"]))
     assert_same_samples(load(tmp_path / "one"), load(tmp_path / "other"))
 
 
