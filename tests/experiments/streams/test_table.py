@@ -56,7 +56,8 @@ def test_a_gap_holds_the_latest_value_and_rows_before_the_first_value_are_skippe
     ]
     assert pieces[-1].names == ["y", "x", "z"]
     table = Table(StreamConfig(task="table", data=str(tmp_path / "data.csv")))
-    expected = {"rows": 5, "gaps": 3, "skipped_rows": 1, "classes": ["y", "x", "z"]}
+    columns = {"inputs": "a,b", "target": "target", "time": "time"}
+    expected = {**columns, "rows": 5, "gaps": 3, "skipped_rows": 1, "classes": ["y", "x", "z"]}
     assert table.figures(pieces[-1].place) == expected
 
 
@@ -75,7 +76,7 @@ def test_rows_with_a_gap_are_skipped_or_an_error(tmp_path: Path) -> None:
     pieces = read(data=data, missing="skip")
     assert values(pieces) == ([[1, 6], [3, 8]], [0, 1])
     assert pieces[-1].place["skipped"] == 3
-    with pytest.raises(UnreadableError, match=r"data\.csv' must hold numbers in column 'a', got none in row 1; gaps"):
+    with pytest.raises(UnreadableError, match=r"data\.csv' must hold numbers in column 'a', got none in row 1; a new"):
         read(data=data, missing="error")
 
 
@@ -91,10 +92,34 @@ def test_csv_and_parquet_are_the_same_rows(tmp_path: Path) -> None:
         torch.testing.assert_close(targets, torch.tensor([0.5, math.nan, 2.0]).double(), equal_nan=True)
 
 
+def test_an_index_without_a_name_is_no_input_unless_it_is_named_as_one(tmp_path: Path) -> None:
+    """Pandas writes it into Parquet: the number of the row gives sorted classes away."""
+    table = pd.DataFrame({"a": [5, 6, 7], "target": ["x", "y", "x"]})
+    table.iloc[[2, 0, 1]].to_parquet(tmp_path / "t.parquet")
+    assert values(read(data=str(tmp_path / "t.parquet")))[0] == [[7], [5], [6]]
+    pieces = read(data=str(tmp_path / "t.parquet"), inputs="a,__index_level_0__")
+    assert values(pieces)[0] == [[7, 2], [5, 0], [6, 1]]
+
+
+def test_truth_values_are_numbers_among_the_inputs_and_classes_as_the_target(tmp_path: Path) -> None:
+    """As in the sequences of `fptt train`."""
+    table = pd.DataFrame({"a": [True, False, True], "target": [False, True, False]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.to_parquet(tmp_path / "t.parquet")
+    for kind in ("csv", "parquet"):
+        pieces = read(data=str(tmp_path / f"t.{kind}"))
+        assert (values(pieces), pieces[-1].names) == (([[1], [0], [1]], [0, 1, 0]), ["False", "True"])
+
+
 def test_a_space_after_a_comma_is_no_part_of_a_name_or_class(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a, b, target\n1, 2, x\n3, 4,x\n5,6,y\n")
     pieces = read(data=str(tmp_path / "t.csv"))
     assert values(pieces) == ([[1, 2], [3, 4], [5, 6]], [0, 0, 1])
+
+
+def test_a_column_that_is_not_used_may_hold_quotes_and_several_lines(tmp_path: Path) -> None:
+    data = write(tmp_path, 'a,note,target\n1,"two\nlines, ""quoted""",x\n2,,"y"\n')
+    assert values(read(data=data, inputs="a")) == ([[1], [2]], [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -225,18 +250,20 @@ def test_no_row_is_awaited_for_a_chunk_that_is_full(monkeypatch: pytest.MonkeyPa
         ("a,target\n1,2\n", {"inputs": "a,target"}, "target 'target' .* must not be one of the inputs"),
         ("a,target\n1,x\n2,y\nfoo,x\n", {}, "must hold numbers in column 'a', got 'foo' in row 3"),
         ("a,target\n1,x\n1_000,y\n", {}, "must hold numbers in column 'a', got '1_000' in row 2"),
-        ("a,target\n1,x\ninf,y\n", {}, "must hold numbers in column 'a', got 'inf' in row 2"),
-        ("a,target\n1,x\n-1e39,y\n", {}, "must hold numbers in column 'a', got '-1e39' in row 2"),
+        ("a,target\n1,x\ninf,y\n", {}, r"must hold numbers up to 3.4e\+38 in column 'a', got 'inf' in row 2"),
+        ("a,target\n1,x\n-1e39,y\n", {}, r"must hold numbers up to 3.4e\+38 in column 'a', got '-1e39' in row 2"),
         ("a,target\n1,x\n2\n", {}, "must have 2 values in every row, as in its first line, got 1 in row 2"),
         ("a,target\n1,.5\n2,1.5\n3,no\n", {}, "must hold numbers in column 'target', got 'no' in row 3"),
-        ("a,target\n1,1\n2,1.5\n", {"kind": "classes"}, "must hold classes, .* got '1.5' in row 2"),
-        ("a,target\n1,x\n2,y\n3,z\n", {"max_classes": 2}, "at most 2 classes .* got another, 'z', in row 3"),
+        ("a,target\n1,1\n2,1.5\n", {"kind": "classes"}, "must hold classes, .* got '1.5' in row 2; a new"),
+        ("a,target\n1,x\n2,y\n3,z\n", {"max_classes": 2}, "at most 2 classes .* got another, 'z', in row 3; a new"),
         ("a,target\n1,x\n2,x\n", {}, "at least two classes in column 'target', got x alone in 2 rows"),
         ("a,b,target\n1,,x\n2,,y\n", {}, "a number in every column of inputs, got none in 'b' in 2 rows"),
         ("a,b,target\n,,1.5\n", {"kind": "regression"}, "every column of inputs, got none in 'a', 'b' in 1 rows"),
         ("a,b,target\n1,,x\n,2,y\n", {"missing": "skip"}, "a row without a gap, got a gap in each of 2 rows"),
         ("a,target\n1,\n2,\n", {}, "must have a value of 'target' in one of its first 1,000 rows"),
         ("time,a,target\n,1,x\n", {}, "numbers or dates as 2026-01-31 in column 'time', got none in row 1"),
+        ('a,target\n1,x\n2,"y\n3,x\n4,y\n', {}, "cannot be read after row 1: unexpected end of data"),
+        ('a,target\n1,x\n2,"y\n3,x"\n4,y\n', {}, r"of one line in column 'target', got 'y\\n3,x' in row 2: is a"),
         (b"a,target\n1,x\n2,\xff\n", {}, "cannot be read after row 1: it is no text"),
         (b"\x89PNG\r\n\x1a\n", {}, "cannot be read at its beginning: it is no text"),
         ("a,target\n1," + "x" * 140_000, {}, "cannot be read at its beginning: field larger"),

@@ -165,6 +165,14 @@ def test_a_class_that_training_has_not_is_said(tmp_path: Path) -> None:
     assert (load(tmp_path).about or "").endswith("(left, right)")
 
 
+def test_steps_in_the_order_of_the_file_are_said(tmp_path: Path) -> None:
+    table = long_form(target=NAMES)
+    assert "in the order of" not in (load(write(tmp_path / "x.csv", table)).about or "")
+    assert "in the order of" not in (load(arrays()(tmp_path)).about or "")
+    untimed = write(tmp_path / "y.csv", table.drop(columns="time"))
+    assert (load(untimed).about or "").endswith("(left, right); no column of times: steps in the order of the file")
+
+
 def test_equal_times_in_a_sequence_are_said(tmp_path: Path) -> None:
     """Clocks may be coarse; or two recordings share an id, and are read as one sequence."""
     text("train.csv", "id,time,a,target\n3,0,0,p\n1,0,0,q\n1,1,1,q\n1,2,2,q\n1,0,3,q\n1,1,4,q\n1,2,5,q\n")(tmp_path)
@@ -178,12 +186,46 @@ def test_equal_times_in_a_sequence_are_said(tmp_path: Path) -> None:
     assert "equal times" not in (load(write(tmp_path / "x.csv", untimed)).about or "")
 
 
+def test_the_inputs_of_all_parts_are_read_by_name(tmp_path: Path) -> None:
+    table = long_form(target=NAMES)
+    for name, order in (("one", ["id", "time", "a", "b"]), ("other", ["b", "unused", "a", "time", "id"])):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.csv", table)
+        write(tmp_path / name / "test.csv", table.assign(unused="x").reindex(columns=[*order, "target"]))
+    assert_same_samples(load(tmp_path / "one"), load(tmp_path / "other"))
+
+
 def test_a_column_without_a_name_is_no_input(tmp_path: Path) -> None:
     """As pandas writes its index by default: the number of the row gives sorted classes away."""
     table = long_form(target=NAMES)
     table.to_csv(tmp_path / "x.csv")
     named = load(write(tmp_path / "named.csv", table), inputs="b,a")
     assert_same_samples(load(tmp_path / "x.csv", inputs="b,a"), named)
+
+
+def test_an_index_without_a_name_is_no_input(tmp_path: Path) -> None:
+    """As another program writes it that has read the Parquet of pandas."""
+    table = long_form(target=NAMES)
+    indexed = table.assign(__index_level_0__=np.arange(len(table)))
+    assert_same_samples(load(write(tmp_path / "x.parquet", indexed)), load(write(tmp_path / "y.parquet", table)))
+
+
+@pytest.mark.parametrize("index", [["time"], ["id", "time"], ["time", "target"]], ids=str)
+def test_an_index_with_a_name_is_a_column(index: list[str], tmp_path: Path) -> None:
+    """It is one in the file, and of the CSV of the same table."""
+    table = long_form(target=NAMES)
+    table.set_index(index).to_parquet(tmp_path / "x.parquet")
+    found = load(tmp_path / "x.parquet")
+    assert (found.time_name, found.input_names) == ("time", ("a", "b"))
+    assert_same_samples(found, load(write(tmp_path / "y.parquet", table)))
+
+
+def test_an_index_with_a_name_that_is_no_column_of_the_file_is_no_input(tmp_path: Path) -> None:
+    table = long_form(target=NAMES).reset_index(drop=True).rename_axis("row")
+    table.to_parquet(tmp_path / "range.parquet")
+    table.set_index("time", drop=False).to_parquet(tmp_path / "twice.parquet")
+    for name in ("range", "twice"):
+        assert load(tmp_path / f"{name}.parquet").input_names == ("a", "b")
 
 
 @pytest.mark.parametrize("role", ["id", "group"])
@@ -276,6 +318,7 @@ def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> N
         ([str(2**53), str(2**53 + 1), f"{2**53}.0"], (2**53, 2**53 + 1)),
         ([str(2**64), str(2**64 + 1)], (str(2**64), str(2**64 + 1))),
         (["true", "True"], ("True", "true")),
+        (["NA", "None"], ("NA", "None")),
     ],
 )
 def test_different_labels_of_a_text_are_different_classes(
@@ -520,11 +563,11 @@ def test_a_chunk_without_a_real_step_makes_no_update(tmp_path: Path) -> None:
     assert RunFolder(out).read_summary()["updates"] == train[list(range(14))][2].sum().item() < 6 * 14
 
 
-def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], Path]:
-    return lambda folder: write(folder / "x.csv", change(long_form(target=NAMES).reset_index(drop=True)))
+def table(change: Callable[[pd.DataFrame], pd.DataFrame], name: str = "x.csv") -> Callable[[Path], Path]:
+    return lambda folder: write(folder / name, change(long_form(target=NAMES).reset_index(drop=True)))
 
 
-def at(column: str, row: int, value: Any) -> Callable[[Path], Path]:
+def at(column: str, row: int, value: Any, name: str = "x.csv") -> Callable[[Path], Path]:
     """Return a file with another value in a row of a column."""
 
     def change(found: pd.DataFrame) -> pd.DataFrame:
@@ -532,7 +575,7 @@ def at(column: str, row: int, value: Any) -> Callable[[Path], Path]:
         found.loc[row, column] = value
         return found
 
-    return table(change)
+    return table(change, name)
 
 
 def text(name: str, content: str) -> Callable[[Path], Path]:
@@ -559,9 +602,21 @@ def widths(folder: Path) -> Path:
     return folder
 
 
-def untimed(folder: Path) -> Path:
-    write(folder / "train.csv", long_form(target=NAMES))
-    write(folder / "test.csv", long_form(target=NAMES).drop(columns="time"))
+def untimed(part: str) -> Callable[[Path], Path]:
+    """Return a folder of two parts, one of which has no times."""
+
+    def make(folder: Path) -> Path:
+        for name in ("train", "test"):
+            found = long_form(target=NAMES)
+            write(folder / f"{name}.csv", found.drop(columns="time") if name == part else found)
+        return folder
+
+    return make
+
+
+def wide_arrays(folder: Path) -> Path:
+    for name, width in (("train", 2), ("test", 3)):
+        np.savez(folder / f"{name}.npz", inputs=np.ones((4, 5, width)), targets=NAMES[:4])
     return folder
 
 
@@ -650,7 +705,13 @@ def objects() -> np.ndarray:
         (at("b", 30, None), {}, "x.csv' must hold numbers in column 'b', got none in row 31"),
         (at("b", 0, np.inf), {}, "x.csv' must hold numbers in column 'b', got inf in row 1"),
         (at("b", 0, "NaN"), {}, "x.csv' must hold numbers in column 'b', got 'NaN' in row 1"),
-        (at("target", 3, None), {}, "must have a value in every row of column 'target', got none in row 4"),
+        (
+            at("target", 3, None),
+            {},
+            "must have a value in every row of column 'target', got none in row 4; steps of the class -100 do not",
+        ),
+        (at("target", 3, "nan"), {}, "must have a value in every row of column 'target', got none in row 4; steps"),
+        (at("target", 3, "nan", "x.parquet"), {}, "a value in every row of column 'target', got none in row 4; steps"),
         (at("id", 2, None), {}, "must have a value in every row of column 'id', got none in row 3"),
         (at("time", 5, "later"), {}, "must hold numbers in column 'time', got 'later' in row 6"),
         (table(lambda t: t.assign(time="a")), {}, "numbers or dates as 2026-01-31 in column 'time', got 'a' in row 1"),
@@ -704,7 +765,8 @@ def objects() -> np.ndarray:
         (text("x.xls", "id"), {}, "must be a file of the kinds .npz, .csv, .parquet, got '.xls'"),
         (text("x.npz", "id"), {}, "x.npz' cannot be read: it is no .npz file"),
         (text("x.parquet", "id"), {}, "x.parquet' cannot be read: "),
-        (untimed, {}, "test.csv' must have the column 'time', got id, a, b, target"),
+        (untimed("test"), {}, "test.csv' must have the column 'time', got id, a, b, target"),
+        (untimed("train"), {}, "train.csv' must have the column 'time', by which the steps of .*test.csv' are ordered"),
         (
             immense_targets("train", 1e300),
             {},
@@ -712,7 +774,8 @@ def objects() -> np.ndarray:
         ),
         (immense_targets("test", -1e60), {}, "targets of the size of those of training, got -1e.60 in the test part"),
         (of_two_kinds, {}, "test.npz' must have the inputs of .*train.csv', a, b .D = 2., got D = 2."),
-        (widths, {}, "test.csv' must have the inputs of .*train.csv', a, b .D = 2., got a .D = 1."),
+        (widths, {}, "test.csv' must have the column 'b', got id, time, a, target"),
+        (wide_arrays, {}, "test.npz' must have the inputs of .*train.npz', D = 2, got D = 3"),
         (lambda folder: folder, {}, "must have one of the files train.npz, train.csv, train.parquet, got none"),
         (
             arrays(inputs=objects(), lengths=None),

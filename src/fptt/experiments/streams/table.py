@@ -23,6 +23,8 @@ from fptt.experiments.tasks.cells import (
     check_named,
     check_once,
     check_separator,
+    is_index,
+    is_missing,
     label_of,
 )
 from fptt.experiments.tasks.scores import IGNORED
@@ -34,6 +36,9 @@ LOOKED_AT = 1000
 
 
 LARGEST = torch.finfo(torch.float32).max
+"""Number that models, which compute in float32, can hold."""
+TRUTHS = {"False": 0.0, "false": 0.0, "FALSE": 0.0, "True": 1.0, "true": 1.0, "TRUE": 1.0}
+"""Numbers that the truth values of Parquet are, as CSV spells them: as pandas, by which sequences are read."""
 
 
 class Table:
@@ -99,9 +104,10 @@ class Table:
         return place, looked_at
 
     def figures(self, place: dict[str, Any]) -> dict[str, Any]:
-        """Return the numbers of rows and gaps, and the classes in the order in which they came."""
+        """Return the columns, the numbers of rows and gaps, and the classes in the order in which they came."""
+        columns = {**place["columns"], "inputs": ",".join(place["columns"]["inputs"])}  # as the options name them
         classes = {"classes": [str(label) for label in place["labels"]]} if self.kind == "classes" else {}
-        return {"rows": place["rows"], "gaps": place["gaps"], "skipped_rows": place["skipped"], **classes}
+        return {**columns, "rows": place["rows"], "gaps": place["gaps"], "skipped_rows": place["skipped"], **classes}
 
     # -- columns -----------------------------------------------------------------------------------------------------
 
@@ -115,7 +121,7 @@ class Table:
             check_named(names, self.source)
         is_free = "time" in names and "time" not in (target, *(given or ()))
         times = config.time or ("time" if is_free else None)
-        inputs = given or [name for name in names if name not in (target, times)]
+        inputs = given or [name for name in names if name not in (target, times) and not is_index(name)]
         columns = {"inputs": inputs, "target": target, "time": times}
         self._check_columns(names, columns)
         if not inputs:
@@ -129,7 +135,7 @@ class Table:
 
     def _kind(self, targets: list[Any], column: str) -> Kind:
         """Return what the first targets are: numbers with fractions, or classes."""
-        values = [value for value in targets if not _is_missing(value)]
+        values = [value for value in targets if not is_missing(value)]
         if not values:
             raise UserError(
                 f"{self.source} must have a value of {column!r} in one of its first {LOOKED_AT:,} rows, got none: say "
@@ -231,8 +237,8 @@ class Table:
         if gaps and self.config.missing == "error":
             column = place["columns"]["inputs"][gaps[0]]
             raise UnreadableError(
-                f"{self.source} must hold numbers in column {column!r}, got none in row {row}; gaps are taken by "
-                "--missing hold or skip."
+                f"{self.source} must hold numbers in column {column!r}, got none in row {row}; a new stream takes "
+                "gaps by --missing hold or skip."
             )
         for at in gaps:
             values[at] = place["held"][at]
@@ -263,20 +269,23 @@ class Table:
 
     def _number(self, value: Any, row: int, column: str) -> float:
         """Return an input, NaN for a gap."""
-        number = math.nan if _is_missing(value) else as_number(value)
+        number = math.nan if is_missing(value) else as_number(value)
+        if number is None and isinstance(value, str):
+            number = TRUTHS.get(value)
         if number is None or abs(number) > LARGEST:
+            bound = "" if number is None else f" up to {LARGEST:.2g}"
             raise UnreadableError(
-                f"{self.source} must hold numbers in column {column!r}, got {value!r:.60} in row {row}."
+                f"{self.source} must hold numbers{bound} in column {column!r}, got {value!r:.60} in row {row}."
             )
         return number
 
     def _time(self, value: Any, row: int) -> float:
         """Return a number, or a date as seconds."""
-        number = None if _is_missing(value) else as_number(value)
+        number = None if is_missing(value) else as_number(value)
         if number is None or not math.isfinite(number):
             number = _seconds(value)
         if number is None:
-            got = "none" if _is_missing(value) else f"{value!r:.60}"
+            got = "none" if is_missing(value) else f"{value!r:.60}"
             raise UnreadableError(
                 f"{self.source} must hold numbers or dates as 2026-01-31 in column {self.start['columns']['time']!r}, "
                 f"got {got} in row {row}."
@@ -288,30 +297,30 @@ class Table:
         column = self.start["columns"]["target"]
         if self.kind == "regression":
             return self._number(value, row, column)
-        if _is_missing(value):
+        if is_missing(value):
             return IGNORED
         label = label_of(value)
         if label is None:
             raise UnreadableError(
                 f"{self.source} must hold classes, text or whole numbers, in column {column!r}, got {value!r:.60} in "
-                f"row {row}; numbers are of --kind regression."
+                f"row {row}; a new stream takes numbers by --kind regression."
+            )
+        if isinstance(label, str) and "\n" in label:
+            raise UnreadableError(
+                f"{self.source} must hold classes of one line in column {column!r}, got {value!r:.60} in row {row}: is "
+                "a quote not closed?"
             )
         if label == IGNORED:
             return IGNORED
         if label not in numbers and len(numbers) == self.num_outputs:
             raise UnreadableError(
                 f"{self.source} must hold at most {self.num_outputs} classes (--max-classes) in column {column!r}, got "
-                f"another, {value!r:.60}, in row {row}; numbers are of --kind regression."
+                f"another, {value!r:.60}, in row {row}; a new stream takes numbers by --kind regression."
             )
         return numbers.setdefault(label, len(numbers))
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
-
-
-def _is_missing(value: Any) -> bool:
-    number = None if value is None else as_number(value)  # also of the text "nan", which other programs write
-    return value is None or value == "" or (number is not None and math.isnan(number))
 
 
 def _seconds(value: Any) -> float | None:
@@ -393,7 +402,8 @@ def _csv_rows(opened: AbstractContextManager[Iterable[bytes]], size: int, source
         nonlocal number
         try:
             with opened as lines:
-                for row in csv.reader(texts(lines), skipinitialspace=True):
+                # strict: a quote that is never closed would take all rows after it as one value
+                for row in csv.reader(texts(lines), skipinitialspace=True, strict=True):
                     if row:
                         yield row
                         number += 1  # the header is row 0

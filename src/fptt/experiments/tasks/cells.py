@@ -10,6 +10,7 @@ from fptt.experiments.process.errors import UserError
 LARGEST_WHOLE = 2**53
 """Up to it a float tells whole numbers apart."""
 _WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]*)(\.0*)?\s*")
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def as_number(value: Any) -> float | None:
@@ -20,6 +21,12 @@ def as_number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell holds nothing: is empty, or says NaN, which other programs write there."""
+    number = None if value is None else as_number(value)
+    return value is None or (isinstance(value, str) and not value) or (number is not None and math.isnan(number))
 
 
 def label_of(value: Any) -> str | int | None:
@@ -47,6 +54,11 @@ def are_measurements(values: Sequence[Any]) -> bool:
     return 2 * len(finite) > len(values) and any(
         number % 1 or (abs(number) > LARGEST_WHOLE and isinstance(label_of(value), str)) for number, value in finite
     )
+
+
+def is_index(name: str) -> bool:
+    """Return whether a column is what pandas writes into Parquet of an index without a name: no input by itself."""
+    return _INDEX.fullmatch(name) is not None
 
 
 def check_named(names: Sequence[str], source: str) -> None:

@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 
 from fptt.experiments.process.errors import UserError, one_line
-from fptt.experiments.tasks.cells import are_measurements, check_named, check_once, check_separator, label_of
+from fptt.experiments.tasks.cells import (
+    are_measurements,
+    check_named,
+    check_once,
+    check_separator,
+    is_index,
+    is_missing,
+    label_of,
+)
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 
@@ -151,7 +159,7 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
     """Return the rows of a CSV or Parquet file; of CSV, ids, targets and groups by their labels."""
     try:
         if suffix_of(path) == ".parquet":
-            return pd.read_parquet(path)
+            return _with_index(pd.read_parquet(path))
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             options: dict[str, Any] = {
@@ -179,6 +187,13 @@ def _read_table(path: Path, labels: Sequence[str | None]) -> pd.DataFrame:
     except Exception as error:  # the readers raise many kinds, all of them about the file
         reason = one_line(error).removeprefix("Error tokenizing data. C error: ").rstrip(".")
         raise UserError(f"data {str(path)!r} cannot be read: {reason}.") from error
+
+
+def _with_index(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of Parquet, the columns of which pandas made an index, by name, columns again."""
+    names = [name for name in table.index.names if name is not None and name not in table]
+    # a range is no column of the file
+    return table if isinstance(table.index, pd.RangeIndex) or not names else table.reset_index(names)
 
 
 def _labeled(column: pd.Series) -> pd.Series:
@@ -216,7 +231,9 @@ def table_sequences(table: pd.DataFrame, source: str, columns: Columns, targets:
     others = (id_name, columns.group, target_name)
     is_free = "time" in found and "time" not in (*others, *(columns.inputs or ()))
     time_name = columns.time or ("time" if is_free else None)
-    input_names = columns.inputs or tuple(name for name in found if name not in (*others, time_name))
+    input_names = columns.inputs or tuple(
+        name for name in found if name not in (*others, time_name) and not is_index(name)
+    )
     labels = [] if targets is None else [target_name, columns.group]
     check_once(names, (id_name, time_name, *input_names, *labels), repr(source))
     if not input_names:
@@ -301,8 +318,13 @@ def _one_a_sequence(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return own if (np.repeat(own, lengths) == targets).all() else targets
 
 
-def _complete(column: pd.Series, source: str) -> pd.Series:
+def _complete(column: pd.Series, source: str, hint: str = "") -> pd.Series:
     """Return a column.
+
+    Args:
+        column: Of any values.
+        source: The name of the table in errors.
+        hint: What may be there instead.
 
     Raises:
         UserError: If it lacks a value.
@@ -310,7 +332,8 @@ def _complete(column: pd.Series, source: str) -> pd.Series:
     missing = np.flatnonzero(column.isna())
     if len(missing):
         raise UserError(
-            f"{source!r} must have a value in every row of column {column.name!r}, got none in row {missing[0] + 1}."
+            f"{source!r} must have a value in every row of column {column.name!r}, got none in row {missing[0] + 1}"
+            f"{hint}."
         )
     return column
 
@@ -341,8 +364,10 @@ def _labels(column: pd.Series, source: str, targets: Targets) -> np.ndarray:
     Raises:
         UserError: If a value is missing, not finite, or text among numbers.
     """
-    column = _complete(column, source)
     kind = column.dtype.kind
+    if kind == "O":
+        column = column.mask([is_missing(value) for value in column])  # also the text nan
+    column = _complete(column, source, "; steps of the class -100 do not count")
     if kind in "iu" and column.max() < 2**63:
         return column.to_numpy(np.int64)
     if kind == "f" or targets == "numbers" or (kind not in "bu" and are_measurements(column.tolist())):

@@ -115,6 +115,7 @@ def _load(setting: Setting) -> Task:
         scaling=scaling,
         about=_about(parts, class_names, per_step=per_step)
         + _unseen(targets["train"], class_names)
+        + _untimed(train)
         + _equal_times(parts),
     )
 
@@ -205,11 +206,11 @@ def _read(setting: Setting) -> dict[str, Sequences]:
     targets = "numbers" if setting.kind == "regression" else "any"
     files = _part_files(path) if path.is_dir() else {"train": path}
     train = read_sequences(files["train"], columns, targets)
-    # one part without the times of the others would be in the order of its rows, whatever that is
-    timed = columns._replace(time=train.time_name or columns.time)
+    # by name, whatever their order; a part without the times of the others would be in the order of its rows
+    named = columns._replace(inputs=train.input_names or columns.inputs, time=train.time_name or columns.time)
     others = {name: file for name, file in files.items() if name != "train"}
     parts = {"train": train} | {
-        name: read_sequences(file, columns if suffix_of(file) == ".npz" else timed, targets)
+        name: read_sequences(file, columns if suffix_of(file) == ".npz" else named, targets)
         for name, file in others.items()
     }
     for name, part in parts.items():
@@ -217,6 +218,11 @@ def _read(setting: Setting) -> dict[str, Sequences]:
             own, others = (_described_inputs(found) for found in (train, part))
             raise UserError(
                 f"{str(files[name])!r} must have the inputs of {str(files['train'])!r}, {own}, got {others}."
+            )
+        if part.time_name != train.time_name:
+            raise UserError(
+                f"{str(files['train'])!r} must have the column {part.time_name!r}, by which the steps of "
+                f"{str(files[name])!r} are ordered, got none of that name."
             )
     for (name, part), (other, beside) in itertools.combinations(parts.items(), 2):
         if part.group_names is not None and beside.group_names is not None:
@@ -404,6 +410,13 @@ def _unseen(train: np.ndarray, class_names: tuple[str | int, ...] | None) -> str
     seen = set(np.unique(_class_names(train)).tolist())
     unseen = tuple(name for name in class_names if str(name) not in seen)
     return f"; none to train of{_described_names(unseen)}" if unseen else ""
+
+
+def _untimed(train: Sequences) -> str:
+    """Return that the rows of a table are the order of its steps, where it has no time."""
+    if train.rows is None or train.times is not None:
+        return ""
+    return "; no column of times: steps in the order of the file"
 
 
 def _equal_times(parts: dict[str, Sequences]) -> str:
