@@ -219,7 +219,7 @@ def _read(setting: Setting) -> dict[str, Sequences]:
             raise UserError(
                 f"{str(files[name])!r} must have the inputs of {str(files['train'])!r}, {own}, got {others}."
             )
-        if part.time_name != train.time_name:
+        if part.time_name and train.rows is not None and not train.time_name:  # an array is in the order of its steps
             raise UserError(
                 f"{str(files['train'])!r} must have the column {part.time_name!r}, by which the steps of "
                 f"{str(files[name])!r} are ordered, got none of that name."
