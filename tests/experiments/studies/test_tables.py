@@ -40,7 +40,7 @@ def test_rows_are_over_the_runs_of_their_key() -> None:
         ([INF, 5.0], "inf"),
         ([INF, -INF], "–"),
         ([NAN, 1.0], "–"),
-        ([1e300, 1e300], "1e+300 ± 0.0000"),
+        ([1e300, 1e300], "1e+300 ± 0"),
         ([1e308, 1e308], "inf"),
     ],
     ids=str,
