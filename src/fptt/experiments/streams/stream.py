@@ -342,7 +342,7 @@ def _to_the_end(streaming: Streaming, console: Console) -> dict[str, Any]:
         again = ""
         if streaming.config.data == STANDARD_INPUT:
             count = streaming.place["rows"]
-            again = f", and the same rows again; or with --next-rows those after the first {count:,}"
+            again = f"  (with the same rows again, or with --next-rows those after the first {count:,})"
         say(
             console,
             f"interrupted; completing {folder.path} (again to stop at once)\nto resume: {folder.resume_command}{again}",
