@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def test_a_run_whose_terminal_is_closed_can_be_resumed(command: str, tmp_path: P
     }[command]
     folder, arguments = RunFolder(runs), [command, *QUICK[1:-1], "100000", *options, "--out", str(tmp_path)]
     master, terminal = pty.openpty()
-    process = forks.Fork([*FPTT, *arguments], stdout=terminal, stderr=terminal)
+    told = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    process = forks.Fork([*FPTT, *arguments], stdout=terminal, stderr=terminal, before=told)
     os.close(terminal)
     deadline = time.monotonic() + 120
     while not has_rows(folder.metrics_file) and process.poll() is None and time.monotonic() < deadline:
