@@ -633,6 +633,19 @@ def test_targets_of_another_dtype_are_named(function: Any, loss: Any) -> None:
     assert own(torch.zeros(2, 3, 1), part).item() == pytest.approx(0.6931, abs=1e-4)
 
 
+@pytest.mark.parametrize("function", [functional.huber_loss, functools.partial(functional.huber_loss), nn.HuberLoss()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target", [torch.int64, torch.float64, torch.bool])
+def test_the_huber_loss_takes_targets_of_another_dtype(function: Any, dtype: torch.dtype, target: torch.dtype) -> None:
+    """|1 − 3| − ½ = 1.5 with derivative 1 for the output 3 and the target 1; torch fails in its backward pass."""
+    loss = fptt.SequenceLoss(function)
+    (part,) = loss.split(torch.ones(1, 1, 1).to(target), None, [1], 1)
+    output = torch.full((1, 1, 1), 3.0, dtype=dtype, requires_grad=True)
+    value = loss(output, part)
+    value.backward()
+    assert (value.item(), output.grad) == (1.5, torch.ones(1, 1, 1, dtype=dtype))
+
+
 def plain(output: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(output, target, reduction="none")
 

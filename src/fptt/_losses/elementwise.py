@@ -52,11 +52,15 @@ class Elementwise(nn.Module):
             )
         self.ignore_index = ignored_index(function)
         self.is_of_classes, self.is_without_softmax = _kind(function) in OF_CLASSES, is_without_softmax(function)
+        self._is_huber = _kind(function) in {functional.huber_loss, nn.HuberLoss}
         self.function = _without_reduction(function)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return one value per element, (N,)."""
         self._check_targets(output, target)
+        if self._is_huber and output.dtype != target.dtype:  # torch promotes them too, but fails in its backward pass
+            wide = torch.promote_types(output.dtype, target.dtype)
+            output, target = output.to(wide), target.to(wide)
         try:
             values = self.function(output, target)
         except (IndexError, RuntimeError, ValueError) as error:  # not looked for beforehand: that would take time
