@@ -409,7 +409,9 @@ def test_a_table_that_is_mended_is_resumed(tmp_path: Path, capsys: pytest.Captur
     told = " ".join(capsys.readouterr().err.split())
     assert "must hold numbers in column 'heat', got 'oops' in row 300. To resume when that is mended:" in told
     write(tmp_path, text)
+    capsys.readouterr()
     assert run(["stream", "--resume", "--out", str(cut.path)]) == 0
+    assert "table: D = 2 (heat, load) in the order of time; target state, classes" in capsys.readouterr().out
     assert run([*arguments, str(tmp_path / "data.csv"), "--out", str(whole.path)]) == 0
     assert_same_end(whole, cut)
 

@@ -49,6 +49,7 @@ class Recordings:
             if rows.column_names is not None:  # some kinds of files do not name them
                 check_columns(rows, name, ("signal", "label"))
         self.num_steps, digest = self.survey()
+        self.about = f"recordings: {self.num_steps:,} steps, D = {self.num_inputs}; {self.num_outputs} classes"
         self.start = {"recordings": 0, "start": 0, "steps": 0, "digest": digest} if place is None else place
         if self.start["digest"] != digest:
             raise UserError(f"the labels in {config.data} are not those that the stream began with.")

@@ -64,6 +64,11 @@ class Source(Protocol):
         ...
 
     @property
+    def about(self) -> str:
+        """A line on the data, for the user."""
+        ...
+
+    @property
     def start(self) -> dict[str, Any]:
         """Where it begins, as plain values."""
         ...

@@ -93,6 +93,7 @@ class Streaming:
     def run(self, console: Console) -> None:
         """Go through all that is left of the stream."""
         progress = 0.0
+        say(console, self.source.about)
         with closing(make_display(console)) as display, self.interruption, closing(self._read()) as pieces:
             for piece in pieces:
                 self._go_through(piece)

@@ -26,6 +26,7 @@ from fptt.experiments.tasks.cells import (
     is_index,
     is_missing,
     label_of,
+    shown_names,
 )
 from fptt.experiments.tasks.scores import IGNORED
 
@@ -80,6 +81,14 @@ class Table:
         self.num_inputs = len(place["columns"]["inputs"])
         self.num_outputs = config.max_classes if self.kind == "classes" else 1
         self.classes = () if self.kind == "classes" else None  # none is known from the start
+
+    @property
+    def about(self) -> str:
+        """Which columns are read, and as what."""
+        columns = self.start["columns"]
+        order = "" if columns["time"] is None else f" in the order of {columns['time']}"
+        targets = f"{columns['target']}, {'classes' if self.kind == 'classes' else 'numbers'}"
+        return f"table: D = {self.num_inputs}{shown_names(columns['inputs'])}{order}; target {targets}"
 
     def _begun(self, rows: "Rows") -> tuple[dict[str, Any], list[Sequence[Any]]]:
         """Return the place before the first row, and the rows that were looked at to tell it."""

@@ -9,6 +9,7 @@ from fptt.experiments.process.errors import UserError
 
 LARGEST_WHOLE = 2**53
 """Up to it a float tells whole numbers apart."""
+SHOWN_NAMES = 8
 _WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]*)(\.0*)?\s*")
 _INDEX = re.compile(r"__index_level_\d+__")
 
@@ -59,6 +60,14 @@ def are_measurements(values: Sequence[Any]) -> bool:
 def is_index(name: str) -> bool:
     """Return whether a column is what pandas writes into Parquet of an index without a name: no input by itself."""
     return _INDEX.fullmatch(name) is not None
+
+
+def shown_names(names: Sequence[str | int] | None) -> str:
+    """Return the first names, of columns or classes, in parentheses after a space; nothing for None."""
+    if names is None:
+        return ""
+    more = ["…"] if len(names) > SHOWN_NAMES else []
+    return f" ({', '.join([*map(str, names[:SHOWN_NAMES]), *more])})"
 
 
 def check_named(names: Sequence[str], source: str) -> None:

@@ -16,7 +16,7 @@ from fptt.experiments.configs.config import DataSetting, Setting
 from fptt.experiments.configs.lists import split_list
 from fptt.experiments.process.errors import UserError
 from fptt.experiments.tasks.batches import PaddedSamples
-from fptt.experiments.tasks.cells import LARGEST_WHOLE
+from fptt.experiments.tasks.cells import LARGEST_WHOLE, shown_names
 from fptt.experiments.tasks.loading import channel_statistics, divisors, spread
 from fptt.experiments.tasks.scores import IGNORED, RegressionScore
 from fptt.experiments.tasks.sequence_files import SUFFIXES, Columns, Sequences, place_of, read_sequences, suffix_of
@@ -26,7 +26,6 @@ PARTS = ("train", "validation", "test")
 HELD_OUT = 0.15
 """Of all sequences, or of all groups, for each of validation and test, where the data do not have them as parts."""
 MAX_CLASSES = 1000
-SHOWN_NAMES = 8
 
 
 def load(setting: Setting, seed: int) -> Task:  # noqa: ARG001
@@ -394,12 +393,12 @@ def _about(parts: dict[str, Sequences], class_names: tuple[str | int, ...] | Non
         for name, label in zip(PARTS, ("to train", "to validate", "to test"), strict=True)
     )
     steps = f"T = {longest}" if shortest == longest else f"T = {shortest} to {longest}"
-    inputs = _described_names(parts["train"].input_names)
+    inputs = shown_names(parts["train"].input_names)
     each = "step" if per_step else "sequence"
     if class_names is None:
         outputs = f"a number a {each}"
     else:
-        outputs = f"{len(class_names)} classes, one a {each}{_described_names(class_names)}"
+        outputs = f"{len(class_names)} classes, one a {each}{shown_names(class_names)}"
     return f"sequences: {counts}; {steps}, D = {parts['train'].inputs.shape[1]}{inputs}; {outputs}"
 
 
@@ -409,7 +408,7 @@ def _unseen(train: np.ndarray, class_names: tuple[str | int, ...] | None) -> str
         return ""
     seen = set(np.unique(_class_names(train)).tolist())
     unseen = tuple(name for name in class_names if str(name) not in seen)
-    return f"; none to train of{_described_names(unseen)}" if unseen else ""
+    return f"; none to train of{shown_names(unseen)}" if unseen else ""
 
 
 def _untimed(train: Sequences) -> str:
@@ -427,10 +426,3 @@ def _equal_times(parts: dict[str, Sequences]) -> str:
     total = sum(len(part.lengths) for part in parts.values())
     # by row, and not by id, which may be a name: the model card has this line too
     return f"; equal times in {len(found):,} of {total:,} sequences (as in {place_of(*found[0])})"
-
-
-def _described_names(names: tuple[str | int, ...] | None) -> str:
-    if names is None:
-        return ""
-    more = ["…"] if len(names) > SHOWN_NAMES else []
-    return f" ({', '.join([*map(str, names[:SHOWN_NAMES]), *more])})"
