@@ -29,6 +29,14 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert [row["epoch"] for row in run.metrics] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("policy", "kept"), [("raise", 5000), ("skip", 5000), ("rollback", 8)])
+def test_the_checkpoints_of_a_run_are_a_setting_where_it_may_go_back_to_them(
+    policy: Any, kept: int, tmp_path: Path
+) -> None:
+    write_run(tmp_path, TrainConfig.of(SMALL, on_bad_number=policy, checkpoint_updates=8), 0.75)
+    assert read_run(tmp_path).setting.checkpoint_updates == kept
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -22,8 +22,8 @@ LIMITS = ("epochs", "max_updates", "max_seconds", "early_stopping")
 
 COSTS = ("epochs", "updates", "seconds", "peak_memory_bytes", "training_memory_bytes")
 ORIGINS = ("commit", "device", "torch")
-HARMLESS = ("threads", "checkpoint_updates")
-"""Fields that make no difference to the result of any method."""
+HARMLESS = ("threads",)
+"""Fields that make no difference to the result of any run."""
 
 OF_THE_SAMPLES = tuple(field.name for field in fields(DataSetting) if field.name != "data")
 """Fields that choose samples of the data; with a batch size, by which a text is cut, they decide a fingerprint."""
@@ -68,6 +68,8 @@ class FinishedRun:
         """
         defaults = Setting()
         plain: dict[str, Any] = {name: getattr(defaults, name) for name in (*UNUSED[self.config.method], *HARMLESS)}
+        if self.config.on_bad_number != "rollback":  # which goes back to one of them
+            plain["checkpoint_updates"] = defaults.checkpoint_updates
         if has_limits_of_another(self.group):  # there every seed has a limit of its own
             plain.update(epochs=1, max_updates=None, max_seconds=None, early_stopping=None)
         if self.config.task in GENERATED:  # by a limit or without, an epoch may have as many samples
