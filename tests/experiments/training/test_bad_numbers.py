@@ -1,5 +1,9 @@
 """The three policies of a run that meets NaN, in one process or in one of two."""
 
+import itertools
+import math
+import os
+import signal
 import sys
 from itertools import count
 from pathlib import Path
@@ -8,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from fptt.experiments.commands.cli import run
+import fptt
+from fptt.experiments.commands.cli import INTERRUPTED, run
 from fptt.experiments.process.machine import Clock
 from fptt.experiments.training import loop
 from fptt.experiments.training.checkpoints import read_checkpoint
 from fptt.experiments.training.folder import RunFolder
-from fptt.experiments.training.run import Run
+from fptt.experiments.training.run import EpochTotals, Run
 from tests import forks
 from tests.experiments.training.poisoned import poison
 from tests.experiments.training.test_precision import distance
-from tests.experiments.training.test_resume import QUICK
+from tests.experiments.training.test_resume import QUICK, assert_same_end
 
 COMMAND = ["train", *QUICK, "--batch-size", "16", "--checkpoint-updates", "24", "--schedule", "constant"]
 """8 batches of 8 updates an epoch, and a checkpoint after every third batch."""
@@ -58,6 +63,34 @@ def test_skip_counts_and_goes_on(poisoned: dict[int, int], tmp_path: Path, capsy
     assert (summary["skipped"], summary["updates"], summary["rollbacks"]) == (2, 16 * 8 - 2, 0)
 
 
+@pytest.mark.parametrize("method", ["fptt", "bptt"])
+def test_a_batch_that_is_skipped_whole_is_not_in_the_means_of_its_epoch(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight batches all but the first are bad; of one epoch of BPTT all: a hundred chunks in a row end a run."""
+    good: list[fptt.BatchResult] = []
+    add = EpochTotals.add
+
+    def added(totals: EpochTotals, result: fptt.BatchResult, progress: fptt.Progress | None) -> None:
+        good.extend([result] if result.updates else [])
+        add(totals, result, progress)
+
+    monkeypatch.setattr(EpochTotals, "add", added)
+    bad = {*range(1, 8), *range(8 if method == "bptt" else 9, 16)}
+
+    def disturb(name: str, run: Run, batch: Any = None) -> None:
+        if name == "batch" and run.method.batches in bad:
+            batch[0].fill_(math.nan)
+
+    monkeypatch.setattr(loop, "on_event", disturb)
+    options = ["--method", method, "--on-bad-number", "skip", "--out", str(tmp_path)]
+    assert run([*COMMAND, *options]) == 0
+    found = [(row["train_loss"], row["gradient_norm"]) for row in RunFolder(tmp_path).read_metrics()]
+    expected = [(result.loss.item(), result.gradient_norm.item()) for result in good]
+    assert found[: len(good)] == expected
+    assert all(map(math.isnan, itertools.chain(*found[len(good) :])))
+
+
 def test_a_run_all_of_whose_chunks_are_skipped_is_an_error(
     poisoned: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +116,38 @@ def test_rollback_goes_back_to_the_checkpoint_with_a_smaller_rate(
     summary = folder.read_summary()
     assert (summary["rollbacks"], summary["batches"], summary["updates"], summary["status"]) == (2, 16, 128, "finished")
     assert [row["lr"] for row in folder.read_metrics()] == [0.008, 0.0005]
+
+
+def test_a_rollback_goes_back_to_no_checkpoint_that_is_only_to_resume_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batch 11 is bad. By updates the last checkpoint is from before batch 9, whatever else there is."""
+    stops: set[int] = set()
+    bad: dict[int, int] = {}
+
+    def disturb(name: str, run: Run, batch: Any = None) -> None:
+        poison(run, batch, bad)
+        if name == "trained" and run.method.batches in stops:
+            stops.remove(run.method.batches)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop, "on_event", disturb)
+    whole, cut, often = (RunFolder(tmp_path / name) for name in ("whole", "cut", "often"))
+    bad[11] = 1
+    assert run([*COMMAND, *ROLLBACK, "--out", str(whole.path)]) == 0
+    assert "on from batch 9" in capsys.readouterr().out
+
+    bad[11], stops = 1, {8, 10, 11}  # twice after the same checkpoint, which is no more one of the last two
+    assert run([*COMMAND, *ROLLBACK, "--out", str(cut.path)]) == INTERRUPTED
+    for expected in (INTERRUPTED, INTERRUPTED, 0):
+        assert run(["train", "--resume", "--out", str(cut.path)]) == expected
+    assert "on from batch 9" in capsys.readouterr().out
+    assert_same_end(whole, cut)
+
+    bad[11] = 1
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    assert run([*COMMAND, *ROLLBACK, "--out", str(often.path)]) == 0
+    assert_same_end(whole, often)
 
 
 def test_time_that_a_rollback_loses_has_been_spent(

@@ -214,8 +214,8 @@ class TrainingSetting(Checked):
     early_stopping: Count | None = None
     """End the run after so many epochs without a better validation metric."""
     checkpoint_updates: Count | None = 5000
-    """Save all that is needed to resume, after every so many updates and every ten minutes (but not by the clock where
-    a rollback goes back to it); Ctrl-C saves it too. None: on Ctrl-C alone."""
+    """Save all that is needed to resume, after every so many updates and every ten minutes; Ctrl-C saves it too. None:
+    on Ctrl-C alone. A rollback goes back to one by updates."""
     on_bad_number: Literal["raise", "skip", "rollback"] = "raise"
     """At NaN or Inf in inputs, loss, gradient or weights: raise an error, skip the chunk, or go back to the last
     checkpoint and on with a smaller learning rate."""

@@ -1,4 +1,4 @@
-"""Checkpoints: two are kept, each written whole or not at all, and verified before it is loaded."""
+"""Checkpoints: the last two are kept, each written whole or not at all, and verified before it is loaded."""
 
 import os
 import re
@@ -20,7 +20,8 @@ KEPT = 2
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 """At most, however many updates or steps were asked for: with long batches, or a slow stream, those may take hours."""
 
-_NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
+_ONLY_TO_RESUME = "-resume-only"
+_NAME = re.compile(rf"checkpoint-(\d{{6,}})({_ONLY_TO_RESUME})?\.pt")
 _UNFINISHED = "checkpoint.new"
 _DAMAGED = ".damaged"
 
@@ -35,13 +36,18 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def files(self) -> list[Path]:
-        """Return the checkpoints, the newest first."""
+    def files(self, *, to_roll_back: bool = False) -> list[Path]:
+        """Return the checkpoints, the newest first; to roll back without those that are only to resume from."""
         found = self.folder.glob("checkpoint-*.pt") if self.folder.is_dir() else []
-        return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_number, reverse=True)
+        names = {path: match for path in found if (match := _NAME.fullmatch(path.name))}
+        return sorted((path for path in names if not (to_roll_back and names[path][2])), key=_number, reverse=True)
 
-    def write(self, state: Mapping[str, Any]) -> None:
-        """Write a state of tensors and plain values, and remove all checkpoints but the last two.
+    def write(self, state: Mapping[str, Any], *, only_to_resume: bool = False) -> None:
+        """Write a state of tensors and plain values, and remove all checkpoints but the last two of those to roll back.
+
+        Args:
+            state: The state.
+            only_to_resume: Whether no rollback goes back to it; it is kept while it is one of the last two of all.
 
         Raises:
             UnwritableError: If it cannot be written; the earlier ones stay.
@@ -54,7 +60,8 @@ class Checkpoints:
                 torch.save(dict(state), file)
                 file.flush()
                 os.fsync(file.fileno())  # before the rename, or a power cut could leave a name without content
-            os.replace(temporary, self.folder / f"checkpoint-{number:06d}.pt")
+            kind = _ONLY_TO_RESUME if only_to_resume else ""
+            os.replace(temporary, self.folder / f"checkpoint-{number:06d}{kind}.pt")
             _sync_folder(self.folder)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
@@ -64,21 +71,24 @@ class Checkpoints:
             raise UnwritableError(
                 f"a checkpoint in {self.folder} cannot be written: {one_line(cause).rstrip('.')}."
             ) from error
-        for path in self.files()[KEPT:]:
+        for path in set(self.files()[KEPT:]) - set(self.files(to_roll_back=True)[:KEPT]):
             with suppress(OSError):  # one too many does no harm
                 path.unlink()
 
-    def restore(self, load: Callable[[dict[str, Any]], Loaded], report: Callable[[str], None]) -> Loaded:
+    def restore(
+        self, load: Callable[[dict[str, Any]], Loaded], report: Callable[[str], None], *, to_roll_back: bool = False
+    ) -> Loaded:
         """Return what `load` makes of the newest checkpoint, or of the one before it; set damaged ones aside.
 
         Args:
             load: Takes the state; raises `DamagedCheckpointError` if it cannot use it.
             report: Takes a line of text about every damaged one.
+            to_roll_back: Whether those that are only to resume from are left out.
 
         Raises:
             UserError: If there is none, or all are damaged.
         """
-        files = self.files()
+        files = self.files(to_roll_back=to_roll_back)
         if not files:
             raise UserError(f"run folder {self.folder} has no checkpoint to resume from: begin without --resume.")
         for path in files:

@@ -149,7 +149,7 @@ def _train_epoch(run: Run, folder: RunFolder, display: Display, interruption: In
         )
         if is_due or is_asked:
             run.note_memory()
-            _save(run, folder)
+            _save(run, folder, only_to_resume=run.config.on_bad_number == "rollback" and not _is_scheduled(run))
         if is_asked:
             raise KeyboardInterrupt
         # some times a second at most: to read the loss is to wait for the device
@@ -205,31 +205,39 @@ def _status(run: Run) -> str:
 
 def _needs_checkpoint(run: Run) -> bool:
     """Return whether the last checkpoint is too many updates ago, or too many minutes."""
+    is_old = time.monotonic() - run.saved_time >= SECONDS_BETWEEN_CHECKPOINTS
+    return _is_scheduled(run) or (is_old and run.config.checkpoint_updates is not None)
+
+
+def _is_scheduled(run: Run) -> bool:
+    """Return whether the last checkpoint is too many updates ago."""
     every = run.config.checkpoint_updates
-    if every is None:
-        return False
-    # what a rollback goes back to must not depend on the clock
-    is_old = run.config.on_bad_number != "rollback" and time.monotonic() - run.saved_time >= SECONDS_BETWEEN_CHECKPOINTS
-    return is_old or run.method.updates - run.progress.saved_at >= every
+    return every is not None and run.method.updates - run.progress.saved_at >= every
 
 
-def _save(run: Run, folder: RunFolder) -> None:
-    """Write a checkpoint, between two batches."""
-    run.progress.saved_at, run.saved_time = run.method.updates, time.monotonic()
+def _save(run: Run, folder: RunFolder, *, only_to_resume: bool = False) -> None:
+    """Write a checkpoint, between two batches.
+
+    What a rollback goes back to must depend neither on the clock nor on whether the run was interrupted: a checkpoint
+    that is only to resume from leaves the others where they would be without it.
+    """
+    run.saved_time = time.monotonic()
+    if not only_to_resume:
+        run.progress.saved_at = run.method.updates
     state = run.state_dict()
     if run.processes.is_leader:
-        folder.checkpoints.write(state)
+        folder.checkpoints.write(state, only_to_resume=only_to_resume)
 
 
-def _restore(run: Run, folder: RunFolder, console: Console) -> None:
-    """Restore the last checkpoint in the folder, or the one before it.
+def _restore(run: Run, folder: RunFolder, console: Console, *, to_roll_back: bool = False) -> None:
+    """Restore the last checkpoint in the folder, or the one before it; to roll back none that is only to resume from.
 
     Raises:
         UserError: If there is none, both are damaged, or it belongs to another config or other data.
     """
     for is_turn_of_leader in (True, False):  # it sets damaged ones aside before the others look
         if run.processes.is_leader is is_turn_of_leader:
-            folder.checkpoints.restore(run.load_state_dict, lambda text: say(console, text))
+            folder.checkpoints.restore(run.load_state_dict, lambda text: say(console, text), to_roll_back=to_roll_back)
         run.processes.from_leader(None)
     check_interface(folder.read_interface(), run.task)  # of units and names the checkpoint does not tell
     run.fraction, *_ = run.processes.agree(run.spent(), is_asked=False, is_due=False)
@@ -246,7 +254,7 @@ def _roll_back(run: Run, folder: RunFolder, console: Console, error: FloatingPoi
     if config.on_bad_number != "rollback" or rollbacks > config.max_rollbacks:
         raise error
     seconds = run.progress.seconds
-    _restore(run, folder, console)
+    _restore(run, folder, console, to_roll_back=True)
     run.progress.rollbacks, run.progress.seconds = rollbacks, seconds  # what is lost has been spent all the same
     run.fraction, *_ = run.processes.agree(run.spent(), is_asked=False, is_due=False)
     _save(run, folder)

@@ -44,7 +44,7 @@ class Counters:
         rows: Rows of metrics so far.
         seconds: Of training so far.
         metric: Of the last validation.
-        saved_at: Updates at the last checkpoint.
+        saved_at: Updates at the last checkpoint to which a rollback may go back.
         rollbacks: How often the run went back to a checkpoint; each made the learning rate smaller.
         peak_memory_bytes: The peak of all processes of the run so far; 0 in older checkpoints.
         training_memory_bytes: How far a peak was above the memory before training, likewise.
@@ -83,17 +83,21 @@ class EpochTotals:
     Attributes:
         sums: Of loss, per lane that is not idle, penalty and gradient norm, (3,).
         batches: The number of batches with a target.
+        skipped: How many of them were skipped whole, and are not in the sums.
     """
 
     sums: Tensor
     batches: int = 0
+    skipped: int = 0
 
     def add(self, result: fptt.BatchResult, progress: fptt.Progress | None) -> None:
         """Add one batch, unless it has no target at all.
 
         With staggered lanes `progress` is where they stand: idle ones count 0 in the loss of the batch.
         """
-        if not result.updates and not result.skipped:
+        if not result.updates:  # its loss is NaN
+            self.skipped += result.skipped > 0
+            self.batches += result.skipped > 0
             return
         loss = result.loss
         if progress is not None:
@@ -103,13 +107,13 @@ class EpochTotals:
         self.batches += 1
 
     def means(self) -> dict[str, float]:
-        """Return the means over the batches, by their column in metrics.csv."""
+        """Return the means over the batches, by their column in metrics.csv; NaN of none."""
         names = ("train_loss", "penalty", "gradient_norm")
-        return dict(zip(names, (self.sums / max(self.batches, 1)).tolist(), strict=True))
+        return dict(zip(names, (self.sums / (self.batches - self.skipped)).tolist(), strict=True))
 
     def clear(self) -> None:
         """Begin a new epoch."""
-        self.sums, self.batches = torch.zeros_like(self.sums), 0
+        self.sums, self.batches, self.skipped = torch.zeros_like(self.sums), 0, 0
 
 
 class Run:
@@ -273,7 +277,7 @@ class Run:
             "state": None if self.state is None else flatten_state(self.state),
             "schedule": self.schedule.state_dict(),
             "best": asdict(self.best),
-            "totals": {"sums": self.totals.sums, "batches": self.totals.batches},
+            "totals": {name: getattr(self.totals, name) for name in ("sums", "batches", "skipped")},
             "progress": asdict(self.progress),
             "environments": [*self.earlier_environments, self.environment],
             "random": RandomState.capture(self.fabric.device, include_others=True).state_dict(),
@@ -349,7 +353,8 @@ class Run:
 
     def _checked_totals(self, saved: dict[str, Any]) -> EpochTotals:
         own = self.totals.sums  # whose dtype is that of the losses from the first batch on
-        return EpochTotals(saved["sums"].to(own.device).reshape(own.shape), int(saved["batches"]))
+        sums, skipped = saved["sums"].to(own.device).reshape(own.shape), saved.get("skipped", 0)  # earlier: not saved
+        return EpochTotals(sums, int(saved["batches"]), int(skipped))
 
 
 def check_origin(state: dict[str, Any], config: TrainConfig, task: Task) -> None:
