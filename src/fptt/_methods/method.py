@@ -397,6 +397,8 @@ class Method:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; nothing changes if it does not fit.
 
+        The beta, mu and alphas that the regularizer was saved with replace those that the method was made with.
+
         Raises:
             ValueError: If a key is missing, or it was saved by a method with another regularizer or loss, or one whose
                 estimates have another size.
