@@ -251,6 +251,16 @@ def test_a_subclass_that_calls_its_parents_step_may_fail_in_it() -> None:
     assert_same_weights(model, twin)
 
 
+def test_post_hooks_that_were_there_before_see_the_weights_of_the_whole_step() -> None:
+    model, seen = small_model(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: seen.append(weights(model)))
+    attached(model, optimizer)
+    for step in range(3):
+        run_steps(model, optimizer, range(step, step + 1))
+        assert all(torch.equal(*pair) for pair in zip(seen[-1], model.parameters(), strict=True))
+
+
 def test_fused_scaling_is_refused() -> None:
     model = small_model()
     fused = torch.optim.Adam(model.parameters(), fused=True)

@@ -73,10 +73,12 @@ class StepHooks:
         self._register()
 
     def _register(self) -> None:
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
+        before = self._optimizer.register_step_pre_hook(self._before_step)
+        after = self._optimizer.register_step_post_hook(self._after_step)
+        # ahead of those that are there, such as one that averages weights: they see the weights of the whole step
+        hooks: Any = self._optimizer._optimizer_step_post_hooks
+        hooks.move_to_end(after.id, last=False)
+        self._handles = [before, after]
 
     @property
     def are_attached(self) -> bool:
