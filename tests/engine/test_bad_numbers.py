@@ -351,8 +351,10 @@ def test_a_scaler_that_skips_a_step_is_left_to_it() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
 
     def step(optimizer: torch.optim.Optimizer) -> None:
-        scaler.step(optimizer)
-        scaler.update()
+        try:
+            scaler.step(optimizer)
+        finally:
+            scaler.update()
 
     loss = fptt.SequenceLoss(functional.mse_loss)
     backward = lambda loss: scaler.scale(loss).backward()  # noqa: E731
@@ -366,6 +368,37 @@ def test_a_scaler_that_skips_a_step_is_left_to_it() -> None:
     assert scaler.get_scale() < 2.0**127
     if not result.updates:
         assert all(torch.equal(one, other) for one, other in zip(weights(model), before, strict=True))
+
+
+def test_a_scaler_goes_on_behind_a_bad_gradient() -> None:
+    """By the recipe of docs/other-loops.md: the exception comes inside `scaler.step`, between unscaling and update."""
+    inputs, targets = (tensor.float() for tensor in batch(0))
+    targets[T // K] = 100
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        try:
+            scaler.step(optimizer)
+        finally:
+            scaler.update()
+
+    def loss_of_steps(outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss is finite, and the norm of its gradient is not, where a target is out of range."""
+        factor = torch.where(targets.abs() > 10, 1e21, 1.0)
+        return functional.l1_loss(outputs, targets, reduction="none") * factor
+
+    scaled: dict[str, Any] = {"backward": lambda loss: scaler.scale(loss).backward(), "step": step}
+    found = []
+    for options in ({}, scaled):
+        torch.manual_seed(0)
+        model = fptt.nn.GRU(3, 5, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        loss = fptt.SequenceLoss(loss_of_steps)
+        method = fptt.FPTT(model, optimizer, loss, num_chunks=K, on_bad_number="skip", **options)
+        assert method.train_batch(inputs, targets).skipped == 1
+        found.append(weights(model))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_settings_are_checked() -> None:

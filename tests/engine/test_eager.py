@@ -55,6 +55,17 @@ def test_a_model_without_a_gradient_is_named(kind: Any, is_frozen: bool, monkeyp
         method.train_batch(torch.randn(T, B, D), torch.arange(B))
 
 
+def test_weights_that_were_replaced_after_the_optimizer_was_made_are_not_counted_as_trained() -> None:
+    model, loss = fptt.nn.LSTM(D, H, C), fptt.TerminalLoss(functional.cross_entropy)
+    method = fptt.FPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, num_chunks=K)
+    batch = torch.randn(T, B, D), torch.arange(B)
+    method.train_batch(*batch)
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    with pytest.raises(RuntimeError, match=r"the loss of chunk 0 reaches no weight of the optimizer: .*assign=True"):
+        method.train_batch(*batch)
+    assert method.updates == K
+
+
 class ReturnsOtherOutputs(nn.Module):
     """A layer whose outputs are made into something else."""
 

@@ -62,3 +62,21 @@ def test_a_checkpoint_without_averages_is_refused(accelerator: Any, tmp_path: Pa
 def test_an_optimizer_that_was_not_prepared_is_refused(accelerator: Any) -> None:
     with pytest.raises(TypeError, match=r"optimizer must be what accelerator.prepare returned, got a Adam of its own"):
         attach_regularizer(accelerator, torch.optim.Adam(small_model().parameters()))
+
+
+def test_a_method_is_refused_where_accelerate_holds_steps_back(accelerator: Any) -> None:
+    """Every second batch would else be counted, and learn nothing."""
+    accelerator.gradient_accumulation_steps = 2
+    bare = fptt.nn.LSTM(3, 5, 4)
+    model, prepared = accelerator.prepare(bare, torch.optim.SGD(bare.parameters(), lr=0.1))
+    method = fptt.FPTT(model, prepared, fptt.SequenceLoss(torch.nn.functional.mse_loss), num_chunks=2)
+    batch, before = (torch.randn(8, 6, 3), torch.randn(8, 6, 4)), weights(bare)
+    with (
+        accelerator.accumulate(model),
+        pytest.raises(RuntimeError, match=r"optimizer must make every step, got Accelerate's inside .*accumulate"),
+    ):
+        method.train_batch(*batch)
+    assert method.batches == 0
+    assert all(torch.equal(*pair) for pair in zip(before, bare.parameters(), strict=True))
+    with accelerator.accumulate(model):  # Accelerate steps here
+        assert method.train_batch(*batch).updates == 2

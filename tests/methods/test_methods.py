@@ -279,6 +279,13 @@ def test_a_closed_method_takes_its_hooks_along_and_trains_no_more() -> None:
 def test_grad_scaler_scales_in_backward_and_unscales_in_step(coupling: Any) -> None:
     models = [lstm().double(), lstm().double()]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        try:
+            scaler.step(optimizer)
+        finally:
+            scaler.update()
+
     scaled = fptt.FPTT(
         models[0],
         sgd(models[0]),
@@ -287,7 +294,7 @@ def test_grad_scaler_scales_in_backward_and_unscales_in_step(coupling: Any) -> N
         coupling=coupling,
         max_norm=0.1,
         backward=lambda loss: scaler.scale(loss).backward(),
-        step=lambda optimizer: (scaler.step(optimizer), scaler.update()),
+        step=step,
     )
     plain = fptt.FPTT(models[1], sgd(models[1]), terminal(), num_chunks=3, coupling=coupling, max_norm=0.1)
     for number in range(3):

@@ -141,10 +141,69 @@ def test_optimizers_that_call_a_closure_again_are_refused() -> None:
         def step(self, closure: Any = None) -> Any:
             return closure() + closure()
 
-    twice = Twice(model.parameters(), lr=0.1)
-    attached(model, twice)
-    with pytest.raises(RuntimeError, match="calls the closure again"):
-        twice.step(lambda: 0.0)
+    class Clears(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            self.zero_grad()
+            return closure()
+
+    for kind in (Twice, Clears):
+        model = small_model()
+        optimizer = kind(model.parameters(), lr=0.1)
+        attached(model, optimizer)
+        with pytest.raises(RuntimeError, match="calls the closure again"):
+            optimizer.step(lambda model=model: loss_of(model, 0).backward() or 0.0)
+
+
+class SAM(torch.optim.Optimizer):
+    """Sharpness-aware minimization: a step with the gradient at weights nearby; the backward pass at these is made."""
+
+    def __init__(self, params: Any, rho: float) -> None:
+        super().__init__(params, {"rho": rho})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        params = self.param_groups[0]["params"]
+        climb = [self.param_groups[0]["rho"] * param.grad for param in params]
+        torch._foreach_add_(params, climb)
+        self.zero_grad()
+        torch.enable_grad()(closure)()
+        torch._foreach_sub_(params, climb)
+        self.base_optimizer.step()
+
+
+def test_an_optimizer_that_calls_a_closure_after_a_step_of_its_own_takes_the_hooks_inside() -> None:
+    """On the outer one, which clears the gradient of the first call, nothing would be trained."""
+    models = [small_model()]
+    models.append(copy.deepcopy(models[0]))
+    rho = 0.05
+    sam, plain = SAM(models[0].parameters(), rho), torch.optim.SGD(models[1].parameters(), lr=0.1)
+    regularizer = attached(models[0], sam)
+    closure = lambda: loss_of(models[0], 0).backward()  # noqa: E731
+    closure()
+    with pytest.raises(RuntimeError, match=r"calls the closure again.*base_optimizer of SAM, attach to that one"):
+        sam.step(closure)
+    regularizer.detach()
+    models[0].load_state_dict(models[1].state_dict())
+    attached(models[0], sam.base_optimizer)
+    attached(models[1], plain)
+    for _ in range(3):
+        sam.zero_grad()
+        closure()
+        sam.step(closure)
+        nearby = copy.deepcopy(models[1])
+        params: list[Any] = list(nearby.parameters())
+        loss_of(nearby, 0).backward()
+        with torch.no_grad():
+            torch._foreach_add_(params, [rho * param.grad for param in params])
+        nearby.zero_grad()
+        loss_of(nearby, 0).backward()
+        for param, other in zip(models[1].parameters(), params, strict=True):
+            param.grad = other.grad
+        plain.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 class CallsParent(torch.optim.Adam):
@@ -190,6 +249,16 @@ def test_a_subclass_that_calls_its_parents_step_may_fail_in_it() -> None:
     optimizer.load_state_dict(before[1])
     run_steps(model, optimizer, range(3))
     assert_same_weights(model, twin)
+
+
+def test_post_hooks_that_were_there_before_see_the_weights_of_the_whole_step() -> None:
+    model, seen = small_model(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: seen.append(weights(model)))
+    attached(model, optimizer)
+    for step in range(3):
+        run_steps(model, optimizer, range(step, step + 1))
+        assert all(torch.equal(*pair) for pair in zip(seen[-1], model.parameters(), strict=True))
 
 
 def test_fused_scaling_is_refused() -> None:

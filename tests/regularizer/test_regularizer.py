@@ -355,6 +355,23 @@ def test_detach_makes_the_optimizer_plain_again() -> None:
     regularizer.attach(optimizer)
 
 
+def test_a_model_that_is_converted_is_refused_before_the_step() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = attached(model, optimizer)
+    run_steps(model, optimizer, range(2))
+    model.double()
+    before = weights(model)
+    optimizer.zero_grad()
+    sum(param.sum() for param in model.parameters()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match=r"averages, torch.float32, got one of \(\d+, \d+\) of torch.float64: load"):
+        optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
+    regularizer.load_state_dict(regularizer.state_dict())
+    optimizer.step()
+    assert all(entry.average.dtype is torch.float64 for entry in regularizer.state.values())
+
+
 def test_clipping_takes_the_sum_of_loss_and_penalty_gradient() -> None:
     param = nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = torch.optim.SGD([param], lr=1.0)

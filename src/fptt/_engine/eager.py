@@ -174,7 +174,14 @@ class EagerEngine(Engine):
                 ) from error
             check_no_graph(chunk.inputs, chunk.part)
             raise
-        return self.replicas.add_gradients_(loss.detach(), chunk.weight)
+        total = self.replicas.add_gradients_(loss.detach(), chunk.weight)
+        if not has_gradient(self.optimizer):
+            raise RuntimeError(
+                f"the loss of chunk {chunk.number} reaches no weight of the optimizer: all are frozen, or the model "
+                "got others after the optimizer was made, as by load_state_dict(assign=True). Make optimizer and "
+                "method again."
+            )
+        return total
 
     def _recompute_gradient(self, window: Window, chunk: Chunk, random: RandomState) -> bool:
         """Advance dual and average with ∇ℓ_t(W_{t+1}), and return whether it is finite.
@@ -210,6 +217,11 @@ def clear_gradients(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for param in group["params"]:
             param.grad = None
+
+
+def has_gradient(optimizer: Optimizer) -> bool:
+    """Return whether at least one parameter has a gradient."""
+    return any(param.grad is not None for group in optimizer.param_groups for param in group["params"])
 
 
 # -- running the model -------------------------------------------------------------------------------------------------

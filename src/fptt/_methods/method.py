@@ -116,6 +116,16 @@ def check_options(method: "Method", options: Mapping[str, Any]) -> None:
             raise TypeError(f"{type(method).__name__} has no argument {name!r}; its options are {', '.join(known)}.")
 
 
+def check_makes_steps(optimizer: Optimizer) -> None:
+    """Raise RuntimeError if an optimizer of Accelerate holds back `step` and `zero_grad`, without a word."""
+    if not getattr(getattr(optimizer, "gradient_state", None), "sync_gradients", True):
+        raise RuntimeError(
+            "optimizer must make every step, got Accelerate's inside accelerator.accumulate, which holds them back: a "
+            "method clears the gradient and steps at every chunk. Train outside of it, or accumulate the gradients of "
+            "micro-batches in a loop of your own, with fptt.integrations.accelerate.attach_regularizer."
+        )
+
+
 class Method:
     """A method that trains a model on batches of sequences: `BPTT`, `TBPTT` or `FPTT`.
 
@@ -248,7 +258,7 @@ class Method:
             ValueError: If the arguments do not fit together or the model, or several updates would go through one graph
                 of inputs or targets.
             TypeError: If an argument is no tensor, or the model does not return outputs and state.
-            RuntimeError: If the method was closed, or gradients are off.
+            RuntimeError: If the method was closed, gradients are off, or `accelerator.accumulate` holds back steps.
             FloatingPointError: If inputs, loss or gradient are NaN or Inf, with batch and chunk. The updates of the
                 chunks before stay; the weights are as they were before the bad chunk. Also if an update has made the
                 weights NaN or Inf, which cannot be undone here.
@@ -294,6 +304,7 @@ class Method:
         if not self._hooks.are_attached:
             raise RuntimeError("the method is closed: construct a new one to train on.")
         check_grad_enabled("training")
+        check_makes_steps(self.optimizer)
         with self._replicas.reporting():  # the others wait for this process, which may fail here alone
             chunks, state = self._cut(batch, is_stream=is_stream), detach_state(state)
         num_lanes = None if batch.progress is None else batch.progress.position.shape[1]
@@ -385,6 +396,8 @@ class Method:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; nothing changes if it does not fit.
+
+        The beta, mu and alphas that the regularizer was saved with replace those that the method was made with.
 
         Raises:
             ValueError: If a key is missing, or it was saved by a method with another regularizer or loss, or one whose

@@ -38,8 +38,9 @@ class TBPTT(Method):
             to 100 in a row; that costs time and memory of a copy of all of them), `parallel` (a `DataParallel`; None),
             `backward` (called with each loss instead of `loss.backward()`, for example `fabric.backward`), `step`
             (called with the optimizer instead of `optimizer.step()`; whoever scales the loss in `backward` unscales
-            here, as with `lambda optimizer: (scaler.step(optimizer), scaler.update())`), `horizon` (h, chunks that the
-            gradient of an update goes through, 1; see above).
+            here, `try: scaler.step(optimizer)`, `finally: scaler.update()`, since a bad gradient raises inside; whoever
+            steps another optimizer, too, clears its gradients here), `horizon` (h, chunks that the gradient of an
+            update goes through, 1; see above).
 
     Raises:
         ValueError: If a setting is out of range, or not exactly one of `num_chunks` and `chunk_length` is given.

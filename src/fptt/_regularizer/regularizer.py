@@ -210,7 +210,7 @@ class DynamicRegularizer:
         Raises:
             RuntimeError: If the regularizer is attached, or the weights are swapped for the averages, or an `update()`
                 with a recomputed gradient is missing since the last step.
-            ValueError: If a gradient is sparse.
+            ValueError: If a gradient is sparse, or a parameter has another dtype than its average.
         """
         if self._hooks is not None:
             raise RuntimeError(
@@ -241,6 +241,7 @@ class DynamicRegularizer:
             code = self._machine_code[number] = recurrences.MachineCode.of(own, self._machine_code.get(number))
             penalties = None if code is None else code.penalize(form=self.form, mu=self.mu)
             if penalties is None:
+                _check_dtypes(own)  # those of machine code are checked where it looks for them
                 with torch.no_grad():
                     code, penalties = None, recurrences.penalty_gradients(own, form=self.form, mu=self.mu)
             pending.append(_Pending(own, penalties, code))
@@ -539,6 +540,16 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
     if len(gradients) < len(params):
         raise RuntimeError("update() needs the recomputed gradient in param.grad: call backward() once more before it.")
     return gradients
+
+
+def _check_dtypes(group: recurrences.Parameters) -> None:
+    """Raise ValueError, before the step, if the model was converted: torch would refuse after it."""
+    for param, average in zip(group.params, group.averages, strict=True):
+        if param.dtype is not average.dtype:
+            raise ValueError(
+                f"params must keep the dtype of their averages, {average.dtype}, got one of {tuple(param.shape)} of "
+                f"{param.dtype}: load the regularizer's state_dict() into it again, which converts, or call reset()."
+            )
 
 
 def _copy_of(entry: dict[str, Tensor], param: Tensor) -> ParameterState:

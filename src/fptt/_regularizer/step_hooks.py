@@ -73,10 +73,12 @@ class StepHooks:
         self._register()
 
     def _register(self) -> None:
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
+        before = self._optimizer.register_step_pre_hook(self._before_step)
+        after = self._optimizer.register_step_post_hook(self._after_step)
+        # ahead of those that are there, such as one that averages weights: they see the weights of the whole step
+        hooks: Any = self._optimizer._optimizer_step_post_hooks
+        hooks.move_to_end(after.id, last=False)
+        self._handles = [before, after]
 
     @property
     def are_attached(self) -> bool:
@@ -207,15 +209,19 @@ def _check_unscaled(optimizer: Optimizer) -> None:
 
 
 class _Called:
-    """A closure that was called already: returns its value, once."""
+    """A closure that was called already: returns its value, once, while weights and gradients are those of its call."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, optimizer: Optimizer) -> None:
         self.value, self.is_used = value, False
+        params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+        self._versions = [(param, param._version) for param in params]
 
     def __call__(self) -> Any:
-        if self.is_used:
+        has_moved = any(param.grad is None or param._version != version for param, version in self._versions)
+        if self.is_used or has_moved:
             raise RuntimeError(
-                "step(closure) takes one gradient an update; this optimizer calls the closure again, at other weights."
+                "step(closure) takes one gradient an update; this optimizer calls the closure again, at other weights. "
+                "If there is one inside it that makes the step, as base_optimizer of SAM, attach to that one."
             )
         self.is_used = True
         return self.value
@@ -228,7 +234,7 @@ def _closure_called(call: _Call) -> _Call:
     if closure is None:
         return call
     with torch.enable_grad():
-        called = _Called(closure())
+        called = _Called(closure(), optimizer)
     if "closure" in call.kwargs:
         return call._replace(kwargs={**call.kwargs, "closure": called})
     return call._replace(args=(optimizer, called, *others[1:]))

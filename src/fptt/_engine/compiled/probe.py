@@ -90,9 +90,8 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
         attribute = changed(before, constants(module))
         if attribute is not None:
             raise CompilationError(
-                f"engine='compiled' cannot follow {attribute}, which the forward pass changes: return it in the state, "
-                "as fptt.integrations.stateful.Explicit does (see docs/spiking.md), or register it as a buffer and "
-                f"change it in place. {EAGER_INSTEAD}"
+                f"engine='compiled' cannot follow {attribute}, which the forward pass changes: "
+                f"{_remedy(module, attribute)}. {EAGER_INSTEAD}"
             )
         moving = frozenset(name for name, (tensor, original) in originals.items() if not _same(tensor, original))
     # torch's own may be drawn, for dropout: the trace keeps the drawing. Python's and NumPy's would be constants
@@ -110,6 +109,22 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
         )
     gradients = {names[param]: gradient for param, gradient in found.items()}
     return _Run(loss.detach(), gradients, moving, is_random=not drawn.equals(random))
+
+
+def _remedy(module: nn.Module, attribute: str) -> str:
+    """Return what to do with an attribute that the forward pass changes."""
+    place, _, name = attribute.rpartition(".")
+    params = dict(module.get_submodule(place).named_parameters(recurse=False))
+    if f"{name}_orig" in params or {f"{name}_g", f"{name}_v"} <= params.keys():
+        return (
+            "a hook of torch.nn.utils makes it anew; take weight_norm and spectral_norm from "
+            "torch.nn.utils.parametrizations, and in the place of prune register the mask with "
+            "torch.nn.utils.parametrize"
+        )
+    return (
+        "return it in the state, as fptt.integrations.stateful.Explicit does (see docs/spiking.md), or register it as "
+        "a buffer and change it in place"
+    )
 
 
 def _check_equal(first: _Run, second: _Run) -> None:
