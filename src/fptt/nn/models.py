@@ -49,6 +49,9 @@ class LSTMState(NamedTuple):
     c: Tensor
 
 
+torch.serialization.add_safe_globals([LSTMState])  # torch.load reads a checkpoint that holds one
+
+
 class _Model(nn.Module):
     """A recurrent layer and a read-out; see `LSTM`."""
 

@@ -21,6 +21,9 @@ class SpikingState(NamedTuple):
     readout: ReadoutState | None
 
 
+torch.serialization.add_safe_globals([SpikingState])  # torch.load reads a checkpoint that holds one
+
+
 def firing_rate(state: SpikingState) -> Tensor:
     """Return how often each unit has spiked, in spikes a step since its sequence began, (num_layers, B, H).
 
