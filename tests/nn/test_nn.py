@@ -141,6 +141,30 @@ def test_unrolled_cell_equals_the_layer() -> None:
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(3, 5),
+        nn.parallel.DataParallel(nn.GRU(3, 5)),
+        fptt.nn.LSTM(3, 5),
+        fptt.nn.spiking.LIF(3, 5),
+        fptt.nn.Recurrent(nn.RNN(3, 5)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_is_not_taken_for_a_cell(layer: nn.Module) -> None:
+    name = type(layer).__name__
+    with pytest.raises(TypeError, match=f"cell must be a cell, .* got the layer {name}: give it to fptt.nn.Recurrent"):
+        fptt.nn.Unroll(layer)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell(3, 5), nn.GRUCell(3, 5)], ids=lambda cell: type(cell).__name__)
+def test_a_cell_is_not_taken_for_a_layer(cell: nn.Module) -> None:
+    name = type(cell).__name__
+    with pytest.raises(TypeError, match=rf"rnn must be a layer, .* got the cell {name}: wrap it in fptt\.nn\.Unroll"):
+        fptt.nn.Recurrent(cell)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: fptt.nn.LSTM(3, 5, kernel="triton"), "kernel must be one of"),  # pyright: ignore
