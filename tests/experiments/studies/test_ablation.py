@@ -17,6 +17,29 @@ from fptt.experiments.training.folder import RunFolder
 TINY = TrainConfig(task="digits", limit=64, epochs=1, hidden_size=4, threads=1)
 
 
+def test_fields_that_the_other_choices_leave_without_use_are_named() -> None:
+    cosine = "makes no difference with schedule cosine: it needs "
+    for text, message in (
+        ("lr_factor=0.5:0.25", f"lr_factor {cosine}steps or plateau"),
+        ("lr,plateau_epochs=3", f"plateau_epochs {cosine}plateau"),
+        ("schedule,plateau_epochs=3", f"plateau_epochs {cosine}plateau"),  # one at a time
+        ("rollback_factor=0.1", "rollback_factor makes no difference with on_bad_number raise: it needs rollback"),
+        ("max_rollbacks=2", "max_rollbacks makes no difference with on_bad_number raise: it needs rollback"),
+    ):
+        with pytest.raises(UserError) as error:
+            ablation_of(text)
+        assert message in str(error.value)
+    assert len(ablation_of("schedule=cosine:plateau,plateau_epochs=1:3", grid=True).configs) == 3 * 4
+    for choices, text in (
+        ({"schedule": "steps"}, "lr_factor=0.5"),
+        ({"schedule": "plateau"}, "lr_factor=0.5,plateau_epochs=3"),
+        ({"on_bad_number": "rollback"}, "rollback_factor=0.1,max_rollbacks=2"),
+    ):
+        axes = parse_axes(text)
+        setting = TrainConfig.of(TINY, **choices)
+        assert len(Ablation(setting, axes, [0], Path("out")).configs) == 3 * (1 + len(axes))
+
+
 def names(ablation: Ablation) -> list[str]:
     return [ablation.folder(*key).relative_to(ablation.out).as_posix() for key in ablation.configs]
 
