@@ -57,6 +57,7 @@ def test_axes_are_parsed_in_the_types_of_their_fields() -> None:
         "optimizer": ["sgd", "adamw"],
     }
     assert parse_axes("hidden_size=8:16:8") == {"hidden_size": [8, 16]}
+    assert parse_axes("num-chunks=4:8,on-bad-number=skip") == {"num_chunks": [4, 8], "on_bad_number": ["skip"]}
     assert parse_axes("precision=32-true:bf16-mixed,permuted=true,max_norm=none:0.5,epochs=3,limit=64:none") == {
         "precision": ["32-true", "bf16-mixed"],
         "permuted": [True],
@@ -86,6 +87,7 @@ def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
         ("method", "the field method cannot vary: every ablation has all methods"),
         ("alpha,,form", "unknown field ''"),
         ("lr,lr=1", "fields must not repeat, got lr twice"),
+        ("max_norm=1,max-norm=2", "fields must not repeat, got max_norm twice"),
         ("num_chunks=4:x", "num_chunks must be a whole number, got 'x'"),
         ("num_chunks=4.5", "num_chunks must be a whole number, got '4.5'"),
         ("lr=fast", "lr must be a number, got 'fast'"),

@@ -235,6 +235,8 @@ _OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds sets
 def parse_axes(text: str) -> dict[str, list[Any]]:
     """Return the fields of a list like `num_chunks=4:8:16,alpha,form`, and the values of those that have some.
 
+    A field may be spelled as its option, `num-chunks`.
+
     Raises:
         UserError: If a field is unknown or repeated, or a value is not of its type; lists what there is.
 
@@ -244,7 +246,8 @@ def parse_axes(text: str) -> dict[str, list[Any]]:
     """
     axes: dict[str, list[Any]] = {}
     for entry in split_list("fields", text):
-        field, has_values, values = entry.partition("=")
+        name, has_values, values = entry.partition("=")
+        field = name.replace("-", "_")  # as the option of the same setting is spelled
         check_field(field)
         if field in axes:
             raise UserError(f"fields must not repeat, got {field} twice.")
