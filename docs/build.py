@@ -31,7 +31,11 @@ def main() -> None:
 def write_command_line(page: Path) -> None:
     """Write the reference of the command line: what every command prints with `--help`."""
     overview = help_of([])
-    parts = ["# Command line", "`fptt` needs `pip install 'fptt[experiments]'`.", f"```text\n{overview}\n```"]
+    parts = [
+        "# Command line",
+        "`fptt` needs `pip install '.[experiments]'` in a checkout.",
+        f"```text\n{overview}\n```",
+    ]
     for name in re.findall(r"^  fptt (\w+)   ", overview, re.M):
         parts += [f"## fptt {name}", f"```text\n{help_of([name])}\n```"]
         for subcommand in ("speed", "spiking", "memory", "convergence") if name == "bench" else ():

@@ -21,9 +21,9 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise ValueError unless the value is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def check_count(name: str, value: Any, kind: type = int) -> None:
+    """Raise ValueError unless the value is an integer of at least 1; of NumPy's too, if the kind is `Integral`."""
+    if isinstance(value, bool) or not isinstance(value, kind) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 

@@ -86,6 +86,17 @@ def check_layout(model: Any, *, batch_first: bool) -> None:
         raise ValueError(f"batch_first must be that of the model, {layout}, got {batch_first}.")
 
 
+def check_reads_forward(model: nn.Module) -> None:
+    """Raise ValueError if a layer of a model is bidirectional: its outputs in chunks are other ones."""
+    for name, module in model.named_modules():
+        # the backward half of a chunk would begin at the chunk's end, not at the sequence's
+        if isinstance(module, nn.RNNBase) and module.bidirectional:
+            raise ValueError(
+                f"model must read forward in time, got the bidirectional {type(module).__name__} {name or 'itself'!r}: "
+                "its outputs in chunks are not those of the whole sequence."
+            )
+
+
 def split_sequence(
     *tensors: Tensor, num_chunks: int | None = None, chunk_length: int | None = None, dim: int = 0
 ) -> Iterator[tuple[Tensor, ...]]:

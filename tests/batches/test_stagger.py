@@ -326,6 +326,13 @@ def test_a_method_that_does_not_fit_is_named() -> None:
         list(method.train_stream([flagged]))
     with pytest.raises(ValueError, match=r"targets must have shape \(T, B, …\) with T, B = \(6, 4\), got \(3, 4\)"):
         list(method.train_stream([item]))
+    # targets of steps look like one wide target a sequence: only the loss can tell
+    model = fptt.nn.LSTM(D, H, C, batch_first=True)
+    optimizer = torch.optim.SGD(model.parameters())
+    turned = fptt.TBPTT(model, optimizer, make_loss("steps"), num_chunks=3, batch_first=True)
+    lanes = fptt.stagger([(torch.zeros(4, 6, D), torch.zeros(4, 6))], num_chunks=3, batch_first=True)
+    with pytest.raises(ValueError, match=r"got \(3, 4, 6\), one for every chunk: give stagger per_step=True"):
+        list(turned.train_stream(lanes))
     with pytest.raises(ValueError, match=r"targets must have shape \(K, B, …\) with K, B = \(3, 4\), .* got \(6, 4\)"):
         list(make_method(make_loss("label")).train_stream([item._replace(targets=torch.zeros(6, 4))]))
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,22 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 import fptt
+from fptt._sequence import flatten_state
 from tests.problems import assert_same_weights
 
 T, B, D, H = 24, 3, 2, 4
 METHODS: dict[str, Callable[..., fptt.Method]] = {"tbptt": fptt.TBPTT, "fptt": fptt.FPTT}
 every_method = pytest.mark.parametrize("name", METHODS)
 pytestmark = pytest.mark.usefixtures("float64")
+
+
+CARRIED: dict[str, Callable[..., nn.Module]] = {
+    "LSTM": fptt.nn.LSTM,
+    "GRU": fptt.nn.GRU,
+    "LIF": fptt.nn.spiking.LIF,
+    "ALIF": partial(fptt.nn.spiking.ALIF, pool="mean"),
+}
+"""Models by what their states are made of."""
 
 
 def recording(steps: int = T, *shape: int) -> tuple[Tensor, Tensor]:
@@ -260,6 +271,22 @@ def test_a_stopped_stream_goes_on_bitwise(name: str, ahead: int) -> None:
     assert [result.loss.item() for result in found] == [result.loss.item() for result in expected]
     assert len(found) == 3
     assert_same_weights(parts[0], others[0])
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_torch_reads_the_file_of_a_checkpoint_as_it_is(kind: str, tmp_path: Path) -> None:
+    model = CARRIED[kind](D, 5, H)
+    loss = fptt.SequenceLoss(functional.mse_loss)
+    method = fptt.FPTT(model, torch.optim.Adam(model.parameters()), loss, num_chunks=1)
+    chunks = fptt.ArrayChunks(*recording(20), chunk_length=5, batch_size=2)
+    result = next(method.train_stream(chunks))
+    parts = {"model": model, "optimizer": method.optimizer, "method": method, "position": chunks}
+    saved = {"result": result, **{name: part.state_dict() for name, part in parts.items()}}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    found = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["result"]
+    assert str(found) == str(result)
+    assert type(found.state) is type(result.state)
+    assert all(map(torch.equal, flatten_state(found.state), flatten_state(result.state)))
 
 
 def test_slips_of_arrays_are_named() -> None:

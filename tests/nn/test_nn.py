@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -141,17 +142,75 @@ def test_unrolled_cell_equals_the_layer() -> None:
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(3, 5),
+        nn.parallel.DataParallel(nn.GRU(3, 5)),
+        fptt.nn.LSTM(3, 5),
+        fptt.nn.spiking.LIF(3, 5),
+        fptt.nn.Recurrent(nn.RNN(3, 5)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_is_not_taken_for_a_cell(layer: nn.Module) -> None:
+    name = type(layer).__name__
+    with pytest.raises(TypeError, match=f"cell must be a cell, .* got the layer {name}: give it to fptt.nn.Recurrent"):
+        fptt.nn.Unroll(layer)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell(3, 5), nn.GRUCell(3, 5)], ids=lambda cell: type(cell).__name__)
+def test_a_cell_is_not_taken_for_a_layer(cell: nn.Module) -> None:
+    name = type(cell).__name__
+    with pytest.raises(TypeError, match=rf"rnn must be a layer, .* got the cell {name}: wrap it in fptt\.nn\.Unroll"):
+        fptt.nn.Recurrent(cell)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: fptt.nn.LSTM(3, 5, kernel="triton"), "kernel must be one of"),  # pyright: ignore
         (lambda: fptt.nn.LSTM(3, 5, readout_sizes=[4]), "readout_sizes"),
         (lambda: fptt.nn.LSTM(3, 5)(torch.zeros(7, 4)), "inputs must have shape"),
         (lambda: fptt.nn.GRU(3, 5)(torch.zeros(7, 4, 3), torch.zeros(1, 3, 5)), "state must have"),
+        (lambda: fptt.nn.LSTM(0, 5), "input_size must be a positive integer, got 0"),
+        (lambda: fptt.nn.LSTM(3, 8.0), r"hidden_size must be a positive integer, got 8\.0"),  # pyright: ignore
+        (lambda: fptt.nn.GRU(3, 5, 0), "output_size must be a positive integer, got 0"),
+        (lambda: fptt.nn.RNN(3, 5, num_layers=True), "num_layers must be a positive integer, got True"),
+        (lambda: fptt.nn.LSTM(3, 5, 2, readout_sizes=[4, 0]), r"readout_sizes\[1\] must be a positive integer, got 0"),
+        (lambda: fptt.nn.LSTM(3, 5, num_layers=2, dropout=1.0), r"dropout must be in \[0, 1\), got 1\.0"),
+        (lambda: fptt.nn.LSTM(3, 5, forget_bias=torch.nan), "forget_bias must be a finite number, got nan"),
+        (lambda: fptt.nn.LSTM(3, 5, chrono_init=2.5), r"chrono_init must be a positive integer, got 2\.5"),  # pyright: ignore
     ],
 )
 def test_bad_arguments_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"readout_sizes": 16}, "readout_sizes must be iterable, got a int"),
+        (
+            {"readout_activation": nn.ReLU()},
+            r"must make a module when it is called, as torch\.nn\.ReLU does, got ReLU\(\)",
+        ),
+        ({"readout_activation": nn.functional.relu}, "readout_activation must make a module .* got <function relu"),
+        ({"readout_activation": "relu"}, "readout_activation must make a module .* got 'relu'"),
+        ({"readout_activation": int}, "readout_activation must make a module .*, which makes a int"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_readout_is_named(option: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {"readout_sizes": [4], **option}
+    with pytest.raises(TypeError, match=message):
+        fptt.nn.LSTM(3, 5, 2, **options)
+
+
+def test_numbers_of_numpy_are_sizes() -> None:
+    labels = np.array([0, 1, 2])
+    model = fptt.nn.GRU(3, 5, labels.max() + 1, readout_sizes=np.array([4]))  # pyright: ignore
+    assert tuple(model(torch.zeros(7, 2, 3))[0].shape) == (7, 2, 3)
 
 
 def test_a_linear_readout_calls_what_is_put_into_it() -> None:

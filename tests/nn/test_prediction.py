@@ -119,6 +119,13 @@ def test_a_layout_other_than_the_models_is_refused(inputs: Any) -> None:
             fptt.predict(model, inputs, batch_first=not own)
 
 
+@pytest.mark.parametrize("inputs", [SEQUENCES, torch.zeros(300, 4, 3), torch.zeros(5, 4, 3)])
+def test_a_bidirectional_model_is_refused(inputs: Any) -> None:
+    model = fptt.nn.Recurrent(nn.LSTM(3, 6, bidirectional=True), nn.Linear(12, 2))
+    with pytest.raises(ValueError, match="must read forward in time, got the bidirectional LSTM 'rnn'"):
+        fptt.predict(model, inputs)
+
+
 def test_modules_stay_in_their_modes(model: nn.Module) -> None:
     frozen = model.get_submodule("readout").eval()
     first, second = fptt.predict(model, SEQUENCES), fptt.predict(model, SEQUENCES)

@@ -321,6 +321,9 @@ def test_firing_rates_count_the_spikes() -> None:
     torch.testing.assert_close(spiking.firing_rate(state)[1], spikes.mean(0))
     assert torch.equal(state.neurons.s[1], spikes[-1])
     assert flatten_state(state)[0] is state.neurons.s
+    for other in (None, state.neurons, (spikes, state)):
+        with pytest.raises(TypeError, match=f"state must be the SpikingState .*, got a {type(other).__name__}"):
+            spiking.firing_rate(other)  # pyright: ignore[reportArgumentType]
 
 
 # -- interface -------------------------------------------------------------------------------------------------------

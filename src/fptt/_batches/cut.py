@@ -135,6 +135,11 @@ def cut_batch(batch: Batch, loss: ChunkLoss, chunking: Chunking, *, allow_empty:
         parts, starts = loss.split(targets, mask, lengths, batch_size), _find_starts(is_first, lengths)
     else:
         _check_progress(progress, is_first, lengths, batch_size)
+        if loss.per_step and batch.targets.shape[:2] == progress.position.shape != expected:
+            raise ValueError(
+                f"targets must have shape (T, B, …) with T, B = {expected}, got {tuple(batch.targets.shape)}, one for "
+                "every chunk: give stagger per_step=True."
+            )
         parts = loss.split_lanes(targets, mask, lengths, progress)
         # also where no lane begins: a compiled step is the same for all chunks
         starts = [(Start(0, lanes),) for lanes in (progress.position == 1).unbind()]

@@ -62,6 +62,9 @@ class BatchResult(NamedTuple):
         )
 
 
+torch.serialization.add_safe_globals([BatchResult])  # torch.load reads a checkpoint that holds one
+
+
 class MethodOptions(TypedDict, total=False):
     """Options that all methods have; see `TBPTT` for their meanings.
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from fptt._checks import check_type
 from fptt._losses.chunk_loss import ChunkLoss
-from fptt._sequence import check_layout
+from fptt._sequence import check_layout, check_reads_forward
 
 
 def check_model(
@@ -39,13 +39,7 @@ def check_model(
     if optimizer is not None:
         check_type("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
     _check_takes_state(model)
-    for name, module in model.named_modules():
-        # the backward half of a chunk would begin at the chunk's end, not at the sequence's
-        if isinstance(module, nn.RNNBase) and module.bidirectional:
-            raise ValueError(
-                f"model must read forward in time, got the bidirectional {type(module).__name__} {name or 'itself'!r}: "
-                "its outputs in chunks are not those of the whole sequence."
-            )
+    check_reads_forward(model)
     check_layout(model, batch_first=batch_first)
     others = ", ".join(_layers_of_other_layout(model, "", batch_first))
     if others:

@@ -15,6 +15,9 @@ class Recurrent(nn.Module):
         rnn: Such as `torch.nn.GRU`, or any module that takes a state (or None) and returns one.
         readout: Module on the hidden outputs; None leaves them as they are.
 
+    Raises:
+        TypeError: If `rnn` is a cell of torch, which `Unroll` makes a layer.
+
     Examples:
         >>> model = fptt.nn.Recurrent(nn.GRU(3, 5), nn.Linear(5, 2))
         >>> tuple(model(torch.randn(7, 4, 3))[0].shape)
@@ -23,6 +26,11 @@ class Recurrent(nn.Module):
 
     def __init__(self, rnn: nn.Module, readout: nn.Module | None = None) -> None:
         super().__init__()
+        if isinstance(rnn, nn.RNNCellBase):
+            raise TypeError(
+                "rnn must be a layer, (inputs, state) -> (hidden, state), got the cell "
+                f"{type(rnn).__name__}: wrap it in fptt.nn.Unroll."
+            )
         self.rnn = rnn
         self.readout = nn.Identity() if readout is None else readout
 
@@ -57,6 +65,9 @@ class Unroll(nn.Module):
         cell: Such as `torch.nn.LSTMCell`, or any module that takes an input (B, D) and a state (or None) and returns
             the next state, any nest of tensors.
 
+    Raises:
+        TypeError: If `cell` has a layout, `batch_first`, and so is a layer, of whole sequences.
+
     Examples:
         >>> model = fptt.nn.Recurrent(fptt.nn.Unroll(nn.LSTMCell(3, 5)), nn.Linear(5, 2))
         >>> tuple(model(torch.randn(7, 4, 3))[0].shape)
@@ -67,6 +78,11 @@ class Unroll(nn.Module):
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
+        if model_attribute(cell, "batch_first", None) is not None:  # one time step has no such thing
+            raise TypeError(
+                "cell must be a cell, (input, state) -> state, got the layer "
+                f"{type(cell).__name__}: give it to fptt.nn.Recurrent as it is."
+            )
         self.cell = cell
 
     @property

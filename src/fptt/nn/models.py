@@ -1,16 +1,18 @@
 """LSTM, GRU and RNN with a read-out, on the fast kernels of `torch.nn` or as plain cells with the same weights."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral, Real
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt._checks import check_choice, check_dtype, check_sequences
+from fptt._checks import check_choice, check_count, check_dtype, check_iterable, check_sequences, check_unit_interval
 from fptt._sequence import flatten_state
 from fptt.nn.cells import KERNELS, KERNELS_IN_STEP, kernel_in_step, run_layers, transforms_are_active
 from fptt.nn.native import is_usual, suits_native
@@ -49,6 +51,9 @@ class LSTMState(NamedTuple):
     c: Tensor
 
 
+torch.serialization.add_safe_globals([LSTMState])  # torch.load reads a checkpoint that holds one
+
+
 class _Model(nn.Module):
     """A recurrent layer and a read-out; see `LSTM`."""
 
@@ -74,9 +79,20 @@ class _Model(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("kernel", kernel, ("fused", "torch", "plain"))
-        if output_size is None and readout_sizes:
-            raise ValueError(f"readout_sizes={tuple(readout_sizes)} needs output_size, got None.")
+        check_iterable("readout_sizes", readout_sizes)
+        hidden_widths = list(readout_sizes)
+        if output_size is None and hidden_widths:
+            raise ValueError(f"readout_sizes={tuple(hidden_widths)} needs output_size, got None.")
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        if output_size is not None:
+            sizes["output_size"] = output_size
+        sizes |= {f"readout_sizes[{number}]": width for number, width in enumerate(hidden_widths)}
+        for name, size in sizes.items():
+            check_count(name, size, Integral)
+        check_unit_interval("dropout", dropout, closed=False)
         self.rnn = self.layer(input_size, hidden_size, num_layers, dropout=dropout)
+        if not isinstance(forget_bias, Real) or not math.isfinite(forget_bias):
+            raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r}.")
         if forget_bias and chrono_init is not None:
             raise ValueError(f"forget_bias must be 0 with chrono_init={chrono_init}, got {forget_bias}.")
         _add_forget_bias(self.rnn, forget_bias)
@@ -84,7 +100,7 @@ class _Model(nn.Module):
             _init_chrono(self.rnn, chrono_init)
         if fan_in_init:
             nn.init.uniform_(self.rnn.get_parameter("weight_ih_l0"), -(input_size**-0.5), input_size**-0.5)
-        self.readout = _readout([hidden_size, *readout_sizes], output_size, readout_activation)
+        self.readout = _readout([hidden_size, *hidden_widths], output_size, readout_activation)
         self.last_only, self.batch_first, self.kernel = last_only, batch_first, kernel
 
     def _run(self, inputs: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
@@ -203,7 +219,8 @@ class LSTM(_Model):
     Raises:
         ValueError: If an argument is out of range; on a call, if inputs or state do not fit, or do not have the dtype
             of the weights, outside of autocast.
-        TypeError: On a call, if the inputs are no tensor: `fptt.predict` and the methods take packed sequences.
+        TypeError: If `readout_sizes` is no list, or `readout_activation` makes no module; on a call, if the inputs are
+            no tensor: `fptt.predict` and the methods take packed sequences.
 
     Examples:
         >>> model = fptt.nn.LSTM(3, 16, 10, readout_sizes=[32])
@@ -275,10 +292,26 @@ def _readout(sizes: list[int], output_size: int | None, activation: Callable[[],
         return nn.Identity()
     layers: list[nn.Module] = []
     for width, next_width in itertools.pairwise(sizes):
-        layers += [nn.Linear(width, next_width), activation()]
+        layers += [nn.Linear(width, next_width), _made_by(activation)]
     layers.append(nn.Linear(sizes[-1], output_size))
     is_linear = all(isinstance(layer, nn.Linear | nn.Identity) for layer in layers)
     return _LinearLayers(*layers) if is_linear and len(layers) > 1 else nn.Sequential(*layers)
+
+
+def _made_by(activation: Callable[[], nn.Module]) -> nn.Module:
+    """Return a new module.
+
+    Raises:
+        TypeError: If a module or a function was given in the place of what makes one.
+    """
+    expected = f"readout_activation must make a module when it is called, as torch.nn.ReLU does, got {activation!r}"
+    try:
+        module = activation()
+    except TypeError as error:
+        raise TypeError(f"{expected}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{expected}, which makes a {type(module).__name__}.")
+    return module
 
 
 class _LinearLayers(nn.Sequential):
@@ -325,6 +358,7 @@ def _init_chrono(rnn: nn.RNNBase, longest: int) -> None:
     """
     if not isinstance(rnn, nn.LSTM | nn.GRU):
         raise ValueError(f"chrono_init belongs to LSTM and GRU, got {longest} for a {type(rnn).__name__}.")
+    check_count("chrono_init", longest, Integral)
     if longest < 2:
         raise ValueError(f"chrono_init must be at least 2, got {longest}.")
     for layer in range(rnn.num_layers):

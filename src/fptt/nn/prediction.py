@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
 
 from fptt._checks import check_count, check_tensors
-from fptt._sequence import State, check_layout, last_true, length_mask, split_sequence
+from fptt._sequence import State, check_layout, check_reads_forward, last_true, length_mask, split_sequence
 
 
 @torch.no_grad()
@@ -38,8 +38,9 @@ def predict(
         (B, …). With `per_step` (T, B, …), or a list of (T_i, …) for ragged sequences.
 
     Raises:
-        ValueError: If `batch_first` is not that of the model, there is no sequence, one has no step, the mask does not
-            fit, or the model does not return an output for each step, or, where that will do, for the last one.
+        ValueError: If `batch_first` is not that of the model, a layer of it is bidirectional, there is no sequence, one
+            has no step, the mask does not fit, or the model does not return an output for each step, or, where that
+            will do, for the last one.
 
     Examples:
         >>> model = fptt.nn.GRU(3, 8, 2)
@@ -52,6 +53,7 @@ def predict(
     torch.clear_autocast_cache()  # it may hold casts of earlier weights
     check_count("chunk_length", chunk_length)
     check_layout(model, batch_first=batch_first)
+    check_reads_forward(model)
     if not isinstance(inputs, Tensor):
         if mask is not None:
             raise ValueError("mask must be None with ragged sequences, whose lengths say which steps are real.")

@@ -17,6 +17,29 @@ from fptt.experiments.training.folder import RunFolder
 TINY = TrainConfig(task="digits", limit=64, epochs=1, hidden_size=4, threads=1)
 
 
+def test_fields_that_the_other_choices_leave_without_use_are_named() -> None:
+    cosine = "makes no difference with schedule cosine: it needs "
+    for text, message in (
+        ("lr_factor=0.5:0.25", f"lr_factor {cosine}steps or plateau"),
+        ("lr,plateau_epochs=3", f"plateau_epochs {cosine}plateau"),
+        ("schedule,plateau_epochs=3", f"plateau_epochs {cosine}plateau"),  # one at a time
+        ("rollback_factor=0.1", "rollback_factor makes no difference with on_bad_number raise: it needs rollback"),
+        ("max_rollbacks=2", "max_rollbacks makes no difference with on_bad_number raise: it needs rollback"),
+    ):
+        with pytest.raises(UserError) as error:
+            ablation_of(text)
+        assert message in str(error.value)
+    assert len(ablation_of("schedule=cosine:plateau,plateau_epochs=1:3", grid=True).configs) == 3 * 4
+    for choices, text in (
+        ({"schedule": "steps"}, "lr_factor=0.5"),
+        ({"schedule": "plateau"}, "lr_factor=0.5,plateau_epochs=3"),
+        ({"on_bad_number": "rollback"}, "rollback_factor=0.1,max_rollbacks=2"),
+    ):
+        axes = parse_axes(text)
+        setting = TrainConfig.of(TINY, **choices)
+        assert len(Ablation(setting, axes, [0], Path("out")).configs) == 3 * (1 + len(axes))
+
+
 def names(ablation: Ablation) -> list[str]:
     return [ablation.folder(*key).relative_to(ablation.out).as_posix() for key in ablation.configs]
 
@@ -34,6 +57,7 @@ def test_axes_are_parsed_in_the_types_of_their_fields() -> None:
         "optimizer": ["sgd", "adamw"],
     }
     assert parse_axes("hidden_size=8:16:8") == {"hidden_size": [8, 16]}
+    assert parse_axes("num-chunks=4:8,on-bad-number=skip") == {"num_chunks": [4, 8], "on_bad_number": ["skip"]}
     assert parse_axes("precision=32-true:bf16-mixed,permuted=true,max_norm=none:0.5,epochs=3,limit=64:none") == {
         "precision": ["32-true", "bf16-mixed"],
         "permuted": [True],
@@ -63,6 +87,7 @@ def test_all_that_is_a_choice_or_a_number_may_vary() -> None:
         ("method", "the field method cannot vary: every ablation has all methods"),
         ("alpha,,form", "unknown field ''"),
         ("lr,lr=1", "fields must not repeat, got lr twice"),
+        ("max_norm=1,max-norm=2", "fields must not repeat, got max_norm twice"),
         ("num_chunks=4:x", "num_chunks must be a whole number, got 'x'"),
         ("num_chunks=4.5", "num_chunks must be a whole number, got '4.5'"),
         ("lr=fast", "lr must be a number, got 'fast'"),

@@ -163,3 +163,11 @@ def test_a_damaged_file_is_named(file: str, content: str, read: Callable[[RunFol
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=f"run folder {tmp_path} is damaged: {file} cannot be read \\("):
         read(RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["predict", "--data", "x.csv", "--out", "y.csv"], ["export"]])
+def test_the_folder_of_a_stream_is_told(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "learner.pt").touch()
+    assert run([command[0], str(tmp_path), *command[1:]]) == 2
+    expected = f"run folder {tmp_path} must be one of `fptt train`, got that of a stream, with learner.pt."
+    assert capsys.readouterr().err == f"fptt: {expected}\n"

@@ -84,8 +84,21 @@ class Ablation(Study):
             length = load_task(setting, 0).training_length()
             self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= length]
         self.configs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
+        for field in axes:
+            if field in _USED_WITH:
+                self._check_has_use(field, *_USED_WITH[field])
         variants = {self.folder(key, seeds[0]).parent.name: self.configs[key, seeds[0]] for key in self._keys()}
         check_buildable(variants)
+
+    def _check_has_use(self, field: str, choice: str, needed: Sequence[str]) -> None:
+        """Raise UserError if a field varies beside choices with which it makes no difference, in all variants."""
+        found = {
+            getattr(config, choice) for ((_, changes), _), config in self.configs.items() if field in dict(changes)
+        }
+        if found and found.isdisjoint(needed):
+            raise UserError(
+                f"{field} makes no difference with {choice} {', '.join(sorted(found))}: it needs {' or '.join(needed)}."
+            )
 
     def _keys(self) -> list[Key]:
         """Return the variants of each method, once for all that differ only in fields of no use to it."""
@@ -209,11 +222,20 @@ _VALUES = {
     "optimizer": ("adam", "sgd", "rmsprop"),
     "precision": ("32-true", "bf16-mixed"),
 }
+# fields that make a difference beside some values of another one alone: which, and these values
+_USED_WITH = {
+    "lr_factor": ("schedule", ("steps", "plateau")),
+    "plateau_epochs": ("schedule", ("plateau",)),
+    "rollback_factor": ("on_bad_number", ("rollback",)),
+    "max_rollbacks": ("on_bad_number", ("rollback",)),
+}
 _OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds sets their number"}
 
 
 def parse_axes(text: str) -> dict[str, list[Any]]:
     """Return the fields of a list like `num_chunks=4:8:16,alpha,form`, and the values of those that have some.
+
+    A field may be spelled as its option, `num-chunks`.
 
     Raises:
         UserError: If a field is unknown or repeated, or a value is not of its type; lists what there is.
@@ -224,7 +246,8 @@ def parse_axes(text: str) -> dict[str, list[Any]]:
     """
     axes: dict[str, list[Any]] = {}
     for entry in split_list("fields", text):
-        field, has_values, values = entry.partition("=")
+        name, has_values, values = entry.partition("=")
+        field = name.replace("-", "_")  # as the option of the same setting is spelled
         check_field(field)
         if field in axes:
             raise UserError(f"fields must not repeat, got {field} twice.")

@@ -28,7 +28,7 @@ def model_card(config: TrainConfig, summary: Mapping[str, Any], interface: Inter
     method = config.method.upper()
     header = {
         "library_name": "fptt",
-        "tags": ["fptt", "recurrent-neural-network", config.cell, config.method, config.task],
+        "tags": list(dict.fromkeys(["fptt", "recurrent-neural-network", config.cell, config.method, config.task])),
     }
     chunks = f"{summary['num_chunks']} chunks a sequence" if config.method != "bptt" else "one update a batch"
     lines = [

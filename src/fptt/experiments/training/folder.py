@@ -232,6 +232,11 @@ class RunFolder(OutFolder):
     def read_config(self) -> TrainConfig:
         """Read the config."""
         self._check_exists()
+        learned = next((name for name in ONLY["stream"] if (self.path / name).exists()), None)
+        if learned is not None and not self.config_file.exists():
+            raise UserError(
+                f"run folder {self.path} must be one of `fptt train`, got that of a stream, with {learned}."
+            )
         return read_config(self.config_file, of_a_run=True)
 
     def read_vocabulary(self) -> list[str] | None:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt._checks import check_choice, check_count, check_dtype, check_positive, check_sequences, check_unit_interval
+from fptt._checks import (
+    check_choice,
+    check_count,
+    check_dtype,
+    check_positive,
+    check_sequences,
+    check_type,
+    check_unit_interval,
+)
 from fptt.nn.spiking.neurons import ALIFLayer, ALIFState, LIFLayer, LIFState, LiquidLIFLayer, Reset
 from fptt.nn.spiking.readout import LeakyReadout, Pool, ReadoutState, check_shapes, counter_dtype
 from fptt.nn.spiking.surrogates import MultiGaussian, Surrogate
@@ -21,17 +29,24 @@ class SpikingState(NamedTuple):
     readout: ReadoutState | None
 
 
+torch.serialization.add_safe_globals([SpikingState])  # torch.load reads a checkpoint that holds one
+
+
 def firing_rate(state: SpikingState) -> Tensor:
     """Return how often each unit has spiked, in spikes a step since its sequence began, (num_layers, B, H).
 
     Steps of padding count as well, with the spikes that zeros bring: of ragged sequences take the rates of each alone,
     `model(sequence)[1]` without its padding, or of a batch in which all are of one length.
 
+    Raises:
+        TypeError: If this is not the state of a spiking network, as a `BatchResult` has it in its `state`.
+
     Examples:
         >>> _, state = fptt.nn.spiking.LIF(3, 8)(torch.ones(5, 2, 3))
         >>> tuple(fptt.nn.spiking.firing_rate(state).shape)
         (1, 2, 8)
     """
+    check_type("state", state, SpikingState, "the SpikingState of a spiking network")
     return state.neurons.num_spikes / state.neurons.num_steps.clamp(min=1)
 
 

@@ -34,6 +34,9 @@ class ALIFState(NamedTuple):
     num_steps: Tensor
 
 
+torch.serialization.add_safe_globals([LIFState, ALIFState])  # torch.load reads a checkpoint that holds one
+
+
 class LIFLayer(nn.Module):
     """Leaky integrate-and-fire neurons; see `fptt.nn.spiking.LIF` for the equations and the arguments."""
 

@@ -23,6 +23,9 @@ class ReadoutState(NamedTuple):
     num_steps: Tensor | None
 
 
+torch.serialization.add_safe_globals([ReadoutState])  # torch.load reads a checkpoint that holds one
+
+
 class LeakyReadout(nn.Module):
     """Leaky potentials without spikes, o⁺ = o + β (U s + b − o), and their mean or maximum over the sequence so far.
 
