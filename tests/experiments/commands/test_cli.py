@@ -415,6 +415,18 @@ def test_ctrl_c_leaves_a_usable_folder(sent: signal.Signals, tmp_path: Path) -> 
         (["train", "--recipe", "smnist", "--task", "digits"], "recipe smnist is of the task mnist, got task digits"),
         (["train", "--recipe", "soup"], "unknown recipe 'soup'; there are digits, digits-per-step"),
         (["train", "--lr-factor", "1"], "lr_factor must be less than 1, got 1"),
+        (
+            ["train", "--lr-factor", "0.9"],
+            "lr_factor belongs to the schedule steps or plateau, got lr_factor 0.9 with cosine.",
+        ),
+        (
+            ["compare", "--recipe", "ptb-300-small", "--schedule", "steps", "--plateau-epochs", "3"],
+            "plateau_epochs belongs to the schedule plateau, got plateau_epochs 3 with steps.",
+        ),
+        (
+            ["train", "--max-rollbacks", "2"],
+            "max_rollbacks belongs to the on_bad_number rollback, got max_rollbacks 2 with raise.",
+        ),
         (["compare", "--budgets", "joules"], "budgets must be one of epochs, updates, seconds, got 'joules'"),
         (["compare", "--budgets", "epochs,epochs"], "budgets must not repeat, got epochs,epochs"),
         (["ablate", "--over", "weather"], "weather"),

@@ -293,7 +293,8 @@ class CompiledEngine(Engine):
         groups, module = self.layout.groups_of(key), self.layout.module_tensors(key)
         if not groups:
             raise CompilationError(
-                f"engine='compiled' found no parameter of the optimizer in the loss. {EAGER_INSTEAD}"
+                "engine='compiled' found no parameter of the optimizer in the loss: all are frozen, or the model got "
+                "others after the optimizer was made. Make optimizer and method again."
             )
         # buffers of statistics that stand still in this chunk, as in evaluation mode, may move in another
         moving = found.moving | {name for name, _ in self.risk.named_buffers()}

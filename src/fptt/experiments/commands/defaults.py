@@ -19,7 +19,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from fptt.experiments.configs.config import GROUPS, DataSetting, Setting, TrainConfig
+from fptt.experiments.configs.config import GROUPS, USED_WITH, DataSetting, Setting, TrainConfig
 from fptt.experiments.configs.recipes import read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError, reason
 
@@ -167,6 +167,14 @@ class _Resumption:
     resume: bool = False
     out: Path | None = None
     logger: str = "csv"  # where to log is not a setting of the run: one that goes on may have another
+
+
+def check_use(given: Setting, start: Setting) -> None:
+    """Raise UserError if a field is given that makes no difference beside the others; a recipe may hold some."""
+    for name, (choice, needed) in USED_WITH.items():
+        value, chosen = getattr(given, name), getattr(given, choice)
+        if value != getattr(start, name) and chosen not in needed:
+            raise UserError(f"{name} belongs to the {choice} {' or '.join(needed)}, got {name} {value} with {chosen}.")
 
 
 def check_resumption(arguments: Sequence[str]) -> None:

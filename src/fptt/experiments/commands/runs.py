@@ -18,6 +18,7 @@ from fptt.experiments.commands.defaults import (
     check_file,
     check_folder,
     check_resumption,
+    check_use,
     starting_config,
     with_absolute_data,
 )
@@ -232,8 +233,10 @@ def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Predict | E
     prog = f"fptt {name}"
     if name == "train":
         check_resumption(arguments)
-        default = Train(run=starting_config(arguments))
-        return tyro.cli(Train, args=arguments, prog=prog, default=default, registry=GROUPED)
+        start = starting_config(arguments)
+        train = tyro.cli(Train, args=arguments, prog=prog, default=Train(run=start), registry=GROUPED)
+        check_use(train.run, start)
+        return train
     kinds: dict[str, type[Evaluate | Predict | Export | Sample]] = {
         "evaluate": Evaluate,
         "predict": Predict,

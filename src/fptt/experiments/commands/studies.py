@@ -14,6 +14,7 @@ from fptt.experiments.commands.defaults import (
     Grouped,
     Origin,
     check_folder,
+    check_use,
     starting_setting,
     with_absolute_data,
 )
@@ -156,8 +157,10 @@ def parse(name: str, arguments: Sequence[str]) -> Compare | Ablate | Report | Re
     prog = f"fptt {name}"
     match name:
         case "compare":
-            default = Compare(setting=starting_setting(arguments))
-            return tyro.cli(Compare, args=arguments, prog=prog, default=default, registry=GROUPED)
+            start = starting_setting(arguments)
+            compare = tyro.cli(Compare, args=arguments, prog=prog, default=Compare(setting=start), registry=GROUPED)
+            check_use(compare.setting, start)
+            return compare
         case "ablate":
             default = Ablate(setting=starting_setting(arguments))
             return tyro.cli(Ablate, args=arguments, prog=prog, default=default, registry=GROUPED)

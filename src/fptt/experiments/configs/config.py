@@ -294,6 +294,15 @@ UNUSED: dict[MethodName, tuple[str, ...]] = {
 }
 """Fields that make no difference to a method."""
 
+USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "milestones": ("schedule", ("steps",)),
+    "lr_factor": ("schedule", ("steps", "plateau")),
+    "plateau_epochs": ("schedule", ("plateau",)),
+    "rollback_factor": ("on_bad_number", ("rollback",)),
+    "max_rollbacks": ("on_bad_number", ("rollback",)),
+}
+"""Fields that make a difference beside some choices of another one alone: which one, and these choices."""
+
 GROUPS: dict[str, type[Checked]] = {
     "run": RunChoice,
     "data": DataSetting,

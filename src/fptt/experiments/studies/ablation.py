@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
-from fptt.experiments.configs.config import UNUSED, MethodName, Setting, TrainConfig
+from fptt.experiments.configs.config import UNUSED, USED_WITH, MethodName, Setting, TrainConfig
 from fptt.experiments.configs.lists import split_list
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
@@ -85,8 +85,8 @@ class Ablation(Study):
             self.axes["num_chunks"] = [k for k in self.axes["num_chunks"] if k <= length]
         self.configs = {(key, seed): self._config(key, seed) for key in self._keys() for seed in seeds}
         for field in axes:
-            if field in _USED_WITH:
-                self._check_has_use(field, *_USED_WITH[field])
+            if field in USED_WITH:
+                self._check_has_use(field, *USED_WITH[field])
         variants = {self.folder(key, seeds[0]).parent.name: self.configs[key, seeds[0]] for key in self._keys()}
         check_buildable(variants)
 
@@ -221,13 +221,6 @@ _VALUES = {
     "beta": (0.5, 0.7),
     "optimizer": ("adam", "sgd", "rmsprop"),
     "precision": ("32-true", "bf16-mixed"),
-}
-# fields that make a difference beside some values of another one alone: which, and these values
-_USED_WITH = {
-    "lr_factor": ("schedule", ("steps", "plateau")),
-    "plateau_epochs": ("schedule", ("plateau",)),
-    "rollback_factor": ("on_bad_number", ("rollback",)),
-    "max_rollbacks": ("on_bad_number", ("rollback",)),
 }
 _OF_A_STUDY = {"method": "every ablation has all methods", "seed": "--seeds sets their number"}
 

@@ -25,8 +25,8 @@ NUM_RESAMPLES = 9999
 EXPLANATION = (
     "Differences are paired by seed: the mean over the seeds that both have. 95 % intervals: paired t, from "
     f"{BOOTSTRAP_SEEDS} seeds on a paired bootstrap (BCa, {NUM_RESAMPLES:,} resamples). p: paired t test; p, Holm: "
-    "corrected for all comparisons of its table that have a p (Holm 1979), and below 0.05 where one is called better or "
-    "worse."
+    "corrected for all comparisons of its table that have a p (Holm 1979), and below 0.05 where one is called better "
+    "or worse."
 )
 
 
