@@ -285,6 +285,42 @@ def test_bad_settings_are_named(make: Any, error: type[Exception], message: str)
         make()
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(functional.soft_margin_loss, functional.multilabel_soft_margin_loss, functional.multilabel_margin_loss),
+        *(functional.multi_margin_loss, functional.hinge_embedding_loss, functional.gaussian_nll_loss),
+        *(nn.SoftMarginLoss(), nn.MultiLabelSoftMarginLoss(), nn.MultiLabelMarginLoss(), nn.MultiMarginLoss()),
+    ],
+)
+def test_a_divergence_needs_a_loss_under_a_softmax(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"divergence must be None with .*oss, whose outputs are no logits"):
+        fptt.TerminalLoss(function, "uniform")
+    assert fptt.TerminalLoss(function).prior is None
+
+
+def test_what_the_targets_of_a_loss_of_torch_are() -> None:
+    """Labels of classes, (N,), or anything in the shape of the outputs, (N, C)."""
+    output, labels, marks = torch.randn(4, 3), torch.tensor([0, 2, 1, 1]), torch.tensor([1.0, -1.0, 1.0]).repeat(4, 1)
+    for function in (functional.cross_entropy, nn.NLLLoss(), nn.MultiMarginLoss(), functional.multi_margin_loss):
+        loss = Elementwise(function)
+        assert not loss.is_of_numbers
+        torch.testing.assert_close(loss(output, labels).mean(), function(output, labels))
+    for function, targets in (
+        (nn.SoftMarginLoss(), marks),
+        (functional.hinge_embedding_loss, marks),
+        (nn.MultiLabelSoftMarginLoss(), marks.clamp(min=0)),
+        (functional.multilabel_margin_loss, torch.tensor([[2, -1, 0]]).repeat(4, 1)),
+        (functools.partial(functional.kl_div, reduction="none"), marks.softmax(-1)),
+    ):
+        loss = Elementwise(function)
+        assert not loss.is_of_numbers
+        torch.testing.assert_close(loss(output, targets).mean(), function(output, targets).mean())
+        with pytest.raises(ValueError, match="shape of the outputs"):
+            loss(output, labels)
+    assert all(Elementwise(own).is_of_numbers for own in (nn.L1Loss(), functools.partial(functional.huber_loss)))
+
+
 def test_a_regression_target_of_another_shape_is_not_broadcast() -> None:
     loss = fptt.TerminalLoss(functional.mse_loss)
     (part,) = loss.split(torch.zeros(3), None, [5], 3)

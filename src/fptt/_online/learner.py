@@ -346,7 +346,7 @@ class OnlineLearner:
 
 
 def _is_regression(method: Method) -> bool:
-    return isinstance(method.loss, SequenceLoss) and method.loss.function.is_without_softmax
+    return isinstance(method.loss, SequenceLoss) and method.loss.function.is_of_numbers
 
 
 def _to_list(targets: Any) -> list[Any]:

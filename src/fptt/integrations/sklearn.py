@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fptt
 from fptt._checks import check_choice, first_weight
-from fptt._losses.elementwise import ignored_index, is_without_softmax
+from fptt._losses.elementwise import ignored_index, is_without_labels
 from fptt._methods.fptt import OF_FPTT
 from fptt._online.targets import to_python
 
@@ -666,7 +666,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         return float(accuracy_score(targets, predictions))
 
     def _check_criterion(self) -> None:
-        if isinstance(self.criterion_, nn.NLLLoss) or is_without_softmax(self.criterion_):
+        if isinstance(self.criterion_, nn.NLLLoss) or is_without_labels(self.criterion_):
             raise ValueError(
                 "criterion must be a loss of logits and class numbers, as nn.CrossEntropyLoss, got "
                 f"{type(self.criterion_).__name__}."
