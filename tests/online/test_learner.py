@@ -859,6 +859,39 @@ def test_a_loss_of_torch_tells_a_regression(loss: Any) -> None:
         assert online.method.updates == 2
 
 
+@pytest.mark.parametrize(
+    ("loss", "classes"),
+    [
+        (functional.binary_cross_entropy_with_logits, ()),
+        (nn.BCELoss(), ()),
+        (nn.SoftMarginLoss(), [False]),
+        (functional.mse_loss, ["a"]),
+    ],
+)
+def test_a_loss_that_takes_no_labels_is_not_given_any(loss: Any, classes: Any) -> None:
+    model = fptt.nn.GRU(2, 4, 1)
+    method = fptt.FPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), fptt.SequenceLoss(loss), chunk_length=1)
+    name = getattr(loss, "__name__", type(loss).__name__)
+    with pytest.raises(ValueError, match=rf"classes must be None with {name}, .* two of a binary one, got classes=\["):
+        fptt.OnlineLearner(method, classes=classes)
+    online = fptt.OnlineLearner(method, classes=None)
+    with pytest.raises(TypeError, match="predict_proba_one needs classes, got a learner of numbers"):
+        online.predict_proba_one([0.0, 1.0])
+    assert (online.has_classes, learner().has_classes) == (False, True)
+
+
+def test_marks_are_learned_as_numbers() -> None:
+    """log(1 + e⁰) at a logit of 0 has the gradient ½ − 1 for a bias: a step of 0.1 · 0.5."""
+    model = fptt.nn.GRU(2, 4, 1)
+    readout = list(model.readout.parameters())
+    for param in readout:
+        nn.init.zeros_(param)
+    loss = fptt.SequenceLoss(functional.binary_cross_entropy_with_logits)
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, chunk_length=1)
+    fptt.OnlineLearner(method, classes=None).learn_one([0.0, 1.0], True)
+    assert readout[-1].item() == pytest.approx(0.05)
+
+
 @CHUNKS
 @pytest.mark.parametrize("max_delay", [0, 3])
 def test_the_error_is_that_of_the_predictions_before_learning(length: int, max_delay: int) -> None:
