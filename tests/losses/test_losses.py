@@ -276,6 +276,13 @@ def test_running_prior_learns_from_ended_sequences_only() -> None:
                 (nn.BCEWithLogitsLoss(), "BCEWithLogitsLoss"),
             )
         ),
+        (lambda: fptt.SequenceLoss(nn.MSELoss), TypeError, r"got the class MSELoss: give MSELoss\(\)"),  # pyright: ignore
+        (lambda: fptt.TerminalLoss(nn.MSELoss, "uniform"), TypeError, "got the class MSELoss"),  # pyright: ignore
+        (
+            lambda: fptt.TerminalLoss(functools.partial(nn.CrossEntropyLoss, label_smoothing=0.1)),  # pyright: ignore
+            TypeError,
+            "function must be a loss, got the class CrossEntropyLoss",
+        ),
         (lambda: fptt.RunningPrior(1), ValueError, "num_classes"),
         (lambda: fptt.RunningPrior(3, decay=1.0), ValueError, "decay"),
     ],
@@ -640,6 +647,23 @@ def test_what_is_not_the_fault_of_labels_is_left_to_torch() -> None:
     (part,) = loss.split(torch.tensor([0, 3, -100]), None, [5], 3)
     with pytest.raises(RuntimeError, match="weight tensor"):
         loss(torch.zeros(5, 3, 4), part)
+
+
+@pytest.mark.parametrize("make", [fptt.SequenceLoss, fptt.TerminalLoss])
+def test_weights_of_classes_of_another_dtype_are_named(make: Any) -> None:
+    """As NumPy makes them."""
+    weight = torch.ones(4, dtype=torch.float64)
+    for function, name in (
+        (nn.CrossEntropyLoss(weight=weight), "CrossEntropyLoss"),
+        (functools.partial(functional.cross_entropy, weight=weight), "cross_entropy"),
+        (nn.MultiMarginLoss(weight=weight), "MultiMarginLoss"),
+    ):
+        loss = make(function)
+        (part,) = loss.split(torch.ones((5, 3) if loss.per_step else 3, dtype=torch.long), None, [5], 3)
+        message = rf"weight of {name} must have the dtype of the outputs, torch\.float32, got torch\.float64"
+        with pytest.raises(ValueError, match=message):
+            loss(torch.zeros(5, 3, 4), part)
+        assert loss(torch.zeros(5, 3, 4, dtype=torch.float64), part) > 0
 
 
 def test_losses_pickle() -> None:

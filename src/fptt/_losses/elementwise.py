@@ -55,13 +55,15 @@ class Elementwise(nn.Module):
 
     Raises:
         ValueError: If the loss asks for another reduction than "mean" or "none".
-        TypeError: If it cannot be called, or returns no tensor.
+        TypeError: If it cannot be called, is a class, or returns no tensor.
     """
 
     def __init__(self, function: LossFunction) -> None:
         super().__init__()
         if not callable(function):
             raise TypeError(f"function must be a loss that can be called with (output, target), got {function!r}.")
+        if isinstance(_innermost(function), type):
+            raise TypeError(f"function must be a loss, got the class {name_of(function)}: give {name_of(function)}().")
         reduction = _argument(function, "reduction")
         if reduction not in (None, "mean", "none"):
             raise ValueError(
@@ -89,6 +91,7 @@ class Elementwise(nn.Module):
                     f"targets must have the dtype of the outputs, {output.dtype}, for {name_of(self.function)}, got "
                     f"{target.dtype}."
                 ) from error
+            self._check_weight(output, error)
             raise
         if not isinstance(values, Tensor):
             raise TypeError(
@@ -112,6 +115,15 @@ class Elementwise(nn.Module):
         except Exception:  # something else is wrong
             return False
         return True
+
+    def _check_weight(self, output: Tensor, error: Exception) -> None:
+        """Raise ValueError from an error of torch's, if it is about the dtype of the weights of classes."""
+        weight = _argument(self.function, "weight")
+        if isinstance(weight, Tensor) and weight.dtype != output.dtype and "scalar type" in str(error):
+            raise ValueError(
+                f"weight of {name_of(self.function)} must have the dtype of the outputs, {output.dtype}, got "
+                f"{weight.dtype}."
+            ) from error
 
     def _check_targets(self, output: Tensor, target: Tensor) -> None:
         if target.shape == output.shape:
