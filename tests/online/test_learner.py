@@ -524,6 +524,8 @@ def test_classes_are_numbered_as_they_come() -> None:
     assert max(chances, key=chances.__getitem__) == online.predict_one(x)
     with pytest.raises(ValueError, match=r"y must be one of the classes .* model has 4, got 'fifth'"):
         online.learn_one(x, "fifth")
+    with pytest.raises(ValueError, match=r"model has 4, got 0\.5\. Numbers of a regression need classes=None\.$"):
+        online.learn_one(x, 0.5)
     with pytest.raises(TypeError, match="y must be a class label that can be hashed"):
         online.learn_one(x, ["walk"])
     assert online.steps == 6
