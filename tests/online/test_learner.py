@@ -749,6 +749,12 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
         learner(classes=range(5)).predict_one([0, 1, 2])
     with pytest.raises(ValueError, match="one output per step"):
         learner(lstm(last_only=True)).predict_many(torch.zeros(2, D))
+    x: Any
+    for x, shape in (([0.0, 1.0], "2,"), (1.5, "")):
+        message = rf"x must be a step that the model takes, .* got one of shape \({shape}\): inputs must .* D = 3"
+        for call in (learner().predict_one, learner().learn_one):
+            with pytest.raises(ValueError, match=message):
+                call(x)
     with pytest.raises(ValueError, match="targets must be one for each of 2 steps, got 1"):
         learner().learn_many(torch.zeros(2, D), ["a"])
 
@@ -840,6 +846,8 @@ def test_gaps_are_errors_unless_they_are_held() -> None:
         held.learn_one({"a": 0, "d": 1}, "a")
     with pytest.raises(TypeError, match=r"x must hold numbers, got \['1.5', .*: text, which float\(\) may convert"):
         learner().learn_one({"a": "1.5", "b": "2", "c": "3"}, "a")
+    with pytest.raises(TypeError, match=r"x must hold numbers, got \[0.0, None, 2.0\]: a gap, .* missing='hold' keeps"):
+        learner().learn_one([0.0, None, 2.0], "a")
     with pytest.raises(ValueError, match="missing must be one of 'error', 'hold', got 'skip'"):
         learner(missing="skip")
     with pytest.raises(ValueError, match="window must be a positive integer, got 0"):
