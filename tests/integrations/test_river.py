@@ -148,6 +148,24 @@ def test_a_first_step_that_is_refused_does_not_decide_how_many_features_there_ar
         assert model._learner is kept
 
 
+def test_a_learner_of_the_other_kind_is_refused() -> None:
+    for model, message in (
+        (RiverClassifier(make_regressor), "learner of classes for a RiverClassifier, got one of numbers"),
+        (RiverRegressor(make_classifier), "learner of numbers for a RiverRegressor, got one of classes"),
+    ):
+        for call in (partial(model.predict_one, {"size": 1.0}), partial(model.learn_one, {"size": 1.0}, 1.0)):
+            with pytest.raises(ValueError, match=f"make_learner must return a {message}"):
+                call()
+
+
+def test_what_makes_no_learner_is_named() -> None:
+    made: Any = make_classifier(2)
+    with pytest.raises(TypeError, match=r"make_learner must be a function .* got a OnlineLearner"):
+        RiverClassifier(made)
+    with pytest.raises(TypeError, match="what make_learner returns must be an OnlineLearner, got a FPTT"):
+        RiverClassifier(lambda _: made.method).predict_one({"size": 1.0, "flag": 0.0})
+
+
 def test_late_labels_go_on_after_a_label_that_cannot_be_learned() -> None:
     def make(num_features: int) -> fptt.OnlineLearner:
         torch.manual_seed(0)

@@ -21,6 +21,7 @@ from skorch.callbacks import Checkpoint, EarlyStopping, EpochScoring, GradientNo
 from skorch.dataset import Dataset, ValidSplit
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import fptt
@@ -254,6 +255,7 @@ def test_large_integers_keep_their_digits() -> None:
         ([*RAGGED[:3], RAGGED[3] * np.nan], Y[:4], {}, r"X\[3\] contains NaN"),
         ([*RAGGED[:3], RAGGED[3][:, :1]], Y[:4], {}, r"one width, got shape \(\d+, 1\) of X\[3\] after"),
         ([*RAGGED[:3], RAGGED[3][None]], Y[:4], {}, r"X\[3\] must have shape \(T,\) or \(T, D\)"),
+        (X, X > 0, {}, r"y should be a 1d array.* One for every step needs per_step=True"),
         (RAGGED, STEPS[1:], {"per_step": True}, "targets for each of 70 sequences with per_step=True, got 69"),
         (RAGGED, [*STEPS[:-1], STEPS[-1][1:]], {"per_step": True}, r"y\[69\] must have a target for each of"),
         (RAGGED, Y, {"per_step": True}, r"y\[0\] must have a target for each of \d+ steps of X\[0\], got "),
@@ -671,6 +673,38 @@ def test_a_criterion_survives_clone_and_a_search_finds_its_options() -> None:
 def test_a_criterion_that_does_not_fit_is_named(kind: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**SMALL, **settings).fit(X, Y if kind is FPTTClassifier else X.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer must be a class of optimizers, .* got 'adam'"),
+        ({"lr": "a"}, "lr must be a number, got 'a'"),
+        (
+            {"criterion": functional.cross_entropy},
+            "criterion must be a class of losses, .* got <function cross_entropy",
+        ),
+        ({"criterion": "cross_entropy"}, "criterion must be a class of losses, .* got 'cross_entropy'"),
+        ({"criterion__smoothing": 0.1}, "unexpected keyword argument 'smoothing'"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        classifier(**settings).fit(X, Y)
+
+
+@pytest.mark.parametrize("kind", [FPTTClassifier, FPTTRegressor])
+def test_arrays_that_are_read_only_are_copied(kind: Any) -> None:
+    """Torch warns of them, but once in a process: so the arrays are asked that it is given."""
+    own = X.copy(), (Y if kind is FPTTClassifier else X.mean(1)).copy()
+    expected = kind(**SMALL).fit(*own)
+    for array in own:
+        array.flags.writeable = False
+    net = kind(**SMALL).fit(*own)
+    sequences, _, targets = net._checked(*own)
+    assert sequences.flags.writeable
+    assert net._numbers_of(targets).flags.writeable
+    assert_same(net, expected)
 
 
 def test_labels_of_steps_may_come_in_a_data_frame() -> None:

@@ -276,6 +276,13 @@ def test_running_prior_learns_from_ended_sequences_only() -> None:
                 (nn.BCEWithLogitsLoss(), "BCEWithLogitsLoss"),
             )
         ),
+        (lambda: fptt.SequenceLoss(nn.MSELoss), TypeError, r"got the class MSELoss: give MSELoss\(\)"),  # pyright: ignore
+        (lambda: fptt.TerminalLoss(nn.MSELoss, "uniform"), TypeError, "got the class MSELoss"),  # pyright: ignore
+        (
+            lambda: fptt.TerminalLoss(functools.partial(nn.CrossEntropyLoss, label_smoothing=0.1)),  # pyright: ignore
+            TypeError,
+            "function must be a loss, got the class CrossEntropyLoss",
+        ),
         (lambda: fptt.RunningPrior(1), ValueError, "num_classes"),
         (lambda: fptt.RunningPrior(3, decay=1.0), ValueError, "decay"),
     ],
@@ -283,6 +290,42 @@ def test_running_prior_learns_from_ended_sequences_only() -> None:
 def test_bad_settings_are_named(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(functional.soft_margin_loss, functional.multilabel_soft_margin_loss, functional.multilabel_margin_loss),
+        *(functional.multi_margin_loss, functional.hinge_embedding_loss, functional.gaussian_nll_loss),
+        *(nn.SoftMarginLoss(), nn.MultiLabelSoftMarginLoss(), nn.MultiLabelMarginLoss(), nn.MultiMarginLoss()),
+    ],
+)
+def test_a_divergence_needs_a_loss_under_a_softmax(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"divergence must be None with .*oss, whose outputs are no logits"):
+        fptt.TerminalLoss(function, "uniform")
+    assert fptt.TerminalLoss(function).prior is None
+
+
+def test_what_the_targets_of_a_loss_of_torch_are() -> None:
+    """Labels of classes, (N,), or anything in the shape of the outputs, (N, C)."""
+    output, labels, marks = torch.randn(4, 3), torch.tensor([0, 2, 1, 1]), torch.tensor([1.0, -1.0, 1.0]).repeat(4, 1)
+    for function in (functional.cross_entropy, nn.NLLLoss(), nn.MultiMarginLoss(), functional.multi_margin_loss):
+        loss = Elementwise(function)
+        assert not loss.is_of_numbers
+        torch.testing.assert_close(loss(output, labels).mean(), function(output, labels))
+    for function, targets in (
+        (nn.SoftMarginLoss(), marks),
+        (functional.hinge_embedding_loss, marks),
+        (nn.MultiLabelSoftMarginLoss(), marks.clamp(min=0)),
+        (functional.multilabel_margin_loss, torch.tensor([[2, -1, 0]]).repeat(4, 1)),
+        (functools.partial(functional.kl_div, reduction="none"), marks.softmax(-1)),
+    ):
+        loss = Elementwise(function)
+        assert not loss.is_of_numbers
+        torch.testing.assert_close(loss(output, targets).mean(), function(output, targets).mean())
+        with pytest.raises(ValueError, match="shape of the outputs"):
+            loss(output, labels)
+    assert all(Elementwise(own).is_of_numbers for own in (nn.L1Loss(), functools.partial(functional.huber_loss)))
 
 
 def test_a_regression_target_of_another_shape_is_not_broadcast() -> None:
@@ -604,6 +647,23 @@ def test_what_is_not_the_fault_of_labels_is_left_to_torch() -> None:
     (part,) = loss.split(torch.tensor([0, 3, -100]), None, [5], 3)
     with pytest.raises(RuntimeError, match="weight tensor"):
         loss(torch.zeros(5, 3, 4), part)
+
+
+@pytest.mark.parametrize("make", [fptt.SequenceLoss, fptt.TerminalLoss])
+def test_weights_of_classes_of_another_dtype_are_named(make: Any) -> None:
+    """As NumPy makes them."""
+    weight = torch.ones(4, dtype=torch.float64)
+    for function, name in (
+        (nn.CrossEntropyLoss(weight=weight), "CrossEntropyLoss"),
+        (functools.partial(functional.cross_entropy, weight=weight), "cross_entropy"),
+        (nn.MultiMarginLoss(weight=weight), "MultiMarginLoss"),
+    ):
+        loss = make(function)
+        (part,) = loss.split(torch.ones((5, 3) if loss.per_step else 3, dtype=torch.long), None, [5], 3)
+        message = rf"weight of {name} must have the dtype of the outputs, torch\.float32, got torch\.float64"
+        with pytest.raises(ValueError, match=message):
+            loss(torch.zeros(5, 3, 4), part)
+        assert loss(torch.zeros(5, 3, 4, dtype=torch.float64), part) > 0
 
 
 def test_losses_pickle() -> None:

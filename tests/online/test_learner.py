@@ -524,6 +524,8 @@ def test_classes_are_numbered_as_they_come() -> None:
     assert max(chances, key=chances.__getitem__) == online.predict_one(x)
     with pytest.raises(ValueError, match=r"y must be one of the classes .* model has 4, got 'fifth'"):
         online.learn_one(x, "fifth")
+    with pytest.raises(ValueError, match=r"model has 4, got 0\.5\. Numbers of a regression need classes=None\.$"):
+        online.learn_one(x, 0.5)
     with pytest.raises(TypeError, match="y must be a class label that can be hashed"):
         online.learn_one(x, ["walk"])
     assert online.steps == 6
@@ -747,6 +749,12 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
         learner(classes=range(5)).predict_one([0, 1, 2])
     with pytest.raises(ValueError, match="one output per step"):
         learner(lstm(last_only=True)).predict_many(torch.zeros(2, D))
+    x: Any
+    for x, shape in (([0.0, 1.0], "2,"), (1.5, "")):
+        message = rf"x must be a step that the model takes, .* got one of shape \({shape}\): inputs must .* D = 3"
+        for call in (learner().predict_one, learner().learn_one):
+            with pytest.raises(ValueError, match=message):
+                call(x)
     with pytest.raises(ValueError, match="targets must be one for each of 2 steps, got 1"):
         learner().learn_many(torch.zeros(2, D), ["a"])
 
@@ -838,6 +846,8 @@ def test_gaps_are_errors_unless_they_are_held() -> None:
         held.learn_one({"a": 0, "d": 1}, "a")
     with pytest.raises(TypeError, match=r"x must hold numbers, got \['1.5', .*: text, which float\(\) may convert"):
         learner().learn_one({"a": "1.5", "b": "2", "c": "3"}, "a")
+    with pytest.raises(TypeError, match=r"x must hold numbers, got \[0.0, None, 2.0\]: a gap, .* missing='hold' keeps"):
+        learner().learn_one([0.0, None, 2.0], "a")
     with pytest.raises(ValueError, match="missing must be one of 'error', 'hold', got 'skip'"):
         learner(missing="skip")
     with pytest.raises(ValueError, match="window must be a positive integer, got 0"):
@@ -857,6 +867,39 @@ def test_a_loss_of_torch_tells_a_regression(loss: Any) -> None:
     else:
         assert answer not in (20.5, 20.25)
         assert online.method.updates == 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes"),
+    [
+        (functional.binary_cross_entropy_with_logits, ()),
+        (nn.BCELoss(), ()),
+        (nn.SoftMarginLoss(), [False]),
+        (functional.mse_loss, ["a"]),
+    ],
+)
+def test_a_loss_that_takes_no_labels_is_not_given_any(loss: Any, classes: Any) -> None:
+    model = fptt.nn.GRU(2, 4, 1)
+    method = fptt.FPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), fptt.SequenceLoss(loss), chunk_length=1)
+    name = getattr(loss, "__name__", type(loss).__name__)
+    with pytest.raises(ValueError, match=rf"classes must be None with {name}, .* two of a binary one, got classes=\["):
+        fptt.OnlineLearner(method, classes=classes)
+    online = fptt.OnlineLearner(method, classes=None)
+    with pytest.raises(TypeError, match="predict_proba_one needs classes, got a learner of numbers"):
+        online.predict_proba_one([0.0, 1.0])
+    assert (online.has_classes, learner().has_classes) == (False, True)
+
+
+def test_marks_are_learned_as_numbers() -> None:
+    """log(1 + e⁰) at a logit of 0 has the gradient ½ − 1 for a bias: a step of 0.1 · 0.5."""
+    model = fptt.nn.GRU(2, 4, 1)
+    readout = list(model.readout.parameters())
+    for param in readout:
+        nn.init.zeros_(param)
+    loss = fptt.SequenceLoss(functional.binary_cross_entropy_with_logits)
+    method = fptt.TBPTT(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, chunk_length=1)
+    fptt.OnlineLearner(method, classes=None).learn_one([0.0, 1.0], True)
+    assert readout[-1].item() == pytest.approx(0.05)
 
 
 @CHUNKS

@@ -301,12 +301,12 @@ class TerminalLoss(ChunkLoss):
         super().__init__()
         if divergence is not None and divergence != "uniform" and not isinstance(divergence, Prior):
             raise ValueError(f"divergence must be None, 'uniform' or a RunningPrior, got {divergence!r}.")
+        self.function = Elementwise(function)
         if divergence is not None and is_without_softmax(function):
             raise ValueError(
                 f"divergence must be None with {name_of(function)}, whose outputs are no logits of classes under a "
                 f"softmax, got {divergence!r}."
             )
-        self.function = Elementwise(function)
         self.ignore_index = self.function.ignore_index
         self.prior = UniformPrior() if isinstance(divergence, str) else divergence
         self.has_classes = self.prior is not None or self.function.is_of_classes

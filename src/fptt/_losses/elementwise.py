@@ -12,17 +12,33 @@ from torch.nn import functional
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
-WITHOUT_SOFTMAX = frozenset(
-    {
-        *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss),
-        *(functional.binary_cross_entropy, functional.binary_cross_entropy_with_logits, functional.poisson_nll_loss),
-        *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss),
-    }
-)
-"""Losses of torch, functions and modules, of numbers or of classes that do not exclude each other."""
-
 OF_CLASSES = frozenset({functional.cross_entropy, functional.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss})
 """Losses of torch of labels; each is 0 and has gradient 0 where the label is its `ignore_index`."""
+
+OF_NUMBERS = frozenset(
+    {
+        *(functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss),
+        *(functional.poisson_nll_loss, functional.gaussian_nll_loss),
+        *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.GaussianNLLLoss),
+    }
+)
+"""Losses of torch of numbers: those of a regression."""
+
+OF_SEVERAL_CLASSES = frozenset(
+    {
+        *(functional.binary_cross_entropy, functional.binary_cross_entropy_with_logits, functional.soft_margin_loss),
+        *(functional.multilabel_soft_margin_loss, functional.multilabel_margin_loss, functional.hinge_embedding_loss),
+        *(nn.BCELoss, nn.BCEWithLogitsLoss, nn.SoftMarginLoss),
+        *(nn.MultiLabelSoftMarginLoss, nn.MultiLabelMarginLoss, nn.HingeEmbeddingLoss),
+    }
+)
+"""Losses of torch of classes that do not exclude each other, or of a single one."""
+
+WITHOUT_LABELS = OF_NUMBERS | OF_SEVERAL_CLASSES | {functional.kl_div, nn.KLDivLoss}
+"""Losses of torch whose targets have the shape of the outputs, and are no labels."""
+
+WITHOUT_SOFTMAX = OF_NUMBERS | OF_SEVERAL_CLASSES | {functional.multi_margin_loss, nn.MultiMarginLoss}
+"""Losses of torch whose outputs are no logits of classes under a softmax."""
 
 
 class Elementwise(nn.Module):
@@ -34,24 +50,28 @@ class Elementwise(nn.Module):
     Attributes:
         ignore_index: The target that it ignores, as cross_entropy and nll_loss do; None if it has no such argument.
         is_of_classes: Whether it is one of `OF_CLASSES`.
-        is_without_softmax: Whether it is one of `WITHOUT_SOFTMAX`.
+        is_of_numbers: Whether it is one of `OF_NUMBERS`.
+        is_without_labels: Whether it is one of `WITHOUT_LABELS`.
 
     Raises:
         ValueError: If the loss asks for another reduction than "mean" or "none".
-        TypeError: If it cannot be called, or returns no tensor.
+        TypeError: If it cannot be called, is a class, or returns no tensor.
     """
 
     def __init__(self, function: LossFunction) -> None:
         super().__init__()
         if not callable(function):
             raise TypeError(f"function must be a loss that can be called with (output, target), got {function!r}.")
+        if isinstance(_innermost(function), type):
+            raise TypeError(f"function must be a loss, got the class {name_of(function)}: give {name_of(function)}().")
         reduction = _argument(function, "reduction")
         if reduction not in (None, "mean", "none"):
             raise ValueError(
                 f"function must have reduction 'mean' or 'none', got {reduction!r}: real steps are averaged."
             )
         self.ignore_index = ignored_index(function)
-        self.is_of_classes, self.is_without_softmax = _kind(function) in OF_CLASSES, is_without_softmax(function)
+        self.is_of_classes, self.is_of_numbers = _kind(function) in OF_CLASSES, _kind(function) in OF_NUMBERS
+        self.is_without_labels = is_without_labels(function)
         self._is_huber = _kind(function) in {functional.huber_loss, nn.HuberLoss}
         self.function = _without_reduction(function)
 
@@ -71,6 +91,7 @@ class Elementwise(nn.Module):
                     f"targets must have the dtype of the outputs, {output.dtype}, for {name_of(self.function)}, got "
                     f"{target.dtype}."
                 ) from error
+            self._check_weight(output, error)
             raise
         if not isinstance(values, Tensor):
             raise TypeError(
@@ -95,6 +116,15 @@ class Elementwise(nn.Module):
             return False
         return True
 
+    def _check_weight(self, output: Tensor, error: Exception) -> None:
+        """Raise ValueError from an error of torch's, if it is about the dtype of the weights of classes."""
+        weight = _argument(self.function, "weight")
+        if isinstance(weight, Tensor) and weight.dtype != output.dtype and "scalar type" in str(error):
+            raise ValueError(
+                f"weight of {name_of(self.function)} must have the dtype of the outputs, {output.dtype}, got "
+                f"{weight.dtype}."
+            ) from error
+
     def _check_targets(self, output: Tensor, target: Tensor) -> None:
         if target.shape == output.shape:
             return
@@ -103,7 +133,7 @@ class Elementwise(nn.Module):
                 f"targets must be whole labels, torch.int64, for {name_of(self.function)}, got {target.dtype}."
             )
         # a target of another shape would be broadcast by torch to a wrong loss without an error
-        if self.is_without_softmax or target.is_floating_point():
+        if self.is_without_labels or target.is_floating_point():
             raise ValueError(
                 f"targets of a regression must have the shape of the outputs, got {tuple(target.shape[1:])} for "
                 f"{tuple(output.shape[1:])} per element."
@@ -164,8 +194,13 @@ def num_kept(targets: Tensor, ignore_index: int | None, counted: Tensor) -> Tens
     return kept.sum().clamp(min=1) / kept.shape[-1]
 
 
+def is_without_labels(function: LossFunction) -> bool:
+    """Return whether a loss is one of `WITHOUT_LABELS`."""
+    return _kind(function) in WITHOUT_LABELS
+
+
 def is_without_softmax(function: LossFunction) -> bool:
-    """Return whether a loss is one of torch's for outputs that are no logits of classes under a softmax."""
+    """Return whether a loss is one of `WITHOUT_SOFTMAX`."""
     return _kind(function) in WITHOUT_SOFTMAX
 
 

@@ -49,12 +49,20 @@ class Forward:
 
         Raises:
             TypeError: If the model does not return outputs and state.
-            ValueError: If it does not return one output per step.
+            ValueError: If it does not return one output per step, or does not take the first ones.
         """
         torch.clear_autocast_cache()  # it holds the weights before the last update
         own = map_state(Tensor.clone, state)  # a model may write into it, and training goes on from what it was
         with evaluating(self.method.model):
-            result = self.method.model(rows.unsqueeze(1), own)  # a batch of one lane
+            try:
+                result = self.method.model(rows.unsqueeze(1), own)  # a batch of one lane
+            except (RuntimeError, ValueError) as error:
+                if self.num_outputs is not None:  # steps of this shape have been taken before
+                    raise
+                raise ValueError(
+                    "x must be a step that the model takes, a mapping or a sequence of numbers, got one of shape "
+                    f"{tuple(rows.shape[1:])}: {error}"
+                ) from error
         check_result(result)
         outputs, state = result
         if outputs.dim() != 3 or outputs.shape[:2] != (len(rows), 1):

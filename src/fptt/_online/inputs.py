@@ -109,7 +109,9 @@ class Features:
             raise ValueError(f"x must hold numbers of {dtype}, got one that is too large.") from error
         except (TypeError, ValueError, RuntimeError) as error:
             is_text = isinstance(values, list | tuple) and any(isinstance(value, str) for value in values)
+            is_gap = isinstance(values, list | tuple) and any(value is None for value in values)
             told = "text, which float() may convert" if is_text else error
+            told = "a gap, in place of which missing='hold' keeps the value before" if is_gap else told
             raise TypeError(f"x must hold numbers, got {values!r}: {told}.") from error
 
     def _checked(self, rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fptt._checks import check_choice, check_count, check_type, first_weight
 from fptt._losses.chunk_loss import SequenceLoss
+from fptt._losses.elementwise import name_of
 from fptt._methods.method import Method
 from fptt._online.forward import Forward
 from fptt._online.inputs import Features, Missing, RunningMoments, standardize
@@ -36,7 +37,8 @@ class OnlineLearner:
             and time-major data, eager or compiled. Its model is called as `model(inputs, state) -> (outputs, state)`
             with inputs (T, 1, …) and one output per step, (T, 1, C).
         classes: All class labels, any that can be hashed but NaN; empty to number them as they come, up to C; None for
-            a regression, which a loss of torch that is one, as `mse_loss`, tells by itself. `torch.load(…,
+            a regression, which a loss of torch that is one, as `mse_loss`, tells by itself, and for the outputs of
+            `binary_cross_entropy` as numbers: two classes are two outputs and `cross_entropy`. `torch.load(…,
             weights_only=True)` reads those of a saved learner if they are numbers, bool, text, or tuples of these.
         max_delay: Steps that a label may be late: it is awaited until so many steps have followed.
         standardize: Scale every input by mean and deviation of the steps before it, also those before a `reset`, in
@@ -52,7 +54,7 @@ class OnlineLearner:
 
     Raises:
         ValueError: If the method has no `chunk_length`, is batch-first, has a loss that is not per step, or several
-            duals; or another argument is out of range.
+            duals; `classes` are given with a loss of torch that takes no labels; or another argument is out of range.
         TypeError: If `method` is not a `Method`, or `classes` is no collection of labels.
 
     Examples:
@@ -92,13 +94,16 @@ class OnlineLearner:
             check_count("window", window)
         self._features = Features(first_weight(method.model), missing, is_exact=standardize)
         self._moments: RunningMoments | None = None
-        self._targets: Targets = Numbers() if classes is None else Classes(classes)
-        if isinstance(self._targets, Classes) and self._targets.is_open and _is_regression(method):
-            self._targets = Numbers()
+        self._targets = _targets_for(method, classes)
         self._forward = Forward(method)
         self._trainer = Trainer(method, self._forward, self._targets, max_delay)
         self._inferred_state: State = None
         self._score = None if window is None else RunningScore(self._targets, window, max_delay)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether labels are classes, and not the numbers of a regression."""
+        return isinstance(self._targets, Classes)
 
     @property
     def error(self) -> float | None:
@@ -134,7 +139,9 @@ class OnlineLearner:
             TypeError: If this is a regression.
         """
         if not isinstance(self._targets, Classes):
-            raise TypeError("predict_proba_one needs classes, got the classes=None of a regression.")
+            raise TypeError(
+                "predict_proba_one needs classes, got a learner of numbers: classes=None, or the loss of a regression."
+            )
         return self._targets.probabilities(self._predict(self._features.row(x))[0])
 
     def predict_many(self, inputs: Any) -> Tensor:
@@ -345,8 +352,24 @@ class OnlineLearner:
             self._score.load_state_dict(state_dict.get("score") or {"errors": [], "predictions": []})
 
 
-def _is_regression(method: Method) -> bool:
-    return isinstance(method.loss, SequenceLoss) and method.loss.function.is_without_softmax
+def _targets_for(method: Method, classes: Iterable[Hashable] | None) -> Targets:
+    """Return how labels are read, as classes or as numbers, which a loss of torch may decide.
+
+    Raises:
+        ValueError: If they are classes, and the loss takes no labels.
+    """
+    if classes is None:
+        return Numbers()
+    targets = Classes(classes)
+    if not isinstance(method.loss, SequenceLoss) or not method.loss.function.is_without_labels:
+        return targets
+    if targets.is_open and method.loss.function.is_of_numbers:
+        return Numbers()
+    raise ValueError(
+        f"classes must be None with {name_of(method.loss.function.function)}, which takes no labels, for the outputs "
+        "as numbers, or the loss be cross_entropy, with one output for each class, two of a binary one, got "
+        f"classes={targets.labels!r}."
+    )
 
 
 def _to_list(targets: Any) -> list[Any]:

@@ -149,8 +149,9 @@ class Classes(Targets):
 
     def _add(self, y: Hashable, num_outputs: int) -> int:
         if not self.is_open or len(self.labels) >= num_outputs:
+            hint = " Numbers of a regression need classes=None." if self.is_open and isinstance(y, float) else ""
             raise ValueError(
-                f"y must be one of the classes {self.labels}, of which the model has {num_outputs}, got {y!r}."
+                f"y must be one of the classes {self.labels}, of which the model has {num_outputs}, got {y!r}.{hint}"
             )
         self.labels.append(y)
         self.numbers[y] = len(self.labels) - 1

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import fptt
+from fptt._checks import check_type
 
 try:
     from river import base
@@ -23,7 +24,14 @@ class _Estimator:
     It cannot look for the step by its x, which a pipeline may have scaled differently since then.
     """
 
+    _has_classes: ClassVar[bool]
+
     def __init__(self, make_learner: MakeLearner) -> None:
+        if not callable(make_learner):
+            raise TypeError(
+                "make_learner must be a function that is called with the number of features and returns an "
+                f"OnlineLearner, got a {type(make_learner).__name__}."
+            )
         self.make_learner = make_learner
         self._learner: fptt.OnlineLearner | None = None
         self._num_unlabeled = 0
@@ -31,13 +39,30 @@ class _Estimator:
     @contextmanager
     def _learner_for(self, x: dict[Any, Any]) -> Iterator[fptt.OnlineLearner]:
         """Give the learner; a new one that refuses its first step is not kept: the next may have other features."""
-        learner = self.make_learner(len(x)) if self._learner is None else self._learner
+        learner = self._make(len(x)) if self._learner is None else self._learner
         try:
             yield learner
         except Exception:
             self._learner = learner if learner.steps else self._learner
             raise
         self._learner = learner
+
+    def _make(self, num_features: int) -> fptt.OnlineLearner:
+        """Return a new learner.
+
+        Raises:
+            TypeError: If `make_learner` returns something else.
+            ValueError: If it is one of numbers for a classifier, or of classes for a regressor.
+        """
+        learner = self.make_learner(num_features)
+        check_type("what make_learner returns", learner, fptt.OnlineLearner, "an OnlineLearner")
+        if learner.has_classes != self._has_classes:
+            wanted, found = ("classes", "numbers") if self._has_classes else ("numbers", "classes")
+            raise ValueError(
+                f"make_learner must return a learner of {wanted} for a {type(self).__name__}, got one of {found}, by "
+                "its classes and its loss."
+            )
+        return learner
 
     @contextmanager
     def _predicting(self, x: dict[Any, Any]) -> Iterator[fptt.OnlineLearner]:
@@ -93,6 +118,8 @@ class RiverClassifier(_Estimator, base.Classifier):
         'walk'
     """
 
+    _has_classes = True
+
     @property
     def _multiclass(self) -> bool:
         return True
@@ -105,3 +132,5 @@ class RiverClassifier(_Estimator, base.Classifier):
 
 class RiverRegressor(_Estimator, base.Regressor):
     """A regressor of River around a `fptt.OnlineLearner` with `classes=None`; see `RiverClassifier`."""
+
+    _has_classes = False

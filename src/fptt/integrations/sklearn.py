@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fptt
 from fptt._checks import check_choice, first_weight
-from fptt._losses.elementwise import ignored_index, is_without_softmax
+from fptt._losses.elementwise import ignored_index, is_without_labels
 from fptt._methods.fptt import OF_FPTT
 from fptt._online.targets import to_python
 
@@ -215,8 +215,24 @@ class SequenceNet(NeuralNet, ABC):
         options: dict[str, Any] = {"last_only": not (self.per_step or self.is_ragged_), "fan_in_init": True}
         return options | ({"forget_bias": 1.0} if self.cell == "lstm" and "chrono_init" not in own else {})
 
+    def initialize_criterion(self) -> Self:
+        """Build the criterion."""
+        try:
+            return super().initialize_criterion()
+        except TypeError as error:
+            if isinstance(self.criterion, type):  # its options are what is wrong
+                raise
+            raise TypeError(
+                "criterion must be a class of losses, as nn.CrossEntropyLoss, or one such loss, got "
+                f"{self.criterion!r}."
+            ) from error
+
     def initialize_optimizer(self, *_: Any) -> Self:
         """Build the optimizer, and the method around it."""
+        if not callable(self.optimizer):
+            raise TypeError(f"optimizer must be a class of optimizers, as torch.optim.Adam, got {self.optimizer!r}.")
+        if not isinstance(self.lr, Real | Tensor):
+            raise TypeError(f"lr must be a number, got {self.lr!r}.")
         super().initialize_optimizer()
         self.method_ = self._make_method()
         self.settings_ = self._settings()  # those that partial_fit may not change
@@ -513,7 +529,7 @@ class SequenceNet(NeuralNet, ABC):
         sequences = check_array(X, dtype=FLOATS, allow_nd=True, ensure_all_finite=finite, input_name="X")
         if sequences.ndim > 3:
             raise ValueError(f"X must have shape (N, T) or (N, T, D), got {sequences.shape}.")
-        return sequences
+        return np.require(sequences, requirements="W")  # torch warns of those of a data frame, which are read-only
 
     def _check_width(self, sequences: NDArray[Any]) -> None:
         width = sequences.shape[2] if sequences.ndim == 3 else 1
@@ -544,7 +560,9 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
     A `skorch.NeuralNetClassifier`, for pipelines, grid searches and `clone`. Pickled, it keeps moments, averages and
     duals, and `partial_fit` resumes bitwise; `save_params(f_params=…, f_optimizer=…, f_method=…)` saves them
     apart, for `load_params` of a net that has been fitted to data of the same kind: sizes, labels and scale are not in
-    these files, and a pickled net has them. Inside `with net.method_.regularizer.averaged():` it predicts with W̄.
+    these files, and a pickled net has them. Inside `with net.method_.regularizer.averaged():` it predicts with W̄. Of
+    `EarlyStopping(load_best=True)` the weights are those of the best epoch, and averages and duals those of the last:
+    call `net.method_.regularizer.reset()` before `partial_fit`.
 
     Args:
         method: `fptt`, `tbptt` or `bptt`; settings of the others are ignored, so that a search may run over it.
@@ -666,7 +684,7 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         return float(accuracy_score(targets, predictions))
 
     def _check_criterion(self) -> None:
-        if isinstance(self.criterion_, nn.NLLLoss) or is_without_softmax(self.criterion_):
+        if isinstance(self.criterion_, nn.NLLLoss) or is_without_labels(self.criterion_):
             raise ValueError(
                 "criterion must be a loss of logits and class numbers, as nn.CrossEntropyLoss, got "
                 f"{type(self.criterion_).__name__}."
@@ -682,7 +700,12 @@ class FPTTClassifier(SequenceNet, NeuralNetClassifier):
         return {**super()._settings(), "divergence": self.divergence}
 
     def _check_targets(self, y: Any) -> NDArray[Any]:
-        labels = column_or_1d(y, warn=True)
+        try:
+            labels = column_or_1d(y, warn=True)
+        except ValueError as error:
+            if self.per_step:
+                raise
+            raise ValueError(f"{error} One for every step needs per_step=True.") from error
         check_classification_targets(labels)
         return labels
 
@@ -751,7 +774,7 @@ class FPTTRegressor(SequenceNet, NeuralNetRegressor):
         targets = check_array(y, dtype=FLOATS, ensure_2d=False, input_name="y")
         if targets.ndim not in (1, 2):
             raise ValueError(f"y must have shape (N,) or (N, M), got {targets.shape}.")
-        return targets
+        return np.require(targets, requirements="W")
 
     def _learn_targets(self, targets: NDArray[Any], classes: ArrayLike | None) -> int:
         if classes is not None:
