@@ -42,6 +42,7 @@ class MadeUp:
 
     kind: Kind = "classes"
     num_inputs, num_outputs, num_steps, classes = 6, 12, None, range(12)
+    about = "recordings, made up"
 
     def __init__(self, *recordings: Recording) -> None:
         self.recordings, self.start = recordings, {}
