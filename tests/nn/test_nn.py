@@ -199,7 +199,7 @@ def test_bad_arguments_are_named(call: Any, message: str) -> None:
         ({"readout_activation": "relu"}, "readout_activation must make a module .* got 'relu'"),
         ({"readout_activation": int}, "readout_activation must make a module .*, which makes a int"),
     ],
-    ids=str,
+    ids=["a size", "a module", "a function", "a name", "no module"],
 )
 def test_what_makes_no_readout_is_named(option: dict[str, Any], message: str) -> None:
     options: dict[str, Any] = {"readout_sizes": [4], **option}
