@@ -32,6 +32,16 @@ def test_a_run_whose_reader_has_gone_goes_on_to_its_end(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).read_summary()["status"] == "finished"
 
 
+def test_a_help_whose_reader_has_gone_ends_without_a_word() -> None:
+    """Whether it is longer than what a pipe holds or not."""
+    for arguments in (["train", "--help"], ["evaluate", "--help"]):
+        process = subprocess.Popen([*FPTT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
+
+
 def has_rows(metrics: Path) -> bool:
     return metrics.exists() and metrics.read_text().count("\n") > 1
 

@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         elif arguments[0] == "--version":
             say(console, __version__)
         else:
-            command = _parse(arguments[0], arguments[1:])
+            command = _parse(arguments[0], arguments[1:], console)
             with logging_to(console):
                 command(console)
     except UserError as error:
@@ -85,15 +85,20 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(name: str, arguments: Sequence[str]) -> Command:
+def _parse(name: str, arguments: Sequence[str], console: OutputConsole) -> Command:
     """Return what the arguments of a command ask for.
 
     Raises:
         UserError: If there is no such command, or an argument is wrong.
+        SystemExit: After the help, or an error in the arguments, which tyro prints.
     """
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}.")
-    return import_module(f"fptt.experiments.commands.{COMMANDS[name]}").parse(name, arguments)
+    try:
+        return import_module(f"fptt.experiments.commands.{COMMANDS[name]}").parse(name, arguments)
+    except BrokenPipeError:  # of tyro's help, which does not go through the console: its reader has seen enough
+        console.on_broken_pipe()
+        raise SystemExit(0) from None
 
 
 def _report(error: UserError, errors: Console) -> int:
