@@ -680,6 +680,17 @@ def test_what_changed_once_is_in_every_state() -> None:
         explicit(2 * torch.ones(2, 1, 1), state)
 
 
+def test_a_state_from_before_a_late_change_goes_on_after_it() -> None:
+    explicit = Explicit(Adaptive())
+    _, before = explicit(torch.zeros(2, 1, 1))
+    (once, first), (again, second) = (explicit(2 * torch.ones(2, 1, 1), before) for _ in range(2))
+    assert isinstance(before, dict)
+    assert isinstance(second, dict)
+    assert (before.keys(), second.keys()) == ({"v"}, {"v", "threshold"})
+    assert torch.equal(once, again)
+    assert first == second
+
+
 class Counting(nn.Module):
     """A number that changes with a spike."""
 
