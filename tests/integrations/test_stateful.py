@@ -586,13 +586,17 @@ def test_a_state_that_begins_with_the_second_step_is_carried() -> None:
 
 
 def test_a_state_that_begins_with_the_second_step_is_carried_after_a_chunk_of_one() -> None:
+    """And is in the state from the first chunk on: the states of all chunks are of one structure."""
     explicit = Explicit(Trace())
     for _ in range(2):  # nothing of the first sequence is left in the second
-        found, state = [], None
+        found, structures, state = [], set(), None
         for step in torch.ones(4, 1, 1):
             outputs, state = explicit(step.unsqueeze(0), state)
+            assert isinstance(state, dict)
             found.append(outputs.item())
+            structures.add(frozenset(state))
         assert found == [1, 2, 2.5, 2.75]
+        assert structures == {frozenset({"before", "traces.1"})}
 
 
 class Entries(nn.Module):
