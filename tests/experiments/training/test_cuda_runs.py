@@ -56,6 +56,24 @@ def test_a_run_goes_on_bit_for_bit(options: list[str], tmp_path: Path, monkeypat
     assert_same_end(RunFolder(cut), whole)
 
 
+@pytest.mark.parametrize(("first", "then"), [("cpu", DEVICE), (DEVICE, "cpu")])
+@METHODS
+def test_a_run_goes_on_on_another_device(
+    options: list[str], first: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*options, "--precision", "64-true", "--batch-size", "24"]
+    whole = train(tmp_path / "whole", then, *options)
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        assert run(["train", *QUICK, "--accelerator", first, *options, "--out", str(cut)]) == INTERRUPTED
+    assert run(["train", "--resume", "--accelerator", then, "--out", str(cut)]) == 0
+    weights = RunFolder(cut).read_weights()
+    for name, weight in whole.read_weights().items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-8, atol=1e-8)
+    assert len(RunFolder(cut).read_summary()["earlier_environments"]) == 1
+
+
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_random_numbers_go_on(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.txt"

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from fptt.experiments.commands.cli import INTERRUPTED, run
+from fptt.experiments.commands.defaults import _Resumption, _ResumptionElsewhere  # pyright: ignore[reportPrivateUsage]
+from fptt.experiments.configs.config import MOVABLE
 from fptt.experiments.process.machine import Clock, MemoryMeter
 from fptt.experiments.studies.finished_run import read_run
 from fptt.experiments.training import loop
@@ -429,10 +432,10 @@ def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: 
     cases = [
         (["--resume"], "resume needs the folder of the run"),
         (["--resume", "--out", str(tmp_path / "nowhere")], "does not exist"),
-        (["--resume", "--overwrite", "--out", str(out)], "give --out and no other option"),
+        (["--resume", "--overwrite", "--out", str(out)], "no other option, got --overwrite"),
         (["--resume", "--out", str(out)], "is finished: there is nothing to resume"),
-        (["--resume", "--out", str(out), "--lr", "1"], "give --out and no other option"),
-        (["--resume", "--out", str(out), "--task", "mnist"], "give --out and no other option"),
+        (["--resume", "--out", str(out), "--lr", "1"], "no other option, got --lr"),
+        (["--resume", "--out", str(out), "--threads", "1", "--task", "mnist"], "no other option, got --task"),
     ]
     assert run(["train", *QUICK, "--epochs", "1", "--out", str(out)]) == 0
     summary = RunFolder(out).read_summary()
@@ -441,3 +444,35 @@ def test_resuming_needs_a_checkpoint_of_the_folders_run(tmp_path: Path, capsys: 
         assert run(["train", *options]) == 2
         assert message in capsys.readouterr().err
     assert RunFolder(out).read_summary() == summary
+
+
+def test_a_run_is_resumed_where_the_data_lie_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after, other = (tmp_path / name for name in ("before.txt", "after.txt", "other.txt"))
+    before.write_text("to be or not to be, that is the question. " * 100)
+    other.write_text("to be or not to be, is that the question. " * 100)
+    options = ["--task", "text", "--data", str(before), "--dropout", "0.3", "--batch-size", "4", "--length", "24"]
+    options = [*options, "--num-chunks", "4", "--hidden-size", "8", "--epochs", "2"]
+    whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    assert run(["train", *options, "--threads", "1", "--out", str(whole.path)]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        assert run(["train", *options, "--threads", "1", "--out", str(cut.path)]) == INTERRUPTED
+    before.rename(after)
+    capsys.readouterr()
+    resume = ["train", "--resume", "--out", str(cut.path)]
+    assert run(resume) == 2
+    assert "before.txt" in capsys.readouterr().err
+    assert run([*resume, "--data", str(other)]) == 2
+    assert "are not those that the run was trained on" in capsys.readouterr().err
+    assert cut.read_config().data == str(before)  # nothing of what failed stays
+    assert run([*resume, "--data", str(after), "--accelerator", "cpu"]) == 0
+    assert_same_end(cut, whole)
+    assert cut.read_config().data == str(after)
+    assert run(["evaluate", str(cut.path)]) == 0  # whose data are found
+
+
+def test_options_of_another_machine_are_those_of_the_config() -> None:
+    parsed = {field.name for field in fields(_ResumptionElsewhere)} - {field.name for field in fields(_Resumption)}
+    assert parsed == set(MOVABLE)

@@ -19,7 +19,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from fptt.experiments.configs.config import GROUPS, USED_WITH, DataSetting, Setting, TrainConfig
+from fptt.experiments.configs.config import GROUPS, MOVABLE, USED_WITH, DataSetting, Setting, TrainConfig
 from fptt.experiments.configs.recipes import read_config, recipe, task_config
 from fptt.experiments.process.errors import UserError, reason
 
@@ -169,6 +169,13 @@ class _Resumption:
     logger: str = "csv"  # where to log is not a setting of the run: one that goes on may have another
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ResumptionElsewhere(_Resumption):
+    data: str | None = None  # these are `MOVABLE`
+    accelerator: str | None = None
+    threads: str | None = None
+
+
 def check_use(given: Setting, start: Setting) -> None:
     """Raise UserError if a field is given that makes no difference beside the others; a recipe may hold some."""
     for name, (choice, needed) in USED_WITH.items():
@@ -177,15 +184,28 @@ def check_use(given: Setting, start: Setting) -> None:
             raise UserError(f"{name} belongs to the {choice} {' or '.join(needed)}, got {name} {value} with {chosen}.")
 
 
-def check_resumption(arguments: Sequence[str]) -> None:
-    """Raise UserError if a run is to be resumed without its folder, or with options beside it."""
-    given, others = tyro.cli(_Resumption, args=[*arguments], return_unknown_args=True, add_help=False)
+def folder_to_resume(arguments: Sequence[str], *, can_move: bool = False) -> Path | None:
+    """Return the folder of what is to be resumed; None if nothing is, or help is asked for.
+
+    Args:
+        arguments: Those of the command.
+        can_move: Whether the options `MOVABLE` may be given beside it.
+
+    Raises:
+        UserError: If the folder is not given, or other options are.
+    """
+    kind = _ResumptionElsewhere if can_move else _Resumption
+    given, others = tyro.cli(kind, args=[*arguments], return_unknown_args=True, add_help=False)
     if not given.resume or HELP.intersection(others):
-        return
+        return None
     if given.out is None:
         raise UserError("resume needs the folder of the run: give it by --out.")
     if others:
-        raise UserError(f"resume takes the settings from the folder: give --out and no other option, got {others[0]}.")
+        also = f" (on another machine --{', --'.join(MOVABLE)} too)" if can_move else ""
+        raise UserError(
+            f"resume takes the settings from the folder: give --out{also} and no other option, got {others[0]}."
+        )
+    return given.out
 
 
 def with_absolute_data(setting: Any) -> Any:

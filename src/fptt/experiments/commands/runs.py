@@ -17,8 +17,8 @@ from fptt.experiments.commands.defaults import (
     Origin,
     check_file,
     check_folder,
-    check_resumption,
     check_use,
+    folder_to_resume,
     starting_config,
     with_absolute_data,
 )
@@ -46,6 +46,8 @@ class Train(Origin):
     fptt train --config out/digits/config.yaml --seed 1        an earlier run again, with another seed
 
     fptt train --resume --out out/digits                       a run that was interrupted, to its end
+
+    fptt train --resume --out out/digits --accelerator cpu     the same on another machine
     """
 
     run: Grouped[TrainConfig]
@@ -54,7 +56,8 @@ class Train(Origin):
     overwrite: bool = False
     """Replace what is in the folder."""
     resume: bool = False
-    """Resume the interrupted run in the folder --out, bitwise as if it had never stopped."""
+    """Resume the interrupted run in the folder --out, bitwise as if it had never stopped.
+    On another machine --data, --accelerator and --threads may be given beside it."""
     logger: str = "csv"
     """Where the metrics go: csv, tensorboard, wandb, several with commas. metrics.csv there is always; the others need
     pip install 'fptt[tensorboard]' or 'fptt[wandb]'."""
@@ -67,7 +70,6 @@ class Train(Origin):
         check_folder(path)
         folder = RunFolder(path)
         if self.resume:
-            run = folder.read_config()
             # with a checkpoint it may have been killed before the last of its files was written
             if folder.has_finished() and not folder.checkpoints.files():
                 raise UserError(f"the run in {path} is finished: there is nothing to resume.")
@@ -232,8 +234,8 @@ def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Predict | E
     """Return what the arguments of a command ask for."""
     prog = f"fptt {name}"
     if name == "train":
-        check_resumption(arguments)
-        start = starting_config(arguments)
+        interrupted = folder_to_resume(arguments, can_move=True)
+        start = starting_config(arguments) if interrupted is None else RunFolder(interrupted).read_config()
         train = tyro.cli(Train, args=arguments, prog=prog, default=Train(run=start), registry=GROUPED)
         check_use(train.run, start)
         return train

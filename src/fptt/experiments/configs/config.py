@@ -303,6 +303,9 @@ USED_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Fields that make a difference beside some choices of another one alone: which one, and these choices."""
 
+MOVABLE = ("data", "accelerator", "threads")
+"""Where the data lie and what computes: a run that was interrupted may be resumed with others."""
+
 GROUPS: dict[str, type[Checked]] = {
     "run": RunChoice,
     "data": DataSetting,
@@ -330,7 +333,7 @@ def with_older_fields(values: dict[str, Any]) -> dict[str, Any]:
 def is_config_of(text: Any, config: TrainConfig) -> bool:
     """Return whether a text that `TrainConfig.to_yaml` wrote, perhaps before some of today's fields, is of a config.
 
-    Fields that it lacks must be what they were before they existed, or have their defaults.
+    Fields that it lacks must be what they were before they existed, or have their defaults; `MOVABLE` ones may differ.
     """
     try:
         saved = parse_yaml(text) if isinstance(text, str) else None
@@ -340,7 +343,8 @@ def is_config_of(text: Any, config: TrainConfig) -> bool:
         return False
     saved = with_older_fields(_without_gone(saved))
     own, defaults = _plain(config), _plain(TrainConfig())
-    return all(saved.get(name, defaults[name]) == value for name, value in own.items()) and saved.keys() <= own.keys()
+    fixed = {name: value for name, value in own.items() if name not in MOVABLE}
+    return all(saved.get(name, defaults[name]) == value for name, value in fixed.items()) and saved.keys() <= own.keys()
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -156,11 +156,15 @@ class RunFolder(OutFolder):
             UserError: If it holds a stream, or files that no run has left, or cannot be written.
         """
         self.clear()
-        replace_text(self.config_file, config.to_yaml())
+        self.write_config(config)
         if interface is not None:
             replace_text(self.interface_file, json.dumps(asdict(interface), indent=2, ensure_ascii=False) + "\n")
         if vocabulary is not None:
             replace_text(self.vocabulary_file, json.dumps(vocabulary, ensure_ascii=False) + "\n")
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write the config, also of a run that is resumed elsewhere, so that its data are found there."""
+        replace_text(self.config_file, config.to_yaml())
 
     def files(self) -> list[Path]:
         """Return every file that a whole run may have, exported programs too, without checkpoints."""

@@ -81,13 +81,7 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
     if run.task.about is not None:
         chunks = "" if run.config.method == "bptt" else f"; K = {run.config.num_chunks}"
         say(console, run.task.about + chunks)
-    if resume:
-        _restore(run, folder, console)
-    else:
-        if run.processes.is_leader:
-            folder.create(run.config, run.task.vocabulary, run.task.interface)
-        _save(run, folder)  # so that a run killed in its first batch can be resumed too
-
+    _begin(run, folder, console, resume=resume)
     log = make_log(loggers if run.processes.is_leader else (), run.config, folder.path, start=run.method.updates)
     interruption = Interruption()
     try:
@@ -122,6 +116,18 @@ def _train(run: Run, folder: RunFolder, console: Console, *, resume: bool, logge
     except KeyboardInterrupt:  # trained to its end: only the test is left
         _say_how_to_resume(folder, console)
         raise
+
+
+def _begin(run: Run, folder: RunFolder, console: Console, *, resume: bool) -> None:
+    """Make the folder, or resume the run in it, perhaps on another machine."""
+    if resume:
+        _restore(run, folder, console)
+        if run.processes.is_leader:
+            folder.write_config(run.config)
+    else:
+        if run.processes.is_leader:
+            folder.create(run.config, run.task.vocabulary, run.task.interface)
+        _save(run, folder)  # so that a run killed in its first batch can be resumed too
 
 
 def _say_how_to_resume(folder: RunFolder, console: Console) -> None:
