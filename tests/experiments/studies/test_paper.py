@@ -91,21 +91,21 @@ def test_inputs_as_published_come_before_longer_training() -> None:
     (found,) = paper_rows({"short": SHORT, "other": other}, {})
     assert found.experiment == "short"
     (found,) = paper_rows({"other": other}, {})
-    assert paper_cells([found])[1][0] == "S-MNIST (accuracy, %) †"
+    assert paper_cells([found])[1][0] == "[S-MNIST](#other) (accuracy, %) †"
 
 
 def test_the_cells_of_a_task() -> None:
     rows = paper_rows({"short": SHORT}, REFERENCES)
     _, cells = paper_cells(rows, "docs/results.md")
     assert cells[:8] == [
-        "S-MNIST (accuracy, %)",
+        "[S-MNIST](docs/results.md#short) (accuracy, %)",
         *("97.71", "98.67", "97.52", "97.44"),
         *("51.00 ± 1.00 (2)", "72.50 ± 1.00 (2)", "74.00 ± 1.00 (2)"),
     ]
     # paired: +2 and +1 points, mean 1.5; t with one degree of freedom is 12.706 times the standard error of 0.5
     assert cells[8] == "+1.50 [-4.85, +7.85]"
     assert cells[9] == "+23.00 [+10.29, +35.71]"
-    assert cells[10:] == ["28", "2", "280; 10", "[short](docs/results.md#short)"]
+    assert cells[10:] == ["28", "2", "280; 10"]
 
 
 def test_a_diverged_seed_has_no_deviation() -> None:
@@ -124,7 +124,7 @@ def test_methods_that_stopped_early_at_other_epochs_have_both_in_a_cell() -> Non
 
 def test_an_experiment_of_several_words_is_linked_to_its_section() -> None:
     _, cells = paper_cells(paper_rows({"My rows, again": SHORT}, {}))
-    assert cells[-1] == "[My rows, again](#my-rows-again)"
+    assert cells[0] == "[S-MNIST](#my-rows-again) (accuracy, %)"
 
 
 def test_an_update_at_every_pixel_is_a_task_of_its_own() -> None:
@@ -164,7 +164,7 @@ def test_a_control_of_another_precision_is_marked_and_comes_last() -> None:
 def test_small_errors_have_four_digits() -> None:
     adding = [row("fptt", {0: 0.0012}, 5, "mse", task="adding", length=200, num_chunks=10)]
     _, cells = paper_cells(paper_rows({"adding": adding}, {}))
-    assert cells[0] == "adding, T = 200 (mean squared error)"
+    assert cells[0] == "[adding, T = 200](#adding) (mean squared error)"
     assert cells[5:10] == ["–", "–", "0.0012 (1)", "–", "–"]
 
 

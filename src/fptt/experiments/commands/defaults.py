@@ -184,20 +184,20 @@ def check_use(given: Setting, start: Setting) -> None:
             raise UserError(f"{name} belongs to the {choice} {' or '.join(needed)}, got {name} {value} with {chosen}.")
 
 
-def folder_to_resume(arguments: Sequence[str], *, can_move: bool = False) -> Path | None:
-    """Return the folder of what is to be resumed; None if nothing is, or help is asked for.
+def check_resumption(arguments: Sequence[str], *, can_move: bool = False) -> tuple[str, ...]:
+    """Check what is given beside --resume, and return which of `MOVABLE` are.
 
     Args:
         arguments: Those of the command.
-        can_move: Whether the options `MOVABLE` may be given beside it.
+        can_move: Whether these may be given.
 
     Raises:
-        UserError: If the folder is not given, or other options are.
+        UserError: If something is to be resumed without its folder, or with other options.
     """
     kind = _ResumptionElsewhere if can_move else _Resumption
     given, others = tyro.cli(kind, args=[*arguments], return_unknown_args=True, add_help=False)
     if not given.resume or HELP.intersection(others):
-        return None
+        return ()
     if given.out is None:
         raise UserError("resume needs the folder of the run: give it by --out.")
     if others:
@@ -205,7 +205,7 @@ def folder_to_resume(arguments: Sequence[str], *, can_move: bool = False) -> Pat
         raise UserError(
             f"resume takes the settings from the folder: give --out{also} and no other option, got {others[0]}."
         )
-    return given.out
+    return tuple(name for name in MOVABLE if getattr(given, name, None) is not None)
 
 
 def with_absolute_data(setting: Any) -> Any:

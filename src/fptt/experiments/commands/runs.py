@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,8 @@ from fptt.experiments.commands.defaults import (
     Origin,
     check_file,
     check_folder,
+    check_resumption,
     check_use,
-    folder_to_resume,
     starting_config,
     with_absolute_data,
 )
@@ -61,6 +61,8 @@ class Train(Origin):
     logger: str = "csv"
     """Where the metrics go: csv, tensorboard, wandb, several with commas. metrics.csv there is always; the others need
     pip install 'fptt[tensorboard]' or 'fptt[wandb]'."""
+    moved: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Of `MOVABLE`, the options given beside --resume."""
 
     def __call__(self, console: Console) -> None:
         """Train, and print where everything is."""
@@ -70,6 +72,7 @@ class Train(Origin):
         check_folder(path)
         folder = RunFolder(path)
         if self.resume:
+            run = replace(folder.read_config(), **{name: getattr(run, name) for name in self.moved})
             # with a checkpoint it may have been killed before the last of its files was written
             if folder.has_finished() and not folder.checkpoints.files():
                 raise UserError(f"the run in {path} is finished: there is nothing to resume.")
@@ -234,9 +237,9 @@ def parse(name: str, arguments: Sequence[str]) -> Train | Evaluate | Predict | E
     """Return what the arguments of a command ask for."""
     prog = f"fptt {name}"
     if name == "train":
-        interrupted = folder_to_resume(arguments, can_move=True)
-        start = starting_config(arguments) if interrupted is None else RunFolder(interrupted).read_config()
-        train = tyro.cli(Train, args=arguments, prog=prog, default=Train(run=start), registry=GROUPED)
+        moved = check_resumption(arguments, can_move=True)
+        start = starting_config(arguments)
+        train = tyro.cli(Train, args=arguments, prog=prog, default=Train(run=start, moved=moved), registry=GROUPED)
         check_use(train.run, start)
         return train
     kinds: dict[str, type[Evaluate | Predict | Export | Sample]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from fptt.experiments.commands.defaults import GROUPED, check_folder, folder_to_resume, with_absolute_data
+from fptt.experiments.commands.defaults import GROUPED, check_folder, check_resumption, with_absolute_data
 from fptt.experiments.configs.config import StreamConfig
 from fptt.experiments.process.console import say
 from fptt.experiments.process.errors import UserError
@@ -84,7 +84,7 @@ def _shown(metric: float | None) -> str:
 def parse(name: str, arguments: Sequence[str]) -> Stream:
     """Return what the arguments of the command ask for."""
     others = [argument for argument in arguments if argument not in ("--next-rows", "--next_rows")]  # tyro takes both
-    folder_to_resume(others)
+    check_resumption(others)
     if len(others) < len(arguments) and "--resume" not in arguments:
         raise UserError("next_rows belongs to --resume.")
     return tyro.cli(

@@ -19,9 +19,9 @@ from fptt.experiments.training.plots import COLORS, save_figure
 PAPER_EXPLANATION = (
     "Of each task the training here with most updates of FPTT over all its seeds (in brackets) and a control, beside "
     "TBPTT and BPTT with the same settings and epochs; of several the one in which FPTT or TBPTT reached the best "
-    "validation. Published and replicated: see the sections of the experiments. Differences are "
-    "paired by seed, with 95 % intervals where there are two seeds. †: inputs not standardized as in the published "
-    "settings. ‡: on another device or in another precision than FPTT."
+    "validation. The section behind the name of a task has the command and the sources of what was published and "
+    "replicated. Differences are paired by seed, with 95 % intervals where there are two seeds. †: inputs not "
+    "standardized as in the published settings. ‡: on another device or in another precision than FPTT."
 )
 
 HARDWARE = ("accelerator", "precision")
@@ -41,7 +41,6 @@ HEADS = (
     "K",
     "epochs",
     "updates of FPTT, TBPTT; BPTT",
-    "experiment",
 )
 
 
@@ -190,14 +189,13 @@ def _cells(row: PaperRow, page: str) -> list[str]:
     replicated = [row.others.get(method, none).replicated for method in ("tbptt", "fptt")]
     mark = "" if fptt["config"].standardization == "published" else " †"
     return [
-        f"{row.task.name} ({row.task.metric}){mark}",
+        f"[{row.task.name}]({page}#{_anchor(row.experiment)}) ({row.task.metric}){mark}",
         *(NONE if value is None else f"{value * scale:.6g}" for value in (*published, *replicated)),
         *(_reached(row, method) for method in ("bptt", "tbptt", "fptt")),
         *(_difference(row, method) for method in ("tbptt", "bptt")),
         str(fptt["num_chunks"]),
         _spent(row, "epochs", chunked),
         f"{_spent(row, 'updates', chunked)}; {_spent(row, 'updates', ('bptt',))}",
-        f"[{row.experiment}]({page}#{_anchor(row.experiment)})",
     ]
 
 
