@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fptt._engine.compiled.constants import is_made_by_hook
 from fptt._random_state import RandomState
 from fptt._sequence import State, flatten_state, map_state
 
@@ -58,14 +59,11 @@ class _Held(NamedTuple):
         return not self.holder and type(value) in DICTS
 
     def values(self) -> Iterator[tuple[_Place, Any]]:
-        """Yield what is in it now, but for weights that torch computes from parameters before each call.
-
-        Pruning and the older `spectral_norm` name those parameters `…_orig`, the older `weight_norm` `…_g` and `…_v`.
-        """
+        """Yield what is in it now, but for weights that torch computes from parameters before each call."""
         is_hooked = not self.holder and self.container["_forward_pre_hooks"]
         params = self.container["_parameters"] if is_hooked else {}
         for key in _keys(self.holder, self.container):
-            if params and (f"{key}_orig" in params or {f"{key}_g", f"{key}_v"} <= params.keys()):
+            if params and is_made_by_hook(key, params):
                 continue
             yield _Place(self.owner, self.holder, key), self.container[key]
 

@@ -1,6 +1,6 @@
 """What a compiled step takes as constant: fingerprints of modules, and of the parts of targets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -54,6 +54,14 @@ def _attributes(owner: nn.Module) -> Iterator[tuple[str, Any]]:
             yield from ((name, None if tensor is None else _place(tensor)) for name, tensor in value.items())
         elif key not in CACHES:
             yield key, _fingerprint(value)
+
+
+def is_made_by_hook(name: str, params: Mapping[str, Any]) -> bool:
+    """Return whether a hook of `torch.nn.utils` computes an attribute from parameters of its module before each call.
+
+    Pruning and the older `spectral_norm` name these `…_orig`, the older `weight_norm` `…_g` and `…_v`.
+    """
+    return f"{name}_orig" in params or {f"{name}_g", f"{name}_v"} <= params.keys()
 
 
 def changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str | None:

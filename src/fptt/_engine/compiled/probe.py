@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fptt._engine.compiled.compiler import EAGER_INSTEAD, CompilationError
-from fptt._engine.compiled.constants import changed, constants
+from fptt._engine.compiled.constants import changed, constants, is_made_by_hook
 from fptt._random_state import RandomState
 
 
@@ -114,8 +114,7 @@ def _run(forward: Callable[[], Tensor], module: nn.Module, params: list[Tensor],
 def _remedy(module: nn.Module, attribute: str) -> str:
     """Return what to do with an attribute that the forward pass changes."""
     place, _, name = attribute.rpartition(".")
-    params = dict(module.get_submodule(place).named_parameters(recurse=False))
-    if f"{name}_orig" in params or {f"{name}_g", f"{name}_v"} <= params.keys():
+    if is_made_by_hook(name, dict(module.get_submodule(place).named_parameters(recurse=False))):
         return (
             "a hook of torch.nn.utils makes it anew; take weight_norm and spectral_norm from "
             "torch.nn.utils.parametrizations, and in the place of prune register the mask with "

@@ -236,7 +236,7 @@ class RunFolder(OutFolder):
     def read_config(self) -> TrainConfig:
         """Read the config."""
         self._check_exists()
-        learned = next((name for name in ONLY["stream"] if (self.path / name).exists()), None)
+        learned = _left_by("stream", self.path)
         if learned is not None and not self.config_file.exists():
             raise UserError(
                 f"run folder {self.path} must be one of `fptt train`, got that of a stream, with {learned}."
@@ -353,9 +353,14 @@ def are_same_data(one: str, other: str) -> bool:
     return all(own == others for own, others in zip(one.split("-"), other.split("-"), strict=False))
 
 
+def _left_by(command: Literal["train", "stream"], folder: Path) -> str | None:
+    """Return the name of a file in a folder that only this command leaves; None if there is none."""
+    return next((name for name in ONLY[command] if (folder / name).exists()), None)
+
+
 def check_not_of(folder: Path, command: Literal["train", "stream"]) -> None:
     """Raise UserError if a folder holds what only this command leaves."""
-    found = next((name for name in ONLY[command] if (folder / name).exists()), None)
+    found = _left_by(command, folder)
     if found is not None:
         raise UserError(
             f"out {folder} must not be a folder of `fptt {command}`, got one with {found}: give another folder."
