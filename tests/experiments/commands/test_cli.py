@@ -287,6 +287,24 @@ def test_overwrite_resumes_an_interrupted_run_unless_its_data_have_changed(tmp_p
 
 
 @pytest.mark.usefixtures("forked_runs")
+def test_an_interrupted_run_goes_on_where_its_data_are_now(tmp_path: Path) -> None:
+    before, after = tmp_path / "x.csv", tmp_path / "y.csv"
+    folder = RunFolder(tmp_path / "out" / "equal-epochs" / "tbptt-seed-0")
+    table = pd.DataFrame({"id": np.repeat(np.arange(20), 3), "x": np.arange(60) % 7})
+    table.assign(target=table.id % 2).to_csv(before, index=False)
+    assert compare_data(before, "--epochs", "3") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(1, patch)
+        command = ["train", "--config", str(folder.config_file), "--out", str(folder.path), "--overwrite"]
+        assert run(command) == INTERRUPTED
+    pd.read_csv(folder.metrics_file).assign(seconds=1e6).to_csv(folder.metrics_file, index=False)
+    before.rename(after)
+    assert compare_data(after, "--epochs", "3") == 0
+    assert folder.read_metrics()[0]["seconds"] == 1e6  # it has not begun anew
+    assert folder.read_config().data == str(after)
+
+
+@pytest.mark.usefixtures("forked_runs")
 def test_compare_takes_means_over_seeds_and_mends_a_damaged_run(tmp_path: Path) -> None:
     command = ["compare", "--methods", "bptt", "--seeds", "2", "--budgets", "epochs", "--out", str(tmp_path), *QUICK]
     assert run(command) == 0

@@ -150,12 +150,13 @@ def _is_finished(
         say(console, f"{path} is run again: {', '.join(changes)}.")
         return False
     is_finished = folder.has_finished()
+    moved = replace(found, data=config.data)  # wherever its data lay
     try:
         if is_finished:
-            _check_same(path, replace(found, data=config.data), config, "a finished")  # wherever its data lay
+            _check_same(path, moved, config, "a finished")
             _check_data(folder, found, config, data)
         elif folder.checkpoints.files():
-            _check_same(path, found, config, "an interrupted")
+            _check_same(path, moved, config, "an interrupted")
     except UserError:
         if overwrite:
             return False
@@ -248,7 +249,8 @@ def _run(path: Path, config: TrainConfig, console: Console, children: _Children,
     if children.is_stopping:
         return
     say(console, f"{path}: started; its progress is in {log_file.name}")
-    start = ["--resume"] if resume else ["--config", str(config_file), "--overwrite"]
+    data = [] if config.data is None else ["--data", config.data]
+    start = ["--resume", *data] if resume else ["--config", str(config_file), "--overwrite"]
     command = [sys.executable, "-m", "fptt", "train", "--out", str(path), *start]
     with log_file.open("w", encoding="utf-8") as log:
         code = children.run(command, log)

@@ -313,9 +313,9 @@ class RunFolder(OutFolder):
             return False
 
     def can_resume(self, config: TrainConfig) -> bool:
-        """Return whether the folder holds an interrupted run of this config."""
+        """Return whether the folder holds an interrupted run of this config, wherever its data lay."""
         try:
-            return bool(self.checkpoints.files()) and self.read_config() == config
+            return bool(self.checkpoints.files()) and replace(self.read_config(), data=config.data) == config
         except UserError:
             return False
 
