@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -92,6 +93,17 @@ def test_targets_of_make_and_files_are_there() -> None:
         if not (ROOT / name).exists()
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_belongs_to_an_item_of_a_list_is_indented_as_the_site_needs_it() -> None:
+    """By four spaces after an empty line; with fewer, code ends the list, and the items after it are one paragraph."""
+    wrong = [
+        line.place
+        for before, line in pairwise(LINES)
+        if line.place.startswith("docs/") and line.language is None
+        if not before.text.strip() and re.match(r" {1,3}\S", line.text)
+    ]
+    assert not wrong, f"indented by less than four: {', '.join(wrong)}"
 
 
 def test_the_code_of_the_readme_runs() -> None:
